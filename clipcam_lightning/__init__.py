@@ -1,0 +1,76 @@
+"""See where a CLIP looks while it is fine-tuned with PyTorch Lightning, and be told when that changes.
+
+Names are resolved when they are first used: importing the package imports neither torch nor Lightning.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipcam_lightning.callback import ClipCamCallback
+    from clipcam_lightning.cam.capture import Capture
+    from clipcam_lightning.cam.explain import Explanation, explain
+    from clipcam_lightning.cam.methods import METHODS
+    from clipcam_lightning.cam.model import ClipModel, find_clip
+    from clipcam_lightning.cam.targets import Contrast
+    from clipcam_lightning.cam.towers.tower import Tower
+    from clipcam_lightning.drift import DriftReport, DriftRule, compare
+    from clipcam_lightning.errors import ClipCamError, ClipCamWarning, DriftAlarm
+    from clipcam_lightning.probe import Probe
+    from clipcam_lightning.probes import ProbeSet
+    from clipcam_lightning.snapshot import Snapshot
+
+__version__ = version("clipcam-lightning")
+
+_HOME = {
+    "METHODS": "cam.methods",
+    "Capture": "cam.capture",
+    "ClipCamCallback": "callback",
+    "ClipCamError": "errors",
+    "ClipCamWarning": "errors",
+    "ClipModel": "cam.model",
+    "Contrast": "cam.targets",
+    "DriftAlarm": "errors",
+    "DriftReport": "drift",
+    "DriftRule": "drift",
+    "Explanation": "cam.explain",
+    "Probe": "probe",
+    "ProbeSet": "probes",
+    "Snapshot": "snapshot",
+    "Tower": "cam.towers.tower",
+    "compare": "drift",
+    "explain": "cam.explain",
+    "find_clip": "cam.model",
+}
+
+__all__ = [
+    "METHODS",
+    "Capture",
+    "ClipCamCallback",
+    "ClipCamError",
+    "ClipCamWarning",
+    "ClipModel",
+    "Contrast",
+    "DriftAlarm",
+    "DriftReport",
+    "DriftRule",
+    "Explanation",
+    "Probe",
+    "ProbeSet",
+    "Snapshot",
+    "Tower",
+    "compare",
+    "explain",
+    "find_clip",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

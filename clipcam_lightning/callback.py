@@ -1,0 +1,366 @@
+"""When looks happen in a Lightning training."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
+
+from clipcam_lightning.cam.explain import Layers
+from clipcam_lightning.cam.methods import Method, method_of
+from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
+from clipcam_lightning.cam.targets import TargetLike, target_of
+from clipcam_lightning.drift import DriftRule
+from clipcam_lightning.errors import (
+    ClipCamError,
+    ClipCamWarning,
+    ConfigError,
+    DriftAlarm,
+    IncomparableError,
+    ModelError,
+)
+from clipcam_lightning.monitor import Monitor, Sink
+from clipcam_lightning.probe import PathLike
+from clipcam_lightning.probes import ProbeLike, ProbeSet
+from clipcam_lightning.sinks.files import FileSink
+from clipcam_lightning.sinks.tensorboard import TensorBoardSink
+from clipcam_lightning.snapshot import Snapshot
+
+ProbesLike: TypeAlias = ProbeSet | PathLike | Sequence[ProbeLike]
+SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")  # one rank alone cannot run a forward
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rank 0 tells the others about a look.
+
+    Attributes:
+        metrics: by name, without the callback's prefix; all finite.
+        alarm: the report in words if a probe broke the rule, else empty.
+        problems: what went wrong, in words.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    alarm: str = ""
+    problems: tuple[str, ...] = ()
+
+
+class ClipCamCallback(Callback):
+    """Watch where a CLIP looks while it is fine-tuned, and say when that changes.
+
+    A *look* explains every probe with one CAM, compares the maps with those of the baseline and writes both to
+    TensorBoard and to ``dirpath``. Looks are taken before training and after each validation (each epoch, if there
+    is no validation). The training is not changed by one bit.
+
+    Figures are in ``trainer.callback_metrics`` for other callbacks to monitor: ``clipcam/drift``,
+    ``clipcam/drift_max``, ``clipcam/similarity``, ``clipcam/alarms``, ``clipcam/degenerate`` and, with masks,
+    ``clipcam/energy_inside_mask`` and ``clipcam/pointing``.
+
+    Args:
+        probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
+            ``(image, prompt)`` pairs. By default the first batch that passes: of the sanity check, else of training.
+        method: name of a CAM method or a function of your own.
+        layers: names or indices of the layers to map; by default the tower's own choice.
+        target: what is mapped: ``"similarity"``, ``"contrast"`` or a ``Contrast(negatives=...)``.
+        every_n_epochs: epochs between looks, at least 1.
+        every_n_train_steps: optimizer steps between looks; then looks no longer follow epochs.
+        baseline: ``"start"`` (the look before training), ``"previous"`` look, or a snapshot file.
+        max_drift: a probe that drifts further raises an alarm: 0 the same map, 1 an unrelated one, 2 inverted.
+            By default only a degenerate map does.
+        on_drift: on alarm, ``"log"`` only the figures, ``"warn"``, ``"stop"`` training, or ``"raise"`` DriftAlarm.
+        num_probes: how many probes to take from a batch.
+        clip: dotted name of the CLIP inside the module; needed only if there are several.
+        tokenizer: strings to token ids; by default the module's or open_clip's own.
+        dirpath: for snapshots and the contact sheet; by default ``clipcam`` in the trainer's log directory.
+        name: tells several of these callbacks in one trainer apart.
+        batch_size: images per pass in a look; bounds memory.
+        on_error: what a failed look does: ``"warn"`` once and let the training go on, or ``"raise"``.
+
+    Raises:
+        ConfigError: an argument cannot be used; the message lists what can.
+    """
+
+    def __init__(
+        self,
+        probes: ProbesLike | None = None,
+        *,
+        method: str | Method = "gradcam",
+        layers: Layers = None,
+        target: TargetLike = "similarity",
+        every_n_epochs: int = 1,
+        every_n_train_steps: int | None = None,
+        baseline: PathLike = "start",
+        max_drift: float | None = None,
+        on_drift: Literal["log", "warn", "stop", "raise"] = "warn",
+        num_probes: int = 8,
+        clip: str | None = None,
+        tokenizer: Tokenizer | None = None,
+        dirpath: PathLike | None = None,
+        name: str | None = None,
+        batch_size: int | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        for argument, value in (
+            ("every_n_epochs", every_n_epochs),
+            ("every_n_train_steps", every_n_train_steps),
+            ("num_probes", num_probes),
+            ("batch_size", batch_size),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{argument} must be at least 1 (got {value}).")
+        if on_drift not in ("log", "warn", "stop", "raise"):
+            raise ConfigError(f"on_drift must be 'log', 'warn', 'stop' or 'raise' (got {on_drift!r}).")
+        if on_error not in ("warn", "raise"):
+            raise ConfigError(f"on_error must be 'warn' or 'raise' (got {on_error!r}).")
+        if name is not None and not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"name must be letters, digits, '.', '-' and '_' (got {name!r}).")
+        self.every_n_epochs = every_n_epochs
+        self.every_n_train_steps = every_n_train_steps
+        self.on_drift = on_drift
+        self.num_probes = num_probes
+        self.on_error = on_error
+        self.name = name
+        self.dirpath = dirpath
+        self._clip_name = clip
+        self._tokenizer = tokenizer
+        self._probes = probes
+        self._baseline = os.fspath(baseline)
+        self._rule = DriftRule(max_drift)
+        self._cam: dict[str, Any] = {
+            "method": method_of(method),
+            "layers": layers,
+            "target": target_of(target),
+            "batch_size": batch_size,
+        }
+        self._root = f"clipcam_{name}" if name else "clipcam"
+        self._directory = Path()
+        self._clip: ClipModel | None = None
+        self._monitor: Monitor | None = None
+        self._sinks: list[Sink] = []
+        self._metrics: dict[str, float] = {}
+        self._resumed: dict[str, Any] | None = None
+        self._looks = 0  # counted on every rank, so that all ranks agree on what comes next
+        self._looked_at = -1  # the step of the last look
+        self._logged_at = (-1, -1)  # step and epoch at which the figures were last logged
+        self._warned: set[str] = set()
+        self._off = False
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name)
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """Probes, baseline and history; ``None`` until there are probes."""
+        return self._monitor
+
+    # Lightning's events, in the order in which they come.
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._off = stage != "fit" or bool(getattr(trainer, "fast_dev_run", False))
+        if self._off:
+            return
+        sharded = [kind.__name__ for kind in type(trainer.strategy).__mro__ if kind.__name__ in SHARDED]
+        if sharded:
+            raise ConfigError(f"ClipCamCallback cannot look into a model that {sharded[0]} splits over its ranks.")
+        self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
+        if self._probes is not None:
+            self._monitor = self._monitor_of(ProbeSet.of(self._probes))
+        try:
+            self._clip = find_clip(pl_module, self._clip_name, self._tokenizer)
+        except ModelError:
+            if not _configures_later(pl_module):
+                raise
+        else:
+            self._check(self._clip)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict or None
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._off:
+            return
+        if self._clip is None:
+            self._clip = find_clip(pl_module, self._clip_name, self._tokenizer)
+            self._check(self._clip)
+        if self._resumed is not None:
+            self._resume(self._resumed)
+        self._sinks = [FileSink(self._directory)] if trainer.is_global_zero else []
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            writer = getattr(logger, "experiment", None)
+            if isinstance(writer, SummaryWriter):
+                self._sinks.append(TensorBoardSink(writer, self._root))
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._monitor is None and trainer.sanity_checking and not self._off:
+            self._capture_probes(batch)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._off and not self._looks and trainer.strategy.broadcast(self._monitor is not None):
+            self._look(trainer, pl_module)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._off or self._looks or batch_idx:
+            return
+        if self._monitor is None:
+            self._capture_probes(batch)
+        if trainer.strategy.broadcast(self._monitor is not None):
+            self._look(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        every, step = self.every_n_train_steps, trainer.global_step
+        if every and self._looks and step % every == 0 and step != self._looked_at:
+            self._look(trainer, pl_module)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._epoch_ended(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_ended(trainer, pl_module)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._monitor is None:
+            return {}
+        return {"monitor": self._monitor.state(), "metrics": dict(self._metrics), "looks": self._looks}
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._clip, self._sinks = None, []
+
+    # What they share.
+
+    def _epoch_ended(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look if one is due, and log the figures in any case: a monitor must find them in every epoch."""
+        if self._off or not self._looks or self._logged_at == (trainer.global_step, trainer.current_epoch):
+            return
+        due = not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and trainer.global_step != self._looked_at:
+            self._look(trainer, pl_module)
+        self._logged_at = (trainer.global_step, trainer.current_epoch)
+        for metric, value in self._metrics.items():
+            # Not to the logger: there the sink writes them, at the same step as the pictures.
+            pl_module.log(f"{self._root}/{metric}", value, on_step=False, on_epoch=True, logger=False, batch_size=1)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look on rank 0, tell all ranks what came out, and act on it together."""
+        outcome = trainer.strategy.broadcast(self._outcome(trainer) if trainer.is_global_zero else Outcome())
+        self._looks += 1
+        self._looked_at = trainer.global_step
+        self._metrics |= outcome.metrics
+        for problem in outcome.problems:
+            self._failed(problem)
+        if not outcome.alarm or self.on_drift == "log":
+            return
+        if self.on_drift == "raise":
+            raise DriftAlarm(outcome.alarm)
+        if self.on_drift == "stop":
+            trainer.should_stop = True
+        rank_zero_warn(outcome.alarm + (" Training stops." if self.on_drift == "stop" else ""), category=ClipCamWarning)
+
+    def _outcome(self, trainer: Trainer) -> Outcome:
+        """Look and write; whatever goes wrong becomes a problem and not an exception."""
+        assert self._clip is not None
+        assert self._monitor is not None
+        try:
+            look = self._monitor.look(self._clip, step=trainer.global_step, epoch=trainer.current_epoch)
+        except Exception as error:  # of any kind: a look must not take a training down
+            return Outcome(problems=(f"a look failed, the training goes on: {_in_words(error)}",))
+        problems = [
+            f"the map of probe {probe.name!r} says nothing ({probe.degenerate})"
+            for probe in look.report.probes
+            if probe.degenerate
+        ]
+        for sink in self._sinks:
+            try:
+                sink.write(look)
+            except Exception as error:  # the disk may be full; the figures are known all the same
+                problems.append(f"{type(sink).__name__} could not write a look: {_in_words(error)}")
+        return Outcome(look.metrics, str(look.report) if look.report.alarms else "", tuple(problems))
+
+    def _capture_probes(self, batch: Any) -> None:
+        """Take the probes from a batch, or say why that cannot be done."""
+        assert self._clip is not None
+        try:
+            size, tokenizer = self._clip.preprocessing.size, self._clip.tokenizer
+            self._monitor = self._monitor_of(
+                ProbeSet.from_batch(batch, size=size, count=self.num_probes, tokenizer=tokenizer)
+            )
+        except Exception as error:
+            self._failed(f"no probes could be taken from a batch: {_in_words(error)}")
+
+    def _monitor_of(self, probes: ProbeSet) -> Monitor:
+        """A monitor of ``probes``, with a baseline file already compared with what can be compared now."""
+        baseline = None if self._baseline in ("start", "previous") else Snapshot.load(self._baseline)
+        if baseline is not None and baseline.info.digest != probes.digest:
+            raise IncomparableError(
+                f"the baseline {self._baseline} was made with other probes (digest {baseline.info.digest[:12]}, "
+                f"now {probes.digest[:12]}); use the same probes or take a new baseline."
+            )
+        self._metrics = {"drift": 0.0, "drift_max": 0.0, "similarity": 0.0, "alarms": 0.0, "degenerate": 0.0}
+        if any(probe.mask is not None for probe in probes):
+            self._metrics |= {"energy_inside_mask": 0.0, "pointing": 0.0}
+        rolling = self._baseline == "previous"
+        return Monitor(probes, rule=self._rule, baseline=baseline, rolling=rolling, **self._cam)
+
+    def _check(self, clip: ClipModel) -> None:
+        """Find out before training, not at its first look, that a layer or a probe does not fit the model."""
+        layers = self._cam["layers"]
+        for layer in [layers] if isinstance(layers, int | str) else layers or ():
+            clip.tower.resolve(layer)
+        if self._monitor is not None:
+            self._monitor.prepare(clip)
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint left off: probes, baseline, history and figures."""
+        self._resumed = None
+        try:
+            if self._monitor is None:
+                saved = state["monitor"]["probes"]
+                self._monitor = self._monitor_of(ProbeSet.from_tensors(saved["tensors"], saved["rows"]))
+            self._monitor.restore(state["monitor"])
+            self._metrics |= state["metrics"]
+            self._looks = state["looks"]
+        except Exception as error:
+            self._failed(f"the checkpoint's baseline and history are not used: {_in_words(error)}")
+
+    def _failed(self, problem: str) -> None:
+        if self.on_error == "raise":
+            raise ClipCamError(problem)
+        if problem not in self._warned:
+            self._warned.add(problem)
+            rank_zero_warn(f"{type(self).__name__}: {problem}", category=ClipCamWarning)
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, ClipCamError) else f"{type(error).__name__}: {error}"
+
+
+def _configures_later(pl_module: LightningModule) -> bool:
+    """Whether the module builds its layers in ``configure_model``, after ``setup``."""
+    return any(
+        "configure_model" in vars(kind)
+        for kind in type(pl_module).__mro__
+        if not kind.__module__.startswith(("lightning.", "pytorch_lightning."))
+    )

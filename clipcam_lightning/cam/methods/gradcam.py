@@ -1,0 +1,20 @@
+"""Grad-CAM."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from clipcam_lightning.cam.capture import Capture
+
+
+def gradcam(capture: Capture) -> Float[Tensor, "b h w"]:
+    r"""Weight each channel by its mean gradient, sum the channels, keep the positive part.
+
+    .. math:: \alpha_k = \tfrac{1}{hw} \sum_{ij} G_{kij}, \quad M = \mathrm{relu}\left(\sum_k \alpha_k A_k\right)
+
+    The mean ignores where a gradient sits, so on a ViT, whose gradient differs from patch to patch, the map can
+    light up the wrong object. :func:`~clipcam_lightning.cam.methods.hirescam.hirescam` does not have this flaw.
+
+    Source: Selvaraju et al. 2017, eqs. 1-2, https://arxiv.org/abs/1610.02391
+    """
+    weights = capture.gradients.mean(dim=(2, 3))  # alpha, eq. 1
+    return (weights[:, :, None, None] * capture.activations).sum(dim=1).relu()  # eq. 2

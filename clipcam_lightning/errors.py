@@ -1,0 +1,49 @@
+"""Everything this package raises on purpose.
+
+    ClipCamError
+      ModelError          no CLIP in the module, or too many
+        TowerError        a CLIP whose image tower is not known, or whose output does not fit its grid
+      ConfigError         an argument that cannot be used; the message lists what can
+      ProbeError          an image, prompt, mask or manifest that cannot be used
+      SnapshotError       a snapshot or probe file that cannot be read
+        IncomparableError two snapshots that must not be compared
+      DriftAlarm          attention drifted and ``on_drift="raise"``
+
+and the one category it warns with, ``ClipCamWarning``.
+"""
+
+
+class ClipCamError(Exception):
+    """Root of the tree."""
+
+
+class ModelError(ClipCamError, ValueError):
+    """The module holds no CLIP, or several and none was chosen."""
+
+
+class TowerError(ModelError):
+    """The CLIP's image tower is not known, or its output does not fit its grid."""
+
+
+class ConfigError(ClipCamError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class ProbeError(ClipCamError, ValueError):
+    """A probe's image, prompt, mask or manifest row cannot be used."""
+
+
+class SnapshotError(ClipCamError, ValueError):
+    """A file is not a snapshot or probe set that this version can read."""
+
+
+class IncomparableError(SnapshotError):
+    """Two snapshots differ in something that makes their maps incomparable."""
+
+
+class DriftAlarm(ClipCamError, RuntimeError):  # noqa: N818 - an alarm, as the design calls it
+    """At least one probe drifted further than the rule allows."""
+
+
+class ClipCamWarning(UserWarning):
+    """Attention drifted, or a look failed and the training went on."""

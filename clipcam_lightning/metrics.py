@@ -1,0 +1,84 @@
+"""Figures of raw maps: how alike two are, where one points, whether it says anything at all."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipcam_lightning.cam.fuse import resized
+
+TOP_FRACTION = 0.2  # of a map's cells, for the IoU
+
+
+def degeneracy(map_: Float[Tensor, "h w"]) -> str:
+    """Why a map says nothing: ``"not finite"``, ``"all zero"`` or ``"constant"``; empty for a sound one."""
+    if not map_.isfinite().all():
+        return "not finite"
+    if not map_.any():
+        return "all zero"
+    spread = (map_.max() - map_.min()) / map_.abs().max()
+    return "constant" if spread < 1e-6 else ""
+
+
+def correlation(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
+    """CC: Pearson's correlation of two maps over their cells, -1 to 1; NaN where a map is degenerate.
+
+    Source: Bylinskii et al. 2019, What do different evaluation metrics tell us about saliency models, sec. 4.1.3.
+    """
+    a, b = (_unit(map_.flatten(1).double()) for map_ in (a, b))
+    return (a * b).sum(1).clamp(-1, 1).float()
+
+
+def top_iou(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
+    """Overlap of the hottest fifth of the cells: intersection over union, 0 to 1."""
+    top_a, top_b = _top_cells(a), _top_cells(b)
+    return torch.div((top_a & top_b).sum((1, 2)), (top_a | top_b).sum((1, 2)))
+
+
+def center_shift(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
+    """Distance between the centres of mass, as a fraction of the image's diagonal, 0 to 1."""
+    return torch.linalg.vector_norm(_center_of_mass(a) - _center_of_mass(b), dim=1) / math.sqrt(2)
+
+
+def energy_inside(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> Float[Tensor, "n"]:
+    """Share of a map's mass that lies inside the mask, 0 to 1; NaN for a map without mass.
+
+    Each cell counts by the fraction of it that the mask covers.
+
+    Source: Wang et al. 2020, Score-CAM, sec. 4.3 (energy-based pointing game), https://arxiv.org/abs/1910.01279
+    """
+    mass, cover = maps.clamp_min(0), F.interpolate(masks[:, None].float(), size=maps.shape[-2:], mode="area")[:, 0]
+    return (mass * cover).sum((1, 2)) / mass.sum((1, 2))
+
+
+def pointing_hit(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> Bool[Tensor, "n"]:
+    """Whether the hottest pixel of the enlarged map lies on the mask.
+
+    Source: Zhang et al. 2016, Top-down neural attention by excitation backprop, sec. 4.2 (pointing game, without
+    its 15-pixel tolerance), https://arxiv.org/abs/1608.00507
+    """
+    hottest = resized(maps, (masks.shape[-2], masks.shape[-1])).flatten(1).argmax(1, keepdim=True)
+    return masks.flatten(1).gather(1, hottest)[:, 0]
+
+
+def _unit(rows: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    centered = rows - rows.mean(1, keepdim=True)
+    return F.normalize(centered, dim=1, eps=0.0)
+
+
+def _top_cells(maps: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
+    """The hottest fifth; ties go to the earlier cell, so that every map has equally many."""
+    count = max(1, round(TOP_FRACTION * maps[0].numel()))
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    top = torch.zeros_like(maps.flatten(1), dtype=torch.bool).scatter(1, order[:, :count], True)
+    return top.view_as(maps)
+
+
+def _center_of_mass(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
+    """(y, x) with the image's sides as unit; cell centres lie half a cell in."""
+    mass = maps.clamp_min(0)
+    mass = mass / mass.sum((1, 2), keepdim=True)
+    y, x = ((torch.arange(side, device=maps.device) + 0.5) / side for side in maps.shape[-2:])
+    return torch.stack([(mass.sum(2) * y).sum(1), (mass.sum(1) * x).sum(1)], dim=1)

@@ -1,0 +1,173 @@
+"""What happens at one look: explain the probes, snapshot, compare, hand to the sinks."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from clipcam_lightning.cam.explain import Layers, explain
+from clipcam_lightning.cam.methods import Method
+from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.targets import TargetLike
+from clipcam_lightning.drift import DriftReport, DriftRule, compare
+from clipcam_lightning.errors import IncomparableError
+from clipcam_lightning.probes import PreparedProbes, ProbeSet
+from clipcam_lightning.render import SheetColumn, for_display
+from clipcam_lightning.snapshot import Snapshot, mean_of_known, take_snapshot
+
+
+@dataclass(frozen=True)
+class Look:
+    """One evaluation of the whole probe set, as the sinks get it.
+
+    Attributes:
+        pixels: what the model saw of each probe.
+        masks: at the size of ``pixels``; ``None`` where a probe has none.
+        snapshot: maps and figures now.
+        baseline: what they are compared with; the same object at the first look.
+        report: the comparison.
+        history: all looks so far, this one last.
+    """
+
+    pixels: UInt8[Tensor, "n 3 y x"]
+    masks: Sequence[Bool[Tensor, "y x"] | None]
+    snapshot: Snapshot
+    baseline: Snapshot
+    report: DriftReport
+    history: Sequence[SheetColumn]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no look came before."""
+        return len(self.history) == 1
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Finite means by name (``drift``, ``similarity``, ...); one that nothing is known of is left out."""
+        known = {
+            "similarity": mean_of_known(self.snapshot.similarity),
+            "energy_inside_mask": mean_of_known(self.snapshot.energy_inside_mask),
+            "pointing": mean_of_known(self.snapshot.pointing),
+        }
+        return {
+            "drift": self.report.drift,
+            "drift_max": self.report.worst.drift,
+            "alarms": float(len(self.report.alarms)),
+            "degenerate": float(sum(bool(probe.degenerate) for probe in self.report.probes)),
+            **{name: value for name, value in known.items() if value is not None},
+        }
+
+
+class Sink(Protocol):
+    """Somewhere a look goes."""
+
+    def write(self, look: Look) -> None:
+        """Take one look."""
+        ...
+
+
+class Monitor:
+    """Looks at one probe set again and again, and remembers.
+
+    Args:
+        probes: what to explain.
+        method, layers, target: as in :func:`explain`.
+        rule: what counts as an alarm.
+        baseline: a snapshot to compare with; ``None`` takes the first look.
+        rolling: compare each look with the one before it.
+        batch_size: images per pass.
+    """
+
+    def __init__(
+        self,
+        probes: ProbeSet,
+        *,
+        method: str | Method,
+        layers: Layers,
+        target: TargetLike,
+        rule: DriftRule,
+        baseline: Snapshot | None = None,
+        rolling: bool = False,
+        batch_size: int | None = None,
+    ) -> None:
+        self.probes = probes
+        self.rule = rule
+        self.baseline = baseline
+        self.history: list[SheetColumn] = []
+        self._rolling = rolling
+        self._settings: dict[str, Any] = {
+            "method": method,
+            "layers": layers,
+            "target": target,
+            "batch_size": batch_size,
+        }
+        self._prepared: tuple[ClipModel, PreparedProbes] | None = None
+
+    def look(self, clip: ClipModel, *, step: int, epoch: int) -> Look:
+        """Explain the probes as ``clip`` sees them now and compare with the baseline.
+
+        Raises:
+            IncomparableError: the baseline was made with other probes or settings.
+            ProbeError, ConfigError, ModelError: the probes do not fit the model.
+        """
+        prepared = self.prepare(clip)
+        with torch.no_grad():
+            texts = prepared.embedded(clip)
+        explanation = explain(clip, prepared.images, texts, **self._settings)
+        snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
+        baseline = self.baseline or snapshot
+        report = compare(baseline, snapshot, self.rule)
+        if self.baseline is None or self._rolling:
+            self.baseline = snapshot
+        self.history.append(
+            SheetColumn(
+                step=step,
+                heat=for_display(snapshot.maps).half(),
+                drift=tuple(probe.drift for probe in report.probes),
+                alarm=tuple(probe.alarm for probe in report.probes),
+            )
+        )
+        return Look(
+            pixels=clip.preprocessing.pixels(prepared.images),
+            masks=[mask if has else None for mask, has in zip(prepared.masks, prepared.has_mask, strict=True)],
+            snapshot=snapshot,
+            baseline=baseline,
+            report=report,
+            history=tuple(self.history),
+        )
+
+    def prepare(self, clip: ClipModel) -> PreparedProbes:
+        """The probes as ``clip`` is fed with them; made once a model.
+
+        Raises:
+            ProbeError: preprocessed pixels of another size than the model's.
+        """
+        if self._prepared is None or self._prepared[0].module is not clip.module:
+            self._prepared = clip, self.probes.prepared(clip)
+        return self._prepared[1]
+
+    def state(self) -> dict[str, Any]:
+        """Probes, baseline and history as tensors and primitives, for a checkpoint."""
+        probe_tensors, rows = self.probes.tensors()
+        state: dict[str, Any] = {"probes": {"tensors": probe_tensors, "rows": rows}}
+        if self.baseline is not None:
+            tensors, metadata = self.baseline.tensors()
+            state["baseline"] = {"tensors": tensors, "metadata": metadata}
+        state["history"] = [asdict(column) for column in self.history]
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over baseline and history of :meth:`state`; the probes must be the same.
+
+        Raises:
+            IncomparableError: they are not.
+        """
+        if "baseline" in state:
+            saved = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
+            if saved.info.digest != self.probes.digest:
+                raise IncomparableError("the checkpoint was made with other probes.")
+            self.baseline = saved
+        self.history = [SheetColumn(**column) for column in state["history"]]

@@ -1,0 +1,107 @@
+"""Images and prompts out of a training batch, however it is nested."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipcam_lightning.errors import ProbeError
+
+
+def images_and_prompts(
+    batch: object, size: tuple[int, int]
+) -> tuple[Float[Tensor, "n 3 y x"], list[str | Int[Tensor, "l"]]]:
+    """The first images of the model's size, and the first strings or token ids that are as many.
+
+    Returns:
+        Float pixels on the CPU, and one string or row of token ids an image.
+
+    Raises:
+        ProbeError: no images of that size, or no prompts that go with them; the message lists what there is.
+    """
+    leaves = list(_leaves(batch, ""))
+    pictures = [tensor for _, leaf in leaves if (tensor := _as_images(leaf)) is not None]
+    fitting = [tensor for tensor in pictures if tuple(tensor.shape[-2:]) == size]
+    if not fitting:
+        sizes = ", ".join(f"{p.shape[-2]}x{p.shape[-1]}" for p in pictures)
+        raise ProbeError(
+            f"the batch holds no float images [n, 3, {size[0]}, {size[1]}]"
+            + (f"; it has images of {sizes}" if pictures else f"; it has {_described(leaves)}")
+            + ". Give probes=... instead."
+        )
+    images = fitting[0]
+    for wanted in (_as_strings, _as_tokens):
+        for key, leaf in leaves:
+            prompts = wanted(key, leaf)
+            if prompts is not None and len(prompts) == len(images):
+                with torch.inference_mode(False):
+                    return images.detach().float().cpu().clone(), prompts
+    raise ProbeError(
+        f"the batch holds {len(images)} images but no {len(images)} strings or token ids to go with them "
+        f"(it has {_described(leaves)}). Give probes=... with prompts of your own."
+    )
+
+
+def decoded(prompt: str | Int[Tensor, "l"], tokenizer: object) -> str:
+    """The prompt in words, as far as ``tokenizer`` can say."""
+    if isinstance(prompt, str):
+        return prompt if prompt.strip() else "(empty prompt)"
+    ids = [int(token) for token in prompt if int(token)]
+    decode: Callable[[list[int]], str] | None = getattr(tokenizer, "decode", None) or getattr(
+        getattr(tokenizer, "tokenizer", None), "decode", None
+    )
+    try:
+        text = re.sub(r"<[^<>]*>|\[(?:CLS|SEP|PAD)\]", " ", decode(ids)) if decode else ""
+    except Exception:  # the words are only for people; a tokenizer that cannot decode takes no look away
+        text = ""
+    return " ".join(text.split()) or f"tokens {' '.join(map(str, ids[:8]))}"
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Everything in a nest of mappings and sequences, in order, each with the key it lay under."""
+    if isinstance(value, Mapping):
+        for name, child in value.items():
+            yield from _leaves(child, str(name))
+    elif isinstance(value, Sequence) and not isinstance(value, str) and not _is_strings(value):
+        for child in value:
+            yield from _leaves(child, key)
+    else:
+        yield key, value
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(item, str) for item in value)
+
+
+def _as_images(leaf: Any) -> Float[Tensor, "n 3 y x"] | None:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        return None
+    if leaf.ndim == 5:  # one image or several a sample: the first
+        leaf = leaf[:, 0]
+    return leaf if leaf.ndim == 4 and leaf.shape[1] == 3 else None
+
+
+def _as_strings(_key: str, leaf: Any) -> list[str | Int[Tensor, "l"]] | None:
+    return list(leaf) if _is_strings(leaf) else None
+
+
+def _as_tokens(key: str, leaf: Any) -> list[str | Int[Tensor, "l"]] | None:
+    if not isinstance(leaf, Tensor) or leaf.dtype not in (torch.int32, torch.int64) or "mask" in key:
+        return None
+    if leaf.ndim == 3:  # one caption or several a sample: the first
+        leaf = leaf[:, 0]
+    if leaf.ndim != 2 or leaf.shape[1] < 2:
+        return None
+    with torch.inference_mode(False):
+        return list(leaf.detach().cpu().clone())
+
+
+def _described(leaves: Sequence[tuple[str, Any]]) -> str:
+    kinds = [
+        f"{leaf.dtype} {tuple(leaf.shape)}".removeprefix("torch.") if isinstance(leaf, Tensor) else type(leaf).__name__
+        for _, leaf in leaves
+    ]
+    return ", ".join(kinds[:8]) or "nothing"

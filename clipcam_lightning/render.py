@@ -1,0 +1,204 @@
+"""Maps as pictures: one panel a probe, and the contact sheet of all looks so far."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
+
+from clipcam_lightning.cam.fuse import resized
+from clipcam_lightning.colors import CHANGE, colored, overlaid
+from clipcam_lightning.drift import ProbeDrift
+
+TILE, SHEET_TILE, GAP = 208, 112, 8  # pixels
+INK, FAINT, PAPER, ALARM = "#1a1a1a", "#6b6b6b", "#ffffff", "#c1121f"
+MAX_COLUMNS, MAX_ROWS = 12, 32
+
+
+@dataclass(frozen=True)
+class SheetColumn:
+    """One look as the contact sheet shows it.
+
+    Attributes:
+        step: optimizer steps taken.
+        heat: maps for display, 0 to 1, float16.
+        drift: per probe.
+        alarm: per probe.
+    """
+
+    step: int
+    heat: Float[Tensor, "n h w"]
+    drift: tuple[float, ...]
+    alarm: tuple[bool, ...]
+
+
+def for_display(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
+    """Each map divided by its own maximum: 0 stays 0, the hottest cell is 1; what is not finite is 0."""
+    maps = maps.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+    return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def probe_panel(
+    pixels: UInt8[Tensor, "3 y x"],
+    baseline: Float[Tensor, "h w"],
+    now: Float[Tensor, "h w"],
+    row: ProbeDrift,
+    *,
+    steps: tuple[int, int],
+    mask: Bool[Tensor, "y x"] | None = None,
+) -> Image.Image:
+    """One probe at one look: input | baseline | now | change, with its prompt and figures above.
+
+    Args:
+        pixels: what the model saw.
+        baseline: raw map.
+        now: raw map.
+        row: the probe's figures.
+        steps: of the baseline and of this look.
+        mask: outlined on the input.
+    """
+    before_heat, now_heat = for_display(torch.stack([baseline, now]))
+    picture = _enlarged(pixels, TILE)
+    tiles = [
+        ("input", _outlined(picture, mask)),
+        (f"baseline, step {steps[0]}", _overlay(picture, before_heat)),
+        (f"now, step {steps[1]}", _overlay(picture, now_heat)),
+        ("change (red: more, blue: less)", _change(picture, now_heat - before_heat)),
+    ]
+    width, header = 4 * TILE + 5 * GAP, 58
+    image = Image.new("RGB", (width, header + TILE + 24), PAPER)
+    draw = ImageDraw.Draw(image)
+    flag = " ALARM" if row.alarm else ""
+    room = width - 2 * GAP - _width(flag, 20)
+    draw.text((GAP, 5), _shortened(row.prompt, 20, room), INK, _font(20))
+    if flag:
+        draw.text((width - GAP - _width(flag, 20), 5), flag, ALARM, _font(20))
+    draw.text((GAP, 33), _shortened(_figures(row), 14, width - 2 * GAP), FAINT, _font(14))
+    for i, (label, tile) in enumerate(tiles):
+        left = GAP + i * (TILE + GAP)
+        image.paste(tile, (left, header))
+        draw.text((left, header + TILE + 4), label, FAINT, _font(13))
+    return image
+
+
+def contact_sheet(
+    pixels: UInt8[Tensor, "n 3 y x"], prompts: Sequence[str], columns: Sequence[SheetColumn]
+) -> Image.Image:
+    """All looks so far: probes down, looks across, the baseline first, each map with its drift.
+
+    Of many looks the first, the last and evenly spread ones between are shown; of many probes those that drifted
+    furthest at the last look.
+    """
+    shown = [columns[i] for i in np.unique(np.linspace(0, len(columns) - 1, MAX_COLUMNS).round().astype(int))]
+    furthest = sorted(range(len(prompts)), key=lambda i: -columns[-1].drift[i])[:MAX_ROWS]
+    rows = sorted(furthest)
+    label, header, footer = 150, 26, 20
+    cell = SHEET_TILE + GAP
+    image = Image.new("RGB", (label + GAP + (1 + len(shown)) * cell, header + len(rows) * (cell + footer)), PAPER)
+    draw = ImageDraw.Draw(image)
+    for c, title in enumerate(["input", *(f"step {column.step}" for column in shown)]):
+        draw.text((label + GAP + c * cell, 6), title, FAINT, _font(13))
+    for r, i in enumerate(rows):
+        top = header + r * (cell + footer)
+        for n, line in enumerate(_wrapped(prompts[i], 14, label - GAP, 6)):
+            draw.text((GAP, top + 2 + 18 * n), line, INK, _font(14))
+        picture = _enlarged(pixels[i], SHEET_TILE)
+        image.paste(_to_image(picture), (label + GAP, top))
+        for c, column in enumerate(shown, start=1):
+            left = label + GAP + c * cell
+            image.paste(_overlay(picture, column.heat[i].float()), (left, top))
+            color = ALARM if column.alarm[i] else FAINT
+            if column.alarm[i]:
+                draw.rectangle((left - 2, top - 2, left + SHEET_TILE + 1, top + SHEET_TILE + 1), outline=ALARM, width=2)
+            draw.text((left, top + SHEET_TILE + 3), f"drift {column.drift[i]:.2f}", color, _font(13))
+    return image
+
+
+def _figures(row: ProbeDrift) -> str:
+    before = row.similarity - row.similarity_change
+    parts = [
+        f"drift {row.drift:.2f}",
+        f"top-20 % IoU {row.top_iou:.2f}",
+        f"similarity {before:.2f} to {row.similarity:.2f}",
+    ]
+    if math.isfinite(row.energy_inside_mask) and math.isfinite(row.energy_change):
+        energy = row.energy_inside_mask - row.energy_change
+        parts.append(f"energy on object {energy:.2f} to {row.energy_inside_mask:.2f}")
+    if row.degenerate:
+        parts.append(f"map {row.degenerate}")
+    return " · ".join(parts)
+
+
+def _enlarged(pixels: UInt8[Tensor, "3 y x"], side: int) -> UInt8[Tensor, "3 v u"]:
+    """The picture at ``side`` pixels along its longer side."""
+    height, width = pixels.shape[1:]
+    size = (round(width * side / max(height, width)), round(height * side / max(height, width)))
+    return torch.from_numpy(np.array(_to_image(pixels).resize(size, Image.Resampling.BICUBIC))).permute(2, 0, 1)
+
+
+def _overlay(picture: UInt8[Tensor, "3 y x"], heat: Float[Tensor, "h w"]) -> Image.Image:
+    return _to_image(overlaid(picture, _at(heat, picture)))
+
+
+def _change(picture: UInt8[Tensor, "3 y x"], change: Float[Tensor, "h w"]) -> Image.Image:
+    """Change -1 to 1 in two colours over a faint picture; where nothing changed the picture shows."""
+    change = _at(change, picture)
+    faint = 0.55 + 0.45 * picture.float().mean(0) / 255
+    cover = change.abs().sqrt()
+    mixed = cover * colored(change / 2 + 0.5, CHANGE) + (1 - cover) * faint
+    return _to_image((mixed * 255).round().to(torch.uint8))
+
+
+def _at(map_: Float[Tensor, "h w"], picture: UInt8[Tensor, "3 y x"]) -> Float[Tensor, "y x"]:
+    return resized(map_[None].float(), (picture.shape[1], picture.shape[2]))[0]
+
+
+def _outlined(picture: UInt8[Tensor, "3 y x"], mask: Bool[Tensor, "y x"] | None) -> Image.Image:
+    image = _to_image(picture)
+    if mask is None:
+        return image
+    grey = Image.fromarray(mask.numpy().astype(np.uint8) * 255).resize(image.size, Image.Resampling.BILINEAR)
+    solid = grey.point(lambda value: 255 if value > 127 else 0)
+    for size, color in ((5, "#000000"), (3, "#ffffff")):  # white on black shows on any ground
+        image.paste(color, mask=ImageChops.subtract(solid.filter(ImageFilter.MaxFilter(size)), solid))
+    return image
+
+
+def _to_image(pixels: UInt8[Tensor, "3 y x"]) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _width(text: str, size: int) -> float:
+    return _font(size).getlength(text)
+
+
+def _shortened(text: str, size: int, room: float) -> str:
+    text = " ".join(text.split())
+    if _width(text, size) <= room:
+        return text
+    while text and _width(text + "…", size) > room:
+        text = text[:-1]
+    return text + "…"
+
+
+def _wrapped(text: str, size: int, room: float, most: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        if lines and _width(f"{lines[-1]} {word}", size) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    kept = lines[:most]
+    if len(lines) > most:
+        kept[-1] += "…"
+    return [_shortened(line, size, room) for line in kept]

@@ -1,0 +1,111 @@
+"""Train the small CLIPs from scratch, once; afterwards they come from the cache."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from jaxtyping import Bool, Float
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipcam_lightning.errors import SnapshotError
+from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
+from clipcam_lightning.shapes_world.scenes import CAPTIONS, Scenes, draw_scenes, with_haze
+from clipcam_lightning.tensorfile import load_tensors, save_tensors
+
+BATCH, POOL = 64, 4000  # pictures a step; pictures of each kind to draw batches from
+STEPS = {"vit": 900, "resnet": 260}
+PEAK_RATE = {"vit": 1.2e-3, "resnet": 2e-3}
+ONE_OBJECT_SHARE = 0.55  # of the steps; then pictures with two objects join in
+MAX_HAZE = 0.6
+
+
+def pretrained_clip(tower: str = "vit", *, seed: int = 0, cache: Path | None = None) -> open_clip.CLIP:
+    """A CLIP that knows the shapes world, in eval mode: trained now (minutes on two cores) or read from the cache.
+
+    Args:
+        tower: ``"vit"`` or ``"resnet"``.
+        seed: of weights and batches.
+        cache: folder of trained weights; by default ``clipcam_lightning`` in the user's cache directory.
+    """
+    cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipcam_lightning"
+    file = cache / f"shapes-{tower}-{seed}-{_recipe()}.safetensors"
+    model = build_clip(tower)
+    try:
+        model.load_state_dict(load_tensors(file, "shapes world weights")[0])
+    except (SnapshotError, RuntimeError):  # not there yet, or cut short by hand
+        model = _trained(tower, seed)
+        save_tensors(file, "shapes world weights", model.state_dict(), {"tower": tower, "seed": seed})
+    return model.eval()
+
+
+def retrieval_accuracy(model: open_clip.CLIP, scenes: Scenes) -> float:
+    """Share of one-object scenes, 0 to 1, whose own caption is the closest of all captions."""
+    with torch.no_grad():
+        texts = F.normalize(model.encode_text(WordTokenizer()(CAPTIONS)), dim=-1)
+        images = F.normalize(model.encode_image(_input(model, scenes.images)), dim=-1)
+    return float(np.mean((images @ texts.T).argmax(1).numpy() == scenes.objects[:, 0]))
+
+
+def _trained(tower: str, seed: int) -> open_clip.CLIP:
+    """Contrastive training on clean scenes in varying haze: first one object a picture, then one or two."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, tokenizer, steps = build_clip(tower).train(), WordTokenizer(), STEPS[tower]
+        rng = np.random.default_rng(seed)
+        one, two = (with_haze(draw_scenes(POOL, objects=k, seed=seed), 0, MAX_HAZE, seed=seed) for k in (1, 2))
+        optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE[tower], betas=(0.9, 0.98), weight_decay=0.02)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE[tower], total_steps=steps, pct_start=0.1)
+        for step in track(range(steps), f"pretraining the {tower} of the shapes world"):
+            pairs = 0 if step < ONE_OBJECT_SHARE * steps else BATCH // 2
+            parts = [
+                (one, rng.choice(POOL, BATCH - pairs, replace=False)),
+                (two, rng.choice(POOL, pairs, replace=False)),
+            ]
+            images = np.concatenate([scenes.images[chosen] for scenes, chosen in parts])
+            shown = [tuple(row) for scenes, chosen in parts for row in scenes.objects[chosen]]
+            told = [_told(objects, rng) for objects in shown]
+            texts = tokenizer([" and ".join(CAPTIONS[kind] for kind in kinds) for kinds in told])
+            logits = model.logit_scale.exp() * (
+                F.normalize(model.encode_image(_input(model, images)), dim=-1)
+                @ F.normalize(model.encode_text(texts), dim=-1).T
+            )
+            loss = contrastive_loss(logits, torch.tensor([[set(t) <= set(s) for t in told] for s in shown]))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, np.log(100))
+    return model
+
+
+def contrastive_loss(logits: Float[Tensor, "n m"], matches: Bool[Tensor, "n m"]) -> Float[Tensor, ""]:
+    """CLIP's symmetric cross-entropy, where several texts may match an image and several images a text."""
+    images = (logits.log_softmax(1) * matches).sum(1) / matches.sum(1)
+    texts = (logits.log_softmax(0) * matches).sum(0) / matches.sum(0)
+    return -(images.mean() + texts.mean()) / 2
+
+
+def _told(objects: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+    """What the caption mentions: of two objects half the time both, in either order, else one of them."""
+    if len(objects) == 1:
+        return objects
+    order = rng.permutation(objects)
+    return tuple(int(kind) for kind in (order if rng.random() < 0.5 else order[:1]))
+
+
+def _input(model: open_clip.CLIP, images: np.ndarray) -> Tensor:
+    return model_input(torch.from_numpy(images), model.visual.preprocess_cfg["size"][0])
+
+
+def _recipe() -> str:
+    """Changes with the code that draws the scenes and trains on them."""
+    here = Path(__file__).parent
+    sources = [(here / name).read_bytes() for name in ("scenes.py", "models.py", "pretraining.py")]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Where a look goes; one file per destination."""

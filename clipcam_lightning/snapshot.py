@@ -1,0 +1,155 @@
+"""All maps of one probe set at one step, with what is needed to compare them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipcam_lightning import metrics
+from clipcam_lightning.cam.explain import Explanation
+from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.errors import SnapshotError
+from clipcam_lightning.probes import PreparedProbes, ProbeSet
+from clipcam_lightning.tensorfile import load_tensors, save_tensors
+
+KIND = "snapshot"
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """How the maps came about.
+
+    Attributes:
+        digest: of the probe set.
+        step: optimizer steps taken.
+        epoch: epochs finished.
+        method: name of the CAM method.
+        target: name of the target.
+        layers: dotted names of the mapped layers.
+        fingerprint: of the model's architecture.
+        dtype: what the image tower computed in.
+        versions: of the packages that had a part in it.
+    """
+
+    digest: str
+    step: int
+    epoch: int
+    method: str
+    target: str
+    layers: tuple[str, ...]
+    fingerprint: str
+    dtype: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The stored result of one look; everything on the CPU.
+
+    Attributes:
+        maps: raw saliency, float32, on the layer's own grid.
+        similarity: cosine of image and prompt, -1 to 1.
+        energy_inside_mask: share of a map's mass on the object, 0 to 1; NaN without mask or mass.
+        pointing: 1 where the hottest pixel lies on the object, else 0; NaN without mask or for a degenerate map.
+        names: of the probes.
+        prompts: of the probes.
+        info: how the maps came about.
+    """
+
+    maps: Float[Tensor, "n h w"]
+    similarity: Float[Tensor, "n"]
+    energy_inside_mask: Float[Tensor, "n"]
+    pointing: Float[Tensor, "n"]
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    info: SnapshotInfo
+
+    @property
+    def degeneracies(self) -> list[str]:
+        """Per probe why its map says nothing; empty for a sound one."""
+        return [metrics.degeneracy(map_) for map_ in self.maps]
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write to a safetensors file; the file appears whole or not at all."""
+        tensors, metadata = self.tensors()
+        save_tensors(Path(file), KIND, tensors, metadata)
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> "Snapshot":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            SnapshotError: the file is missing, damaged or something else.
+        """
+        tensors, metadata = load_tensors(Path(file), KIND)
+        try:
+            return cls.from_tensors(tensors, metadata)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SnapshotError(f"{file} is not a whole snapshot: {error!r}") from error
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The snapshot as plain tensors and JSON-able values, for a file or a checkpoint."""
+        tensors = {
+            "maps": self.maps,
+            "similarity": self.similarity,
+            "energy_inside_mask": self.energy_inside_mask,
+            "pointing": self.pointing,
+        }
+        return tensors, {"names": list(self.names), "prompts": list(self.prompts), "info": asdict(self.info)}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> "Snapshot":
+        """The inverse of :meth:`tensors`."""
+        info = {**metadata["info"], "layers": tuple(metadata["info"]["layers"])}
+        names, prompts = tuple(metadata["names"]), tuple(metadata["prompts"])
+        snapshot = cls(**tensors, names=names, prompts=prompts, info=SnapshotInfo(**info))
+        if snapshot.maps.ndim != 3 or any(
+            len(part) != len(names) for part in (prompts, snapshot.maps, snapshot.similarity)
+        ):
+            raise ValueError("names, prompts, maps and figures are not equally many")
+        return snapshot
+
+
+def take_snapshot(
+    explanation: Explanation, probes: ProbeSet, prepared: PreparedProbes, clip: ClipModel, *, step: int, epoch: int
+) -> Snapshot:
+    """Put the explanation of a probe set (one prompt an image) into a snapshot, graded where masks are given."""
+    maps = explanation.maps[:, 0].float().cpu()
+    sound = torch.tensor([not metrics.degeneracy(map_) for map_ in maps])
+    graded = prepared.has_mask & sound
+    unknown = torch.full((len(maps),), torch.nan)
+    return Snapshot(
+        maps=maps,
+        similarity=explanation.similarity[:, 0].float().cpu(),
+        energy_inside_mask=torch.where(graded, metrics.energy_inside(maps, prepared.masks), unknown),
+        pointing=torch.where(graded, metrics.pointing_hit(maps, prepared.masks).float(), unknown),
+        names=tuple(probes.names),
+        prompts=tuple(probes.prompts),
+        info=SnapshotInfo(
+            digest=probes.digest,
+            step=step,
+            epoch=epoch,
+            method=explanation.method,
+            target=explanation.target,
+            layers=explanation.layers,
+            fingerprint=clip.fingerprint,
+            dtype=str(clip.dtype).removeprefix("torch."),
+            versions=_versions(("clipcam-lightning", "torch", "open_clip_torch")),
+        ),
+    )
+
+
+def mean_of_known(values: Float[Tensor, "n"]) -> float | None:
+    """Mean of the finite values; ``None`` if there are none."""
+    known = values[values.isfinite()]
+    return float(known.mean()) if len(known) else None
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    return {package: version(package) for package in packages}

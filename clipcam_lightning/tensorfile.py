@@ -1,0 +1,63 @@
+"""Tensors and JSON in one safetensors file: no pickle, and never half written."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from clipcam_lightning.errors import SnapshotError
+
+HEADER = "clipcam_lightning"
+VERSION = 1
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name beside ``path``, then rename: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp's 0600 would hide it from colleagues
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write ``tensors`` and JSON-able ``metadata`` as a file of this ``kind``."""
+    header = json.dumps({"kind": kind, "version": VERSION, **metadata})
+    write_atomically(path, save({key: value.contiguous() for key, value in tensors.items()}, {HEADER: header}))
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file that :func:`save_tensors` wrote.
+
+    Raises:
+        SnapshotError: there is no such file, or it is of another kind or a later version, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a method, not a dict's
+        metadata = json.loads(header) if header else None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise SnapshotError(f"{path} cannot be read as a {kind}: {error}") from error
+    if not isinstance(metadata, dict) or metadata.get("kind") != kind:
+        found = metadata.get("kind") if isinstance(metadata, dict) else "a safetensors file of another program"
+        raise SnapshotError(f"{path} is not a {kind} (it is {found}).")
+    if metadata.get("version") != VERSION:
+        raise SnapshotError(
+            f"{path} has format version {metadata.get('version')}, this package reads {VERSION}; "
+            "update clipcam-lightning or write the file again."
+        )
+    return tensors, metadata
