@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,10 +21,9 @@ from clipcam_lightning.errors import (
     ClipCamWarning,
     ConfigError,
     DriftAlarm,
-    IncomparableError,
     ModelError,
 )
-from clipcam_lightning.monitor import Monitor, Sink
+from clipcam_lightning.monitor import Monitor, Outcome, Sink
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import ProbeLike, ProbeSet
 from clipcam_lightning.sinks.files import FileSink
@@ -34,21 +32,6 @@ from clipcam_lightning.snapshot import Snapshot
 
 ProbesLike: TypeAlias = ProbeSet | PathLike | Sequence[ProbeLike]
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")  # one rank alone cannot run a forward
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What rank 0 tells the others about a look.
-
-    Attributes:
-        metrics: by name, without the callback's prefix; all finite.
-        alarm: the report in words if a probe broke the rule, else empty.
-        problems: what went wrong, in words.
-    """
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    alarm: str = ""
-    problems: tuple[str, ...] = ()
 
 
 class ClipCamCallback(Callback):
@@ -142,7 +125,6 @@ class ClipCamCallback(Callback):
         self._directory = Path()
         self._clip: ClipModel | None = None
         self._monitor: Monitor | None = None
-        self._sinks: list[Sink] = []
         self._metrics: dict[str, float] = {}
         self._resumed: dict[str, Any] | None = None
         self._looks = 0  # counted on every rank, so that all ranks agree on what comes next
@@ -195,11 +177,6 @@ class ClipCamCallback(Callback):
             self._check(self._clip)
         if self._resumed is not None:
             self._resume(self._resumed)
-        self._sinks = [FileSink(self._directory)] if trainer.is_global_zero else []
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            writer = getattr(logger, "experiment", None)
-            if isinstance(writer, SummaryWriter):
-                self._sinks.append(TensorBoardSink(writer, self._root))
 
     @override
     def on_validation_batch_start(
@@ -243,11 +220,13 @@ class ClipCamCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._monitor is None:
             return {}
-        return {"monitor": self._monitor.state(), "metrics": dict(self._metrics), "looks": self._looks}
+        return {"monitor": self._monitor.state(), "looks": self._looks}
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._clip, self._sinks = None, []
+        self._clip = None
+        if self._monitor is not None:
+            self._monitor.sinks = []  # the logger's writer may be closed now
 
     # What they share.
 
@@ -268,36 +247,33 @@ class ClipCamCallback(Callback):
         outcome = trainer.strategy.broadcast(self._outcome(trainer) if trainer.is_global_zero else Outcome())
         self._looks += 1
         self._looked_at = trainer.global_step
-        self._metrics |= outcome.metrics
+        self._metrics = outcome.metrics
         for problem in outcome.problems:
             self._failed(problem)
+        if outcome.note:
+            self._warn_once(outcome.note)
         if not outcome.alarm or self.on_drift == "log":
             return
         if self.on_drift == "raise":
             raise DriftAlarm(outcome.alarm)
-        if self.on_drift == "stop":
-            trainer.should_stop = True
-        rank_zero_warn(outcome.alarm + (" Training stops." if self.on_drift == "stop" else ""), category=ClipCamWarning)
+        stops = self.on_drift == "stop"
+        trainer.should_stop = trainer.should_stop or stops
+        rank_zero_warn(outcome.alarm + (" Training stops." if stops else ""), category=ClipCamWarning)
 
     def _outcome(self, trainer: Trainer) -> Outcome:
-        """Look and write; whatever goes wrong becomes a problem and not an exception."""
+        """Look; whatever goes wrong becomes a problem in words and not an exception."""
         assert self._clip is not None
         assert self._monitor is not None
+        self._monitor.sinks = self._monitor.sinks or self._sinks(trainer)
         try:
-            look = self._monitor.look(self._clip, step=trainer.global_step, epoch=trainer.current_epoch)
+            return self._monitor.look(self._clip, step=trainer.global_step, epoch=trainer.current_epoch)
         except Exception as error:  # of any kind: a look must not take a training down
-            return Outcome(problems=(f"a look failed, the training goes on: {_in_words(error)}",))
-        problems = [
-            f"the map of probe {probe.name!r} says nothing ({probe.degenerate})"
-            for probe in look.report.probes
-            if probe.degenerate
-        ]
-        for sink in self._sinks:
-            try:
-                sink.write(look)
-            except Exception as error:  # the disk may be full; the figures are known all the same
-                problems.append(f"{type(sink).__name__} could not write a look: {_in_words(error)}")
-        return Outcome(look.metrics, str(look.report) if look.report.alarms else "", tuple(problems))
+            return Outcome(self._monitor.metrics, problems=(f"a look failed: {_in_words(error)}",))
+
+    def _sinks(self, trainer: Trainer) -> list[Sink]:
+        writers = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+        tensorboards = [TensorBoardSink(writer, self._root) for writer in writers if isinstance(writer, SummaryWriter)]
+        return [FileSink(self._directory), *tensorboards]
 
     def _capture_probes(self, batch: Any) -> None:
         """Take the probes from a batch, or say why that cannot be done."""
@@ -311,18 +287,14 @@ class ClipCamCallback(Callback):
             self._failed(f"no probes could be taken from a batch: {_in_words(error)}")
 
     def _monitor_of(self, probes: ProbeSet) -> Monitor:
-        """A monitor of ``probes``, with a baseline file already compared with what can be compared now."""
-        baseline = None if self._baseline in ("start", "previous") else Snapshot.load(self._baseline)
-        if baseline is not None and baseline.info.digest != probes.digest:
-            raise IncomparableError(
-                f"the baseline {self._baseline} was made with other probes (digest {baseline.info.digest[:12]}, "
-                f"now {probes.digest[:12]}); use the same probes or take a new baseline."
-            )
-        self._metrics = {"drift": 0.0, "drift_max": 0.0, "similarity": 0.0, "alarms": 0.0, "degenerate": 0.0}
-        if any(probe.mask is not None for probe in probes):
-            self._metrics |= {"energy_inside_mask": 0.0, "pointing": 0.0}
-        rolling = self._baseline == "previous"
-        return Monitor(probes, rule=self._rule, baseline=baseline, rolling=rolling, **self._cam)
+        from_file = self._baseline not in ("start", "previous")
+        return Monitor(
+            probes,
+            rule=self._rule,
+            baseline=Snapshot.load(self._baseline) if from_file else None,
+            rolling=self._baseline == "previous",
+            **self._cam,
+        )
 
     def _check(self, clip: ClipModel) -> None:
         """Find out before training, not at its first look, that a layer or a probe does not fit the model."""
@@ -340,17 +312,19 @@ class ClipCamCallback(Callback):
                 saved = state["monitor"]["probes"]
                 self._monitor = self._monitor_of(ProbeSet.from_tensors(saved["tensors"], saved["rows"]))
             self._monitor.restore(state["monitor"])
-            self._metrics |= state["metrics"]
-            self._looks = state["looks"]
+            self._metrics, self._looks = self._monitor.metrics, state["looks"]
         except Exception as error:
             self._failed(f"the checkpoint's baseline and history are not used: {_in_words(error)}")
 
     def _failed(self, problem: str) -> None:
         if self.on_error == "raise":
             raise ClipCamError(problem)
-        if problem not in self._warned:
-            self._warned.add(problem)
-            rank_zero_warn(f"{type(self).__name__}: {problem}", category=ClipCamWarning)
+        self._warn_once(f"{problem} The training goes on.")
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            rank_zero_warn(f"{type(self).__name__}: {text}", category=ClipCamWarning)
 
 
 def _in_words(error: Exception) -> str:

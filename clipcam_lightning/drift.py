@@ -1,7 +1,9 @@
 """How far maps moved from their baseline, and the rule that raises an alarm."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from clipcam_lightning import metrics
 from clipcam_lightning.errors import ConfigError, IncomparableError
@@ -15,7 +17,7 @@ class DriftRule:
     Attributes:
         max_drift: largest tolerated drift, 0 to 2; ``None`` tolerates every sound map.
 
-    A map that became degenerate always is an alarm.
+    A map that became degenerate always is an alarm; one that never said anything is none.
     """
 
     max_drift: float | None = None
@@ -27,14 +29,10 @@ class DriftRule:
                 f"(got {self.max_drift})."
             )
 
-    def broken_by(self, drift: float, degenerate: str) -> bool:
-        """Whether a probe with this drift is an alarm."""
-        return bool(degenerate) or (self.max_drift is not None and drift > self.max_drift)
-
     def __str__(self) -> str:
         if self.max_drift is None:
-            return "a degenerate map"
-        return f"drift above {self.max_drift:g}, or a degenerate map"
+            return "a map that no longer says anything"
+        return f"drift above {self.max_drift:g}, or a map that no longer says anything"
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,8 @@ class ProbeDrift:
         energy_inside_mask: share of the map's mass on the object, 0 to 1; NaN without mask.
         energy_change: now minus baseline; NaN without mask.
         pointing: 1 where the map's hottest pixel is on the object, else 0; NaN without mask.
-        degenerate: why a map says nothing, with "baseline: " before it if it is the baseline's; empty if both do.
+        degenerate: why the map of now or of the baseline says nothing; empty if both are sound.
+        blind: whether it is the baseline that says nothing, so that drift cannot be known.
         alarm: whether the rule is broken.
     """
 
@@ -67,6 +66,7 @@ class ProbeDrift:
     energy_change: float
     pointing: float
     degenerate: str
+    blind: bool
     alarm: bool
 
 
@@ -88,18 +88,22 @@ class DriftReport:
 
     @property
     def drift(self) -> float:
-        """Mean drift; always finite."""
-        return sum(probe.drift for probe in self.probes) / len(self.probes)
+        """Mean over the probes whose baseline is sound, over all if none is; always finite."""
+        return fmean(probe.drift for probe in self._judged)
 
     @property
     def worst(self) -> ProbeDrift:
-        """The probe that drifted furthest."""
-        return max(self.probes, key=lambda probe: probe.drift)
+        """Of these probes the one that drifted furthest."""
+        return max(self._judged, key=lambda probe: probe.drift)
 
     @property
     def alarms(self) -> list[ProbeDrift]:
         """Probes that break the rule, furthest first."""
         return sorted((probe for probe in self.probes if probe.alarm), key=lambda probe: -probe.drift)
+
+    @property
+    def _judged(self) -> Sequence[ProbeDrift]:
+        return [probe for probe in self.probes if not probe.blind] or self.probes
 
     def __str__(self) -> str:
         alarms = self.alarms
@@ -130,7 +134,7 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     shift = metrics.center_shift(baseline.maps, snapshot.maps)
     rows = []
     for i, (before, now) in enumerate(zip(baseline.degeneracies, snapshot.degeneracies, strict=True)):
-        degenerate = now or (before and f"baseline: {before}")
+        degenerate, blind = now or before, bool(before)
         # Correlation is undefined for a map that says nothing. 1 is what unrelated maps have: a map that
         # vanished must neither pass as unmoved nor put a NaN where a monitor looks.
         moved = 1.0 if degenerate else float(drift[i])
@@ -147,7 +151,8 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
                 energy_change=float(snapshot.energy_inside_mask[i] - baseline.energy_inside_mask[i]),
                 pointing=float(snapshot.pointing[i]),
                 degenerate=degenerate,
-                alarm=rule.broken_by(moved, degenerate),
+                blind=blind,
+                alarm=not blind and (bool(now) or (rule.max_drift is not None and moved > rule.max_drift)),
             )
         )
     return DriftReport(tuple(rows), rule, snapshot.info.step, baseline.info.step)

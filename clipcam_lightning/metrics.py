@@ -39,7 +39,8 @@ def top_iou(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tenso
 
 def center_shift(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
     """Distance between the centres of mass, as a fraction of the image's diagonal, 0 to 1."""
-    return torch.linalg.vector_norm(_center_of_mass(a) - _center_of_mass(b), dim=1) / math.sqrt(2)
+    distance: Tensor = torch.linalg.vector_norm(_center_of_mass(a) - _center_of_mass(b), dim=1)
+    return distance / math.sqrt(2)
 
 
 def energy_inside(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> Float[Tensor, "n"]:

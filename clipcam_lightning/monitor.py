@@ -1,6 +1,6 @@
 """What happens at one look: explain the probes, snapshot, compare, hand to the sinks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from clipcam_lightning.cam.capture import untouched
 from clipcam_lightning.cam.explain import Layers, explain
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.model import ClipModel
@@ -17,6 +18,9 @@ from clipcam_lightning.errors import IncomparableError
 from clipcam_lightning.probes import PreparedProbes, ProbeSet
 from clipcam_lightning.render import SheetColumn, for_display
 from clipcam_lightning.snapshot import Snapshot, mean_of_known, take_snapshot
+
+FIGURES = ("drift", "drift_max", "similarity", "alarms", "degenerate")
+MASK_FIGURES = ("energy_inside_mask", "pointing")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Look:
         baseline: what they are compared with; the same object at the first look.
         report: the comparison.
         history: all looks so far, this one last.
+        metrics: means over the probes by name (``drift``, ``similarity``, ...), all finite.
     """
 
     pixels: UInt8[Tensor, "n 3 y x"]
@@ -38,27 +43,29 @@ class Look:
     baseline: Snapshot
     report: DriftReport
     history: Sequence[SheetColumn]
+    metrics: Mapping[str, float]
 
     @property
     def is_first(self) -> bool:
         """Whether no look came before."""
         return len(self.history) == 1
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Finite means by name (``drift``, ``similarity``, ...); one that nothing is known of is left out."""
-        known = {
-            "similarity": mean_of_known(self.snapshot.similarity),
-            "energy_inside_mask": mean_of_known(self.snapshot.energy_inside_mask),
-            "pointing": mean_of_known(self.snapshot.pointing),
-        }
-        return {
-            "drift": self.report.drift,
-            "drift_max": self.report.worst.drift,
-            "alarms": float(len(self.report.alarms)),
-            "degenerate": float(sum(bool(probe.degenerate) for probe in self.report.probes)),
-            **{name: value for name, value in known.items() if value is not None},
-        }
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a look came to, in figures and words.
+
+    Attributes:
+        metrics: as in :class:`Look`.
+        alarm: the report in words if a probe broke the rule, else empty.
+        note: which probes cannot be judged because their baseline says nothing, else empty.
+        problems: sinks that failed.
+    """
+
+    metrics: Mapping[str, float]
+    alarm: str = ""
+    note: str = ""
+    problems: tuple[str, ...] = ()
 
 
 class Sink(Protocol):
@@ -79,6 +86,15 @@ class Monitor:
         baseline: a snapshot to compare with; ``None`` takes the first look.
         rolling: compare each look with the one before it.
         batch_size: images per pass.
+
+    Attributes:
+        sinks: where looks go.
+        metrics: the figures of the last look. What could not be measured then keeps its last value, 0 at first,
+            so that whoever monitors a figure always finds a finite one; ``degenerate`` counts the maps that said
+            nothing.
+
+    Raises:
+        IncomparableError: the baseline is of other probes.
     """
 
     def __init__(
@@ -93,10 +109,19 @@ class Monitor:
         rolling: bool = False,
         batch_size: int | None = None,
     ) -> None:
+        if baseline is not None and baseline.info.digest != probes.digest:
+            raise IncomparableError(
+                f"the baseline was made with other probes (digest {baseline.info.digest[:12]}, these have "
+                f"{probes.digest[:12]}); use the same images, prompts and masks, or take a new baseline."
+            )
         self.probes = probes
         self.rule = rule
         self.baseline = baseline
+        self.sinks: list[Sink] = []
         self.history: list[SheetColumn] = []
+        self.metrics = dict.fromkeys(FIGURES, 0.0)
+        if any(probe.mask is not None for probe in probes):
+            self.metrics |= dict.fromkeys(MASK_FIGURES, 0.0)
         self._rolling = rolling
         self._settings: dict[str, Any] = {
             "method": method,
@@ -106,15 +131,15 @@ class Monitor:
         }
         self._prepared: tuple[ClipModel, PreparedProbes] | None = None
 
-    def look(self, clip: ClipModel, *, step: int, epoch: int) -> Look:
-        """Explain the probes as ``clip`` sees them now and compare with the baseline.
+    def look(self, clip: ClipModel, *, step: int, epoch: int) -> Outcome:
+        """Explain the probes as ``clip`` sees them now, compare with the baseline, hand both to the sinks.
 
         Raises:
-            IncomparableError: the baseline was made with other probes or settings.
+            IncomparableError: the baseline was made with other settings.
             ProbeError, ConfigError, ModelError: the probes do not fit the model.
         """
         prepared = self.prepare(clip)
-        with torch.no_grad():
+        with torch.no_grad(), untouched(clip.module):
             texts = prepared.embedded(clip)
         explanation = explain(clip, prepared.images, texts, **self._settings)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
@@ -122,6 +147,7 @@ class Monitor:
         report = compare(baseline, snapshot, self.rule)
         if self.baseline is None or self._rolling:
             self.baseline = snapshot
+        self.metrics |= _figures(report, snapshot)
         self.history.append(
             SheetColumn(
                 step=step,
@@ -130,14 +156,26 @@ class Monitor:
                 alarm=tuple(probe.alarm for probe in report.probes),
             )
         )
-        return Look(
+        look = Look(
             pixels=clip.preprocessing.pixels(prepared.images),
             masks=[mask if has else None for mask, has in zip(prepared.masks, prepared.has_mask, strict=True)],
             snapshot=snapshot,
             baseline=baseline,
             report=report,
             history=tuple(self.history),
+            metrics=dict(self.metrics),
         )
+        problems = self._hand_on(look)
+        return Outcome(look.metrics, str(report) if report.alarms else "", _unmeasured(report), problems)
+
+    def _hand_on(self, look: Look) -> tuple[str, ...]:
+        problems = []
+        for sink in self.sinks:
+            try:
+                sink.write(look)
+            except Exception as error:  # the disk may be full; the figures are known all the same
+                problems.append(f"{type(sink).__name__} could not write a look ({type(error).__name__}: {error}).")
+        return tuple(problems)
 
     def prepare(self, clip: ClipModel) -> PreparedProbes:
         """The probes as ``clip`` is fed with them; made once a model.
@@ -157,6 +195,7 @@ class Monitor:
             tensors, metadata = self.baseline.tensors()
             state["baseline"] = {"tensors": tensors, "metadata": metadata}
         state["history"] = [asdict(column) for column in self.history]
+        state["metrics"] = dict(self.metrics)
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -171,3 +210,26 @@ class Monitor:
                 raise IncomparableError("the checkpoint was made with other probes.")
             self.baseline = saved
         self.history = [SheetColumn(**column) for column in state["history"]]
+        self.metrics |= state["metrics"]
+
+
+def _figures(report: DriftReport, snapshot: Snapshot) -> dict[str, float]:
+    """Means over the probes; one that nothing is known of is left out."""
+    known = {
+        "drift": report.drift,
+        "drift_max": report.worst.drift,
+        "alarms": float(len(report.alarms)),
+        "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
+        "similarity": mean_of_known(snapshot.similarity),
+        "energy_inside_mask": mean_of_known(snapshot.energy_inside_mask),
+        "pointing": mean_of_known(snapshot.pointing),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _unmeasured(report: DriftReport) -> str:
+    blind = [probe for probe in report.probes if probe.blind]
+    if not blind:
+        return ""
+    named = ", ".join(f"{probe.name} ({probe.degenerate})" for probe in blind)
+    return f"{len(blind)} of {len(report.probes)} probes have no usable baseline, their drift is unknown: {named}."

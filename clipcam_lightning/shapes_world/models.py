@@ -16,7 +16,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 VISION = {
     "vit": CLIPVisionCfg(layers=3, width=128, head_width=32, patch_size=8, image_size=SIZE),
     # Its stride is 32, so the picture is enlarged to give the last stage a grid worth the name.
-    "resnet": CLIPVisionCfg(layers=(1, 1, 1, 1), width=16, head_width=64, image_size=192),
+    "resnet": CLIPVisionCfg(layers=(1, 1, 1, 1), width=16, head_width=64, image_size=160),
 }
 
 
@@ -48,7 +48,7 @@ class WordTokenizer:
 
 
 def build_clip(tower: str = "vit") -> open_clip.CLIP:
-    """An untrained CLIP of the shapes world: ``"vit"`` (8x8 grid) or ``"resnet"`` (6x6)."""
+    """An untrained CLIP of the shapes world: ``"vit"`` (8x8 grid) or ``"resnet"`` (5x5)."""
     vision, tokenizer = VISION[tower], WordTokenizer()
     text = CLIPTextCfg(
         context_length=tokenizer.context_length, vocab_size=len(tokenizer.words), width=64, heads=2, layers=2

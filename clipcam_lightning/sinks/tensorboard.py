@@ -5,7 +5,8 @@ import math
 import re
 
 from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.image.metadata import create_summary_metadata
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.drift import ProbeDrift
@@ -59,7 +60,7 @@ class TensorBoardSink:
             height=image.height, width=image.width, colorspace=3, encoded_image_string=encoded.getvalue()
         )
         # add_image knows neither JPEG nor a description.
-        metadata = SummaryMetadata(summary_description=description)
+        metadata = create_summary_metadata(display_name=tag, description=description)
         value = Summary.Value(tag=tag, metadata=metadata, image=picture)
         self.writer._get_file_writer().add_summary(Summary(value=[value]), step)
 
