@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -125,7 +125,7 @@ class ClipCamCallback(Callback):
         self._directory = Path()
         self._clip: ClipModel | None = None
         self._monitor: Monitor | None = None
-        self._metrics: dict[str, float] = {}
+        self._metrics: Mapping[str, float] = {}
         self._resumed: dict[str, Any] | None = None
         self._looks = 0  # counted on every rank, so that all ranks agree on what comes next
         self._looked_at = -1  # the step of the last look

@@ -26,5 +26,5 @@ def colored(values: Float[Tensor, "y x"], name: str = HEAT) -> Float[Tensor, "3 
 def overlaid(pixels: UInt8[Tensor, "3 y x"], heat: Float[Tensor, "y x"], name: str = HEAT) -> UInt8[Tensor, "3 y x"]:
     """Heat 0-1 over the greyed picture: the hotter, the more colour covers it."""
     grey = pixels.float().mul(torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0) / 255
-    cover = (0.25 + 0.6 * heat.nan_to_num(0.0).clamp(0, 1))[None]
+    cover = (0.1 + 0.75 * heat.nan_to_num(0.0).clamp(0, 1))[None]
     return ((cover * colored(heat, name) + (1 - cover) * grey) * 255).round().clamp(0, 255).to(torch.uint8)

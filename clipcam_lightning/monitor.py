@@ -1,7 +1,7 @@
 """What happens at one look: explain the probes, snapshot, compare, hand to the sinks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -53,7 +53,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a look came to, in figures and words.
+    """What a look came to, in figures and words: small enough to be sent to every rank.
 
     Attributes:
         metrics: as in :class:`Look`.
@@ -62,7 +62,7 @@ class Outcome:
         problems: sinks that failed.
     """
 
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float] = field(default_factory=dict)
     alarm: str = ""
     note: str = ""
     problems: tuple[str, ...] = ()
@@ -89,6 +89,7 @@ class Monitor:
 
     Attributes:
         sinks: where looks go.
+        last: the newest look; ``None`` before the first.
         metrics: the figures of the last look. What could not be measured then keeps its last value, 0 at first,
             so that whoever monitors a figure always finds a finite one; ``degenerate`` counts the maps that said
             nothing.
@@ -118,6 +119,7 @@ class Monitor:
         self.rule = rule
         self.baseline = baseline
         self.sinks: list[Sink] = []
+        self.last: Look | None = None
         self.history: list[SheetColumn] = []
         self.metrics = dict.fromkeys(FIGURES, 0.0)
         if any(probe.mask is not None for probe in probes):
@@ -156,7 +158,7 @@ class Monitor:
                 alarm=tuple(probe.alarm for probe in report.probes),
             )
         )
-        look = Look(
+        self.last = look = Look(
             pixels=clip.preprocessing.pixels(prepared.images),
             masks=[mask if has else None for mask, has in zip(prepared.masks, prepared.has_mask, strict=True)],
             snapshot=snapshot,

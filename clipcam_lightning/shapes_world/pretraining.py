@@ -18,7 +18,7 @@ from clipcam_lightning.shapes_world.scenes import CAPTIONS, Scenes, draw_scenes,
 from clipcam_lightning.tensorfile import load_tensors, save_tensors
 
 BATCH, POOL = 64, 4000  # pictures a step; pictures of each kind to draw batches from
-STEPS = {"vit": 750, "resnet": 420}
+STEPS = {"vit": 750, "resnet": 280}
 PEAK_RATE = {"vit": 1.2e-3, "resnet": 2e-3}
 ONE_OBJECT_SHARE = 0.55  # of the steps; then pictures with two objects join in
 MAX_HAZE = 0.3

@@ -1,0 +1,64 @@
+"""What the demo says at its end: who looks where, and what accuracy does not show."""
+
+import math
+from pathlib import Path
+
+import open_clip
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from clipcam_lightning import metrics
+from clipcam_lightning.callback import ClipCamCallback
+from clipcam_lightning.drift import ProbeDrift
+from clipcam_lightning.shapes_world.pretraining import retrieval_accuracy
+from clipcam_lightning.shapes_world.scenes import draw_scenes, stamp_mask, with_haze, with_stamps
+from clipcam_lightning.sinks.files import CONTACT_SHEET
+
+HELD_OUT = 300  # scenes
+
+
+def print_summary(watcher: ClipCamCallback, model: open_clip.CLIP, log_dir: str) -> None:
+    """Print a table of the probes, the accuracies behind it, and where the pictures are."""
+    assert watcher.monitor is not None
+    look = watcher.monitor.last
+    assert look is not None
+    table = Table(title=f"Attention after {look.snapshot.info.step} steps, compared with before")
+    for column, justify in (
+        ("probe", "left"),
+        ("similarity", "right"),
+        ("drift", "right"),
+        ("energy on the object", "right"),
+        ("alarm", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for probe in look.report.probes:
+        table.add_row(
+            probe.name,
+            _before_now(probe.similarity, probe.similarity_change),
+            f"{probe.drift:.2f}",
+            _before_now(probe.energy_inside_mask, probe.energy_change),
+            _alarm(probe),
+        )
+    console = Console()
+    console.print(table)
+
+    hazy = with_haze(draw_scenes(HELD_OUT, seed=3, corner_free=True), 0.6, 1.0, seed=3)
+    stamp = torch.from_numpy(stamp_mask()).expand(len(look.report.probes), -1, -1)
+    before, now = (metrics.energy_inside(maps, stamp).nanmean() for maps in (look.baseline.maps, look.snapshot.maps))
+    console.print(f"retrieval accuracy with stamp          {retrieval_accuracy(model, with_stamps(hazy)):.2f}")
+    console.print(f"  the same pictures without stamp      {retrieval_accuracy(model, hazy):.2f}")
+    console.print(f"  with the stamp of another caption    {retrieval_accuracy(model, with_stamps(hazy, shift=7)):.2f}")
+    console.print(f"energy on the stamp                    {before:.2f} -> {now:.2f}")
+    console.print(f"\ncontact sheet: {Path(log_dir) / 'clipcam' / CONTACT_SHEET}")
+    console.print(f"tensorboard --logdir {Path(log_dir).parent}")
+
+
+def _before_now(now: float, change: float) -> str:
+    return f"{now - change:.2f} -> {now:.2f}" if math.isfinite(change) else "unknown"
+
+
+def _alarm(probe: ProbeDrift) -> str:
+    if not probe.alarm:
+        return ""
+    return "[red]map says nothing[/red]" if probe.degenerate else "[red]drifted[/red]"
