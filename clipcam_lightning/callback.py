@@ -1,6 +1,5 @@
 """When looks happen in a Lightning training."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, Literal, TypeAlias
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from clipcam_lightning.cam.explain import Layers
@@ -21,14 +19,11 @@ from clipcam_lightning.errors import (
     ClipCamWarning,
     ConfigError,
     DriftAlarm,
-    ModelError,
 )
-from clipcam_lightning.monitor import Monitor, Outcome, Sink
+from clipcam_lightning.monitor import Monitor, Outcome
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import ProbeLike, ProbeSet
-from clipcam_lightning.sinks.files import FileSink
-from clipcam_lightning.sinks.tensorboard import TensorBoardSink
-from clipcam_lightning.snapshot import Snapshot
+from clipcam_lightning.sinks import sinks_of
 
 ProbesLike: TypeAlias = ProbeSet | PathLike | Sequence[ProbeLike]
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")  # one rank alone cannot run a forward
@@ -97,10 +92,12 @@ class ClipCamCallback(Callback):
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{argument} must be at least 1 (got {value}).")
-        if on_drift not in ("log", "warn", "stop", "raise"):
-            raise ConfigError(f"on_drift must be 'log', 'warn', 'stop' or 'raise' (got {on_drift!r}).")
-        if on_error not in ("warn", "raise"):
-            raise ConfigError(f"on_error must be 'warn' or 'raise' (got {on_error!r}).")
+        for argument, choice, choices in (
+            ("on_drift", on_drift, ("log", "warn", "stop", "raise")),
+            ("on_error", on_error, ("warn", "raise")),
+        ):
+            if choice not in choices:
+                raise ConfigError(f"{argument} must be one of {', '.join(choices)} (got {choice!r}).")
         if name is not None and not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"name must be letters, digits, '.', '-' and '_' (got {name!r}).")
         self.every_n_epochs = every_n_epochs
@@ -113,12 +110,12 @@ class ClipCamCallback(Callback):
         self._clip_name = clip
         self._tokenizer = tokenizer
         self._probes = probes
-        self._baseline = os.fspath(baseline)
-        self._rule = DriftRule(max_drift)
-        self._cam: dict[str, Any] = {
+        self._watch: dict[str, Any] = {
             "method": method_of(method),
             "layers": layers,
             "target": target_of(target),
+            "rule": DriftRule(max_drift),
+            "baseline": baseline,
             "batch_size": batch_size,
         }
         self._root = f"clipcam_{name}" if name else "clipcam"
@@ -129,7 +126,9 @@ class ClipCamCallback(Callback):
         self._resumed: dict[str, Any] | None = None
         self._looks = 0  # counted on every rank, so that all ranks agree on what comes next
         self._looked_at = -1  # the step of the last look
-        self._logged_at = (-1, -1)  # step and epoch at which the figures were last logged
+        self._validated = -1  # the epoch of the last validation
+        self._tried_a_batch = False
+        self._error: Exception | None = None
         self._warned: set[str] = set()
         self._off = False
 
@@ -155,26 +154,19 @@ class ClipCamCallback(Callback):
             raise ConfigError(f"ClipCamCallback cannot look into a model that {sharded[0]} splits over its ranks.")
         self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
         if self._probes is not None:
-            self._monitor = self._monitor_of(ProbeSet.of(self._probes))
-        try:
-            self._clip = find_clip(pl_module, self._clip_name, self._tokenizer)
-        except ModelError:
-            if not _configures_later(pl_module):
-                raise
-        else:
-            self._check(self._clip)
+            self._monitor = Monitor(ProbeSet.of(self._probes), **self._watch)
+        if not _configures_later(pl_module):
+            self._find_clip(pl_module)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = state_dict or None
+        self._resumed = None if self._off else state_dict or None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._off:
             return
-        if self._clip is None:
-            self._clip = find_clip(pl_module, self._clip_name, self._tokenizer)
-            self._check(self._clip)
+        self._find_clip(pl_module)  # again: a module may be built, compiled or wrapped since setup
         if self._resumed is not None:
             self._resume(self._resumed)
 
@@ -192,8 +184,9 @@ class ClipCamCallback(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._off or self._looks or batch_idx:
+        if self._off or self._looks or self._tried_a_batch:
             return
+        self._tried_a_batch = True
         if self._monitor is None:
             self._capture_probes(batch)
         if trainer.strategy.broadcast(self._monitor is not None):
@@ -210,11 +203,13 @@ class ClipCamCallback(Callback):
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._epoch_ended(trainer, pl_module)
+            self._validated = trainer.current_epoch
+            self._look_and_log(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_ended(trainer, pl_module)
+        if self._validated != trainer.current_epoch:
+            self._look_and_log(trainer, pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -230,14 +225,13 @@ class ClipCamCallback(Callback):
 
     # What they share.
 
-    def _epoch_ended(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _look_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look if one is due, and log the figures in any case: a monitor must find them in every epoch."""
-        if self._off or not self._looks or self._logged_at == (trainer.global_step, trainer.current_epoch):
+        if self._off or not self._looks:
             return
         due = not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and trainer.global_step != self._looked_at:
             self._look(trainer, pl_module)
-        self._logged_at = (trainer.global_step, trainer.current_epoch)
         for metric, value in self._metrics.items():
             # Not to the logger: there the sink writes them, at the same step as the pictures.
             pl_module.log(f"{self._root}/{metric}", value, on_step=False, on_epoch=True, logger=False, batch_size=1)
@@ -264,45 +258,29 @@ class ClipCamCallback(Callback):
         """Look; whatever goes wrong becomes a problem in words and not an exception."""
         assert self._clip is not None
         assert self._monitor is not None
-        self._monitor.sinks = self._monitor.sinks or self._sinks(trainer)
+        self._monitor.sinks = self._monitor.sinks or sinks_of(trainer.loggers, self._directory, self._root)
         try:
             return self._monitor.look(self._clip, step=trainer.global_step, epoch=trainer.current_epoch)
         except Exception as error:  # of any kind: a look must not take a training down
+            self._error = error
             return Outcome(self._monitor.metrics, problems=(f"a look failed: {_in_words(error)}",))
-
-    def _sinks(self, trainer: Trainer) -> list[Sink]:
-        writers = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-        tensorboards = [TensorBoardSink(writer, self._root) for writer in writers if isinstance(writer, SummaryWriter)]
-        return [FileSink(self._directory), *tensorboards]
 
     def _capture_probes(self, batch: Any) -> None:
         """Take the probes from a batch, or say why that cannot be done."""
         assert self._clip is not None
         try:
             size, tokenizer = self._clip.preprocessing.size, self._clip.tokenizer
-            self._monitor = self._monitor_of(
-                ProbeSet.from_batch(batch, size=size, count=self.num_probes, tokenizer=tokenizer)
-            )
+            probes = ProbeSet.from_batch(batch, size=size, count=self.num_probes, tokenizer=tokenizer)
+            self._monitor = Monitor(probes, **self._watch)
+            self._monitor.prepare(self._clip)
         except Exception as error:
+            self._error = error
             self._failed(f"no probes could be taken from a batch: {_in_words(error)}")
 
-    def _monitor_of(self, probes: ProbeSet) -> Monitor:
-        from_file = self._baseline not in ("start", "previous")
-        return Monitor(
-            probes,
-            rule=self._rule,
-            baseline=Snapshot.load(self._baseline) if from_file else None,
-            rolling=self._baseline == "previous",
-            **self._cam,
-        )
-
-    def _check(self, clip: ClipModel) -> None:
-        """Find out before training, not at its first look, that a layer or a probe does not fit the model."""
-        layers = self._cam["layers"]
-        for layer in [layers] if isinstance(layers, int | str) else layers or ():
-            clip.tower.resolve(layer)
+    def _find_clip(self, pl_module: LightningModule) -> None:
+        self._clip = find_clip(pl_module, self._clip_name, self._tokenizer)
         if self._monitor is not None:
-            self._monitor.prepare(clip)
+            self._monitor.prepare(self._clip)
 
     def _resume(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint left off: probes, baseline, history and figures."""
@@ -310,15 +288,16 @@ class ClipCamCallback(Callback):
         try:
             if self._monitor is None:
                 saved = state["monitor"]["probes"]
-                self._monitor = self._monitor_of(ProbeSet.from_tensors(saved["tensors"], saved["rows"]))
+                self._monitor = Monitor(ProbeSet.from_tensors(saved["tensors"], saved["rows"]), **self._watch)
             self._monitor.restore(state["monitor"])
             self._metrics, self._looks = self._monitor.metrics, state["looks"]
         except Exception as error:
+            self._error = error
             self._failed(f"the checkpoint's baseline and history are not used: {_in_words(error)}")
 
     def _failed(self, problem: str) -> None:
         if self.on_error == "raise":
-            raise ClipCamError(problem)
+            raise ClipCamError(problem) from self._error
         self._warn_once(f"{problem} The training goes on.")
 
     def _warn_once(self, text: str) -> None:

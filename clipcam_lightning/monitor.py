@@ -9,12 +9,13 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from clipcam_lightning.cam.capture import untouched
-from clipcam_lightning.cam.explain import Layers, explain
+from clipcam_lightning.cam.explain import Layers, explain, layer_names
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.drift import DriftReport, DriftRule, compare
 from clipcam_lightning.errors import IncomparableError
+from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import PreparedProbes, ProbeSet
 from clipcam_lightning.render import SheetColumn, for_display
 from clipcam_lightning.snapshot import Snapshot, mean_of_known, take_snapshot
@@ -83,8 +84,7 @@ class Monitor:
         probes: what to explain.
         method, layers, target: as in :func:`explain`.
         rule: what counts as an alarm.
-        baseline: a snapshot to compare with; ``None`` takes the first look.
-        rolling: compare each look with the one before it.
+        baseline: ``"start"`` for the first look, ``"previous"`` for the one before, or a snapshot file.
         batch_size: images per pass.
 
     Attributes:
@@ -95,7 +95,8 @@ class Monitor:
             nothing.
 
     Raises:
-        IncomparableError: the baseline is of other probes.
+        SnapshotError: the baseline file cannot be read.
+        IncomparableError: it is of other probes.
     """
 
     def __init__(
@@ -106,25 +107,24 @@ class Monitor:
         layers: Layers,
         target: TargetLike,
         rule: DriftRule,
-        baseline: Snapshot | None = None,
-        rolling: bool = False,
+        baseline: PathLike = "start",
         batch_size: int | None = None,
     ) -> None:
-        if baseline is not None and baseline.info.digest != probes.digest:
+        self.baseline = None if baseline in ("start", "previous") else Snapshot.load(baseline)
+        if self.baseline is not None and self.baseline.info.digest != probes.digest:
             raise IncomparableError(
-                f"the baseline was made with other probes (digest {baseline.info.digest[:12]}, these have "
+                f"the baseline was made with other probes (digest {self.baseline.info.digest[:12]}, these have "
                 f"{probes.digest[:12]}); use the same images, prompts and masks, or take a new baseline."
             )
         self.probes = probes
         self.rule = rule
-        self.baseline = baseline
         self.sinks: list[Sink] = []
         self.last: Look | None = None
         self.history: list[SheetColumn] = []
         self.metrics = dict.fromkeys(FIGURES, 0.0)
         if any(probe.mask is not None for probe in probes):
             self.metrics |= dict.fromkeys(MASK_FIGURES, 0.0)
-        self._rolling = rolling
+        self._rolling = baseline == "previous"
         self._settings: dict[str, Any] = {
             "method": method,
             "layers": layers,
@@ -180,11 +180,13 @@ class Monitor:
         return tuple(problems)
 
     def prepare(self, clip: ClipModel) -> PreparedProbes:
-        """The probes as ``clip`` is fed with them; made once a model.
+        """The probes as ``clip`` is fed with them, made once a model; finds out early what does not fit.
 
         Raises:
             ProbeError: preprocessed pixels of another size than the model's.
+            ConfigError: the model has no such layer.
         """
+        layer_names(clip, self._settings["layers"])
         if self._prepared is None or self._prepared[0].module is not clip.module:
             self._prepared = clip, self.probes.prepared(clip)
         return self._prepared[1]
@@ -210,7 +212,7 @@ class Monitor:
             saved = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
             if saved.info.digest != self.probes.digest:
                 raise IncomparableError("the checkpoint was made with other probes.")
-            self.baseline = saved
+            self.baseline = self.baseline or saved  # a file that was asked for now takes precedence
         self.history = [SheetColumn(**column) for column in state["history"]]
         self.metrics |= state["metrics"]
 

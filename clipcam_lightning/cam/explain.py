@@ -102,7 +102,7 @@ def explain(
     """
     clip = model if isinstance(model, ClipModel) else find_clip(model, tokenizer=tokenizer)
     chosen, aim = method_of(method), target_of(target)
-    names = _layer_names(clip, layers)
+    names = layer_names(clip, layers)
     check_fusion(fuse)
     _check_images(clip, images)
     if batch_size is not None and batch_size < 1:
@@ -168,7 +168,12 @@ def _one_pass(
     return torch.stack(maps, dim=1), similarity[:, :prompts].detach()
 
 
-def _layer_names(clip: ClipModel, layers: Layers) -> tuple[str, ...]:
+def layer_names(clip: ClipModel, layers: Layers) -> tuple[str, ...]:
+    """Dotted names of the layers meant by ``layers``.
+
+    Raises:
+        ConfigError: the model has no such layer; the message lists those there are.
+    """
     if layers is None:
         return (clip.tower.default_layer,)
     chosen = [layers] if isinstance(layers, int | str) else layers

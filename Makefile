@@ -1,0 +1,30 @@
+# Each target sets up what it needs on a machine that has python3 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test benchmarks clean
+
+demo: .venv/.installed
+	$(BIN)/python examples/watch_finetuning.py
+
+test: .venv/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+	$(BIN)/pytest
+
+benchmarks: .venv/.installed-test
+	$(BIN)/python benchmarks/localisation.py
+	$(BIN)/python benchmarks/speed.py
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv clipcam_demo .mypy_cache .pytest_cache .ruff_cache
