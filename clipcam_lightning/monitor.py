@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, UInt8
@@ -69,6 +69,7 @@ class Outcome:
     problems: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Somewhere a look goes."""
 

@@ -1,0 +1,276 @@
+"""``explain`` works wherever it is called and leaves no trace; its arguments are checked."""
+
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from clipcam_lightning.cam.capture import untouched
+from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.targets import Contrast
+from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
+
+PROMPTS = ["a red circle", "a blue star"]
+
+
+def fail(*_args: object) -> Tensor:
+    raise RuntimeError("on purpose")
+
+
+class Restless(nn.Module):
+    """Uses random numbers and changes a buffer at every call, whatever its mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        random.random()
+        np.random.rand()
+        return x + 0 * torch.rand(1)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 64, 64)
+
+
+def traces(model: nn.Module) -> dict[str, Any]:
+    return {
+        "modes": [module.training for module in model.modules()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "attributes": [sorted(vars(module)) for module in model.modules()],
+        "grads": [p.grad for p in model.parameters()],
+        "values": [value.tolist() for value in (*model.parameters(), *model.buffers())],
+        "random state": torch.get_rng_state().tolist(),
+    }
+
+
+@pytest.mark.parametrize("break_at", ["nothing", "forward", "method"])
+@pytest.mark.parametrize("tower", ["vit", "resnet"])
+def test_the_model_comes_back_as_it_was(break_at: str, tower: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_clip(tower).train()
+    images, texts = torch.randn(2, 3, *model.visual.preprocess_cfg["size"]), torch.randn(2, 64)
+    visual, restless = model.visual, Restless()
+    if tower == "vit":
+        visual.patch_dropout, last = restless, visual.ln_post
+    else:
+        visual.layer3.add_module("restless", restless)
+        last = visual.attnpool
+    last.eval()  # one submodule deliberately out of step
+    visual.requires_grad_(False)
+    model.logit_scale.grad = torch.ones(())
+    before = traces(model)
+
+    with monkeypatch.context() as patch:
+        if break_at == "forward":
+            patch.setattr(last, "forward", fail)
+        method = fail if break_at == "method" else "gradcam"
+        with nullcontext() if break_at == "nothing" else pytest.raises(RuntimeError, match="on purpose"):
+            explain(model, images, texts, method=method, layers=0, scales=(1.0, 2.0), checkpointing=True)
+
+    after = traces(model)
+    for what, value in before.items():
+        assert after[what] == value, what
+
+
+def test_random_numbers_drawn_inside_are_given_back() -> None:
+    """Of ``untouched`` alone, because the run-time type checks of this test suite draw from ``random`` themselves."""
+    model = Restless()
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    with untouched(model):
+        model(torch.ones(1))
+
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
+    assert model.calls == 0
+
+
+CALLS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "plain": nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("around", CALLS.values(), ids=CALLS)
+def test_the_maps_are_the_same_under(around: Any, clip: ClipModel, images: Tensor) -> None:
+    expected = explain(clip, images, PROMPTS)
+
+    with around():
+        found = explain(clip, images.clone(), PROMPTS)  # under inference_mode an inference tensor
+
+    assert torch.equal(found.maps, expected.maps)
+    assert torch.equal(found.similarity, expected.similarity)
+    assert found.maps.dtype == torch.float32
+
+
+def test_train_mode_with_dropout_and_batchnorm_gives_the_eval_maps(images: Tensor) -> None:
+    model = build_clip("vit")
+    model.visual.ln_pre = nn.Sequential(nn.Dropout(0.5), nn.LayerNorm(128))
+    expected = explain(model.eval(), images, torch.ones(1, 64)).maps
+
+    assert torch.equal(explain(model.train(), images, torch.ones(1, 64)).maps, expected)
+
+
+@pytest.mark.parametrize("form", ["torch.compile(model)", "model.compile()", "compiled encode_image"])
+def test_a_compiled_model_gives_the_eager_maps(form: str, images: Tensor) -> None:
+    model = build_clip("vit").eval()
+    texts = torch.randn(2, 64)
+    expected = explain(model, images, texts).maps
+    compiled: Any = model
+    if form == "torch.compile(model)":
+        compiled = torch.compile(model, backend="eager")
+    elif form == "model.compile()":
+        model.compile(backend="eager")
+        model.visual.compile(backend="eager")
+    else:
+        model.encode_image = torch.compile(model.encode_image, backend="eager")
+    with torch.no_grad():
+        compiled.encode_image(images)  # compiled before any hook was there
+
+    assert_close(explain(compiled, images, texts).maps, expected)
+
+
+def test_a_checkpointing_model_gives_the_same_maps_and_goes_on_checkpointing(images: Tensor) -> None:
+    model, texts = build_clip("vit"), torch.randn(2, 64)
+    expected = explain(model, images, texts, layers=0).maps
+    model.set_grad_checkpointing(True)
+
+    assert_close(explain(model, images, texts, layers=0).maps, expected)
+    assert model.visual.transformer.grad_checkpointing
+
+
+def test_a_half_precision_model_is_fed_its_own_type(images: Tensor) -> None:
+    model = build_clip("vit").to(torch.bfloat16)
+    explained = explain(model, images, torch.randn(2, 64))
+
+    assert explained.maps.dtype == explained.similarity.dtype == torch.float32
+    assert explained.maps.isfinite().all()
+
+
+def test_prompts_may_be_shared_per_image_or_embedded(clip: ClipModel, images: Tensor) -> None:
+    shared = explain(clip, images, PROMPTS)
+    embeddings = clip.embed_texts(PROMPTS).detach()
+
+    for prompts in ([PROMPTS] * 3, embeddings, embeddings.expand(3, -1, -1), 7 * embeddings):
+        same = explain(clip, images, prompts)
+        assert_close(same.maps, shared.maps)
+        assert_close(same.similarity, shared.similarity)
+    swapped = explain(clip, images, [PROMPTS, PROMPTS[::-1], PROMPTS])
+    assert_close(swapped.maps[1, 0], shared.maps[1, 1])
+
+
+def test_similarity_is_the_cosine_without_the_trained_temperature(clip: ClipModel, images: Tensor) -> None:
+    before = explain(clip, images, PROMPTS)
+    with torch.no_grad():
+        clip.module.logit_scale.fill_(9.0)
+
+    after = explain(clip, images, PROMPTS)
+
+    assert torch.equal(before.maps, after.maps)
+    with torch.no_grad():
+        features = clip.module.encode_image(images, normalize=True)
+        texts = clip.module.encode_text(WordTokenizer()(PROMPTS), normalize=True)
+    assert_close(after.similarity, features @ texts.T)
+
+
+@pytest.mark.parametrize("target", ["contrast", Contrast(negatives=("a green square", "a red star"))])
+def test_contrast_is_subtracted_before_the_rectifier(target: Any, clip: ClipModel, images: Tensor) -> None:
+    """By linearity the unrectified map of the contrast is the difference of the unrectified maps."""
+
+    def signed(capture: Any) -> Tensor:
+        return (capture.gradients * capture.activations).sum(1)
+
+    negatives = PROMPTS[1:] if target == "contrast" else list(target.negatives)
+    own = explain(clip, images, PROMPTS[:1], method=signed).maps[:, 0]
+    others = explain(clip, images, negatives, method=signed).maps.mean(1)
+
+    found = explain(clip, images, PROMPTS, method=signed, target=target)
+
+    assert_close(found.maps[:, 0], own - others, atol=1e-6, rtol=1e-4)
+    rectified = explain(clip, images, PROMPTS, method="hirescam", target=target)
+    assert_close(rectified.maps[:, 0], (own - others).relu(), atol=1e-6, rtol=1e-4)
+    assert rectified.similarity.shape == (3, 2), "the cosines of the prompts, not the contrasts"
+
+
+def test_contrast_with_nothing_to_contrast_says_what_to_give(clip: ClipModel, images: Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"at least two prompts.*negatives"):
+        explain(clip, images, PROMPTS[:1], target="contrast")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.randn(3, 64, 64)}, r"\[n, 3, 64, 64\].*\(3, 64, 64\)"),
+        ({"images": torch.randn(2, 3, 32, 32)}, r"\[n, 3, 64, 64\].*\(2, 3, 32, 32\)"),
+        ({"images": torch.zeros(2, 3, 64, 64, dtype=torch.uint8)}, "preprocessed float pixels.*uint8"),
+        ({"images": torch.randn(0, 3, 64, 64)}, "n at least 1"),
+        ({"prompts": "a red circle"}, "a list of strings"),
+        ({"prompts": []}, "a list of strings"),
+        ({"prompts": ["a", " "]}, "something in it"),
+        ({"prompts": [["a"], ["b", "c"], ["d"]]}, r"all of one length.*lengths \[1, 2, 1\]"),
+        ({"prompts": [["a"], ["b"]]}, "2 lists .* for 3 images"),
+        ({"prompts": torch.randn(2, 1, 64)}, r"\[p, d\] or \[3, p, d\]"),
+        ({"method": "gradcampp"}, "gradcam, hirescam, layercam"),
+        ({"target": "logit"}, "'similarity', 'contrast'"),
+        ({"layers": "visual.nothing"}, "Layers worth mapping"),
+        ({"layers": []}, "at least one layer"),
+        ({"fuse": "median"}, "mean, max, product"),
+        ({"scales": ()}, "positive factors"),
+        ({"scales": (0.01,)}, "smaller than one cell"),
+        ({"batch_size": 0}, "at least 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_used_is_said(
+    change: dict[str, Any], message: str, clip: ClipModel, images: Tensor, unchecked: None
+) -> None:
+    arguments = {"images": images, "prompts": PROMPTS, **change}
+    with pytest.raises(ConfigError, match=message):
+        explain(clip, **arguments)
+
+
+def test_the_overlay_is_hottest_where_the_map_is(clip: ClipModel, images: Tensor) -> None:
+    explained = explain(clip, images, PROMPTS, method="hirescam")
+
+    overlay = explained.overlay(torch.full((3, 3, 64, 64), 90, dtype=torch.uint8))
+
+    assert overlay.shape == (3, 2, 3, 64, 64)
+    brightest = overlay.float().mean(2).flatten(2).argmax(2)
+    assert torch.equal(brightest, explained.resized((64, 64)).flatten(2).argmax(2))
+    assert explained.normalized().amax() == 1
+    assert explained.normalized().amin() == 0
+
+
+def test_memory_is_bounded_by_batch_size(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    encode = clip.module.encode_image
+    monkeypatch.setattr(clip.module, "encode_image", lambda images: (sizes.append(len(images)), encode(images))[1])
+
+    explain(clip, torch.randn(7, 3, 64, 64), PROMPTS, batch_size=3)
+
+    assert sizes == [3, 3, 1]
+
+
+def test_a_pass_keeps_no_graph_before_its_layer(untrained: open_clip.CLIP, images: Tensor) -> None:
+    """Blocks before the layer run without grad, the tail with it."""
+    modes: list[bool] = []
+    for block in untrained.visual.transformer.resblocks:
+        block.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+
+    explain(find_clip(untrained), images, torch.randn(1, 64), layers=1)
+
+    assert modes == [False, False, True]

@@ -1,0 +1,156 @@
+"""The CLIP is found by what it can do, under any name and in any wrapper."""
+
+import copy
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.model import find_clip
+from clipcam_lightning.errors import ModelError
+from clipcam_lightning.shapes_world.models import WordTokenizer
+
+
+class Holder(nn.Module):
+    """Stands for a LightningModule: it holds things under given names."""
+
+    def __init__(self, **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+class Delegating(Holder):
+    """A module that hands the calls on, as many LightningModules do."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.clip.encode_image(images)
+
+    def encode_text(self, texts: Tensor) -> Tensor:
+        return self.clip.encode_text(texts)
+
+
+@pytest.fixture
+def process_group(tmp_path: Any) -> Any:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def lora(model: nn.Module) -> nn.Module:
+    return get_peft_model(model, LoraConfig(target_modules=["c_fc", "c_proj"], r=2, init_lora_weights=False))
+
+
+WRAPPERS = {
+    "itself": lambda clip: clip,
+    "any name": lambda clip: Holder(backbone_17=clip),
+    "two levels down": lambda clip: Holder(a=Holder(b=clip)),
+    "beside other modules": lambda clip: Holder(head=nn.Linear(2, 2), net=clip),
+    "delegating module": lambda clip: Delegating(clip=clip),
+    "compiled": lambda clip: Holder(model=torch.compile(clip, backend="eager")),
+    "held twice": lambda clip: Holder(model=clip, alias=clip),
+    "lora": lambda clip: Holder(model=lora(clip)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_the_clip_is_found_in(wrap: Any, untrained: open_clip.CLIP) -> None:
+    assert find_clip(wrap(untrained)).module is untrained
+
+
+def test_the_clip_is_found_in_ddp(untrained: open_clip.CLIP, process_group: None) -> None:
+    wrapped = Holder(model=nn.parallel.DistributedDataParallel(untrained))
+
+    assert find_clip(wrapped).module is untrained
+
+
+def test_lora_weights_take_part_in_the_map(untrained: open_clip.CLIP) -> None:
+    images, texts = torch.randn(2, 3, 64, 64), torch.randn(1, 64)
+    plain = explain(untrained, images, texts).maps
+
+    adapted = explain(lora(untrained), images, texts).maps
+
+    assert not torch.allclose(plain, adapted)
+
+
+@pytest.mark.parametrize("name", ["teacher", "ema_model", "clip_ema", "momentum_encoder"])
+def test_a_copy_that_only_follows_gives_way(untrained: open_clip.CLIP, name: str) -> None:
+    assert find_clip(Holder(**{name: copy.deepcopy(untrained), "model": untrained})).module is untrained
+    assert find_clip(Holder(**{name: untrained})).module is untrained, "alone it is the one"
+
+
+def test_two_clips_are_named_with_the_argument_that_chooses(untrained: open_clip.CLIP) -> None:
+    module = Holder(left=untrained, right=copy.deepcopy(untrained))
+
+    with pytest.raises(ModelError, match=r"2 CLIPs in Holder: left \(CLIP\), right \(CLIP\).*clip='dotted\.name'"):
+        find_clip(module)
+    assert find_clip(module, "left").module is untrained
+
+
+def test_none_at_all_is_said_with_what_a_clip_is() -> None:
+    with pytest.raises(ModelError, match=r"no CLIP in Linear.*encode_image and encode_text"):
+        find_clip(nn.Linear(2, 2))
+
+
+def test_a_wrong_name_lists_what_was_found(untrained: open_clip.CLIP) -> None:
+    with pytest.raises(ModelError, match=r"clip='modle' names no CLIP.*found: model \(CLIP\)"):
+        find_clip(Holder(model=untrained), "modle")
+
+
+def test_a_name_may_point_at_a_wrapper(untrained: open_clip.CLIP) -> None:
+    module = Holder(a=Holder(clip=untrained), b=copy.deepcopy(untrained))
+
+    assert find_clip(module, "a").name == "a.clip"
+
+
+def test_the_tokenizer_is_the_nearest_one(untrained: open_clip.CLIP) -> None:
+    near, far = WordTokenizer(), WordTokenizer()
+    module = Holder(inner=Holder(clip=untrained))
+    assert find_clip(module).tokenizer is None
+
+    module.tokenizer = far
+    assert find_clip(module).tokenizer is far
+    module.inner.tokenizer = near
+    assert find_clip(module).tokenizer is near
+
+
+def test_clips_own_vocabulary_gets_clips_own_tokenizer() -> None:
+    config = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
+    text = {"layers": 1, "width": 32, "heads": 2, "context_length": 20}
+    model = open_clip.CLIP(embed_dim=16, vision_cfg=config, text_cfg=text)
+
+    tokens = find_clip(model).tokenize(["a cat"])
+
+    assert torch.equal(tokens, open_clip.tokenize(["a cat"], context_length=20))
+
+
+def test_strings_without_a_tokenizer_say_what_to_give(untrained: open_clip.CLIP) -> None:
+    with pytest.raises(ModelError, match=r"no tokenizer.*tokenizer=\.\.\."):
+        explain(untrained, torch.randn(1, 3, 64, 64), ["a red circle"])
+
+
+def test_each_distinct_prompt_is_embedded_once(untrained: open_clip.CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, seen = find_clip(untrained, tokenizer=WordTokenizer()), []
+    encode = untrained.encode_text
+    monkeypatch.setattr(untrained, "encode_text", lambda tokens: (seen.append(len(tokens)), encode(tokens))[1])
+
+    embedded = clip.embed_texts(["a red circle", "a blue star", "a red circle"])
+
+    assert seen == [2]
+    assert torch.equal(embedded[0], embedded[2])
+    assert_close(embedded.norm(dim=1), torch.ones(3))
+
+
+def test_the_fingerprint_is_of_the_architecture(untrained: open_clip.CLIP) -> None:
+    fingerprint = find_clip(untrained).fingerprint
+    with torch.no_grad():
+        untrained.logit_scale += 1
+    assert find_clip(untrained).fingerprint == fingerprint
+
+    untrained.visual.proj = nn.Parameter(torch.randn(128, 32))
+    assert find_clip(untrained).fingerprint != fingerprint
