@@ -158,7 +158,7 @@ def _at(map_: Float[Tensor, "h w"], picture: UInt8[Tensor, "3 y x"]) -> Float[Te
     return resized(map_[None].float(), (picture.shape[1], picture.shape[2]))[0]
 
 
-def _outlined(picture: UInt8[Tensor, "3 y x"], mask: Bool[Tensor, "y x"] | None) -> Image.Image:
+def _outlined(picture: UInt8[Tensor, "3 v u"], mask: Bool[Tensor, "y x"] | None) -> Image.Image:
     image = _to_image(picture)
     if mask is None:
         return image
@@ -178,11 +178,11 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _width(text: str, size: int) -> float:
-    return _font(size).getlength(text)
+def _width(text: str, size: int) -> int:
+    return math.ceil(_font(size).getlength(text))
 
 
-def _shortened(text: str, size: int, room: float) -> str:
+def _shortened(text: str, size: int, room: int) -> str:
     text = " ".join(text.split())
     if _width(text, size) <= room:
         return text
@@ -191,7 +191,7 @@ def _shortened(text: str, size: int, room: float) -> str:
     return text + "…"
 
 
-def _wrapped(text: str, size: int, room: float, most: int) -> list[str]:
+def _wrapped(text: str, size: int, room: int, most: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
         if lines and _width(f"{lines[-1]} {word}", size) <= room:

@@ -1,0 +1,144 @@
+"""What TensorBoard itself serves of a look, asked over HTTP."""
+
+import json
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard import program
+from torch.utils.tensorboard import SummaryWriter
+
+from clipcam_lightning import Probe, ProbeSet
+from clipcam_lightning.cam.methods import METHODS
+from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.targets import Similarity
+from clipcam_lightning.drift import DriftRule
+from clipcam_lightning.monitor import Look, Monitor
+from clipcam_lightning.shapes_world.scenes import draw_scenes
+from clipcam_lightning.sinks.tensorboard import TensorBoardSink, escaped, probe_table
+
+HOSTILE = "<img src=x onerror=alert(1)> **bold** | `code` [a](javascript:1) 'quotes' _x_ 猫"
+LOOKS = 14  # more than the ten pictures a tag that TensorBoard keeps
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Answers of a real TensorBoard over the looks of one run."""
+    from clipcam_lightning.cam.model import find_clip
+    from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
+
+    folder = tmp_path_factory.mktemp("logs")
+    torch.manual_seed(0)
+    clip = find_clip(build_clip("vit"), tokenizer=WordTokenizer())
+    monitor = monitor_of()
+    writer = SummaryWriter(folder / "run")
+    monitor.sinks = [TensorBoardSink(writer)]
+    for step in range(LOOKS):
+        assert not monitor.look(clip, step=step, epoch=step).problems
+    writer.close()
+
+    board = program.TensorBoard()
+    board.configure(argv=[None, "--logdir", str(folder), "--port", "0", "--load_fast", "false"])
+    url = board.launch()
+
+    def ask(route: str) -> Any:
+        with urllib.request.urlopen(f"{url}data/plugin/{route}", timeout=20) as answer:
+            body = answer.read()
+        return json.loads(body) if answer.headers["Content-Type"].startswith("application/json") else body
+
+    for _ in range(100):
+        if ask("scalars/tags").get("run"):
+            break
+    return ask
+
+
+def monitor_of() -> Monitor:
+    scenes = draw_scenes(2, seed=4)
+    probes = ProbeSet(
+        [
+            Probe(scenes.images[0], HOSTILE, name="hostile", mask=scenes.masks[0, 0]),
+            Probe(scenes.images[1], "a red circle"),
+        ]
+    )
+    return Monitor(probes, method=METHODS["hirescam"], layers=None, target=Similarity(), rule=DriftRule(0.5))
+
+
+def query(**parameters: object) -> str:
+    return urllib.parse.urlencode(parameters)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pictures_are_served_as_jpeg_and_the_contact_sheet_survives_the_sampling(served: Any) -> None:
+    tags = served("images/tags")["run"]
+    assert tags.keys() == {"clipcam/hostile", "clipcam/a-red-circle", "clipcam_contact_sheet/all_probes"}
+    for tag in tags:
+        listed = served(f"images/images?{query(run='run', tag=tag, sample=0)}")
+        assert len(listed) == 10, "TensorBoard keeps ten"
+        assert listed[-1]["step"] == LOOKS - 1, "and always the newest"
+        picture = served(f"images/individualImage?{listed[-1]['query']}")
+        assert picture.startswith(b"\xff\xd8\xff")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_prompt_is_text_wherever_tensorboard_shows_it(served: Any) -> None:
+    description = served("images/tags")["run"]["clipcam/hostile"]["description"]
+    table = served(f"text/text?{query(run='run', tag='clipcam/probes/text_summary')}")[0]["text"]
+    for html in (description, table):
+        assert "<img" not in html
+        assert "<strong>bold" not in html
+        assert "<code>" not in html
+        assert "<a " not in html
+        assert "&lt;img src=x onerror=alert(1)&gt; **bold** | `code` [a](javascript:1) " in html
+    assert table.count("<tr>") == 3, "a bar in a prompt makes no column, a prompt is one row"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scalars_and_pictures_share_their_steps(served: Any) -> None:
+    scalars = served(f"scalars/scalars?{query(run='run', tag='clipcam_drift/hostile')}")
+    assert [step for _, step, _ in scalars] == list(range(LOOKS))
+
+
+def test_escaped_text_holds_no_markup_and_no_line_break() -> None:
+    assert escaped("a\n| b\t<c>") == "a &#124; b &#60;c&#62;"
+    assert escaped("plain words 12") == "plain words 12"
+
+
+class Kept:
+    """A sink that keeps what it gets."""
+
+    def write(self, look: Look) -> None:
+        self.look = look
+
+
+def test_the_table_names_method_layer_rule_and_masks(clip: ClipModel) -> None:
+    monitor, kept = monitor_of(), Kept()
+    monitor.sinks = [kept]
+    monitor.look(clip, step=0, epoch=0)
+
+    table = probe_table(kept.look)
+
+    assert "method **hirescam**" in table
+    assert "ln&#95;1" in table
+    assert table.splitlines()[-2].endswith("| yes |")
+    assert table.splitlines()[-1] == "| a&#45;red&#45;circle | a red circle | no |"
+
+
+def test_figures_that_are_unknown_are_not_written(clip: ClipModel, tmp_path: Path) -> None:
+    monitor, kept = monitor_of(), Kept()
+    monitor.sinks = [kept]
+    monitor.look(clip, step=3, epoch=0)
+    writer = SummaryWriter(tmp_path)
+    written: list[str] = []
+    writer.add_scalar = lambda tag, *_: written.append(tag)  # type: ignore[method-assign]
+
+    TensorBoardSink(writer, "clipcam_mine").write(replace(kept.look, metrics={"drift": 0.0, "pointing": float("nan")}))
+
+    assert "clipcam_mine/drift" in written
+    assert "clipcam_mine/pointing" not in written
+    assert [tag for tag in written if "energy" in tag] == ["clipcam_mine_energy_inside_mask/hostile"]
+    writer.close()
