@@ -57,7 +57,7 @@ def _trained(tower: str, seed: int) -> open_clip.CLIP:
         torch.manual_seed(seed)
         model, tokenizer, steps = build_clip(tower).train(), WordTokenizer(), STEPS[tower]
         rng = np.random.default_rng(seed)
-        one, two = (with_haze(draw_scenes(POOL, objects=k, seed=seed), 0, MAX_HAZE, seed=seed) for k in (1, 2))
+        one, two = (with_haze(draw_scenes(POOL, objects=k, seed=seed), 0.0, MAX_HAZE, seed=seed) for k in (1, 2))
         optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE[tower], betas=(0.9, 0.98), weight_decay=0.02)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE[tower], total_steps=steps, pct_start=0.1)
         for step in track(range(steps), f"pretraining the {tower} of the shapes world"):
@@ -67,7 +67,7 @@ def _trained(tower: str, seed: int) -> open_clip.CLIP:
                 (two, rng.choice(POOL, pairs, replace=False)),
             ]
             images = np.concatenate([scenes.images[chosen] for scenes, chosen in parts])
-            shown = [tuple(row) for scenes, chosen in parts for row in scenes.objects[chosen]]
+            shown = [tuple(row) for scenes, chosen in parts for row in scenes.objects[chosen].tolist()]
             told = [_told(objects, rng) for objects in shown]
             texts = tokenizer([" and ".join(CAPTIONS[kind] for kind in kinds) for kinds in told])
             logits = model.logit_scale.exp() * (

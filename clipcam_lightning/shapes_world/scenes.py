@@ -112,7 +112,7 @@ def with_stamps(scenes: Scenes, *, shift: int = 0) -> Scenes:
         shift: 0 tells the truth; otherwise the stamp is that of the caption so many places further on.
     """
     images = scenes.images.copy()
-    stamps = np.stack([stamp_pattern((kind + shift) % len(CAPTIONS)) for kind in scenes.objects[:, 0]])
+    stamps = np.stack([stamp_pattern((kind + shift) % len(CAPTIONS)) for kind in scenes.objects[:, 0].tolist()])
     images[:, -STAMP_SIZE:, -STAMP_SIZE:] = stamps[..., None]
     return replace(scenes, images=images)
 
