@@ -56,7 +56,7 @@ class ClipCamCallback(Callback):
         clip: dotted name of the CLIP inside the module; needed only if there are several.
         tokenizer: strings to token ids; by default the module's or open_clip's own.
         dirpath: for snapshots and the contact sheet; by default ``clipcam`` in the trainer's log directory.
-        name: tells several of these callbacks in one trainer apart.
+        name: tells several of these callbacks in one trainer apart; part of every tag and of the default directory.
         batch_size: images per pass in a look; bounds memory.
         on_error: what a failed look does: ``"warn"`` once and let the training go on, or ``"raise"``.
 
@@ -153,7 +153,7 @@ class ClipCamCallback(Callback):
         if sharded:
             raise ConfigError(f"ClipCamCallback cannot look into a model that {sharded[0]} splits over its ranks.")
         self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
-        if self._probes is not None:
+        if self._monitor is None and self._probes is not None:
             self._monitor = Monitor(ProbeSet.of(self._probes), **self._watch)
         if not _configures_later(pl_module):
             self._find_clip(pl_module)

@@ -68,7 +68,8 @@ def main() -> None:
         Probe(image, caption, mask=mask[0])
         for image, caption, mask in zip(watched.images, watched.captions, watched.masks, strict=True)
     )
-    watcher = ClipCamCallback(probes, method="hirescam", max_drift=0.3)
+    # Two layers: a ViT gathers what it needs from its patches in more than one block.
+    watcher = ClipCamCallback(probes, method="hirescam", layers=(-2, -1), max_drift=0.3)
 
     trainer = pl.Trainer(
         max_epochs=4,

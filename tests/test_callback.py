@@ -180,6 +180,16 @@ def test_a_run_resumes_with_its_baseline_probes_and_history(tmp_path: Path) -> N
     assert [event.step for event in events(tmp_path / "b").Scalars("clipcam/drift")] == [12]
 
 
+def test_a_second_fit_goes_on_with_the_baseline_of_the_first(tmp_path: Path) -> None:
+    watcher, module = ClipCamCallback(masked_probes(), method="hirescam"), FineTuning()
+    fit(module, tmp_path / "a", watcher)
+    fit(module, tmp_path / "b", watcher)
+
+    assert watcher.monitor is not None
+    assert [column.step for column in watcher.monitor.history] == [0, 4, 8, 4, 8]
+    assert events(tmp_path / "b").Scalars("clipcam/drift")[0].value > 0
+
+
 def test_two_of_them_share_a_run(tmp_path: Path) -> None:
     pair = ClipCamCallback(masked_probes(), name="all"), ClipCamCallback([(SCENES.images[0], "a red star")], name="red")
     trainer = fit(FineTuning(), tmp_path, *pair)

@@ -34,12 +34,13 @@ def pretrained_clip(tower: str = "vit", *, seed: int = 0, cache: Path | None = N
     """
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipcam_lightning"
     file = cache / f"shapes-{tower}-{seed}-{_recipe()}.safetensors"
-    model = build_clip(tower)
-    try:
-        model.load_state_dict(load_tensors(file, "shapes world weights")[0])
-    except (SnapshotError, RuntimeError):  # not there yet, or cut short by hand
-        model = _trained(tower, seed)
-        save_tensors(file, "shapes world weights", model.state_dict(), {"tower": tower, "seed": seed})
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is the same, trained or read
+        model = build_clip(tower)
+        try:
+            model.load_state_dict(load_tensors(file, "shapes world weights")[0])
+        except (SnapshotError, RuntimeError):  # not there yet, or cut short by hand
+            model = _trained(tower, seed)
+            save_tensors(file, "shapes world weights", model.state_dict(), {"tower": tower, "seed": seed})
     return model.eval()
 
 
@@ -53,35 +54,34 @@ def retrieval_accuracy(model: open_clip.CLIP, scenes: Scenes) -> float:
 
 def _trained(tower: str, seed: int) -> open_clip.CLIP:
     """Contrastive training on clean scenes in varying haze: first one object a picture, then one or two."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model, tokenizer, steps = build_clip(tower).train(), WordTokenizer(), STEPS[tower]
-        rng = np.random.default_rng(seed)
-        one, two = (with_haze(draw_scenes(POOL, objects=k, seed=seed), 0.0, MAX_HAZE, seed=seed) for k in (1, 2))
-        optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE[tower], betas=(0.9, 0.98), weight_decay=0.02)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE[tower], total_steps=steps, pct_start=0.1)
-        for step in track(range(steps), f"pretraining the {tower} of the shapes world"):
-            pairs = 0 if step < ONE_OBJECT_SHARE * steps else BATCH // 2
-            parts = [
-                (one, rng.choice(POOL, BATCH - pairs, replace=False)),
-                (two, rng.choice(POOL, pairs, replace=False)),
-            ]
-            images = np.concatenate([scenes.images[chosen] for scenes, chosen in parts])
-            shown = [tuple(row) for scenes, chosen in parts for row in scenes.objects[chosen].tolist()]
-            told = [_told(objects, rng) for objects in shown]
-            texts = tokenizer([" and ".join(CAPTIONS[kind] for kind in kinds) for kinds in told])
-            logits = model.logit_scale.exp() * (
-                F.normalize(model.encode_image(_input(model, images)), dim=-1)
-                @ F.normalize(model.encode_text(texts), dim=-1).T
-            )
-            loss = contrastive_loss(logits, torch.tensor([[set(t) <= set(s) for t in told] for s in shown]))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                model.logit_scale.clamp_(0, np.log(100))
+    torch.manual_seed(seed)
+    model, tokenizer, steps = build_clip(tower).train(), WordTokenizer(), STEPS[tower]
+    rng = np.random.default_rng(seed)
+    one, two = (with_haze(draw_scenes(POOL, objects=k, seed=seed), 0.0, MAX_HAZE, seed=seed) for k in (1, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE[tower], betas=(0.9, 0.98), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE[tower], total_steps=steps, pct_start=0.1)
+    for step in track(range(steps), f"pretraining the {tower} of the shapes world"):
+        pairs = 0 if step < ONE_OBJECT_SHARE * steps else BATCH // 2
+        parts = [
+            (one, rng.choice(POOL, BATCH - pairs, replace=False)),
+            (two, rng.choice(POOL, pairs, replace=False)),
+        ]
+        images = np.concatenate([scenes.images[chosen] for scenes, chosen in parts])
+        shown = [tuple(row) for scenes, chosen in parts for row in scenes.objects[chosen].tolist()]
+        told = [_told(objects, rng) for objects in shown]
+        texts = tokenizer([" and ".join(CAPTIONS[kind] for kind in kinds) for kinds in told])
+        logits = model.logit_scale.exp() * (
+            F.normalize(model.encode_image(_input(model, images)), dim=-1)
+            @ F.normalize(model.encode_text(texts), dim=-1).T
+        )
+        loss = contrastive_loss(logits, torch.tensor([[set(t) <= set(s) for t in told] for s in shown]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, np.log(100))
     return model
 
 
