@@ -46,11 +46,6 @@ class Look:
     history: Sequence[SheetColumn]
     metrics: Mapping[str, float]
 
-    @property
-    def is_first(self) -> bool:
-        """Whether no look came before."""
-        return len(self.history) == 1
-
 
 @dataclass(frozen=True)
 class Outcome:

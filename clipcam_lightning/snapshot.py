@@ -28,7 +28,7 @@ class SnapshotInfo:
     Attributes:
         digest: of the probe set.
         step: optimizer steps taken.
-        epoch: epochs finished.
+        epoch: in which the look was taken, counted from 0.
         method: name of the CAM method.
         target: name of the target.
         layers: dotted names of the mapped layers.

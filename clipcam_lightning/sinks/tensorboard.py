@@ -27,6 +27,7 @@ class TensorBoardSink:
     def __init__(self, writer: SummaryWriter, root: str = "clipcam") -> None:
         self.writer = writer
         self.root = root
+        self._has_table = False
 
     def write(self, look: Look) -> None:
         """Write everything at the look's step and flush once."""
@@ -37,8 +38,9 @@ class TensorBoardSink:
             self._scalar(f"{self.root}_drift/{probe.name}", probe.drift, step)
             self._scalar(f"{self.root}_similarity/{probe.name}", probe.similarity, step)
             self._scalar(f"{self.root}_energy_inside_mask/{probe.name}", probe.energy_inside_mask, step)
-        if look.is_first:
+        if not self._has_table:
             self.writer.add_text(f"{self.root}/probes", probe_table(look), step)
+            self._has_table = True
         steps = (look.baseline.info.step, step)
         for i, probe in enumerate(look.report.probes):
             panel = probe_panel(
@@ -59,7 +61,7 @@ class TensorBoardSink:
         picture = Summary.Image(
             height=image.height, width=image.width, colorspace=3, encoded_image_string=encoded.getvalue()
         )
-        # add_image knows neither JPEG nor a description.
+        # The writer's own add_image knows neither JPEG nor a description.
         metadata = create_summary_metadata(display_name=tag, description=description)
         value = Summary.Value(tag=tag, metadata=metadata, image=picture)
         self.writer._get_file_writer().add_summary(Summary(value=[value]), step)
