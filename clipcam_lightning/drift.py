@@ -44,7 +44,8 @@ class ProbeDrift:
         prompt: of the probe.
         drift: 1 - CC of the raw maps: 0 the same, 1 unrelated, 2 inverted. A degenerate map counts as 1.
         top_iou: overlap of the hottest fifth of the cells, 0 to 1; 0 for a degenerate map.
-        center_shift: of the centre of mass, as a fraction of the image's diagonal; NaN for a degenerate map.
+        center_shift: of the centre of mass, as a fraction of the image's diagonal; NaN for a map
+            without positive cell.
         similarity: cosine now, -1 to 1.
         similarity_change: now minus baseline.
         energy_inside_mask: share of the map's mass on the object, 0 to 1; NaN without mask.

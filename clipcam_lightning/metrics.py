@@ -32,13 +32,19 @@ def correlation(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[T
 
 
 def top_iou(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
-    """Overlap of the hottest fifth of the cells: intersection over union, 0 to 1."""
+    """Overlap of the hottest fifth of the cells: intersection over union, 0 to 1; NaN if neither map is hot anywhere.
+
+    A map with fewer cells above its minimum than that has only these: cold cells are never among the hottest.
+    """
     top_a, top_b = _top_cells(a), _top_cells(b)
     return torch.div((top_a & top_b).sum((1, 2)), (top_a | top_b).sum((1, 2)))
 
 
 def center_shift(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
-    """Distance between the centres of mass, as a fraction of the image's diagonal, 0 to 1."""
+    """Distance between the centres of mass, as a fraction of the image's diagonal, 0 to 1.
+
+    NaN where a map has no positive cell.
+    """
     distance: Tensor = torch.linalg.vector_norm(_center_of_mass(a) - _center_of_mass(b), dim=1)
     return distance / math.sqrt(2)
 
@@ -70,11 +76,11 @@ def _unit(rows: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
 
 
 def _top_cells(maps: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
-    """The hottest fifth; ties go to the earlier cell, so that every map has equally many."""
+    """The hottest fifth; of equally hot cells the earlier ones."""
     count = max(1, round(TOP_FRACTION * maps[0].numel()))
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     top = torch.zeros_like(maps.flatten(1), dtype=torch.bool).scatter(1, order[:, :count], True)
-    return top.view_as(maps)
+    return top.view_as(maps) & (maps > maps.amin((1, 2), keepdim=True))
 
 
 def _center_of_mass(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -58,7 +59,8 @@ def read_probe(probe: Probe, where: str) -> Probe:
         )
     if mask is not None and not mask.any():
         raise ProbeError(f"{where}: the mask is empty; leave it out if the object's place is unknown.")
-    tokens = None if probe.tokens is None else probe.tokens.detach().cpu().clone()
+    with torch.inference_mode(False):
+        tokens = None if probe.tokens is None else probe.tokens.detach().cpu().clone()
     return Probe(image, probe.prompt, probe.name, mask, None, tokens)
 
 
@@ -69,12 +71,17 @@ def _read_image(image: ImageLike, where: str) -> np.ndarray | Tensor:
                 f"{where}: a tensor must be preprocessed float pixels [3, y, x] (got {image.dtype} "
                 f"{tuple(image.shape)}); give raw pixels as a uint8 array [y, x, 3]."
             )
-        return image.detach().float().cpu().clone()
+        if not image.numel():
+            raise ProbeError(f"{where}: the image has no pixels.")
+        with torch.inference_mode(False):
+            return image.detach().float().cpu().clone()
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ProbeError(f"{where}: an array must be uint8 [y, x, 3] (got {image.dtype} {image.shape}).")
+        if not image.size:
+            raise ProbeError(f"{where}: the image has no pixels.")
         return image.copy()
-    return np.array(_opened(image, "image", where).convert("RGB"))
+    return np.array(_opened(image, "image", "RGB", where))
 
 
 def _read_mask(mask: MaskLike, where: str) -> np.ndarray:
@@ -82,17 +89,18 @@ def _read_mask(mask: MaskLike, where: str) -> np.ndarray:
         if mask.ndim != 2:
             raise ProbeError(f"{where}: a mask must be [y, x] (got {mask.shape}).")
         return mask.astype(bool)
-    return np.asarray(_opened(mask, "mask", where).convert("L")) > 0
+    return np.asarray(_opened(mask, "mask", "L", where)) > 0
 
 
-def _opened(image: PathLike | Image.Image, what: str, where: str) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
+def _opened(image: PathLike | Image.Image, what: str, mode: str, where: str) -> Image.Image:
+    """The picture, decoded: PIL opens lazily, and only decoding shows that a file is cut short."""
+    name = getattr(image, "filename", "") if isinstance(image, Image.Image) else os.fspath(image)
     try:
+        if isinstance(image, Image.Image):
+            return image.convert(mode)
         with Image.open(image) as opened:
-            opened.load()
-            return opened
+            return opened.convert(mode)
     except FileNotFoundError as error:
-        raise ProbeError(f"{where}: the {what} {os.fspath(image)} does not exist.") from error
+        raise ProbeError(f"{where}: the {what} {name} does not exist.") from error
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ProbeError(f"{where}: the {what} {os.fspath(image)} cannot be read: {error}") from error
+        raise ProbeError(f"{where}: the {what} {name} cannot be read: {error}") from error

@@ -35,7 +35,7 @@ def images_and_prompts(
     images = fitting[0]
     for wanted in (_as_strings, _as_tokens):
         for key, leaf in leaves:
-            prompts = wanted(key, leaf)
+            prompts = wanted(key, leaf, size)
             if prompts is not None and len(prompts) == len(images):
                 with torch.inference_mode(False):
                     return images.detach().float().cpu().clone(), prompts
@@ -84,14 +84,14 @@ def _as_images(leaf: Any) -> Float[Tensor, "n 3 y x"] | None:
     return leaf if leaf.ndim == 4 and leaf.shape[1] == 3 else None
 
 
-def _as_strings(_key: str, leaf: Any) -> list[str | Int[Tensor, "l"]] | None:
+def _as_strings(_key: str, leaf: Any, _size: tuple[int, int]) -> list[str | Int[Tensor, "l"]] | None:
     return list(leaf) if _is_strings(leaf) else None
 
 
-def _as_tokens(key: str, leaf: Any) -> list[str | Int[Tensor, "l"]] | None:
+def _as_tokens(key: str, leaf: Any, size: tuple[int, int]) -> list[str | Int[Tensor, "l"]] | None:
     if not isinstance(leaf, Tensor) or leaf.dtype not in (torch.int32, torch.int64) or "mask" in key:
         return None
-    if leaf.ndim == 3:  # one caption or several a sample: the first
+    if leaf.ndim == 3 and tuple(leaf.shape[1:]) != size:  # one caption or several a sample: the first
         leaf = leaf[:, 0]
     if leaf.ndim != 2 or leaf.shape[1] < 2:
         return None

@@ -65,7 +65,7 @@ def _csv_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -101,7 +101,7 @@ def _box(value: Any, where: str) -> tuple[int, int, int, int] | None:
         return None
     parts = value.replace(",", " ").split() if isinstance(value, str) else value
     try:
-        left, top, right, bottom = (int(part) for part in parts)
+        left, top, right, bottom = (int(str(part)) for part in parts)
     except (TypeError, ValueError) as error:
         raise ProbeError(f"{where}: a box is four whole numbers, left top right bottom (got {value!r}).") from error
     return left, top, right, bottom

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
-from clipcam_lightning.errors import ProbeError
+from clipcam_lightning.errors import ProbeError, SnapshotError
 from clipcam_lightning.probe import ImageLike, PathLike, Probe, read_probe
 from clipcam_lightning.probe_batch import decoded, images_and_prompts
 from clipcam_lightning.probe_folder import read_manifest
@@ -31,7 +31,7 @@ class PreparedProbes:
         images: preprocessed.
         texts: unit embeddings are made of these: one prompt or row of token ids an image.
         masks: at the size of ``images``; all ``False`` where a probe has none.
-        has_mask: which probes have one.
+        has_mask: which probes have one of which the model sees something.
     """
 
     images: Float[Tensor, "n 3 y x"]
@@ -53,16 +53,20 @@ class ProbeSet(Sequence[Probe]):
 
     Args:
         probes: :class:`Probe` objects or ``(image, prompt)`` pairs, at least one.
+        places: what error messages call each of them; by default "probe 1" and so on.
 
     Raises:
         ProbeError: a probe cannot be used (the message says which and why), or two have one name.
     """
 
-    def __init__(self, probes: Iterable[ProbeLike]) -> None:
+    def __init__(self, probes: Iterable[ProbeLike], places: Sequence[str] | None = None) -> None:
         given = [probe if isinstance(probe, Probe) else Probe(*probe) for probe in probes]
         if not given:
             raise ProbeError("a probe set needs at least one probe.")
-        self._probes = _named([read_probe(probe, f"probe {i + 1}") for i, probe in enumerate(given)], given)
+        places = places or [f"probe {i}" for i in range(1, len(given) + 1)]
+        read = (read_probe(probe, place) for probe, place in zip(given, places, strict=True))
+        names = _names(given, places)
+        self._probes = tuple(replace(probe, name=name) for probe, name in zip(read, names, strict=True))
         self.digest = _digest(self._probes)
 
     def __len__(self) -> int:
@@ -93,11 +97,9 @@ class ProbeSet(Sequence[Probe]):
         Raises:
             ProbeError: no manifest, or a row that cannot be used, with its line number.
         """
-        probes = []
-        for row in read_manifest(Path(folder)):
-            probe = read_probe(Probe(row.image, row.prompt, mask=row.mask, box=row.box), row.where)
-            probes.append(replace(probe, name=row.name or _slug(row.image.stem)))
-        return cls(probes)
+        rows = read_manifest(Path(folder))
+        probes = [Probe(row.image, row.prompt, row.name, row.mask, row.box) for row in rows]
+        return cls(probes, [row.where for row in rows])
 
     @classmethod
     def from_batch(
@@ -146,7 +148,13 @@ class ProbeSet(Sequence[Probe]):
             SnapshotError: the file is missing, damaged or something else.
         """
         tensors, metadata = load_tensors(Path(file), "probe set")
-        return cls.from_tensors(tensors, metadata["probes"])
+        try:
+            probes = cls.from_tensors(tensors, metadata["probes"])
+        except (KeyError, TypeError, AttributeError, ProbeError) as error:
+            raise SnapshotError(f"{file} is not a whole probe set: {error!r}") from error
+        if probes.digest != metadata.get("digest"):
+            raise SnapshotError(f"{file} is damaged: its pixels, prompts or masks are not those that were saved.")
+        return probes
 
     def tensors(self) -> tuple[dict[str, Tensor], list[dict[str, str]]]:
         """The set as plain tensors and strings, for a file or a checkpoint."""
@@ -202,29 +210,30 @@ class ProbeSet(Sequence[Probe]):
             images=torch.stack(images),
             texts=[probe.prompt if probe.tokens is None else probe.tokens for probe in self],
             masks=torch.stack(masks),
-            has_mask=torch.tensor([probe.mask is not None for probe in self]),
+            has_mask=torch.stack(masks).flatten(1).any(1),  # resize and crop may take a mask away
         )
 
 
-def _named(probes: Sequence[Probe], given: Sequence[Probe]) -> tuple[Probe, ...]:
-    """Every probe with a unique slug; names that were given must be unique slugs already."""
+def _names(probes: Sequence[Probe], places: Sequence[str]) -> list[str]:
+    """A unique slug a probe; names that were given must be unique slugs already."""
     taken: set[str] = set()
-    for probe in probes:
+    for probe, place in zip(probes, places, strict=True):
         if probe.name and probe.name != _slug(probe.name):
-            raise ProbeError(f"the probe name {probe.name!r} is not a slug; write {_slug(probe.name)!r}.")
+            raise ProbeError(f"{place}: the name {probe.name!r} is not a slug; write {_slug(probe.name)!r}.")
         if probe.name and probe.name in taken:
-            raise ProbeError(f"two probes are named {probe.name!r}; names must be unique.")
-        taken |= {probe.name}
-    named = []
-    for probe, original in zip(probes, given, strict=True):
-        from_file = isinstance(original.image, str | os.PathLike)
-        base = _slug(Path(original.image).stem if from_file else probe.prompt)  # type: ignore[arg-type]
+            raise ProbeError(f"{place}: a probe before it is named {probe.name!r} too; names must be unique.")
+        taken.add(probe.name)
+    names = []
+    for probe in probes:
+        of_file = isinstance(probe.image, str | os.PathLike)
+        base = _slug(Path(probe.image).stem if of_file else probe.prompt)  # type: ignore[arg-type]
         name, number = probe.name or base, 2
         while not probe.name and name in taken:
-            name, number = f"{base}-{number}", number + 1
-        taken |= {name}
-        named.append(replace(probe, name=name))
-    return tuple(named)
+            suffix = f"-{number}"
+            name, number = base[: NAME_LENGTH - len(suffix)] + suffix, number + 1
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def _slug(text: str) -> str:

@@ -1,6 +1,7 @@
 """Maps as pictures: one panel a probe, and the contact sheet of all looks so far."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -183,17 +184,16 @@ def _width(text: str, size: int) -> int:
 
 
 def _shortened(text: str, size: int, room: int) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.split())[:room]  # no character that is drawn is narrower than a pixel
     if _width(text, size) <= room:
         return text
-    while text and _width(text + "…", size) > room:
-        text = text[:-1]
-    return text + "…"
+    fitting = bisect_right(range(len(text)), room, key=lambda length: _width(text[:length] + "…", size))
+    return text[: max(0, fitting - 1)] + "…"
 
 
 def _wrapped(text: str, size: int, room: int, most: int) -> list[str]:
     lines: list[str] = []
-    for word in text.split():
+    for word in text[: most * room].split():
         if lines and _width(f"{lines[-1]} {word}", size) <= room:
             lines[-1] += f" {word}"
         else:

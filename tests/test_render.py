@@ -91,7 +91,7 @@ def test_heat_grows_lighter_all_the_way() -> None:
 def test_change_is_neutral_in_the_middle_blue_below_and_red_above() -> None:
     less, none, more = colored(torch.tensor([[0.2, 0.5, 0.8]]), CHANGE)[:, 0].T
     assert none.min() > 0.85
-    assert np.ptp(none) < 0.1
+    assert none.max() - none.min() < 0.1
     assert less[2] > less[0] + 0.3
     assert more[0] > more[2] + 0.3
 
@@ -258,7 +258,6 @@ def test_no_text_leaves_its_place_in_a_sheet(text: str) -> None:
     assert not differs[26 + CELL + 20 :].any(), "the text reaches into the next row"
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="one character is taken off at a time, and all measured")
 def test_a_huge_prompt_is_cut_in_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt, measured, getlength = "a b " * 5000, 0, ImageFont.FreeTypeFont.getlength
 
