@@ -44,7 +44,7 @@ def variants() -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     "given",
-    [(PIXELS, "a"), [PIXELS, "a"], Probe(PIXELS, "a"), (Image.fromarray(PIXELS), "a")],
+    [(PIXELS, "a"), Probe(PIXELS, "a"), (Image.fromarray(PIXELS), "a")],
     ids=["tuple", "list", "Probe", "PIL"],
 )
 def test_a_set_is_made_of_probes_or_pairs_and_keeps_their_order(given: Any) -> None:
@@ -96,7 +96,7 @@ def test_whatever_the_prompts_names_are_unique_and_safe_in_a_path(prompts: list[
 
 
 def test_a_name_given_twice_is_refused() -> None:
-    with pytest.raises(ProbeError, match="probe 2: .*named 'cat' too"):
+    with pytest.raises(ProbeError, match=r"probe 2: .*named 'cat' too"):
         ProbeSet([RICH, replace(RICH, prompt="another")])
 
 
