@@ -1,0 +1,72 @@
+"""Pictures, masks and pixels go through the model's own transform and back."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg
+from PIL import Image
+from torch import nn
+from torch.testing import assert_close
+
+from clipcam_lightning.cam.model import find_clip
+from clipcam_lightning.cam.preprocessing import Preprocessing
+from clipcam_lightning.shapes_world.models import build_clip
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+
+
+def test_a_picture_becomes_what_open_clips_own_transform_makes_of_it() -> None:
+    model, _, transform = open_clip.create_model_and_transforms("RN50", pretrained=None, force_image_size=64)
+
+    ours = find_clip(model).preprocessing.image(PICTURE)
+
+    assert torch.equal(ours, transform(Image.fromarray(PICTURE)))
+
+
+def test_a_model_that_does_not_say_gets_open_clips_default() -> None:
+    bare = nn.Module()
+    bare.visual = nn.Module()
+    bare.visual.image_size = 32
+
+    preprocessing = Preprocessing.of(bare, (32, 48))
+
+    assert preprocessing.size == (32, 48)
+    assert preprocessing.config.mean == PreprocessCfg().mean
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+def test_a_mask_is_cropped_padded_and_resized_with_its_picture(resize_mode: str) -> None:
+    """A picture that is white inside the mask and black outside must come out as its mask does."""
+    mask = np.zeros((90, 150), dtype=bool)
+    mask[10:60, 95:135] = True
+    picture = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
+    config = PreprocessCfg(size=(48, 48), mean=(0.2,) * 3, std=(0.3,) * 3, resize_mode=resize_mode)
+    preprocessing = Preprocessing(config)
+
+    found = preprocessing.mask(mask)
+
+    white = preprocessing.image(picture)[0] * 0.3 + 0.2 > 0.5
+    assert torch.equal(found, white)
+    assert found.any()
+
+
+def test_pixels_undo_the_normalisation() -> None:
+    preprocessing = find_clip(build_clip("vit")).preprocessing
+    image = preprocessing.image(PICTURE)[None]
+
+    pixels = preprocessing.pixels(image)
+
+    assert pixels.dtype == torch.uint8
+    assert_close(pixels.float() / 127.5 - 1, image, atol=0.005, rtol=0)
+
+
+def test_pixels_normalised_in_another_way_are_stretched_to_their_own_range() -> None:
+    preprocessing = find_clip(build_clip("vit")).preprocessing
+    image = torch.linspace(-7, 3, 3 * 64 * 64).view(1, 3, 64, 64)
+
+    pixels = preprocessing.pixels(torch.cat([image, torch.full_like(image, torch.nan)]))
+
+    assert (pixels[0].min(), pixels[0].max()) == (0, 255)
+    assert (pixels[0].flatten().int().diff() >= 0).all()
+    assert (pixels[1] == 0).all()
