@@ -12,21 +12,23 @@ from typing_extensions import override
 from clipcam_lightning.cam.explain import Layers
 from clipcam_lightning.cam.methods import Method, method_of
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
-from clipcam_lightning.cam.targets import TargetLike, target_of
+from clipcam_lightning.cam.targets import Contrast, TargetLike, target_of
+from clipcam_lightning.checks import require_choice, require_positive
 from clipcam_lightning.drift import DriftRule
-from clipcam_lightning.errors import (
-    ClipCamError,
-    ClipCamWarning,
-    ConfigError,
-    DriftAlarm,
-)
-from clipcam_lightning.monitor import Monitor, Outcome
+from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm, in_words
+from clipcam_lightning.monitor import UNKNOWN, Monitor, Outcome
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import ProbeLike, ProbeSet
 from clipcam_lightning.sinks import sinks_of
+from clipcam_lightning.snapshot import Snapshot
 
 ProbesLike: TypeAlias = ProbeSet | PathLike | Sequence[ProbeLike]
-SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")  # one rank alone cannot run a forward
+SHARDED = (
+    "FSDPStrategy",
+    "XLAFSDPStrategy",
+    "ModelParallelStrategy",
+    "DeepSpeedStrategy",
+)  # one rank alone cannot run a forward
 
 
 class ClipCamCallback(Callback):
@@ -38,14 +40,15 @@ class ClipCamCallback(Callback):
 
     Figures are in ``trainer.callback_metrics`` for other callbacks to monitor: ``clipcam/drift``,
     ``clipcam/drift_max``, ``clipcam/similarity``, ``clipcam/alarms``, ``clipcam/degenerate`` and, with masks,
-    ``clipcam/energy_inside_mask`` and ``clipcam/pointing``.
+    ``clipcam/energy_inside_mask`` and ``clipcam/pointing``. They are finite in every epoch: what could not be measured
+    keeps its last value, and drift is 1 before anything was measured, since unknown is not unmoved.
 
     Args:
         probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
             ``(image, prompt)`` pairs. By default the first batch that passes: of the sanity check, else of training.
         method: name of a CAM method or a function of your own.
         layers: names or indices of the layers to map; by default the tower's own choice.
-        target: what is mapped: ``"similarity"``, ``"contrast"`` or a ``Contrast(negatives=...)``.
+        target: what is mapped: ``"similarity"``, or ``Contrast(negatives=...)``: own prompt minus these.
         every_n_epochs: epochs between looks, at least 1.
         every_n_train_steps: optimizer steps between looks; then looks no longer follow epochs.
         baseline: ``"start"`` (the look before training), ``"previous"`` look, or a snapshot file.
@@ -84,22 +87,19 @@ class ClipCamCallback(Callback):
         batch_size: int | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
-        for argument, value in (
-            ("every_n_epochs", every_n_epochs),
-            ("every_n_train_steps", every_n_train_steps),
-            ("num_probes", num_probes),
-            ("batch_size", batch_size),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(f"{argument} must be at least 1 (got {value}).")
-        for argument, choice, choices in (
-            ("on_drift", on_drift, ("log", "warn", "stop", "raise")),
-            ("on_error", on_error, ("warn", "raise")),
-        ):
-            if choice not in choices:
-                raise ConfigError(f"{argument} must be one of {', '.join(choices)} (got {choice!r}).")
+        require_positive(
+            every_n_epochs=every_n_epochs,
+            every_n_train_steps=every_n_train_steps,
+            num_probes=num_probes,
+            batch_size=batch_size,
+        )
+        require_choice("on_drift", on_drift, ("log", "warn", "stop", "raise"))
+        require_choice("on_error", on_error, ("warn", "raise"))
         if name is not None and not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"name must be letters, digits, '.', '-' and '_' (got {name!r}).")
+        aim = target_of(target)
+        if isinstance(aim, Contrast) and not aim.negatives:
+            raise ConfigError("in a look each image has one prompt; give the others: Contrast(negatives=('...',)).")
         self.every_n_epochs = every_n_epochs
         self.every_n_train_steps = every_n_train_steps
         self.on_drift = on_drift
@@ -113,7 +113,7 @@ class ClipCamCallback(Callback):
         self._watch: dict[str, Any] = {
             "method": method_of(method),
             "layers": layers,
-            "target": target_of(target),
+            "target": aim,
             "rule": DriftRule(max_drift),
             "baseline": baseline,
             "batch_size": batch_size,
@@ -122,11 +122,10 @@ class ClipCamCallback(Callback):
         self._directory = Path()
         self._clip: ClipModel | None = None
         self._monitor: Monitor | None = None
-        self._metrics: Mapping[str, float] = {}
+        self._metrics: Mapping[str, float] = UNKNOWN
         self._resumed: dict[str, Any] | None = None
         self._looks = 0  # counted on every rank, so that all ranks agree on what comes next
-        self._looked_at = -1  # the step of the last look
-        self._validated = -1  # the epoch of the last validation
+        self._looked_at = self._logged_at = -1  # steps of the last look and of the last time figures were logged
         self._tried_a_batch = False
         self._error: Exception | None = None
         self._warned: set[str] = set()
@@ -142,20 +141,24 @@ class ClipCamCallback(Callback):
         """Probes, baseline and history; ``None`` until there are probes."""
         return self._monitor
 
-    # Lightning's events, in the order in which they come.
-
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._off = stage != "fit" or bool(getattr(trainer, "fast_dev_run", False))
-        if self._off:
+        if stage != "fit":
             return
+        self._looked_at = self._logged_at = -1
+        self._tried_a_batch = False
         sharded = [kind.__name__ for kind in type(trainer.strategy).__mro__ if kind.__name__ in SHARDED]
         if sharded:
             raise ConfigError(f"ClipCamCallback cannot look into a model that {sharded[0]} splits over its ranks.")
         self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
-        if self._monitor is None and self._probes is not None:
+        if self._watch["baseline"] not in ("start", "previous"):
+            Snapshot.load(self._watch["baseline"])  # a wrong file is found now, not when the first probes are there
+        if self._monitor is not None:
+            self._monitor.sinks = []  # an interrupted fit leaves its own behind
+        elif self._probes is not None:
             self._monitor = Monitor(ProbeSet.of(self._probes), **self._watch)
-        if not _configures_later(pl_module):
+        if not _builds_later(pl_module):
             self._find_clip(pl_module)
 
     @override
@@ -164,8 +167,6 @@ class ClipCamCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._off:
-            return
         self._find_clip(pl_module)  # again: a module may be built, compiled or wrapped since setup
         if self._resumed is not None:
             self._resume(self._resumed)
@@ -179,7 +180,11 @@ class ClipCamCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._off and not self._looks and trainer.strategy.broadcast(self._monitor is not None):
+        if self._off:
+            return
+        if self._looks:  # resumed
+            self._looked_at = trainer.global_step
+        elif trainer.strategy.broadcast(self._monitor is not None):
             self._look(trainer, pl_module)
 
     @override
@@ -196,26 +201,29 @@ class ClipCamCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every, step = self.every_n_train_steps, trainer.global_step
-        if every and self._looks and step % every == 0 and step != self._looked_at:
+        every = self.every_n_train_steps
+        if every and self._looks and trainer.global_step // every != self._looked_at // every:
             self._look(trainer, pl_module)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._validated = trainer.current_epoch
             self._look_and_log(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._validated != trainer.current_epoch:
+        if self._logged_at != trainer.global_step:  # no validation, or steps were taken since
             self._look_and_log(trainer, pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         if self._monitor is None:
             return {}
-        return {"monitor": self._monitor.state(), "looks": self._looks}
+        state = {"monitor": self._monitor.state(), "looks": self._looks}
+        if self._probes is None:  # those that were given are given again; a batch is gone
+            tensors, rows = self._monitor.probes.tensors()
+            state["probes"] = {"tensors": tensors, "rows": rows}
+        return state
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -223,18 +231,18 @@ class ClipCamCallback(Callback):
         if self._monitor is not None:
             self._monitor.sinks = []  # the logger's writer may be closed now
 
-    # What they share.
-
     def _look_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look if one is due, and log the figures in any case: a monitor must find them in every epoch."""
-        if self._off or not self._looks:
+        if self._off:
             return
-        due = not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        due = self._looks and not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and trainer.global_step != self._looked_at:
             self._look(trainer, pl_module)
+        self._logged_at = trainer.global_step
         for metric, value in self._metrics.items():
             # Not to the logger: there the sink writes them, at the same step as the pictures.
-            pl_module.log(f"{self._root}/{metric}", value, on_step=False, on_epoch=True, logger=False, batch_size=1)
+            name = f"{self._root}/{metric}"
+            pl_module.log(name, value, on_step=False, on_epoch=True, logger=False, sync_dist=True, batch_size=1)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look on rank 0, tell all ranks what came out, and act on it together."""
@@ -263,7 +271,7 @@ class ClipCamCallback(Callback):
             return self._monitor.look(self._clip, step=trainer.global_step, epoch=trainer.current_epoch)
         except Exception as error:  # of any kind: a look must not take a training down
             self._error = error
-            return Outcome(self._monitor.metrics, problems=(f"a look failed: {_in_words(error)}",))
+            return Outcome(self._monitor.metrics, problems=(f"a look failed: {in_words(error)}",))
 
     def _capture_probes(self, batch: Any) -> None:
         """Take the probes from a batch, or say why that cannot be done."""
@@ -275,7 +283,7 @@ class ClipCamCallback(Callback):
             self._monitor.prepare(self._clip)
         except Exception as error:
             self._error = error
-            self._failed(f"no probes could be taken from a batch: {_in_words(error)}")
+            self._failed(f"no probes could be taken from a batch: {in_words(error)}")
 
     def _find_clip(self, pl_module: LightningModule) -> None:
         self._clip = find_clip(pl_module, self._clip_name, self._tokenizer)
@@ -287,13 +295,13 @@ class ClipCamCallback(Callback):
         self._resumed = None
         try:
             if self._monitor is None:
-                saved = state["monitor"]["probes"]
+                saved = state["probes"]
                 self._monitor = Monitor(ProbeSet.from_tensors(saved["tensors"], saved["rows"]), **self._watch)
             self._monitor.restore(state["monitor"])
             self._metrics, self._looks = self._monitor.metrics, state["looks"]
         except Exception as error:
             self._error = error
-            self._failed(f"the checkpoint's baseline and history are not used: {_in_words(error)}")
+            self._failed(f"the checkpoint's baseline and history are not used: {in_words(error)}")
 
     def _failed(self, problem: str) -> None:
         if self.on_error == "raise":
@@ -306,14 +314,10 @@ class ClipCamCallback(Callback):
             rank_zero_warn(f"{type(self).__name__}: {text}", category=ClipCamWarning)
 
 
-def _in_words(error: Exception) -> str:
-    return str(error) if isinstance(error, ClipCamError) else f"{type(error).__name__}: {error}"
-
-
-def _configures_later(pl_module: LightningModule) -> bool:
-    """Whether the module builds its layers in ``configure_model``, after ``setup``."""
+def _builds_later(pl_module: LightningModule) -> bool:
+    """Whether the module may build its layers in its own ``setup`` or ``configure_model``, after the callbacks'."""
     return any(
-        "configure_model" in vars(kind)
+        {"setup", "configure_model"} & vars(kind).keys()
         for kind in type(pl_module).__mro__
         if not kind.__module__.startswith(("lightning.", "pytorch_lightning."))
     )

@@ -18,7 +18,7 @@ def _table(name: str) -> Float[np.ndarray, "256 3"]:
 
 
 def colored(values: Float[Tensor, "y x"], name: str = HEAT) -> Float[Tensor, "3 y x"]:
-    """Values 0-1 as RGB 0-1; what is not finite counts as 0."""
+    """Values 0-1 as RGB 0-1; NaN counts as 0, what lies outside takes the nearest colour."""
     index = (values.detach().float().cpu().nan_to_num(0.0, 1.0, 0.0).clamp(0, 1) * 255).round().long()
     return torch.from_numpy(_table(name))[index].permute(2, 0, 1)
 

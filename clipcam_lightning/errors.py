@@ -47,3 +47,8 @@ class DriftAlarm(ClipCamError, RuntimeError):  # noqa: N818 - an alarm, as the d
 
 class ClipCamWarning(UserWarning):
     """Attention drifted, or a look failed and the training went on."""
+
+
+def in_words(error: Exception) -> str:
+    """An error's message; with its type where it is not one of ours, whose messages speak for themselves."""
+    return str(error) if isinstance(error, ClipCamError) else f"{type(error).__name__}: {error}"

@@ -20,8 +20,8 @@ from clipcam_lightning.probes import PreparedProbes, ProbeSet
 from clipcam_lightning.render import SheetColumn, for_display
 from clipcam_lightning.snapshot import Snapshot, mean_of_known, take_snapshot
 
-FIGURES = ("drift", "drift_max", "similarity", "alarms", "degenerate")
-MASK_FIGURES = ("energy_inside_mask", "pointing")
+UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "alarms": 0.0, "degenerate": 0.0}
+UNKNOWN_WITH_MASKS = {"energy_inside_mask": 0.0, "pointing": 0.0}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Outcome:
     Attributes:
         metrics: as in :class:`Look`.
         alarm: the report in words if a probe broke the rule, else empty.
-        note: which probes cannot be judged because their baseline says nothing, else empty.
+        note: which probes cannot be judged because their baseline says nothing, or why there is a new baseline.
         problems: sinks that failed.
     """
 
@@ -86,9 +86,9 @@ class Monitor:
     Attributes:
         sinks: where looks go.
         last: the newest look; ``None`` before the first.
-        metrics: the figures of the last look. What could not be measured then keeps its last value, 0 at first,
-            so that whoever monitors a figure always finds a finite one; ``degenerate`` counts the maps that said
-            nothing.
+        metrics: the figures of the last look. What could not be measured then keeps its last value, so that whoever
+            monitors a figure always finds a finite one. Before anything was measured drift is 1: unknown is not
+            unmoved.
 
     Raises:
         SnapshotError: the baseline file cannot be read.
@@ -106,7 +106,8 @@ class Monitor:
         baseline: PathLike = "start",
         batch_size: int | None = None,
     ) -> None:
-        self.baseline = None if baseline in ("start", "previous") else Snapshot.load(baseline)
+        self._from_file = baseline not in ("start", "previous")
+        self.baseline = Snapshot.load(baseline) if self._from_file else None
         if self.baseline is not None and self.baseline.info.digest != probes.digest:
             raise IncomparableError(
                 f"the baseline was made with other probes (digest {self.baseline.info.digest[:12]}, these have "
@@ -117,9 +118,9 @@ class Monitor:
         self.sinks: list[Sink] = []
         self.last: Look | None = None
         self.history: list[SheetColumn] = []
-        self.metrics = dict.fromkeys(FIGURES, 0.0)
+        self.metrics = dict(UNKNOWN)
         if any(probe.mask is not None for probe in probes):
-            self.metrics |= dict.fromkeys(MASK_FIGURES, 0.0)
+            self.metrics |= UNKNOWN_WITH_MASKS
         self._rolling = baseline == "previous"
         self._settings: dict[str, Any] = {
             "method": method,
@@ -142,7 +143,15 @@ class Monitor:
         explanation = explain(clip, prepared.images, texts, **self._settings)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
         baseline = self.baseline or snapshot
-        report = compare(baseline, snapshot, self.rule)
+        note = ""
+        try:
+            report = compare(baseline, snapshot, self.rule)
+        except IncomparableError as error:  # a resumed run may use another method, target or layer than before
+            if self._from_file:
+                raise
+            note = f"{error} This look is the new baseline. "
+            baseline, self.baseline = snapshot, None
+            report = compare(snapshot, snapshot, self.rule)
         if self.baseline is None or self._rolling:
             self.baseline = snapshot
         self.metrics |= _figures(report, snapshot)
@@ -164,7 +173,9 @@ class Monitor:
             metrics=dict(self.metrics),
         )
         problems = self._hand_on(look)
-        return Outcome(look.metrics, str(report) if report.alarms else "", _unmeasured(report), problems)
+        return Outcome(
+            look.metrics, str(report) if report.alarms else "", (note + _unmeasured(report)).strip(), problems
+        )
 
     def _hand_on(self, look: Look) -> tuple[str, ...]:
         problems = []
@@ -188,9 +199,8 @@ class Monitor:
         return self._prepared[1]
 
     def state(self) -> dict[str, Any]:
-        """Probes, baseline and history as tensors and primitives, for a checkpoint."""
-        probe_tensors, rows = self.probes.tensors()
-        state: dict[str, Any] = {"probes": {"tensors": probe_tensors, "rows": rows}}
+        """Baseline and history as tensors and primitives, for a checkpoint; the probes are kept elsewhere."""
+        state: dict[str, Any] = {}
         if self.baseline is not None:
             tensors, metadata = self.baseline.tensors()
             state["baseline"] = {"tensors": tensors, "metadata": metadata}

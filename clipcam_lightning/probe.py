@@ -14,7 +14,7 @@ from clipcam_lightning.errors import ProbeError
 
 PathLike: TypeAlias = str | os.PathLike[str]
 ImageLike: TypeAlias = PathLike | Image.Image | np.ndarray | Tensor
-MaskLike: TypeAlias = PathLike | Image.Image | np.ndarray
+MaskLike: TypeAlias = PathLike | Image.Image | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Probe:
         image: a file, a PIL image or uint8 RGB ``[y, x, 3]``; or float ``[3, y, x]``, taken as preprocessed already.
         prompt: what the map is asked about.
         name: unique in its set; by default made of the file's name or the prompt.
-        mask: where the object is: bool ``[y, x]`` or a picture (not black = object), as large as ``image``.
+        mask: where the object is: array or tensor ``[y, x]``, or a picture (not black = object); as large as ``image``.
         box: the same as a box ``(left, top, right, bottom)`` in pixels of ``image``; right and bottom lie outside.
         tokens: token ids ``[l]`` that stand for the prompt; by default the tokenizer makes them.
     """
@@ -85,6 +85,8 @@ def _read_image(image: ImageLike, where: str) -> np.ndarray | Tensor:
 
 
 def _read_mask(mask: MaskLike, where: str) -> np.ndarray:
+    if isinstance(mask, Tensor):
+        mask = mask.detach().cpu().numpy()
     if isinstance(mask, np.ndarray):
         if mask.ndim != 2:
             raise ProbeError(f"{where}: a mask must be [y, x] (got {mask.shape}).")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +10,32 @@ from torch import Tensor
 
 from clipcam_lightning.errors import ProbeError
 
+Prompts: TypeAlias = list[str | Int[Tensor, "l"]]
+NO_PROMPTS = {
+    "mask",
+    "id",
+    "uid",
+    "key",
+    "path",
+    "file",
+    "filename",
+    "name",
+    "url",
+    "index",
+    "idx",
+    "box",
+    "boxes",
+    "bbox",
+    "type",
+}
+FEWEST_TOKENS = 5  # boxes are four numbers
 
-def images_and_prompts(
-    batch: object, size: tuple[int, int]
-) -> tuple[Float[Tensor, "n 3 y x"], list[str | Int[Tensor, "l"]]]:
-    """The first images of the model's size, and the first strings or token ids that are as many.
+
+def images_and_prompts(batch: object, size: tuple[int, int]) -> tuple[Float[Tensor, "n 3 y x"], Prompts]:
+    """The first images of the model's size, and the strings or token ids that go with them.
+
+    Of several that are as many, those under a key that says so ("caption", "input_ids", ...) come first, then token
+    ids, then strings that are no file names.
 
     Returns:
         Float pixels on the CPU, and one string or row of token ids an image.
@@ -33,7 +54,7 @@ def images_and_prompts(
             + ". Give probes=... instead."
         )
     images = fitting[0]
-    for wanted in (_as_strings, _as_tokens):
+    for wanted in (_named_prompts, _as_tokens, _as_strings):
         for key, leaf in leaves:
             prompts = wanted(key, leaf, size)
             if prompts is not None and len(prompts) == len(images):
@@ -84,16 +105,25 @@ def _as_images(leaf: Any) -> Float[Tensor, "n 3 y x"] | None:
     return leaf if leaf.ndim == 4 and leaf.shape[1] == 3 else None
 
 
-def _as_strings(_key: str, leaf: Any, _size: tuple[int, int]) -> list[str | Int[Tensor, "l"]] | None:
-    return list(leaf) if _is_strings(leaf) else None
+def _named_prompts(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
+    """Strings or token ids under a key that says what they are."""
+    if not re.search("caption|prompt|text|sentence|token|input_ids", key.lower()):
+        return None
+    return _as_strings(key, leaf, size) or _as_tokens(key, leaf, size)
 
 
-def _as_tokens(key: str, leaf: Any, size: tuple[int, int]) -> list[str | Int[Tensor, "l"]] | None:
-    if not isinstance(leaf, Tensor) or leaf.dtype not in (torch.int32, torch.int64) or "mask" in key:
+def _as_strings(key: str, leaf: Any, _size: tuple[int, int]) -> Prompts | None:
+    if not _is_strings(leaf) or NO_PROMPTS & set(key.lower().split("_")):
+        return None
+    return None if all(re.search(r"^\S+\.\w{2,5}$", text) for text in leaf) else list(leaf)  # names of files
+
+
+def _as_tokens(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
+    if not isinstance(leaf, Tensor) or leaf.dtype not in (torch.int32, torch.int64):
         return None
     if leaf.ndim == 3 and tuple(leaf.shape[1:]) != size:  # one caption or several a sample: the first
         leaf = leaf[:, 0]
-    if leaf.ndim != 2 or leaf.shape[1] < 2:
+    if leaf.ndim != 2 or leaf.shape[1] < FEWEST_TOKENS or NO_PROMPTS & set(key.lower().split("_")):
         return None
     with torch.inference_mode(False):
         return list(leaf.detach().cpu().clone())

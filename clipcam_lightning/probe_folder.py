@@ -70,7 +70,7 @@ def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
             continue
         try:
             fields = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ProbeError(f"{path.name} line {number}: not JSON ({error}).") from error
         if not isinstance(fields, dict):
             raise ProbeError(f"{path.name} line {number}: expected an object such as {{'image': ..., 'prompt': ...}}.")

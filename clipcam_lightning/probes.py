@@ -64,7 +64,7 @@ class ProbeSet(Sequence[Probe]):
         if not given:
             raise ProbeError("a probe set needs at least one probe.")
         places = places or [f"probe {i}" for i in range(1, len(given) + 1)]
-        read = (read_probe(probe, place) for probe, place in zip(given, places, strict=True))
+        read = [read_probe(probe, place) for probe, place in zip(given, places, strict=True)]
         names = _names(given, places)
         self._probes = tuple(replace(probe, name=name) for probe, name in zip(read, names, strict=True))
         self.digest = _digest(self._probes)
@@ -189,9 +189,12 @@ class ProbeSet(Sequence[Probe]):
         """The set as ``clip`` is fed with it.
 
         Raises:
-            ProbeError: preprocessed pixels of another size than the model's.
+            ProbeError: preprocessed pixels of another size than the model's, or token ids of several lengths.
         """
         size, images, masks = clip.preprocessing.size, [], []
+        lengths = {probe.name: len(probe.tokens) for probe in self if probe.tokens is not None}
+        if len(set(lengths.values())) > 1:
+            raise ProbeError(f"the probes' token ids must be of one length (got {lengths}).")
         for probe in self:
             pixels: Any = probe.image
             if isinstance(pixels, Tensor) and tuple(pixels.shape[1:]) != size:

@@ -109,10 +109,14 @@ class Snapshot:
         info = {**metadata["info"], "layers": tuple(metadata["info"]["layers"])}
         names, prompts = tuple(metadata["names"]), tuple(metadata["prompts"])
         snapshot = cls(**tensors, names=names, prompts=prompts, info=SnapshotInfo(**info))
-        if snapshot.maps.ndim != 3 or any(
-            len(part) != len(names) for part in (prompts, snapshot.maps, snapshot.similarity)
+        figures = (snapshot.similarity, snapshot.energy_inside_mask, snapshot.pointing)
+        if (
+            snapshot.maps.ndim != 3
+            or not snapshot.maps.is_floating_point()
+            or not len(prompts) == len(snapshot.maps) == len(names)
+            or any(figure.shape != (len(names),) for figure in figures)
         ):
-            raise ValueError("names, prompts, maps and figures are not equally many")
+            raise ValueError("names, prompts, maps and figures are not equally many, or of another kind")
         return snapshot
 
 

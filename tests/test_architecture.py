@@ -12,6 +12,7 @@ import clipcam_lightning
 PACKAGE = Path(clipcam_lightning.__file__).parent
 LAYERS = [
     {"errors", "colors"},
+    {"checks"},
     {"cam", "tensorfile"},
     {"metrics", "probe", "probe_folder", "probe_batch"},
     {"probes"},

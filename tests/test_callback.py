@@ -15,7 +15,7 @@ from torch import nn
 
 from clipcam_lightning import ClipCamCallback, ClipCamError, ClipCamWarning, DriftAlarm, Probe, ProbeSet, Snapshot
 from clipcam_lightning.cam.targets import Contrast
-from clipcam_lightning.errors import ConfigError, IncomparableError, ModelError, ProbeError
+from clipcam_lightning.errors import ConfigError, IncomparableError, ModelError, ProbeError, SnapshotError
 from clipcam_lightning.shapes_world.models import build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 
@@ -108,6 +108,8 @@ CADENCES: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
     "every third step": ({"every_n_train_steps": 3}, {}, [0, 3, 6]),
     "every step, two batches each": ({"every_n_train_steps": 1}, {"accumulate_grad_batches": 2}, [0, 1, 2, 3, 4]),
     "no sanity check": ({}, {"num_sanity_val_steps": 0}, [0, 4, 8]),
+    "last validation before the epoch's end": ({}, {"val_check_interval": 3}, [0, 3, 4, 7, 8]),
+    "steps end in mid-epoch": ({}, {"max_steps": 6}, [0, 4, 6]),
 }
 
 
@@ -190,6 +192,70 @@ def test_a_second_fit_goes_on_with_the_baseline_of_the_first(tmp_path: Path) -> 
     assert events(tmp_path / "b").Scalars("clipcam/drift")[0].value > 0
 
 
+def test_a_second_run_with_as_many_steps_is_looked_at_too(tmp_path: Path) -> None:
+    watcher = ClipCamCallback(masked_probes(), method="hirescam")
+    for fold in ("a", "b"):
+        fit(FineTuning(), tmp_path / fold, watcher, max_epochs=1)
+
+    assert [event.step for event in events(tmp_path / "b").Scalars("clipcam/drift")] == [4]
+
+
+def test_after_an_interrupted_fit_the_next_writes_to_its_own_folder(tmp_path: Path) -> None:
+    watcher = ClipCamCallback(masked_probes(), method="hirescam", max_drift=0.0, on_drift="raise")
+    for fold in ("a", "b"):
+        with pytest.raises(DriftAlarm):
+            fit(FineTuning(), tmp_path / fold, watcher)
+
+    assert (tmp_path / "b" / "run" / "clipcam" / "contact_sheet.png").exists()
+
+
+def test_two_optimizers_stepped_by_hand_miss_no_look(tmp_path: Path) -> None:
+    class ByHand(FineTuning):
+        automatic_optimization = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            loss = super().training_step(batch, batch_idx)
+            if self.trainer.training:
+                self.manual_backward(loss)
+                for optimizer in self.optimizers():
+                    optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(part.parameters(), 1e-3) for part in (self.model.visual, self.model.transformer)]
+
+    fit(ByHand(), tmp_path, ClipCamCallback(masked_probes(), method="hirescam", every_n_train_steps=3))
+
+    assert [event.step for event in events(tmp_path).Scalars("clipcam/drift")] == [0, 4, 6, 10, 12, 16]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_run_resumed_with_another_method_takes_a_new_baseline(tmp_path: Path) -> None:
+    keeper = ModelCheckpoint(tmp_path / "kept", filename="last")
+    fit(FineTuning(), tmp_path / "a", ClipCamCallback(masked_probes()), keeper, enable_checkpointing=True)
+    again = ClipCamCallback(masked_probes(), method="hirescam")
+    options: Any = {"max_epochs": 4, "enable_checkpointing": True, "ckpt_path": tmp_path / "kept" / "last.ckpt"}
+
+    with pytest.warns(ClipCamWarning, match=r"another CAM method.*This look is the new baseline"):
+        fit(FineTuning(), tmp_path / "b", again, ModelCheckpoint(tmp_path / "too"), **options)
+
+    assert again.monitor is not None
+    assert again.monitor.baseline is not None
+    assert (again.monitor.baseline.info.method, again.monitor.baseline.info.step) == ("hirescam", 12)
+
+
+def test_a_checkpoint_holds_no_pictures_that_were_given(tmp_path: Path) -> None:
+    given, captured = ClipCamCallback(masked_probes()), ClipCamCallback(method="hirescam")
+    fit(FineTuning(), tmp_path / "a", given)
+    fit(FineTuning(), tmp_path / "b", captured)
+
+    assert "probes" not in given.state_dict()
+    assert "probes" in captured.state_dict()
+
+
 def test_two_of_them_share_a_run(tmp_path: Path) -> None:
     pair = ClipCamCallback(masked_probes(), name="all"), ClipCamCallback([(SCENES.images[0], "a red star")], name="red")
     trainer = fit(FineTuning(), tmp_path, *pair)
@@ -253,6 +319,17 @@ def test_a_module_built_in_configure_model_is_found(tmp_path: Path) -> None:
     assert "clipcam/drift" in fit(Late(), tmp_path, ClipCamCallback()).callback_metrics
 
 
+def test_a_module_built_in_its_own_setup_is_found(tmp_path: Path) -> None:
+    class Late(FineTuning):
+        def __init__(self) -> None:
+            super().__init__(clip=nn.Identity())
+
+        def setup(self, stage: str) -> None:
+            self.model = build_clip("vit")
+
+    assert "clipcam/drift" in fit(Late(), tmp_path, ClipCamCallback(method="hirescam")).callback_metrics
+
+
 class TestBadInput:
     """Said clearly; what can be said before training is said before training."""
 
@@ -279,11 +356,20 @@ class TestBadInput:
             ({"every_n_train_steps": -1}, "every_n_train_steps must be at least 1"),
             ({"num_probes": 0}, "num_probes must be at least 1"),
             ({"name": "a/b"}, "letters, digits"),
+            ({"target": "contrast"}, r"Contrast\(negatives="),
         ],
     )
     def test_arguments(self, arguments: dict[str, Any], message: str, unchecked: None) -> None:
         with pytest.raises(ConfigError, match=message):
             ClipCamCallback(**arguments)
+
+    def test_a_missing_baseline_file_before_training(self, tmp_path: Path) -> None:
+        with pytest.raises(SnapshotError, match=r"nothing\.safetensors cannot be read"):
+            fit(FineTuning(), tmp_path, ClipCamCallback(baseline=tmp_path / "nothing.safetensors"))
+
+    def test_negatives_that_are_letters(self, unchecked: None) -> None:
+        with pytest.raises(ConfigError, match=r"a tuple of prompts.*'red'"):
+            Contrast(negatives="red")
 
     def test_an_unknown_layer_before_training(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"got 'blocks\.3'.*Layers worth mapping"):
@@ -297,6 +383,7 @@ class TestBadInput:
         with pytest.warns(ClipCamWarning, match=r"no probes could be taken.*Give probes=.*The training goes on"):
             trainer = fit(FineTuning(), tmp_path, ClipCamCallback(), form="labels")
         assert trainer.global_step == 8
+        assert trainer.callback_metrics["clipcam/drift"] == 1
         with pytest.raises(ClipCamError, match="no probes could be taken"):
             fit(FineTuning(), tmp_path, ClipCamCallback(on_error="raise"), form="labels")
 
@@ -309,7 +396,7 @@ class TestBadInput:
 
         assert len([warning for warning in caught if warning.category is ClipCamWarning]) == 1
         assert trainer.global_step == 8
-        assert trainer.callback_metrics["clipcam/drift"] == 0
+        assert trainer.callback_metrics["clipcam/drift"] == 1, "unknown is not unmoved"
         with pytest.raises(ClipCamError, match="on purpose") as raised:
             fit(FineTuning(), tmp_path, ClipCamCallback(method=broken, on_error="raise"))
         assert isinstance(raised.value.__cause__, ZeroDivisionError)

@@ -20,6 +20,7 @@ TEXTS = ["a cat", "a dog", "a cow", ""]
 MASK = torch.ones_like(TOKENS)
 Pair = namedtuple("Pair", ["image", "text"])  # a form that torch's collate keeps
 
+FILES = ["a.png", "b/c.jpeg", "d.jpg", "e.webp"]
 BATCHES = {
     "pair": (IMAGES, TOKENS),
     "list": [IMAGES, TOKENS],
@@ -33,12 +34,16 @@ BATCHES = {
     "several captions": (IMAGES, torch.stack([TOKENS, 0 * TOKENS], dim=1)),
     "with labels and weights": (IMAGES, torch.arange(4), torch.rand(4), TOKENS),
     "with a thumbnail": (IMAGES[..., ::2, ::2], IMAGES, TOKENS),
+    "strings and their ids": (IMAGES, TEXTS, TOKENS),
+    "file names": {"file_name": TEXTS, "other": FILES, "image": IMAGES, "codes": TOKENS},
     "with depth and area": (IMAGES, IMAGES[:, :1], torch.rand(4), TOKENS),
 }
 TEXT_BATCHES = {
     "strings": (IMAGES, TEXTS),
     "tuple of strings": {"text": tuple(TEXTS), "image": IMAGES},
-    "strings and their ids": (IMAGES, TOKENS, TEXTS),
+    "strings and file names": (FILES, IMAGES, TEXTS),
+    "strings and boxes": {"image": IMAGES, "box": TOKENS[:, :4], "url": TEXTS[::-1], "caption": TEXTS},
+    "caption before other ids": {"image": IMAGES, "objects": TOKENS, "caption": TEXTS},
 }
 
 
@@ -54,6 +59,11 @@ def test_images_and_strings_are_found(batch: Any) -> None:
     images, prompts = images_and_prompts(batch, SIZE)
     assert torch.equal(images, IMAGES)
     assert prompts == TEXTS
+
+
+def test_token_types_are_no_prompt() -> None:
+    batch = {"image": IMAGES, "token_type_ids": 0 * TOKENS, "input_ids": TOKENS}
+    assert torch.equal(torch.stack(images_and_prompts(batch, SIZE)[1]), TOKENS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -80,6 +90,7 @@ def test_a_segmentation_is_not_taken_for_token_ids() -> None:
         ("text", "it has str"),
         (IMAGES, "4 images but no 4 strings or token ids"),
         ((IMAGES, torch.arange(4)), r"no 4 strings .*int64 \(4,\)"),
+        ((IMAGES, TOKENS[:, :1]), r"int64 \(4, 1\)"),  # labels in a column
         ((IMAGES, TOKENS[:3]), r"int64 \(3, 5\)"),
         ((IMAGES, TEXTS[:3]), "no 4 strings"),
         ((IMAGES, TOKENS.float()), r"float32 \(4, 5\)"),

@@ -35,6 +35,7 @@ def variants() -> Iterator[Any]:
     yield "same bytes, other shape", [replace(RICH, image=PIXELS.reshape(6, 4, 3), mask=MASK.reshape(6, 4))]
     yield "pixels as floats", [replace(RICH, image=torch.from_numpy(PIXELS).permute(2, 0, 1).float())]
     yield "other prompt", [replace(RICH, prompt="a cat ")]
+    yield "a lone surrogate", [replace(RICH, prompt="a cat\ud800")]
     yield "other mask", [replace(RICH, mask=~MASK)]
     yield "no mask", [replace(RICH, mask=None)]
     yield "other tokens", [replace(RICH, tokens=TOKENS + 1)]

@@ -112,6 +112,11 @@ def test_an_overlay_leaves_the_picture_where_it_is_cold_and_covers_it_where_it_i
     assert covered[:, :, 3:].std(dim=(1, 2)).max() < 0.2 * grey[:, 3:].std()
 
 
+def test_an_overlay_takes_nan_for_cold() -> None:
+    heat = torch.eye(64)
+    assert torch.equal(overlaid(GREY, torch.where(heat == 0, torch.nan, heat)), overlaid(GREY, heat))
+
+
 def test_maps_for_display_keep_zero_and_reach_one() -> None:
     maps = torch.stack(
         [torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[torch.nan, torch.inf, 4.0]]), torch.zeros(1, 3)]
@@ -131,6 +136,17 @@ def test_a_panel_shows_where_the_map_was_where_it_is_and_the_change() -> None:
     assert change[1][0] > change[1][2] + 50  # came: red
     assert change[0][2] > change[0][0] + 50  # went: blue
     assert colourfulness(tile(image, 3)[TILE // 2, TILE // 2]) < 5  # nothing changed
+
+
+def test_a_little_more_is_red_already_and_a_little_less_blue() -> None:
+    before, now = torch.zeros(8, 8), torch.zeros(8, 8)
+    before[4, 4] = now[4, 4] = 1.0
+    before[0, 0] = now[-1, -1] = 0.15
+
+    less, more = corners(tile(panel(maps=(before, now)), 3))
+
+    assert less[2] > less[0] + 5
+    assert more[0] > more[2] + 5
 
 
 def test_a_map_that_stayed_shows_no_change() -> None:
@@ -178,6 +194,13 @@ def test_no_text_leaves_its_line_in_a_panel(text: str, alarm: bool) -> None:
     room = np.nonzero(is_red(plain)[:33])[1].min() if alarm else plain.width - GAP
     assert not differs[:, room:].any(), "the text reaches into the margin or the flag"
     assert not differs[33:].any(), "the text reaches into the figures or the tiles"
+
+
+def test_a_long_text_fills_its_line_and_ends_in_an_ellipsis() -> None:
+    ink = pixels_of(panel(TEXTS["long"]))[:33].min(2) < 128
+    end = np.nonzero(ink)[1].max()
+    assert panel().width - GAP - 30 < end < panel().width - GAP
+    assert np.nonzero(ink[:, end - 12 :])[0].min() > 18, "the last thing is dots on the base line"
 
 
 def test_an_alarm_is_flagged_in_its_colour() -> None:

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from clipcam_lightning.errors import TowerError
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -19,7 +21,7 @@ class Capture:
 
     Attributes:
         activations: the layer's output on its own grid.
-        gradients: of the target score with respect to ``activations``; zeros for a method that needs none.
+        gradients: of the target score with respect to ``activations``.
     """
 
     activations: Float[Tensor, "b c h w"]
@@ -35,10 +37,15 @@ def cut_at(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
 
     Yields:
         An initially empty dict that receives each layer's output.
+
+    Raises:
+        TowerError: a layer gives no tensor.
     """
     recorded: dict[nn.Module, Tensor] = {}
 
-    def record(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    def record(layer: nn.Module, _inputs: object, output: object) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise TowerError(f"a layer must give one tensor, {type(layer).__name__} gives a {type(output).__name__}.")
         if not recorded:
             torch.set_grad_enabled(True)
             output = output.detach().requires_grad_()
@@ -77,13 +84,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Recompute ``blocks`` in the backward pass instead of keeping their activations."""
+    own = [vars(block).get("forward") for block in blocks]  # None where the class's is used
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward  # the class's own shows again
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del block.forward  # the class's shows again
+            else:
+                block.forward = forward
 
 
 @contextmanager

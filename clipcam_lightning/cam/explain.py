@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.capture import Capture, checkpointed, cut_at, untouched
-from clipcam_lightning.cam.fuse import check_fusion, fused, resized
+from clipcam_lightning.cam.fuse import FUSIONS, fused, resized
 from clipcam_lightning.cam.methods import Method, method_of
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
 from clipcam_lightning.cam.targets import Target, TargetLike, target_of
+from clipcam_lightning.checks import require_choice, require_positive
 from clipcam_lightning.colors import overlaid
 from clipcam_lightning.errors import ConfigError
 
@@ -29,7 +30,7 @@ class Explanation:
 
     Attributes:
         maps: raw saliency on the layer's own grid, float32, not rescaled; on the model's device.
-        similarity: cosine of image and prompt, -1 to 1.
+        similarity: cosine of image and prompt, -1 to 1; the mean over the scales.
         layers: dotted names of the layers that were mapped.
         method: name of the CAM method.
         target: name of the target.
@@ -100,13 +101,13 @@ def explain(
         TowerError: the CLIP's tower is unknown, or the layer's output is no grid of patches.
         ConfigError: an argument cannot be used; the message lists what can.
     """
-    clip = model if isinstance(model, ClipModel) else find_clip(model, tokenizer=tokenizer)
+    clip = model if isinstance(model, ClipModel) else find_clip(model)
+    clip = replace(clip, tokenizer=tokenizer) if tokenizer else clip
     chosen, aim = method_of(method), target_of(target)
     names = layer_names(clip, layers)
-    check_fusion(fuse)
+    require_choice("fuse", fuse, tuple(FUSIONS))
+    require_positive(batch_size=batch_size)
     _check_images(clip, images)
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1 (got {batch_size}).")
     if not scales or min(scales) <= 0:
         raise ConfigError(f"scales must be positive factors (got {tuple(scales)}).")
 
@@ -124,7 +125,7 @@ def explain(
                 for scale in scales
             ]
             maps.append(fused([each[0].flatten(0, 1) for each in passes], "mean").unflatten(0, (-1, count)))
-            similarity.append(passes[0][1])
+            similarity.append(torch.stack([each[1] for each in passes]).mean(0))
     return Explanation(
         maps=torch.cat(maps),
         similarity=torch.cat(similarity),

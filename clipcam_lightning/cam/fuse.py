@@ -7,23 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipcam_lightning.errors import ConfigError
-
 FUSIONS: dict[str, Callable[[Float[Tensor, "k n h w"]], Float[Tensor, "n h w"]]] = {
     "mean": lambda maps: maps.mean(dim=0),
     "max": lambda maps: maps.amax(dim=0),
     "product": lambda maps: maps.prod(dim=0),
 }
-
-
-def check_fusion(fuse: str) -> None:
-    """Refuse an unknown fusion.
-
-    Raises:
-        ConfigError: no fusion has that name.
-    """
-    if fuse not in FUSIONS:
-        raise ConfigError(f"fuse must be one of {', '.join(FUSIONS)} (got {fuse!r}).")
 
 
 def fused(maps: Sequence[Float[Tensor, "n _h _w"]], fuse: str) -> Float[Tensor, "n h w"]:

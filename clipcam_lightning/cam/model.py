@@ -94,9 +94,8 @@ class ClipModel:
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Unit text embeddings, in float32; a prompt that occurs twice is embedded once."""
-        unique = list(dict.fromkeys(prompts))
-        embedded = self.embed_tokens(self.tokenize(unique))
-        return embedded[[unique.index(prompt) for prompt in prompts]]
+        row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        return self.embed_tokens(self.tokenize(list(row)))[[row[prompt] for prompt in prompts]]
 
 
 class _ImageEncoder(nn.Module):
@@ -139,7 +138,7 @@ def find_clip(module: nn.Module, name: str | None = None, tokenizer: Tokenizer |
     if not found:
         raise ModelError(
             f"no CLIP in {type(module).__name__}: none of its submodules has both encode_image and encode_text. "
-            "If there is one, name it: clip='dotted.name'."
+            "Two separate encoders are not supported; wrap them in a module that has both methods."
         )
     if len(found) > 1:
         raise ModelError(

@@ -55,6 +55,12 @@ class Contrast:
 
     negatives: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if isinstance(self.negatives, str) or not all(
+            isinstance(text, str) and text.strip() for text in self.negatives
+        ):
+            raise ConfigError(f"negatives must be a tuple of prompts, such as ('a cat',) (got {self.negatives!r}).")
+
     @property
     def name(self) -> str:
         """``contrast``, with its negatives where it was given some."""

@@ -46,7 +46,8 @@ class TensorBoardSink:
             panel = probe_panel(
                 look.pixels[i], look.baseline.maps[i], look.snapshot.maps[i], probe, steps=steps, mask=look.masks[i]
             )
-            self._image(f"{self.root}/{probe.name}", panel, escaped(probe.prompt), step)
+            name = f"{probe.name}-probe" if probe.name in look.metrics else probe.name  # one tag is of one kind
+            self._image(f"{self.root}/{name}", panel, escaped(probe.prompt), step)
         sheet = contact_sheet(look.pixels, look.snapshot.prompts, look.history)
         self._image(f"{self.root}_contact_sheet/all_probes", sheet, "Probes down, looks so far across.", step)
         self.writer.flush()

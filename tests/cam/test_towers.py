@@ -6,6 +6,7 @@ import open_clip
 import pytest
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -53,6 +54,7 @@ MODELS = {
     "cls": vit,
     "average": lambda: vit(pool_type="avg", final_ln_after_pool=True),
     "attention pool": lambda: vit(attentional_pool=True, attn_pooler_queries=1, attn_pooler_heads=2, pool_type="tok"),
+    "norm after pool": lambda: vit(final_ln_after_pool=True),
     "layer scale": lambda: vit(ls_init_value=0.1),
     "own blocks": lambda: vit(scale_attn=True),
     "resnet": resnet,
@@ -114,10 +116,11 @@ def test_leaving_out_unused_work_changes_no_map(model: nn.Module, monkeypatch: p
     assert_close(shortened.similarity, whole.similarity)
 
 
-def test_the_last_block_of_a_cls_tower_computes_one_row() -> None:
+def test_the_last_block_of_a_cls_tower_computes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = vit(), []
-    block = model.visual.transformer.resblocks[-1]
-    block.mlp.c_fc.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[1]))
+    layer = model.visual.transformer.resblocks[-1].mlp.c_fc
+    plain = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda x: (rows.append(x.shape[1]), plain(x))[1])
 
     explain(model, images_for(model), torch.randn(1, 16))
 
@@ -132,6 +135,40 @@ def test_nothing_is_left_out_while_somebody_else_listens() -> None:
     explain(model, images_for(model), torch.randn(1, 16))
 
     assert shapes == [(2, 9, 32)]
+
+
+def test_a_feature_extractor_on_the_transformer_sees_the_right_tokens() -> None:
+    model, seen = vit(), []
+    images = images_for(model)
+    model.visual.transformer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
+    with torch.no_grad():
+        model.encode_image(images)
+
+    explain(model, images, torch.randn(1, 16))
+
+    assert_close(seen[1], seen[0])
+
+
+@pytest.mark.parametrize("wrap", ["compiled", "lora"])
+def test_a_wrapped_tower_inside_a_plain_clip_is_seen_through(wrap: str) -> None:
+    model = vit()
+    images, texts = images_for(model), torch.randn(1, 16)
+    expected = explain(model, images, texts, scales=(1.0, 2.0)).maps
+    if wrap == "compiled":
+        model.visual = torch.compile(model.visual, backend="eager")
+    else:
+        model.visual = get_peft_model(model.visual, LoraConfig(target_modules=["c_fc"], r=2))  # adds nothing yet
+
+    found = explain(model, images, texts, scales=(1.0, 2.0))
+
+    assert_close(found.maps, expected)
+    assert found.layers[0].startswith("visual.")
+
+
+def test_a_layer_that_gives_no_tensor_is_refused() -> None:
+    model = vit()
+    with pytest.raises(TowerError, match="MultiheadAttention gives a tuple"):
+        explain(model, images_for(model), torch.randn(1, 16), layers="visual.transformer.resblocks.1.attn")
 
 
 @pytest.mark.parametrize("name", ["cls", "average", "resnet"])

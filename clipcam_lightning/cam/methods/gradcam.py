@@ -12,7 +12,8 @@ def gradcam(capture: Capture) -> Float[Tensor, "b h w"]:
     .. math:: \alpha_k = \tfrac{1}{hw} \sum_{ij} G_{kij}, \quad M = \mathrm{relu}\left(\sum_k \alpha_k A_k\right)
 
     The mean ignores where a gradient sits, so on a ViT, whose gradient differs from patch to patch, the map can
-    light up the wrong object. :func:`~clipcam_lightning.cam.methods.hirescam.hirescam` does not have this flaw.
+    light up ground that has nothing to do with the prompt;
+    :func:`~clipcam_lightning.cam.methods.hirescam.hirescam` keeps gradient and patch together.
 
     Source: Selvaraju et al. 2017, eqs. 1-2, https://arxiv.org/abs/1610.02391
     """

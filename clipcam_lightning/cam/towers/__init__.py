@@ -21,6 +21,5 @@ def tower_of(clip: nn.Module) -> Tower:
     visual = type(getattr(clip, "visual", None)).__name__
     raise TowerError(
         f"no tower fits {type(clip).__name__} with a {visual} as its `visual`; "
-        f"known: {', '.join(tower.__name__ for tower in TOWERS)}. "
-        "A tower of your own can be given as ClipModel(clip, tower=...)."
+        f"known: {', '.join(tower.__name__ for tower in TOWERS)}."
     )

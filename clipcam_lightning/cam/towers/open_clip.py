@@ -20,20 +20,20 @@ class OpenClipViT(Tower):
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)
-        visual: Any = clip.visual
+        self.path, visual = _inside_visual(clip, VisionTransformer)
         self.visual = visual
         self.blocks: Sequence[Any] = list(visual.transformer.resblocks)
         # A CLS-pooled tower reads only the CLS token of its last block's output, so every patch's gradient
         # there is exactly zero. The output of ln_1 is where the patches of the last block still count.
         self.pools_cls = visual.attn_pool is None and visual.pool_type == "tok"
         suffix = ".ln_1" if self.pools_cls else ""
-        self.layers = [f"visual.transformer.resblocks.{i}{suffix}" for i in range(len(self.blocks))]
+        self.layers = [f"{self.path}.transformer.resblocks.{i}{suffix}" for i in range(len(self.blocks))]
         self.default_layer = self.layers[-1]
 
     @classmethod
     def fits(cls, clip: nn.Module) -> bool:
-        """Whether ``clip.visual`` is open_clip's own ViT."""
-        return isinstance(getattr(clip, "visual", None), VisionTransformer)
+        """Whether ``clip.visual`` is open_clip's own ViT, or a wrapper of it."""
+        return _inside_visual(clip, VisionTransformer)[1] is not None
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -61,7 +61,7 @@ class OpenClipViT(Tower):
         height, width = self._grid(image_size)
         positions = self.visual.positional_embedding.detach()
         resized = _resize_positions(positions[1:], self.visual.grid_size, (height, width))
-        return {"visual.positional_embedding": torch.cat([positions[:1], resized])}
+        return {f"{self.path}.positional_embedding": torch.cat([positions[:1], resized])}
 
     def scaled_size(self, scale: float) -> tuple[int, int]:
         """Whole patches."""
@@ -75,16 +75,20 @@ class OpenClipViT(Tower):
         the MLP and the final norm of one. The values are the same; most of the last block's cost is gone.
         """
         last, ln_post = self.blocks[-1], self.visual.ln_post
-        prefix = f"visual.transformer.resblocks.{len(self.blocks) - 1}"
-        inside = [name for name in layers if name.startswith((prefix, "visual.ln_post")) and name != f"{prefix}.ln_1"]
+        prefix = f"{self.path}.transformer.resblocks.{len(self.blocks) - 1}"
+        inside = [name for name in layers if name.startswith((prefix, f"{self.path}.ln_post"))]
+        cut_short = [module for module in last.modules() if module not in (last, last.ln_1)] + [ln_post]
         if (
-            inside
+            any(name != f"{prefix}.ln_1" for name in inside)
             or not self.pools_cls
+            or self.visual.final_ln_after_pool
             or self.visual.output_tokens
             or type(last) is not ResidualAttentionBlock
             or not isinstance(last.attn, nn.MultiheadAttention)
-            or any(module._forward_hooks for module in (*last.modules(), ln_post) if module is not last.ln_1)
-        ):  # the last line: somebody else listens there, and must not see one token in place of all
+            # Somebody else listens there, and must not see one token in place of all.
+            or any(module._forward_hooks for module in (*cut_short, last, self.visual.transformer))
+            or any(module._forward_pre_hooks for module in cut_short)
+        ):
             yield
             return
         tokens = 1 if last.attn.batch_first else 0
@@ -118,19 +122,19 @@ class OpenClipViT(Tower):
 class OpenClipResNet(Tower):
     """``visual`` is a ``ModifiedResNet``: four stages, then attention pooling."""
 
-    layers = ("visual.layer1", "visual.layer2", "visual.layer3", "visual.layer4")
-    default_layer = "visual.layer4"
     STRIDE = 32  # pixels a cell of layer4
-
-    @classmethod
-    def fits(cls, clip: nn.Module) -> bool:
-        """Whether ``clip.visual`` is open_clip's ``ModifiedResNet``."""
-        return isinstance(getattr(clip, "visual", None), ModifiedResNet)
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)
-        self.visual: Any = clip.visual
+        self.path, self.visual = _inside_visual(clip, ModifiedResNet)
+        self.layers = [f"{self.path}.layer{i}" for i in (1, 2, 3, 4)]
+        self.default_layer = self.layers[-1]
         self.blocks = [block for name in self.layers for block in clip.get_submodule(name).children()]
+
+    @classmethod
+    def fits(cls, clip: nn.Module) -> bool:
+        """Whether ``clip.visual`` is open_clip's ``ModifiedResNet``, or a wrapper of it."""
+        return _inside_visual(clip, ModifiedResNet)[1] is not None
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -154,11 +158,17 @@ class OpenClipResNet(Tower):
         old, new = ((y // self.STRIDE, x // self.STRIDE) for y, x in (self.input_size, image_size))
         positions = self.visual.attnpool.positional_embedding.detach()
         resized = _resize_positions(positions[1:], old, new)
-        return {"visual.attnpool.positional_embedding": torch.cat([positions[:1], resized])}
+        return {f"{self.path}.attnpool.positional_embedding": torch.cat([positions[:1], resized])}
 
     def scaled_size(self, scale: float) -> tuple[int, int]:
         """Whole cells of the last stage."""
         return _whole_cells(self.input_size, scale, (self.STRIDE, self.STRIDE))
+
+
+def _inside_visual(clip: nn.Module, kind: type[nn.Module]) -> tuple[str, Any]:
+    """Path and module of the tower below ``clip.visual``, which may be compiled or wrapped by PEFT; else ``None``."""
+    found = ((name, part) for name, part in clip.named_modules() if isinstance(part, kind))
+    return next((pair for pair in found if f"{pair[0]}.".startswith("visual.")), ("", None))
 
 
 def _whole_cells(size: tuple[int, int], scale: float, cell: tuple[int, int]) -> tuple[int, int]:
