@@ -1,5 +1,6 @@
 """What the core asks of an image tower."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from clipcam_lightning.errors import ConfigError
 
 
-class Tower:
+class Tower(ABC):
     """The image encoder of a CLIP, seen as layers and a grid.
 
     A subclass says which models it fits, names its layers and lays their output out as a grid.
@@ -29,38 +30,38 @@ class Tower:
         self.clip = clip
 
     @classmethod
+    @abstractmethod
     def fits(cls, clip: nn.Module) -> bool:
         """Whether ``clip`` is a model of this family."""
-        raise NotImplementedError  # abstract; every tower in TOWERS answers
 
     @property
+    @abstractmethod
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images the model expects."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_grid(self, features: Float[Tensor, "..."], image_size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
         """Lay out a layer's output on its grid, row by row.
 
         Raises:
             TowerError: the output has no such grid.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def position_embeddings(self, image_size: tuple[int, int]) -> dict[str, Tensor]:
         """Parameters below ``clip`` that another image size needs, interpolated, by their dotted names.
 
         Raises:
             ConfigError: the tower cannot take that size.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def scaled_size(self, scale: float) -> tuple[int, int]:
         """Height and width of an image ``scale`` times as large, in whole cells of the grid.
 
         Raises:
             ConfigError: that leaves no cell.
         """
-        raise NotImplementedError
 
     def skipping_unused(self, layers: Sequence[str]) -> AbstractContextManager[None]:
         """Leave out, for one pass, work after ``layers`` on which the embedding does not depend."""
