@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from clipcam_lightning.cam.explain import Layers
+from clipcam_lightning.cam.explain import Layers, layer_names
 from clipcam_lightning.cam.methods import Method, method_of
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
 from clipcam_lightning.cam.targets import Contrast, TargetLike, target_of
@@ -280,13 +280,13 @@ class ClipCamCallback(Callback):
             size, tokenizer = self._clip.preprocessing.size, self._clip.tokenizer
             probes = ProbeSet.from_batch(batch, size=size, count=self.num_probes, tokenizer=tokenizer)
             self._monitor = Monitor(probes, **self._watch)
-            self._monitor.prepare(self._clip)
         except Exception as error:
             self._error = error
             self._failed(f"no probes could be taken from a batch: {in_words(error)}")
 
     def _find_clip(self, pl_module: LightningModule) -> None:
         self._clip = find_clip(pl_module, self._clip_name, self._tokenizer)
+        layer_names(self._clip, self._watch["layers"])  # an unknown one is found now, not at the first look
         if self._monitor is not None:
             self._monitor.prepare(self._clip)
 

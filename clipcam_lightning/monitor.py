@@ -9,7 +9,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from clipcam_lightning.cam.capture import untouched
-from clipcam_lightning.cam.explain import Layers, explain, layer_names
+from clipcam_lightning.cam.explain import Layers, explain
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import TargetLike
@@ -187,13 +187,11 @@ class Monitor:
         return tuple(problems)
 
     def prepare(self, clip: ClipModel) -> PreparedProbes:
-        """The probes as ``clip`` is fed with them, made once a model; finds out early what does not fit.
+        """The probes as ``clip`` is fed with them, made once a model.
 
         Raises:
-            ProbeError: preprocessed pixels of another size than the model's.
-            ConfigError: the model has no such layer.
+            ProbeError: a probe does not fit the model.
         """
-        layer_names(clip, self._settings["layers"])
         if self._prepared is None or self._prepared[0].module is not clip.module:
             self._prepared = clip, self.probes.prepared(clip)
         return self._prepared[1]

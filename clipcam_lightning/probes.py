@@ -31,7 +31,7 @@ class PreparedProbes:
         images: preprocessed.
         texts: unit embeddings are made of these: one prompt or row of token ids an image.
         masks: at the size of ``images``; all ``False`` where a probe has none.
-        has_mask: which probes have one of which the model sees something.
+        has_mask: which probes have one.
     """
 
     images: Float[Tensor, "n 3 y x"]
@@ -189,7 +189,8 @@ class ProbeSet(Sequence[Probe]):
         """The set as ``clip`` is fed with it.
 
         Raises:
-            ProbeError: preprocessed pixels of another size than the model's, or token ids of several lengths.
+            ProbeError: preprocessed pixels of another size than the model's, token ids of several lengths, or a
+                mask of which the model sees nothing.
         """
         size, images, masks = clip.preprocessing.size, [], []
         lengths = {probe.name: len(probe.tokens) for probe in self if probe.tokens is not None}
@@ -209,11 +210,16 @@ class ProbeSet(Sequence[Probe]):
             else:
                 preprocessed = isinstance(pixels, Tensor)
                 masks.append(torch.from_numpy(mask) if preprocessed else clip.preprocessing.mask(mask))
+                if not masks[-1].any():
+                    raise ProbeError(
+                        f"the mask of probe {probe.name!r} vanishes when its image is resized and cropped to "
+                        f"{size[0]}x{size[1]}; give another picture, or leave the mask out."
+                    )
         return PreparedProbes(
             images=torch.stack(images),
             texts=[probe.prompt if probe.tokens is None else probe.tokens for probe in self],
             masks=torch.stack(masks),
-            has_mask=torch.stack(masks).flatten(1).any(1),  # resize and crop may take a mask away
+            has_mask=torch.tensor([probe.mask is not None for probe in self]),
         )
 
 

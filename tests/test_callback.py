@@ -371,9 +371,10 @@ class TestBadInput:
         with pytest.raises(ConfigError, match=r"a tuple of prompts.*'red'"):
             Contrast(negatives="red")
 
-    def test_an_unknown_layer_before_training(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("probes", [None, masked_probes()], ids=["captured", "given"])
+    def test_an_unknown_layer_before_training(self, probes: Any, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"got 'blocks\.3'.*Layers worth mapping"):
-            fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes(), layers="blocks.3"))
+            fit(FineTuning(), tmp_path, ClipCamCallback(probes, layers="blocks.3"))
 
     def test_captured_probes_of_another_size(self, tmp_path: Path) -> None:
         with pytest.raises(ProbeError, match=r"probe .* 32x32.*expects 64x64"):

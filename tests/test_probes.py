@@ -275,10 +275,7 @@ def test_prompts_and_token_ids_are_embedded_in_the_order_of_the_probes(clip: Cli
     assert (expected[0] - expected[1]).abs().max() > 1e-3
 
 
-def test_a_mask_of_which_the_model_sees_nothing_does_not_count(clip: ClipModel) -> None:
+def test_a_mask_of_which_the_model_sees_nothing_is_refused(clip: ClipModel) -> None:
     speck = Probe(np.zeros((640, 640, 3), np.uint8), "a", box=(3, 3, 4, 4))
-    try:
-        prepared = ProbeSet([speck]).prepared(clip)
-    except ProbeError:
-        return
-    assert prepared.masks[0].any() or not prepared.has_mask[0]
+    with pytest.raises(ProbeError, match=r"mask of probe 'a' vanishes .* 64x64"):
+        ProbeSet([speck]).prepared(clip)
