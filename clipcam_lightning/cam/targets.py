@@ -1,6 +1,7 @@
 """What is differentiated: a score per image and prompt, made of cosine similarities."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -8,6 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipcam_lightning.errors import ConfigError
+
+Negatives: TypeAlias = tuple[str, ...] | Float[Tensor, "k d"]
+"""Prompts, or their embeddings."""
 
 
 @runtime_checkable
@@ -23,7 +27,7 @@ class Target(Protocol):
     def name(self) -> str: ...  # noqa: D102
 
     @property
-    def negatives(self) -> Sequence[str]: ...  # noqa: D102
+    def negatives(self) -> Sequence[str] | Tensor: ...  # noqa: D102
 
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
         """Scores of the first ``prompts`` columns; the columns after them are the negatives."""
@@ -53,18 +57,15 @@ class Contrast:
         negatives: prompts to subtract. Without any, each image's other prompts are its negatives.
     """
 
-    negatives: tuple[str, ...] = ()
+    negatives: Negatives = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.negatives, str) or not all(
-            isinstance(text, str) and text.strip() for text in self.negatives
-        ):
-            raise ConfigError(f"negatives must be a tuple of prompts, such as ('a cat',) (got {self.negatives!r}).")
+        _check_negatives(self.negatives)
 
     @property
     def name(self) -> str:
         """``contrast``, with its negatives where it was given some."""
-        return f"contrast({', '.join(self.negatives)})" if self.negatives else "contrast"
+        return _named("contrast", self.negatives)
 
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
         """Own similarity minus the mean of the negatives'.
@@ -73,17 +74,74 @@ class Contrast:
             ConfigError: there is nothing to contrast with.
         """
         own = similarity[:, :prompts]
-        if self.negatives:
+        if len(self.negatives):
             return own - similarity[:, prompts:].mean(dim=1, keepdim=True)
         if prompts < 2:
-            raise ConfigError(
-                "the target 'contrast' needs something to contrast with: give at least two prompts an image, "
-                "or Contrast(negatives=('...',))."
-            )
+            raise ConfigError(_ALONE.format("contrast", "Contrast"))
         return own - (own.sum(dim=1, keepdim=True) - own) / (prompts - 1)
 
 
-TargetLike: TypeAlias = Literal["similarity", "contrast"] | Target
+@dataclass(frozen=True)
+class LogSoftmax:
+    """How surely the prompt is picked among all: the log-softmax over the prompts and the negatives.
+
+    Its gradient is ``temperature * (grad s_p - sum_q pi_q grad s_q)``: a contrast that weighs the others by how much
+    the model confuses them with the prompt. The softmax itself is no target: its gradient vanishes where the
+    model is sure.
+
+    Attributes:
+        negatives: prompts to compare with beside each image's other prompts.
+        temperature: factor of the cosines; CLIP is trained towards 100. A constant, so that drift is no drift of it.
+    """
+
+    negatives: Negatives = ()
+    temperature: float = 100.0
+
+    def __post_init__(self) -> None:
+        _check_negatives(self.negatives)
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature must be positive (got {self.temperature!r}).")
+
+    @property
+    def name(self) -> str:
+        """``logsoftmax``, with its negatives where it was given some."""
+        return _named("logsoftmax", self.negatives)
+
+    def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
+        """Log-probabilities of the prompts.
+
+        Raises:
+            ConfigError: there is nothing to compare with.
+        """
+        if similarity.shape[1] < 2:
+            raise ConfigError(_ALONE.format("logsoftmax", "LogSoftmax"))
+        return (self.temperature * similarity).log_softmax(dim=1)[:, :prompts]
+
+
+_ALONE = (
+    "the target '{}' needs something to compare with: give at least two prompts an image, or {}(negatives=('...',))."
+)
+
+
+def _check_negatives(negatives: Negatives) -> None:
+    if isinstance(negatives, Tensor):
+        if negatives.ndim != 2 or not negatives.is_floating_point():
+            raise ConfigError(
+                f"negatives must be embeddings [k, d] (got {negatives.dtype} {tuple(negatives.shape)}), or prompts."
+            )
+    elif isinstance(negatives, str) or not all(isinstance(text, str) and text.strip() for text in negatives):
+        raise ConfigError(f"negatives must be a tuple of prompts, such as ('a cat',) (got {negatives!r}).")
+
+
+def _named(name: str, negatives: Negatives) -> str:
+    if isinstance(negatives, Tensor):
+        digest = hashlib.sha256(negatives.detach().float().cpu().numpy().tobytes()).hexdigest()
+        return f"{name}({len(negatives)} embeddings {digest[:8]})"  # other embeddings, other maps
+    return f"{name}({', '.join(negatives)})" if negatives else name
+
+
+TargetLike: TypeAlias = Literal["similarity", "contrast", "logsoftmax"] | Target
+_TARGETS: dict[str, Callable[[], Target]] = {"similarity": Similarity, "contrast": Contrast, "logsoftmax": LogSoftmax}
 
 
 def target_of(target: TargetLike) -> Target:
@@ -94,8 +152,9 @@ def target_of(target: TargetLike) -> Target:
     """
     if not isinstance(target, str):
         return target
-    if target == "similarity":
-        return Similarity()
-    if target == "contrast":
-        return Contrast()
-    raise ConfigError(f"target must be 'similarity', 'contrast' or Contrast(negatives=...) (got {target!r}).")
+    if target not in _TARGETS:
+        raise ConfigError(
+            f"target must be 'similarity', 'contrast', 'logsoftmax', Contrast(negatives=...) or "
+            f"LogSoftmax(negatives=...) (got {target!r})."
+        )
+    return _TARGETS[target]()

@@ -1,24 +1,130 @@
-"""CAM methods, one paper per file. Each is one function from a :class:`Capture` to a raw map."""
+"""CAM methods, one paper per file. Each is one function from what a pass recorded to raw maps."""
 
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+from clipcam_lightning.cam.capture import (
+    AttentionCapture,
+    Capture,
+    CurvatureCapture,
+    HeadCapture,
+    LayerCapture,
+    ScoreCapture,
+    WeightCapture,
+    WholeCapture,
+)
+from clipcam_lightning.cam.methods.ablationcam import ablationcam
+from clipcam_lightning.cam.methods.decomposition import decomposition
+from clipcam_lightning.cam.methods.eigencam import eigencam
+from clipcam_lightning.cam.methods.eigengradcam import eigengradcam
+from clipcam_lightning.cam.methods.elementwise import elementwise
+from clipcam_lightning.cam.methods.fem import fem
+from clipcam_lightning.cam.methods.finercam import FinerTarget, finercam
+from clipcam_lightning.cam.methods.gae import gae
+from clipcam_lightning.cam.methods.gem import gem
+from clipcam_lightning.cam.methods.grad_eclip import grad_eclip
 from clipcam_lightning.cam.methods.gradcam import gradcam
+from clipcam_lightning.cam.methods.gradcam_pp import gradcam_pp
 from clipcam_lightning.cam.methods.hirescam import hirescam
 from clipcam_lightning.cam.methods.layercam import layercam
+from clipcam_lightning.cam.methods.legrad import legrad
+from clipcam_lightning.cam.methods.maskclip import maskclip
 from clipcam_lightning.cam.methods.method import Method
+from clipcam_lightning.cam.methods.occlusion import cluster_occlusion, occlusion
+from clipcam_lightning.cam.methods.rollout import rollout
+from clipcam_lightning.cam.methods.scorecam import scorecam
+from clipcam_lightning.cam.methods.shapleycam import shapleycam
+from clipcam_lightning.cam.methods.xgradcam import xgradcam
+from clipcam_lightning.cam.towers.tower import ATTENTION, BLOCKS, ONE_QUERY, RESIDUAL, AttentionTower, Tower
 from clipcam_lightning.errors import ConfigError
 
-__all__ = ["METHODS", "Method", "method_of"]
+__all__ = ["METHODS", "Layers", "Method", "MethodLike", "check_method", "layers_of", "method_of"]
 
-METHODS: dict[str, Method] = {"gradcam": gradcam, "hirescam": hirescam, "layercam": layercam}
+MethodLike: TypeAlias = str | Method | Callable[[Capture], Float[Tensor, "b p h w"]]
+
+Layers: TypeAlias = int | str | Sequence[int | str] | None
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(gradcam, Capture),
+        Method(gradcam_pp, Capture),
+        Method(xgradcam, Capture),
+        Method(hirescam, Capture),
+        Method(elementwise, Capture),
+        Method(layercam, Capture),
+        Method(finercam, Capture, target=FinerTarget()),
+        Method(shapleycam, CurvatureCapture),
+        Method(eigencam, LayerCapture),
+        Method(eigengradcam, Capture),
+        Method(fem, LayerCapture),
+        Method(scorecam, ScoreCapture),
+        Method(ablationcam, ScoreCapture),
+        Method(occlusion, ScoreCapture),
+        Method(cluster_occlusion, ScoreCapture),
+        Method(gae, WeightCapture, needs=(ATTENTION,), blocks=1),
+        Method(rollout, AttentionCapture, needs=(ATTENTION,)),
+        Method(legrad, AttentionCapture, needs=(BLOCKS,), blocks=2),
+        Method(grad_eclip, HeadCapture, needs=(ONE_QUERY,), blocks=1),
+        Method(decomposition, AttentionCapture, needs=(RESIDUAL,)),
+        Method(maskclip, AttentionCapture, needs=(ATTENTION,), blocks=1),
+        Method(gem, WholeCapture, needs=(BLOCKS,), blocks=6),
+    )
+}
 
 
-def method_of(method: str | Method) -> Method:
-    """The method of that name; one that is no name is used as it is.
+def check_method(method: MethodLike) -> None:
+    """Refuse a name that no method has, before any tower is known.
 
     Raises:
-        ConfigError: no method has that name; the message lists those there are.
+        ConfigError: the message lists the names.
     """
-    if not isinstance(method, str):
-        return method
-    if method not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(METHODS)} or a function (got {method!r}).")
-    return METHODS[method]
+    if isinstance(method, str) and method not in ("auto", *METHODS):
+        raise ConfigError(f"method must be 'auto', one of {', '.join(METHODS)}, or a function (got {method!r}).")
+
+
+def method_of(method: MethodLike, tower: Tower) -> Method:
+    """The method of that name, ``"auto"`` being what the tower recommends; a function reads a :class:`Capture`.
+
+    Raises:
+        ConfigError: no method has that name, or it does not fit the tower; the message lists those that do.
+    """
+    check_method(method)
+    if isinstance(method, str):
+        method = METHODS[tower.recipe.method if method == "auto" else method]
+    elif not isinstance(method, Method):
+        method = Method(method)
+    missing = method.missing(tower)
+    if missing:
+        fitting = ", ".join(name for name, each in METHODS.items() if not each.missing(tower))
+        raise ConfigError(
+            f"{method.name} does not fit {type(tower).__name__}: it needs {' and '.join(missing)}. Fitting: {fitting}."
+        )
+    return method
+
+
+def layers_of(method: Method, tower: Tower, layers: Layers, *, auto: bool = False) -> tuple[str, ...]:
+    """Dotted names of the layers that ``method`` maps: the ones asked for, or its own choice.
+
+    Args:
+        method: one that fits.
+        tower: where the layers are.
+        layers: names or indices; ``None`` for the method's choice.
+        auto: whether that choice is the tower's.
+
+    Raises:
+        ConfigError: there is no such layer; the message lists those there are.
+    """
+    if layers is not None:
+        chosen = [layers] if isinstance(layers, int | str) else layers
+        if not chosen:
+            raise ConfigError("layers must name at least one layer, or be None for the method's choice.")
+        return tuple(dict.fromkeys(tower.resolve(layer) for layer in chosen))
+    if issubclass(method.reads, AttentionCapture):
+        assert isinstance(tower, AttentionTower)  # the method fits
+        names = tower.layers[: len(tower.attentions)]
+        return tuple(names[-method.blocks :] if method.blocks else names)
+    return tuple(tower.layers[i] for i in tower.recipe.layers) if auto else (tower.default_layer,)

@@ -1,17 +1,20 @@
 """HiResCAM."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from clipcam_lightning.cam.capture import Capture
 
 
-def hirescam(capture: Capture) -> Float[Tensor, "b h w"]:
+def hirescam(capture: Capture) -> Float[Tensor, "b p h w"]:
     r"""Multiply gradient and activation where they meet, sum the channels, keep the positive part.
 
     .. math:: M = \mathrm{relu}\left(\sum_k G_k \odot A_k\right)
 
+    Fits every tower.
+
     Source: Draelos & Carin 2020, eq. 3, https://arxiv.org/abs/2011.08891; the positive part is taken for display
     there too.
     """
-    return (capture.gradients * capture.activations).sum(dim=1).relu()
+    return torch.einsum("bpchw,bchw->bphw", capture.gradients, capture.activations).relu()

@@ -1,16 +1,19 @@
 """LayerCAM."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from clipcam_lightning.cam.capture import Capture
 
 
-def layercam(capture: Capture) -> Float[Tensor, "b h w"]:
+def layercam(capture: Capture) -> Float[Tensor, "b p h w"]:
     r"""Like HiResCAM, but only positive gradients count.
 
     .. math:: M = \mathrm{relu}\left(\sum_k \mathrm{relu}(G_k) \odot A_k\right)
 
+    Fits every tower.
+
     Source: Jiang et al. 2021, eqs. 5-7, LayerCAM, IEEE TIP 30, https://doi.org/10.1109/TIP.2021.3089943
     """
-    return (capture.gradients.relu() * capture.activations).sum(dim=1).relu()
+    return torch.einsum("bpchw,bchw->bphw", capture.gradients.relu(), capture.activations).relu()

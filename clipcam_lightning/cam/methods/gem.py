@@ -1,0 +1,49 @@
+"""GEM."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipcam_lightning.cam.attention import Attention
+from clipcam_lightning.cam.capture import WholeCapture
+
+
+def gem(capture: WholeCapture) -> Float[Tensor, "b p h w"]:
+    r"""Beside the model's own path, let patches gather the values of patches that resemble them, and compare these.
+
+    .. math:: x' \leftarrow x' + \mathrm{out}\left(\tfrac13 \sum_{p \in \{q,k,v\}}
+        \mathrm{softmax}(\tau \hat p \hat p^\top)\, v\right), \quad
+        p \leftarrow \mathrm{softmax}(\tau \hat p \hat p^\top)\, \hat p \text{ once before}, \quad
+        \tau = \frac{\mathrm{mean} \lVert \mathrm{ln}(x) \rVert}{\sqrt{d}}
+
+    with :math:`\hat p` of unit length, ``x`` the tokens of the model's own path and ``d`` the width of a head;
+    :math:`M_i = \cos(\mathrm{embed}(x'_i), t)`, signed. By default over the last six blocks.
+
+    Fits towers with attention in their blocks.
+
+    Source: Bousselham et al. 2024, eqs. 3-7, https://arxiv.org/abs/2312.00878
+    """
+    tower = capture.tower
+    beside = tower.to_tokens(capture.inputs[0].first)
+    for block, attention, call in zip(capture.blocks, capture.attentions, capture.attention_inputs, strict=True):
+        length = tower.to_tokens(call.first).norm(dim=-1).mean(dim=1)
+        heads = _self_self(attention, length * attention.query.shape[-1] ** -0.5)
+        beside = beside + tower.project(block, heads.transpose(1, 2).flatten(2))
+    embedded = F.normalize(tower.embed_tokens(capture.patches(beside)), dim=-1)
+    return capture.to_map(torch.einsum("bse,bpe->bps", embedded.float(), capture.directions))
+
+
+def _self_self(attention: Attention, temperature: Float[Tensor, "b"]) -> Float[Tensor, "b h t v"]:
+    """Values gathered by likeness of queries, of keys and of values, averaged."""
+    temperature = temperature[:, None, None, None]
+
+    def likeness(p: Tensor) -> Tensor:
+        return (temperature * p @ p.transpose(-2, -1)).softmax(dim=-1)
+
+    gathered = []
+    for p in (attention.query, attention.key, attention.value):
+        unit = F.normalize(p, dim=-1)
+        unit = F.normalize(likeness(unit) @ unit, dim=-1)
+        gathered.append(likeness(unit) @ attention.value)
+    return torch.stack(gathered).mean(dim=0)

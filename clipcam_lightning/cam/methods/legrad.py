@@ -1,0 +1,41 @@
+"""LeGrad."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipcam_lightning.cam.attention import Attention
+from clipcam_lightning.cam.capture import AttentionCapture
+
+
+def legrad(capture: AttentionCapture) -> Float[Tensor, "b p h w"]:
+    r"""How each block's own output would change with its attention weights, positive part, summed over the blocks.
+
+    .. math:: s_l = t \cdot \mathrm{unit}\left(\mathrm{embed}\left(\tfrac1n \sum_i Z_{l,i}\right)\right), \quad
+        M = \sum_l \tfrac{1}{hn} \sum_{h,i} \mathrm{relu}\left(\frac{\partial s_l}{\partial A_l^{h}}\right)_{i,\cdot}
+
+    with :math:`Z_l` the ``n`` tokens that block ``l`` gives. Each block's score depends on its own attention
+    only through that block, so that each block's graph is its own. By default of the last two blocks.
+
+    Fits towers with attention in their blocks.
+
+    Source: Bousselham et al. 2024, eqs. 5-9, https://arxiv.org/abs/2404.03214
+    """
+    prompts = capture.directions.shape[1]
+    total = capture.directions.new_zeros(len(capture.features), prompts, capture.grid[0] * capture.grid[1])
+    for which in range(len(capture.blocks)):
+        leaf: list[Tensor] = []
+
+        def attend(_i: int, attention: Attention, leaf: list[Tensor] = leaf) -> Tensor:
+            leaf.append(attention.weights().detach().requires_grad_())
+            return leaf[0] @ attention.value
+
+        with torch.enable_grad():
+            tokens = capture.replayed_block(which, attend)
+            embedding = F.normalize(capture.tower.embed_tokens(tokens.mean(dim=1, keepdim=True))[:, 0].float(), dim=-1)
+            scores = torch.einsum("be,bpe->bp", embedding, capture.directions)
+        for p in range(prompts):
+            (gradient,) = torch.autograd.grad(scores[:, p].sum(), leaf, retain_graph=p + 1 < prompts)
+            total[:, p] += gradient.relu().mean(dim=(1, 2))[:, -total.shape[-1] :]
+    return capture.to_map(total)
