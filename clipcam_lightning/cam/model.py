@@ -1,22 +1,24 @@
 """Find the CLIP in any module, and talk to it: tokenise, embed images and texts."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import open_clip
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipcam_lightning.cam.dialects import Dialect, Tokenizer, Tokens, dialect_of
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import tower_of
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ModelError
 
-Tokenizer = Callable[[list[str]], Int[Tensor, "n l"]]
+__all__ = ["ClipModel", "Tokenizer", "Tokens", "find_clip"]
+
 CLIP_VOCABULARY = 49408
 SECOND_CLASS = ("teacher", "ema", "momentum", "target", "reference", "frozen")  # copies that follow the trained one
 
@@ -40,6 +42,13 @@ class ClipModel:
     name: str = ""
 
     @property
+    def dialect(self) -> Dialect:
+        """How the library of this CLIP embeds texts."""
+        dialect = dialect_of(self.module)
+        assert dialect is not None  # or it would not have been found
+        return dialect
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.module.parameters()).device
@@ -47,7 +56,7 @@ class ClipModel:
     @property
     def dtype(self) -> torch.dtype:
         """What the image tower computes in."""
-        return next(self.module.get_submodule("visual").parameters()).dtype
+        return next(self.module.get_submodule(self.dialect.vision).parameters()).dtype
 
     @property
     def fingerprint(self) -> str:
@@ -55,8 +64,11 @@ class ClipModel:
         shapes = [f"{name}{tuple(value.shape)}" for name, value in self.module.named_parameters()]
         return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
 
-    def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "n l"]:
-        """Token ids of ``prompts``.
+    def tokenize(self, prompts: Sequence[str]) -> Tokens:
+        """Tokens of ``prompts``.
+
+        A transformers tokenizer is told the model's context length: it cuts longer prompts off, and pads to the full
+        length where the model is a SigLIP, which reads the last position, and to the longest prompt elsewhere.
 
         Raises:
             ModelError: there is no tokenizer.
@@ -66,31 +78,27 @@ class ClipModel:
                 "the CLIP has no tokenizer that could be found; give tokenizer=..., a function from a list of "
                 "strings to token ids, or give prompts as token ids or embeddings."
             )
-        tokens = self.tokenizer(list(prompts))
-        return tokens if isinstance(tokens, Tensor) else torch.as_tensor(tokens)
+        return self.dialect.tokenized(self.tokenizer, list(prompts))
 
-    def embed_images(
-        self, images: Float[Tensor, "n 3 y x"], replaced: dict[str, Tensor] | None = None
-    ) -> Float[Tensor, "n d"]:
-        """Unit image embeddings, in float32.
+    def features(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        """Image embeddings as the tower gives them, before they are scaled to unit length; in float32.
 
         Args:
             images: preprocessed, on any device, in any float type.
-            replaced: parameters to use in place of the model's own, by dotted name.
         """
-        images = images.to(self.device, self.dtype)
-        encoder = _ImageEncoder(self.module)
-        if replaced:
-            named = {f"clip.{name}": value for name, value in replaced.items()}
-            features = torch.func.functional_call(encoder, named, (images,))
-        else:
-            features = encoder(images)
-        return F.normalize(features.float(), dim=-1)
+        return self.tower.encode(images.to(self.device, self.dtype)).float()
 
-    def embed_tokens(self, tokens: Int[Tensor, "n l"]) -> Float[Tensor, "n d"]:
-        """Unit text embeddings of token ids, in float32."""
-        features = self.module.encode_text(tokens.to(self.device))  # type: ignore[operator]
-        return F.normalize(features.float(), dim=-1)
+    def embed_images(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        """Unit image embeddings, in float32."""
+        return F.normalize(self.features(images), dim=-1)
+
+    def embed_tokens(self, tokens: Tokens) -> Float[Tensor, "n d"]:
+        """Unit text embeddings of token ids, or of what a transformers tokenizer makes of texts; in float32."""
+        if isinstance(tokens, Mapping):
+            moved: Tokens = {name: values.to(self.device) for name, values in tokens.items()}
+        else:
+            moved = tokens.to(self.device)
+        return F.normalize(self.dialect.text_features(moved).float(), dim=-1)
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Unit text embeddings, in float32; a prompt that occurs twice is embedded once."""
@@ -98,30 +106,20 @@ class ClipModel:
         return self.embed_tokens(self.tokenize(list(row)))[[row[prompt] for prompt in prompts]]
 
 
-class _ImageEncoder(nn.Module):
-    """``encode_image`` as a module, which is what ``functional_call`` takes."""
-
-    def __init__(self, clip: nn.Module) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
-        features: Tensor = self.clip.encode_image(images)  # type: ignore[operator]
-        return features
-
-
 def find_clip(module: nn.Module, name: str | None = None, tokenizer: Tokenizer | None = None) -> ClipModel:
     """Find the CLIP inside ``module`` by what it can do, whatever it is called and however it is wrapped.
 
-    A CLIP is a submodule with ``encode_image`` and ``encode_text``. Of nested ones (a compiled, DDP or PEFT wrapper
-    that hands the calls on, a LightningModule that delegates) the innermost is meant. A copy that only follows
-    another (``teacher``, ``ema``, ...) gives way to it.
+    A CLIP is a submodule with ``encode_image`` and ``encode_text``, or with ``get_image_features`` and
+    ``get_text_features``. Of nested ones (a compiled, DDP or PEFT wrapper that hands the calls on, a LightningModule
+    that delegates) the innermost is meant. A copy that only follows another (``teacher``, ``ema``, ...) gives way
+    to it.
 
     Args:
         module: a LightningModule, a CLIP, or any wrapper of one.
         name: dotted name below ``module``; needed only if there are several.
-        tokenizer: by default the attribute ``tokenizer`` of the CLIP or of a module around it, else open_clip's
-            own where the vocabulary is CLIP's.
+        tokenizer: a function from strings to token ids, or a tokenizer or processor of transformers. By default the
+            attribute ``tokenizer`` or ``processor`` of the CLIP or of a module around it, else open_clip's own where
+            the vocabulary is CLIP's.
 
     Raises:
         ModelError: none found, several found (they are listed), or nothing under ``name``.
@@ -137,7 +135,8 @@ def find_clip(module: nn.Module, name: str | None = None, tokenizer: Tokenizer |
     found = first_class or found
     if not found:
         raise ModelError(
-            f"no CLIP in {type(module).__name__}: none of its submodules has both encode_image and encode_text. "
+            f"no CLIP in {type(module).__name__}: none of its submodules has both encode_image and encode_text, or "
+            "both get_image_features and get_text_features. "
             "Two separate encoders are not supported; wrap them in a module that has both methods."
         )
     if len(found) > 1:
@@ -150,23 +149,19 @@ def find_clip(module: nn.Module, name: str | None = None, tokenizer: Tokenizer |
         module=clip,
         tower=tower,
         tokenizer=tokenizer or _tokenizer_near(module, path) or _default_tokenizer(clip),
-        preprocessing=Preprocessing.of(clip, tower.input_size),
+        preprocessing=Preprocessing.of(clip, tower.input_size, _image_processor_near(module, path)),
         name=path,
     )
 
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:
     """Innermost submodules that can embed both images and texts, by dotted name; shared ones once."""
-    able = {path: m for path, m in module.named_modules() if _can(m, "encode_image") and _can(m, "encode_text")}
+    able = {path: part for path, part in module.named_modules() if dialect_of(part) is not None}
     return {
         path: clip
         for path, clip in able.items()
         if not any(inner is not clip and inner in set(clip.modules()) for inner in able.values())
     }
-
-
-def _can(module: nn.Module, method: str) -> bool:
-    return callable(getattr(module, method, None))
 
 
 def _is_second_class(path: str) -> bool:
@@ -177,21 +172,37 @@ def _listed(found: dict[str, nn.Module]) -> str:
     return ", ".join(f"{path or '(itself)'} ({type(clip).__name__})" for path, clip in found.items()) or "none"
 
 
-def _tokenizer_near(module: nn.Module, path: str) -> Tokenizer | None:
-    """The attribute ``tokenizer`` of the CLIP, or of the nearest module around it that has one."""
+def _owners(module: nn.Module, path: str) -> Iterator[Any]:
+    """The CLIP, and the modules around it, the nearest first."""
     parts = path.split(".") if path else []
-    for depth in range(len(parts), -1, -1):
-        owner: Any = module.get_submodule(".".join(parts[:depth]))
-        if _can(owner, "tokenizer") and not isinstance(owner.tokenizer, nn.Module):
-            found: Tokenizer = owner.tokenizer
-            return found
+    return (module.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
+
+
+def _tokenizer_near(module: nn.Module, path: str) -> Tokenizer | None:
+    """The attribute ``tokenizer``, or ``processor`` if that has a tokenizer, of the nearest module with one."""
+    for owner in _owners(module, path):
+        tokenizer, processor = getattr(owner, "tokenizer", None), getattr(owner, "processor", None)
+        for found in (tokenizer, getattr(processor, "tokenizer", None)):
+            if callable(found) and not isinstance(found, nn.Module):
+                nearest: Tokenizer = found
+                return nearest
+    return None
+
+
+def _image_processor_near(module: nn.Module, path: str) -> Any:
+    """The attribute ``image_processor``, or that of the attribute ``processor``, of the nearest module with one."""
+    for owner in _owners(module, path):
+        processor = getattr(owner, "processor", None)
+        for found in (getattr(owner, "image_processor", None), getattr(processor, "image_processor", None), processor):
+            if hasattr(found, "image_mean"):
+                return found
     return None
 
 
 def _default_tokenizer(clip: nn.Module) -> Tokenizer | None:
     """CLIP's byte-pair tokenizer, for a model with CLIP's vocabulary."""
-    text: Any = getattr(clip, "text", clip)
-    if getattr(text, "vocab_size", None) != CLIP_VOCABULARY:
+    dialect = dialect_of(clip)
+    if dialect is None or dialect.vocabulary != CLIP_VOCABULARY:
         return None
-    tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=text.context_length)
+    tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=dialect.context_length)
     return tokenizer

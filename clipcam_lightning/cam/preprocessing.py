@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from open_clip.constants import INCEPTION_MEAN, INCEPTION_STD
 from open_clip.model import get_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
+
+from clipcam_lightning.cam.dialects import has_sigmoid_loss
+
+BILINEAR = 2  # as Pillow and transformers number it
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,26 @@ class Preprocessing:
     config: PreprocessCfg
 
     @classmethod
-    def of(cls, clip: nn.Module, input_size: tuple[int, int]) -> "Preprocessing":
-        """The transform that ``clip`` was made with; open_clip's default where it does not say."""
-        given: dict[str, Any] = dict(get_model_preprocess_cfg(clip))
+    def of(cls, clip: nn.Module, input_size: tuple[int, int], image_processor: Any = None) -> "Preprocessing":
+        """The transform that ``clip`` was made with, as far as can be seen.
+
+        open_clip keeps it on the model. A transformers model comes with an image processor, and without one is taken
+        for what its family was trained with: SigLIP, which the bias of its sigmoid loss gives away, squashes images
+        and centres them at 0.5. Whatever else does not say is given CLIP's.
+
+        Args:
+            clip: the model.
+            input_size: height and width in pixels of what it is fed.
+            image_processor: one of transformers: its mean, std, interpolation, and whether it squashes or crops.
+        """
+        visual = getattr(clip, "visual", None)
+        given: dict[str, Any] = {}
+        if getattr(visual, "preprocess_cfg", None) or hasattr(visual, "image_size"):
+            given = get_model_preprocess_cfg(clip)
+        elif image_processor is not None:
+            given = _config_of(image_processor)
+        elif visual is None and has_sigmoid_loss(clip):
+            given = {"mean": INCEPTION_MEAN, "std": INCEPTION_STD, "resize_mode": "squash"}
         return cls(PreprocessCfg(**{**given, "size": input_size}))
 
     @property
@@ -59,3 +81,14 @@ class Preprocessing:
         stretched = (images - low) / (high - low).clamp_min(1e-12)
         fits = (undone.amin((1, 2, 3), keepdim=True) > -0.02) & (undone.amax((1, 2, 3), keepdim=True) < 1.02)
         return (torch.where(fits, undone, stretched).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _config_of(image_processor: Any) -> dict[str, Any]:
+    """What open_clip would call the settings of a transformers image processor."""
+    return {
+        "mean": tuple(image_processor.image_mean),
+        "std": tuple(image_processor.image_std),
+        "interpolation": "bilinear" if getattr(image_processor, "resample", None) == BILINEAR else "bicubic",
+        # One with a shortest edge keeps the aspect and crops; one that only knows height and width does not.
+        "resize_mode": "shortest" if "shortest_edge" in (getattr(image_processor, "size", None) or ()) else "squash",
+    }
