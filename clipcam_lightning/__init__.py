@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clipcam_lightning.callback import ClipCamCallback
     from clipcam_lightning.cam.capture import Capture
-    from clipcam_lightning.cam.explain import Explanation, explain
-    from clipcam_lightning.cam.methods import METHODS
+    from clipcam_lightning.cam.explain import explain
+    from clipcam_lightning.cam.explanation import Explanation
+    from clipcam_lightning.cam.methods import METHODS, Method
     from clipcam_lightning.cam.model import ClipModel, find_clip
-    from clipcam_lightning.cam.targets import Contrast
+    from clipcam_lightning.cam.targets import Contrast, LogSoftmax
     from clipcam_lightning.cam.towers.tower import Tower
+    from clipcam_lightning.confusion import Confusion, confusions
     from clipcam_lightning.drift import DriftReport, DriftRule, compare
     from clipcam_lightning.errors import ClipCamError, ClipCamWarning, DriftAlarm
     from clipcam_lightning.probe import Probe
@@ -30,16 +32,20 @@ _HOME = {
     "ClipCamError": "errors",
     "ClipCamWarning": "errors",
     "ClipModel": "cam.model",
+    "Confusion": "confusion",
     "Contrast": "cam.targets",
     "DriftAlarm": "errors",
     "DriftReport": "drift",
     "DriftRule": "drift",
-    "Explanation": "cam.explain",
+    "Explanation": "cam.explanation",
+    "LogSoftmax": "cam.targets",
+    "Method": "cam.methods",
     "Probe": "probe",
     "ProbeSet": "probes",
     "Snapshot": "snapshot",
     "Tower": "cam.towers.tower",
     "compare": "drift",
+    "confusions": "confusion",
     "explain": "cam.explain",
     "find_clip": "cam.model",
 }
@@ -51,16 +57,20 @@ __all__ = [
     "ClipCamError",
     "ClipCamWarning",
     "ClipModel",
+    "Confusion",
     "Contrast",
     "DriftAlarm",
     "DriftReport",
     "DriftRule",
     "Explanation",
+    "LogSoftmax",
+    "Method",
     "Probe",
     "ProbeSet",
     "Snapshot",
     "Tower",
     "compare",
+    "confusions",
     "explain",
     "find_clip",
 ]

@@ -9,10 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from clipcam_lightning.cam.explain import Layers, layer_names
-from clipcam_lightning.cam.methods import Method, method_of
+from clipcam_lightning.cam.methods import Layers, MethodLike, check_method, layers_of, method_of
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
-from clipcam_lightning.cam.targets import Contrast, TargetLike, target_of
+from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
 from clipcam_lightning.checks import require_choice, require_positive
 from clipcam_lightning.drift import DriftRule
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm, in_words
@@ -71,7 +70,7 @@ class ClipCamCallback(Callback):
         self,
         probes: ProbesLike | None = None,
         *,
-        method: str | Method = "gradcam",
+        method: MethodLike = "auto",
         layers: Layers = None,
         target: TargetLike = "similarity",
         every_n_epochs: int = 1,
@@ -97,9 +96,11 @@ class ClipCamCallback(Callback):
         require_choice("on_error", on_error, ("warn", "raise"))
         if name is not None and not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"name must be letters, digits, '.', '-' and '_' (got {name!r}).")
+        check_method(method)
         aim = target_of(target)
-        if isinstance(aim, Contrast) and not aim.negatives:
-            raise ConfigError("in a look each image has one prompt; give the others: Contrast(negatives=('...',)).")
+        if isinstance(aim, Contrast | LogSoftmax) and not len(aim.negatives):
+            kind = type(aim).__name__
+            raise ConfigError(f"in a look each image has one prompt; give the others: {kind}(negatives=('...',)).")
         self.every_n_epochs = every_n_epochs
         self.every_n_train_steps = every_n_train_steps
         self.on_drift = on_drift
@@ -111,7 +112,7 @@ class ClipCamCallback(Callback):
         self._tokenizer = tokenizer
         self._probes = probes
         self._watch: dict[str, Any] = {
-            "method": method_of(method),
+            "method": method,
             "layers": layers,
             "target": aim,
             "rule": DriftRule(max_drift),
@@ -286,7 +287,8 @@ class ClipCamCallback(Callback):
 
     def _find_clip(self, pl_module: LightningModule) -> None:
         self._clip = find_clip(pl_module, self._clip_name, self._tokenizer)
-        layer_names(self._clip, self._watch["layers"])  # an unknown one is found now, not at the first look
+        chosen = method_of(self._watch["method"], self._clip.tower)  # what cannot be used is found now, not at a look
+        layers_of(chosen, self._clip.tower, self._watch["layers"])
         if self._monitor is not None:
             self._monitor.prepare(self._clip)
 

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from clipcam_lightning.cam.capture import untouched
-from clipcam_lightning.cam.explain import Layers, explain
-from clipcam_lightning.cam.methods import Method
+from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import TargetLike
+from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.drift import DriftReport, DriftRule, compare
 from clipcam_lightning.errors import IncomparableError
 from clipcam_lightning.probe import PathLike
@@ -99,7 +99,7 @@ class Monitor:
         self,
         probes: ProbeSet,
         *,
-        method: str | Method,
+        method: MethodLike,
         layers: Layers,
         target: TargetLike,
         rule: DriftRule,

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from clipcam_lightning.cam.fuse import resized
 from clipcam_lightning.colors import CHANGE, colored, overlaid
+from clipcam_lightning.confusion import Confusion
 from clipcam_lightning.drift import ProbeDrift
+from clipcam_lightning.prompts import Sensitivity
 
 TILE, SHEET_TILE, GAP = 208, 112, 8  # pixels
 INK, FAINT, PAPER, ALARM = "#1a1a1a", "#6b6b6b", "#ffffff", "#c1121f"
@@ -71,20 +73,54 @@ def probe_panel(
         (f"now, step {steps[1]}", _overlay(picture, now_heat)),
         ("change (red: more, blue: less)", _change(picture, now_heat - before_heat)),
     ]
-    width, header = 4 * TILE + 5 * GAP, 58
-    image = Image.new("RGB", (width, header + TILE + 24), PAPER)
-    draw = ImageDraw.Draw(image)
-    flag = " ALARM" if row.alarm else ""
-    room = width - 2 * GAP - _width(flag, 20)
-    draw.text((GAP, 5), _shortened(row.prompt, 20, room), INK, _font(20))
-    if flag:
-        draw.text((width - GAP - _width(flag, 20), 5), flag, ALARM, _font(20))
-    draw.text((GAP, 33), _shortened(_figures(row), 14, width - 2 * GAP), FAINT, _font(14))
-    for i, (label, tile) in enumerate(tiles):
-        left = GAP + i * (TILE + GAP)
-        image.paste(tile, (left, header))
-        draw.text((left, header + TILE + 4), label, FAINT, _font(13))
-    return image
+    return _panel(row.prompt, _figures(row), tiles, " ALARM" if row.alarm else "")
+
+
+def confusion_panel(
+    pixels: UInt8[Tensor, "3 y x"], confusion: Confusion, mask: Bool[Tensor, "y x"] | None = None
+) -> Image.Image:
+    """One confused probe: input | its own prompt | the prompt the model prefers, both maps on one scale each.
+
+    Args:
+        pixels: what the model saw.
+        confusion: of :func:`~clipcam_lightning.confusion.confusions`.
+        mask: outlined on the input.
+    """
+    own, preferred = for_display(torch.stack([confusion.map, confusion.preferred_map]))
+    picture = _enlarged(pixels, TILE)
+    return _panel(
+        f"{confusion.prompt}, taken for {confusion.preferred}",
+        f"similarity {confusion.similarity:.3f}, preferred {confusion.preferred_similarity:.3f}",
+        [
+            ("input", _outlined(picture, mask)),
+            (f"true: {confusion.prompt}", _overlay(picture, own)),
+            (f"preferred: {confusion.preferred}", _overlay(picture, preferred)),
+            ("red: preferred, blue: true", _change(picture, preferred - own)),
+        ],
+    )
+
+
+def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) -> Image.Image:
+    """One image under several wordings: input | mean map | spread between the wordings | mean map of absent things.
+
+    Args:
+        pixels: what the model saw.
+        sensitivity: of :func:`~clipcam_lightning.prompts.sensitivity`.
+    """
+    picture = _enlarged(pixels, TILE)
+    means = [for_display(maps).mean(0) for maps in (sensitivity.maps, sensitivity.absent_maps)]
+    own, absent = for_display(torch.stack(means))
+    return _panel(
+        sensitivity.prompts[0],
+        f"correlation between {len(sensitivity.prompts)} wordings {sensitivity.correlation:.2f} · "
+        f"top-20 % IoU {sensitivity.top_iou:.2f} · with absent things {sensitivity.absent_correlation:.2f}",
+        [
+            ("input", _to_image(picture)),
+            ("mean over wordings", _overlay(picture, own)),
+            ("spread between wordings", _overlay(picture, sensitivity.spread.nan_to_num(0.0))),
+            ("mean over absent things", _overlay(picture, absent)),
+        ],
+    )
 
 
 def contact_sheet(
@@ -117,6 +153,22 @@ def contact_sheet(
             if column.alarm[i]:
                 draw.rectangle((left - 2, top - 2, left + SHEET_TILE + 1, top + SHEET_TILE + 1), outline=ALARM, width=2)
             draw.text((left, top + SHEET_TILE + 3), f"drift {column.drift[i]:.2f}", color, _font(13))
+    return image
+
+
+def _panel(title: str, figures: str, tiles: Sequence[tuple[str, Image.Image]], flag: str = "") -> Image.Image:
+    """Tiles side by side with their labels below, a title and a line of figures above, and a flag in red."""
+    width, header = len(tiles) * TILE + (len(tiles) + 1) * GAP, 58
+    image = Image.new("RGB", (width, header + TILE + 24), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((GAP, 5), _shortened(title, 20, width - 2 * GAP - _width(flag, 20)), INK, _font(20))
+    if flag:
+        draw.text((width - GAP - _width(flag, 20), 5), flag, ALARM, _font(20))
+    draw.text((GAP, 33), _shortened(figures, 14, width - 2 * GAP), FAINT, _font(14))
+    for i, (label, tile) in enumerate(tiles):
+        left = GAP + i * (TILE + GAP)
+        image.paste(tile, (left, header))
+        draw.text((left, header + TILE + 4), _shortened(label, 13, TILE), FAINT, _font(13))
     return image
 
 

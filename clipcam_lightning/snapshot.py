@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipcam_lightning import metrics
-from clipcam_lightning.cam.explain import Explanation
+from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.probes import PreparedProbes, ProbeSet
