@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipcam_lightning.cam.explain import Explanation, explain
+from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.probe import Probe

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from clipcam_lightning.cam.capture import untouched
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.model import ClipModel, find_clip
 from clipcam_lightning.cam.targets import Contrast
+from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 
@@ -192,7 +192,7 @@ def test_contrast_is_subtracted_before_the_rectifier(target: Any, clip: ClipMode
     """By linearity the unrectified map of the contrast is the difference of the unrectified maps."""
 
     def signed(capture: Any) -> Tensor:
-        return (capture.gradients * capture.activations).sum(1)
+        return (capture.gradients * capture.activations[:, None]).sum(2)
 
     negatives = PROMPTS[1:] if target == "contrast" else list(target.negatives)
     own = explain(clip, images, PROMPTS[:1], method=signed).maps[:, 0]
@@ -224,7 +224,7 @@ def test_contrast_with_nothing_to_contrast_says_what_to_give(clip: ClipModel, im
         ({"prompts": [["a"], ["b", "c"], ["d"]]}, r"all of one length.*lengths \[1, 2, 1\]"),
         ({"prompts": [["a"], ["b"]]}, "2 lists .* for 3 images"),
         ({"prompts": torch.randn(2, 1, 64)}, r"\[p, d\] or \[3, p, d\]"),
-        ({"method": "gradcampp"}, "gradcam, hirescam, layercam"),
+        ({"method": "gradcampp"}, "auto.*gradcam, gradcam_pp, xgradcam.*gem, or a function"),
         ({"target": "logit"}, "'similarity', 'contrast'"),
         ({"layers": "visual.nothing"}, "Layers worth mapping"),
         ({"layers": []}, "at least one layer"),

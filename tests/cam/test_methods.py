@@ -1,97 +1,174 @@
-"""Methods against a peer's package, plain loops, a hand-computed map and a theorem."""
+"""What all methods have in common: which towers they fit, how they are named, and what must not matter to them."""
 
-import open_clip
+from collections.abc import Callable
+
 import pytest
 import torch
-from oracles import PEERS, full_graph_gradients, maps_by_loops, peer_maps, post_processed
-from torch import nn
-from torch.nn import functional as F
+from oracles.lively import lively
+from torch import Tensor, nn
 from torch.testing import assert_close
+from zoo.open_clip import resnet, vit
 
-from clipcam_lightning.cam.capture import Capture, cut_at
+from clipcam_lightning.cam.capture import AttentionCapture, Capture, LayerCapture
 from clipcam_lightning.cam.explain import explain
-from clipcam_lightning.cam.methods import METHODS, method_of
+from clipcam_lightning.cam.methods import METHODS, Method, method_of
+from clipcam_lightning.cam.towers import tower_of
+from clipcam_lightning.cam.towers.tower import Recipe
 from clipcam_lightning.errors import ConfigError
 
-LAYERS = {"ViT-B-32": "visual.transformer.resblocks.11.ln_1", "RN50": "visual.layer4"}
+FITTING_ALL = {
+    "gradcam", "gradcam_pp", "xgradcam", "hirescam", "elementwise", "layercam", "finercam", "shapleycam", "eigencam",
+    "eigengradcam", "fem", "scorecam", "ablationcam", "occlusion", "cluster_occlusion", "gae", "rollout", "maskclip",
+}  # fmt: skip
+FITTING: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
+    "class token": (vit, {"legrad", "grad_eclip", "decomposition", "gem"}),
+    "mean": (lambda: vit(pool_type="avg"), {"legrad", "gem"}),
+    "attention": (lambda: vit(attentional_pool=True, attn_pooler_heads=2), {"legrad", "grad_eclip", "gem"}),
+    "norm inside the attention": (lambda: vit(scale_attn_inner=True), {"legrad", "grad_eclip", "gem"}),
+    "resnet": (resnet, {"grad_eclip"}),
+}
 
 
-@pytest.fixture(scope="module", params=LAYERS)
-def big(request: pytest.FixtureRequest) -> tuple[open_clip.CLIP, str]:
-    torch.manual_seed(1)
-    config = open_clip.get_model_config(request.param)
-    model = open_clip.CLIP(**config).eval()
-    for module in model.modules():  # RN50 starts with bn3 at zero, which makes every block an identity
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return model, request.param
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_equals_pytorch_grad_cam_on_full_size_towers(big: tuple[open_clip.CLIP, str], method: str) -> None:
-    model, name = big
-    images, texts = torch.randn(3, 3, 224, 224), F.normalize(torch.randn(3, model.visual.output_dim), dim=-1)
-
-    ours = explain(model, images, texts[:, None], method=method)
-
-    assert ours.layers == (LAYERS[name],)
-    layer = model.get_submodule(LAYERS[name])
-    theirs = peer_maps(method, model.visual, layer, images, texts, grid=(7, 7) if name == "ViT-B-32" else None)
-    assert abs(post_processed(ours.maps[:, 0], (224, 224)) - theirs).max() < 2e-5
-    assert ours.maps.amax() > 0, "all-zero maps equal anything"
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_equals_the_full_graph_and_plain_loops(untrained: open_clip.CLIP, method: str) -> None:
-    images, texts = torch.randn(3, 3, 64, 64), F.normalize(torch.randn(3, 64), dim=-1)
-    layer = untrained.visual.transformer.resblocks[-1].ln_1
-    activations, gradients, cosines = full_graph_gradients(untrained.eval(), layer, images, texts)
-
-    ours = explain(untrained, images, texts[:, None], method=method)
-
-    grids = (tokens[:, 1:].reshape(3, 8, 8, -1).permute(0, 3, 1, 2) for tokens in (activations, gradients))
-    assert_close(ours.maps[:, 0], maps_by_loops(method, *grids), atol=1e-6, rtol=1e-4)
-    assert_close(ours.similarity[:, 0], cosines)
-
-
-def test_maps_of_a_tiny_capture_are_those_worked_out_by_hand() -> None:
-    activations = torch.tensor([[[[1.0, 2.0]], [[3.0, -1.0]]]])  # one image, two channels, a 1x2 grid
-    gradients = torch.tensor([[[[1.0, 3.0]], [[-2.0, 0.0]]]])
-    capture = Capture(activations, gradients)
-
-    assert_close(METHODS["gradcam"](capture), torch.tensor([[[0.0, 5.0]]]))  # 2*1 - 1*3 = -1; 2*2 - 1*-1 = 5
-    assert_close(METHODS["hirescam"](capture), torch.tensor([[[0.0, 6.0]]]))  # 1*1 - 2*3 = -5; 3*2 + 0 = 6
-    assert_close(METHODS["layercam"](capture), torch.tensor([[[1.0, 6.0]]]))  # the -2 does not count
-
-
-def test_grad_cam_of_a_pooled_linear_head_is_cam() -> None:
-    """For score = w . mean(A), Grad-CAM is CAM / HW (Selvaraju et al. 2017)."""
-    conv, weight = nn.Conv2d(3, 5, 3), torch.randn(5)
-    with cut_at([conv]) as recorded:
-        score = (conv(torch.randn(2, 3, 8, 8)).mean((2, 3)) @ weight).sum()
-        (gradient,) = torch.autograd.grad(score, recorded[conv])
-    A = recorded[conv].detach()
-
-    cam = torch.einsum("k,bkhw->bhw", weight, A).relu() / (6 * 6)
-
-    assert_close(METHODS["gradcam"](Capture(A, gradient)), cam)
+@pytest.mark.parametrize("name", FITTING)
+def test_a_method_that_does_not_fit_is_answered_with_those_that_do(name: str) -> None:
+    build, more = FITTING[name]
+    tower, fitting = tower_of(build()), FITTING_ALL | more
+    for method in METHODS:
+        if method in fitting:
+            assert method_of(method, tower).name == method
+        else:
+            with pytest.raises(ConfigError, match=f"{method} does not fit .* needs") as raised:
+                method_of(method, tower)
+            assert set(str(raised.value).removesuffix(".").split("Fitting: ")[1].split(", ")) == fitting
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_image_ignores_the_rest_of_its_batch(method: str) -> None:
-    activations, gradients = torch.randn(4, 6, 3, 5), torch.randn(4, 6, 3, 5)
+    model, images, texts = lively(vit()), torch.randn(3, 3, 16, 32), torch.randn(4, 16)
 
-    together = METHODS[method](Capture(activations, gradients))
-    alone = METHODS[method](Capture(activations[:1], gradients[:1]))
+    together = explain(model, images, texts, method=method)
+    alone = explain(model, images[1:2], texts, method=method)
+    in_batches = explain(model, images, texts, method=method, batch_size=2)
 
-    assert_close(together[:1], alone)
+    assert_close(alone.maps, together.maps[1:2], atol=1e-6, rtol=1e-4)
+    assert_close(in_batches.maps, together.maps, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"finercam"}))
+def test_a_prompt_ignores_the_others(method: str) -> None:
+    model, images, texts = lively(vit()), torch.randn(2, 3, 16, 32), torch.randn(2, 3, 16)
+
+    together = explain(model, images, texts, method=method)
+    alone = explain(model, images, texts[:, 1:2], method=method)
+
+    assert_close(alone.maps, together.maps[:, 1:2], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_frozen_model_under_no_grad_gives_the_same_maps(method: str) -> None:
+    model, images, texts = lively(vit()), torch.randn(2, 3, 16, 32), torch.randn(4, 16)
+    expected = explain(model, images, texts, method=method)
+
+    with torch.no_grad():
+        found = explain(model.requires_grad_(False), images, texts, method=method)
+
+    assert_close(found.maps, expected.maps, atol=1e-6, rtol=1e-4)
+    assert found.maps.shape == (2, 4, 2, 4)
+    assert not found.maps.requires_grad
+
+
+@pytest.mark.parametrize("build", [vit, resnet], ids=["vit", "resnet"])
+def test_the_method_by_default_is_the_towers_own(
+    build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lively(build())
+    tower = tower_of(model)
+    images, texts = torch.randn(2, 3, *tower.input_size), torch.randn(3, 16)
+    for recipe in (tower.recipe, Recipe("layercam", (0,)), Recipe("fem", (-2, -1))):
+        monkeypatch.setattr(type(tower), "recipe", recipe)
+        default = explain(model, images, texts)
+
+        chosen = explain(model, images, texts, method=recipe.method, layers=recipe.layers)
+
+        assert default.method == recipe.method
+        assert default.layers == chosen.layers
+        assert torch.equal(default.maps, chosen.maps)
+
+
+def test_a_layer_that_is_asked_for_replaces_the_towers_own() -> None:
+    model = vit()
+    assert explain(model, torch.randn(1, 3, 16, 32), torch.randn(1, 16), layers=0).layers == (
+        tower_of(model).layers[0],
+    )
+
+
+def test_a_function_of_ones_own_reads_activations_and_gradients() -> None:
+    def mine(capture: Capture) -> Tensor:
+        return capture.gradients.square().sum(2) * capture.activations[:, :1]
+
+    model, images, texts = lively(vit()), torch.randn(2, 3, 16, 32), torch.randn(3, 16)
+
+    found = explain(model, images, texts, method=mine)
+
+    assert found.method == "mine"
+    assert found.maps.shape == (2, 3, 2, 4)
+    assert_close(found.maps, explain(model, images, texts, method=Method(mine)).maps)
+
+
+def test_a_method_of_ones_own_says_what_it_reads_and_needs() -> None:
+    def brightest(capture: LayerCapture) -> Tensor:
+        return capture.activations.amax(1, keepdim=True)
+
+    def to_class_token(capture: AttentionCapture) -> Tensor:
+        return capture.to_map(capture.attentions[-1].weights()[:, :, 0].mean(1, keepdim=True))
+
+    model, images, texts = lively(vit()), torch.randn(2, 3, 16, 32), torch.randn(3, 16)
+
+    maps = explain(model, images, texts, method=Method(brightest, LayerCapture)).maps
+    seen = explain(model, images, texts, method=Method(to_class_token, AttentionCapture, blocks=1)).maps
+
+    assert maps.shape == (2, 3, 2, 4)
+    assert torch.equal(maps[:, 0], maps[:, 2])
+    assert_close(seen[:, 0] / seen[:, 0].sum((1, 2), keepdim=True), _rollout_without_residual(model, images, texts))
+    with pytest.raises(ConfigError, match="brightest does not fit OpenClipViT: it needs wings"):
+        explain(model, images, texts, method=Method(brightest, LayerCapture, needs=("wings",)))
+
+
+def _rollout_without_residual(model: nn.Module, images: Tensor, texts: Tensor) -> Tensor:
+    """Of one block, the class token's row less its own part is the same up to a factor."""
+    maps = explain(model, images, texts, method="rollout", layers=-1).maps[:, 0]
+    return maps / maps.sum((1, 2), keepdim=True)
+
+
+def test_a_function_that_gives_no_maps_is_refused(unchecked: None) -> None:
+    def forgetful(capture: Capture) -> Tensor:
+        return capture.gradients[:, 0]
+
+    with pytest.raises(ConfigError, match=r"maps \[b, p, h, w\].*forgetful gave \(1, 32, 2, 4\)"):
+        explain(vit(), torch.randn(1, 3, 16, 32), torch.randn(1, 16), method=forgetful)
 
 
 def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"gradcam, hirescam, layercam.*'gradcamm'"):
-        method_of("gradcamm")
+    with pytest.raises(ConfigError, match=r"'auto', one of gradcam, gradcam_pp, .*, gem, or a function.*'gradcamm'"):
+        method_of("gradcamm", tower_of(vit()))
 
 
-def test_every_method_has_a_peer() -> None:
-    assert METHODS.keys() == PEERS.keys()
+@pytest.mark.parametrize("method", ["gae", "rollout", "legrad", "maskclip"])
+def test_a_layer_that_is_no_block_is_refused_by_a_method_that_reads_attention(method: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"{method} reads the attention of whole blocks.*visual.ln_post.*resblocks.0"
+    ):
+        explain(vit(), torch.randn(1, 3, 16, 32), torch.randn(1, 16), method=method, layers="visual.ln_post")
+
+
+def test_a_tower_whose_pool_alone_has_attention_has_no_block_to_choose() -> None:
+    with pytest.raises(ConfigError, match="only the pooling has attention"):
+        explain(resnet(), torch.randn(1, 3, 64, 64), torch.randn(1, 16), method="gae", layers=-1)
+
+
+def test_every_method_says_what_it_is_where_it_is_from_and_what_it_fits() -> None:
+    for name, method in METHODS.items():
+        assert name == method.name
+        text = method.function.__doc__ or ""
+        assert "Source: " in text, name
+        assert "Fits " in text, name

@@ -8,7 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
+from transformers import CLIPImageProcessor, CLIPProcessor
+from zoo import huggingface
 
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.model import find_clip
@@ -58,9 +61,38 @@ WRAPPERS = {
 }
 
 
+class DelegatingToTransformers(Holder):
+    """The same around a model of transformers, under open_clip's names."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.clip.get_image_features(pixel_values=images).pooler_output
+
+    def encode_text(self, texts: Tensor) -> Tensor:
+        return self.clip.get_text_features(input_ids=texts).pooler_output
+
+
+def lora_of_transformers(model: nn.Module) -> nn.Module:
+    return get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+
+
+TRANSFORMERS_WRAPPERS = {
+    **WRAPPERS,
+    "delegating module": lambda clip: DelegatingToTransformers(clip=clip),
+    "lora": lambda clip: Holder(model=lora_of_transformers(clip)),
+}
+
+
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_the_clip_is_found_in(wrap: Any, untrained: open_clip.CLIP) -> None:
     assert find_clip(wrap(untrained)).module is untrained
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+@pytest.mark.parametrize("wrap", TRANSFORMERS_WRAPPERS.values(), ids=TRANSFORMERS_WRAPPERS)
+def test_a_clip_of_transformers_is_found_in(wrap: Any) -> None:
+    model = huggingface.clip()
+
+    assert find_clip(wrap(model)).module is model
 
 
 def test_the_clip_is_found_in_ddp(untrained: open_clip.CLIP, process_group: None) -> None:
@@ -93,7 +125,7 @@ def test_two_clips_are_named_with_the_argument_that_chooses(untrained: open_clip
 
 
 def test_none_at_all_is_said_with_what_a_clip_is() -> None:
-    with pytest.raises(ModelError, match=r"no CLIP in Linear.*encode_image and encode_text"):
+    with pytest.raises(ModelError, match=r"no CLIP in Linear.*encode_image and encode_text.*get_image_features and"):
         find_clip(nn.Linear(2, 2))
 
 
@@ -154,3 +186,123 @@ def test_the_fingerprint_is_of_the_architecture(untrained: open_clip.CLIP) -> No
 
     untrained.visual.proj = nn.Parameter(torch.randn(128, 32))
     assert find_clip(untrained).fingerprint != fingerprint
+
+
+PROMPTS = ["a red circle", "star"]  # of two lengths
+
+
+@pytest.mark.parametrize("name", huggingface.MODELS)
+def test_texts_are_embedded_as_transformers_embeds_what_its_own_tokenizer_makes(name: str) -> None:
+    model, tokenizer = huggingface.MODELS[name](), huggingface.tokenizer()
+    siglip = "siglip" in name
+    padding = {"padding": "max_length", "max_length": huggingface.LENGTH} if siglip else {"padding": True}
+    own = tokenizer(PROMPTS, **padding, return_tensors="pt")
+
+    embedded = find_clip(model, tokenizer=tokenizer).embed_texts(PROMPTS)
+
+    assert_close(embedded, F.normalize(model.get_text_features(**own).pooler_output, dim=-1))
+    assert own["input_ids"].shape[1] == (huggingface.LENGTH if siglip else 5)
+
+
+@pytest.mark.parametrize("name", ["clip", "chinese clip", "alt clip"])
+def test_a_prompt_given_as_bare_ids_does_not_feel_its_padding(name: str) -> None:
+    clip = find_clip(huggingface.MODELS[name](), tokenizer=huggingface.tokenizer())
+    (alone,) = clip.embed_texts(["star"])
+
+    padded = clip.embed_tokens(clip.tokenize(PROMPTS)["input_ids"])
+
+    assert_close(padded[1], alone)
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip 2"])
+def test_a_siglip_sees_the_padding_of_bare_ids_as_it_did_in_training(name: str) -> None:
+    model = huggingface.MODELS[name]()
+    ids = torch.tensor([[2, 8, 3] + [1] * 9])
+
+    assert_close(
+        find_clip(model).embed_tokens(ids), F.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=-1)
+    )
+
+
+def test_clip_reads_a_token_that_its_configuration_calls_padding() -> None:
+    """The default pad_token_id of CLIPTextConfig is a quotation mark's in CLIP's vocabulary."""
+    clip = find_clip(huggingface.clip())
+
+    with_mark, without = clip.embed_tokens(torch.tensor([[2, 1, 8, 3], [2, 0, 8, 3]]))
+
+    assert not torch.allclose(with_mark, without)
+    expected = clip.module.get_text_features(input_ids=torch.tensor([[2, 1, 8, 3]])).pooler_output
+    assert_close(with_mark, F.normalize(expected, dim=-1)[0])
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_prompt_that_is_too_long_is_cut_off_and_keeps_its_end(name: str) -> None:
+    clip = find_clip(huggingface.MODELS[name](), tokenizer=huggingface.tokenizer())
+
+    ids = clip.tokenize(["star " * 30])["input_ids"]
+
+    assert ids.tolist() == [[2, *[8] * (huggingface.LENGTH - 2), 3]]
+
+
+def test_a_tokenizer_may_be_a_processor_or_a_function_that_gives_a_mapping() -> None:
+    model, tokenizer = huggingface.clip(), huggingface.tokenizer()
+    expected = find_clip(model, tokenizer=tokenizer).embed_texts(PROMPTS)
+    processor = CLIPProcessor(CLIPImageProcessor(), tokenizer)
+
+    def in_lists(prompts: list[str]) -> dict[str, list[list[int]]]:
+        return dict(tokenizer(prompts, padding=True))
+
+    for given in (processor, in_lists):
+        assert torch.equal(find_clip(model, tokenizer=given).embed_texts(PROMPTS), expected)
+
+
+def test_what_the_text_tower_has_no_name_for_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = huggingface.clip(), huggingface.tokenizer()
+    expected = find_clip(model, tokenizer=tokenizer).embed_texts(PROMPTS)
+    version_5 = model.get_text_features
+
+    def version_4(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return version_5(input_ids, attention_mask).pooler_output
+
+    monkeypatch.setattr(model, "get_text_features", version_4)
+    with_types = huggingface.tokenizer(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+
+    assert "token_type_ids" in with_types(PROMPTS)
+    assert torch.equal(find_clip(model, tokenizer=with_types).embed_texts(PROMPTS), expected)
+
+
+def test_the_tokenizer_of_the_nearest_processor_is_taken() -> None:
+    model, tokenizer = huggingface.clip(), huggingface.tokenizer()
+    module = Holder(inner=Holder(clip=model))
+    module.tokenizer = WordTokenizer()
+    assert find_clip(module).tokenizer is module.tokenizer
+
+    module.inner.processor = CLIPProcessor(CLIPImageProcessor(), tokenizer)
+    assert find_clip(module).tokenizer is tokenizer
+
+
+def test_an_open_clip_model_takes_the_ids_of_a_transformers_tokenizer(untrained: open_clip.CLIP) -> None:
+    tokenizer = huggingface.tokenizer()
+    ids = torch.tensor(tokenizer(PROMPTS, padding="max_length", max_length=untrained.context_length)["input_ids"])
+
+    embedded = find_clip(untrained, tokenizer=tokenizer).embed_texts(PROMPTS)
+
+    assert_close(embedded, F.normalize(untrained.encode_text(ids), dim=-1))
+
+
+def test_clips_own_vocabulary_in_transformers_gets_clips_own_tokenizer() -> None:
+    config = huggingface.clip().config
+    config.text_config.vocab_size, config.text_config.eos_token_id = 49408, 49407
+    model = type(huggingface.clip())(config).eval()
+
+    ids = find_clip(model).tokenize(["a cat"])
+
+    assert torch.equal(ids, open_clip.tokenize(["a cat"], context_length=huggingface.LENGTH))
+
+
+@pytest.mark.parametrize("name", huggingface.MODELS)
+def test_the_precision_is_that_of_the_image_tower(name: str) -> None:
+    model = huggingface.MODELS[name]()
+    model.vision_model.to(torch.bfloat16)
+
+    assert find_clip(model).dtype == torch.bfloat16

@@ -8,6 +8,8 @@ from open_clip.transform import PreprocessCfg
 from PIL import Image
 from torch import nn
 from torch.testing import assert_close
+from transformers import CLIPImageProcessor, SiglipImageProcessor
+from zoo import huggingface
 
 from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.preprocessing import Preprocessing
@@ -33,6 +35,49 @@ def test_a_model_that_does_not_say_gets_open_clips_default() -> None:
 
     assert preprocessing.size == (32, 48)
     assert preprocessing.config.mean == PreprocessCfg().mean
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize("held_as", ["image_processor", "processor"])
+def test_a_picture_becomes_what_a_transformers_processor_near_the_model_makes_of_it(
+    name: str, resample: int, held_as: str
+) -> None:
+    side = {"height": 32, "width": 32}
+    processor = {
+        "clip": CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size=side, resample=resample, image_mean=[0.1, 0.2, 0.3]
+        ),
+        "siglip": SiglipImageProcessor(size=side, resample=resample, image_std=[0.4, 0.3, 0.2]),
+    }[name]
+    module = nn.Module()
+    module.net = huggingface.MODELS[name]()
+    setattr(module, held_as, processor)
+
+    ours = find_clip(module).preprocessing.image(PICTURE)
+
+    theirs = processor(Image.fromarray(PICTURE), return_tensors="pt")["pixel_values"][0]
+    # It resizes a tensor and Pillow resizes bytes, which rounds; the range here is about 4.
+    assert_close(ours, theirs, atol=0.02, rtol=0)
+
+
+def test_a_clip_of_transformers_that_does_not_say_gets_clips_own() -> None:
+    assert find_clip(huggingface.clip()).preprocessing.config == PreprocessCfg(size=(32, 32))
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip 2"])
+def test_a_siglip_of_transformers_that_does_not_say_is_centred_and_squashed(name: str) -> None:
+    preprocessing = find_clip(huggingface.MODELS[name]()).preprocessing
+
+    theirs = SiglipImageProcessor(size={"height": 32, "width": 32})(Image.fromarray(PICTURE), return_tensors="pt")
+    assert_close(preprocessing.image(PICTURE), theirs["pixel_values"][0], atol=0.02, rtol=0)
+
+
+def test_a_model_without_any_size_gets_open_clips_default() -> None:
+    bare = nn.Module()
+    bare.visual = nn.Module()
+
+    assert Preprocessing.of(bare, (32, 48)).config == PreprocessCfg(size=(32, 48))
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])

@@ -1,66 +1,25 @@
-"""Towers: where the grid is, and what may be left out of a pass."""
+"""Towers of open_clip: where the grid is, and what may be left out of a pass."""
 
 from itertools import product
 
-import open_clip
 import pytest
 import torch
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import resize_pos_embed
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from zoo.open_clip import MODELS, coca, resnet, vit
 
+from clipcam_lightning.cam.attention import Attention, attending
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.towers import tower_of
 from clipcam_lightning.cam.towers.open_clip import OpenClipViT
+from clipcam_lightning.cam.towers.openai import OpenAiViT
+from clipcam_lightning.cam.towers.tower import AttentionTower
 from clipcam_lightning.errors import ConfigError, TowerError
-
-TEXT = CLIPTextCfg(context_length=8, vocab_size=16, width=32, heads=2, layers=1)
-
-
-def vit(**vision: object) -> open_clip.CLIP:
-    cfg = {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": (16, 32), **vision}
-    return open_clip.CLIP(embed_dim=16, vision_cfg=CLIPVisionCfg(**cfg), text_cfg=TEXT).eval()
-
-
-def resnet(image_size: int = 64) -> open_clip.CLIP:
-    cfg = CLIPVisionCfg(layers=(1, 1, 1, 1), width=8, head_width=32, image_size=image_size)
-    model = open_clip.CLIP(embed_dim=16, vision_cfg=cfg, text_cfg=TEXT).eval()
-    for stage in (model.visual.layer1, model.visual.layer2, model.visual.layer3, model.visual.layer4):
-        nn.init.ones_(stage[0].bn3.weight)  # zero at the start: the blocks would add nothing
-    return model
-
-
-def coca() -> open_clip.CoCa:
-    vision = CLIPVisionCfg(
-        layers=2, width=32, head_width=16, patch_size=8, image_size=16, attentional_pool=True, attn_pooler_queries=3,
-        attn_pooler_heads=2, output_tokens=True,
-    )  # fmt: skip
-    text = CLIPTextCfg(context_length=8, vocab_size=16, width=32, heads=2, layers=1, embed_cls=True, output_tokens=True)
-    from open_clip.coca_model import MultimodalCfg
-
-    decoder = MultimodalCfg(context_length=8, vocab_size=16, width=32, heads=2, layers=1)
-    return open_clip.CoCa(embed_dim=16, multimodal_cfg=decoder, text_cfg=text, vision_cfg=vision).eval()
-
-
-def custom_text() -> open_clip.CustomTextCLIP:
-    cfg = CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=8, image_size=16)
-    return open_clip.CustomTextCLIP(embed_dim=16, vision_cfg=cfg, text_cfg=TEXT).eval()
-
-
-MODELS = {
-    "cls": vit,
-    "average": lambda: vit(pool_type="avg", final_ln_after_pool=True),
-    "attention pool": lambda: vit(attentional_pool=True, attn_pooler_queries=1, attn_pooler_heads=2, pool_type="tok"),
-    "norm after pool": lambda: vit(final_ln_after_pool=True),
-    "layer scale": lambda: vit(ls_init_value=0.1),
-    "own blocks": lambda: vit(scale_attn=True),
-    "resnet": resnet,
-    "coca": coca,
-    "custom text": custom_text,
-}
 
 
 @pytest.fixture(params=MODELS)
@@ -105,19 +64,32 @@ def test_every_tower_gives_finite_maps_that_are_not_all_zero(model: nn.Module) -
     assert maps.amax((2, 3)).max() > 0
 
 
-def test_leaving_out_unused_work_changes_no_map(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        (name, method)
+        for name, build in MODELS.items()
+        for method in ("gradcam", "gae", "grad_eclip", "decomposition", "maskclip")
+        if not METHODS[method].missing(tower_of(build()))
+    ],
+)
+def test_leaving_out_unused_work_changes_no_map(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS[name]()
     images, texts = images_for(model), torch.randn(3, 16)
-    shortened = explain(model, images, texts)
+    shortened = explain(model, images, texts, method=method)
 
-    monkeypatch.delattr(OpenClipViT, "skipping_unused")  # the base class leaves nothing out
-    whole = explain(model, images, texts)
+    monkeypatch.delattr(OpenAiViT, "skipping_unused")  # the base class leaves nothing out
+    whole = explain(model, images, texts, method=method)
 
     assert_close(shortened.maps, whole.maps, atol=1e-7, rtol=1e-4)
     assert_close(shortened.similarity, whole.similarity)
 
 
-def test_the_last_block_of_a_cls_tower_computes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, rows = vit(), []
+@pytest.mark.parametrize("vision", [{}, {"final_ln_after_pool": True}, {"ls_init_value": 0.1}], ids=str)
+def test_the_last_block_of_a_cls_tower_computes_one_row(
+    vision: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = vit(**vision), []
     layer = model.visual.transformer.resblocks[-1].mlp.c_fc
     plain = layer.forward
     monkeypatch.setattr(layer, "forward", lambda x: (rows.append(x.shape[1]), plain(x))[1])
@@ -165,10 +137,10 @@ def test_a_wrapped_tower_inside_a_plain_clip_is_seen_through(wrap: str) -> None:
     assert found.layers[0].startswith("visual.")
 
 
-def test_a_layer_that_gives_no_tensor_is_refused() -> None:
-    model = vit()
-    with pytest.raises(TowerError, match="MultiheadAttention gives a tuple"):
-        explain(model, images_for(model), torch.randn(1, 16), layers="visual.transformer.resblocks.1.attn")
+def test_a_layer_that_gives_several_tensors_is_refused() -> None:
+    model = coca()
+    with pytest.raises(TowerError, match="VisionTransformer gives a tuple"):
+        explain(model, images_for(model), torch.randn(1, 16), layers="visual")
 
 
 @pytest.mark.parametrize("name", ["cls", "average", "resnet"])
@@ -195,14 +167,26 @@ def test_a_larger_scale_interpolates_positions_and_leaves_the_model_alone() -> N
 
 
 def test_positions_interpolate_to_what_open_clip_makes_of_them() -> None:
-    model = vit(image_size=16)
-    state = {"visual.positional_embedding": model.visual.positional_embedding.detach()}
-    target = vit(image_size=32)
-    open_clip.model.resize_pos_embed(state, target)
+    model, target, images = vit(image_size=16), vit(image_size=32), torch.randn(2, 3, 32, 32)
+    state = model.state_dict()
+    resize_pos_embed(state, target)
+    target.load_state_dict(state)
 
-    ours = tower_of(model).position_embeddings((32, 32))["visual.positional_embedding"]
+    with torch.no_grad():
+        assert_close(tower_of(model).encode(images), target.encode_image(images))
 
-    assert_close(ours, state["visual.positional_embedding"])
+
+def test_positions_of_a_resnet_are_interpolated_in_its_attention_pool() -> None:
+    model, target, images = resnet(64), resnet(96), torch.randn(2, 3, 96, 96)
+    state = model.state_dict()
+    own = state["visual.attnpool.positional_embedding"]
+    grid = own[1:].unflatten(0, (2, 2)).movedim(2, 0)[None]
+    larger = F.interpolate(grid, size=(3, 3), mode="bicubic", antialias=True)[0].movedim(0, 2).flatten(0, 1)
+    state["visual.attnpool.positional_embedding"] = torch.cat([own[:1], larger])
+    target.load_state_dict(state)
+
+    with torch.no_grad():
+        assert_close(tower_of(model).encode(images), target.encode_image(images))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -216,6 +200,68 @@ def test_frozen_equals_trainable_and_checkpointed_equals_plain(name: str) -> Non
 
     assert_close(checkpointed, trainable)
     assert_close(frozen, trainable, atol=1e-7, rtol=1e-4)
+
+
+def test_an_embedded_token_is_the_image_embedding_when_all_tokens_are_that_token(model: nn.Module) -> None:
+    """The mean of equal tokens, attention over equal keys and a class token like all others are the same."""
+    tower, seen = tower_of(model), []
+    assert isinstance(tower, AttentionTower)
+    for name, parameter in model.named_parameters():
+        if name.endswith("attnpool.positional_embedding"):
+            nn.init.zeros_(parameter)
+
+    def level(_block: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        tokens = tower.to_tokens(output)[:, :1]
+        seen.append(tokens)
+        return output[:, :, :1, :1].expand_as(output) if output.ndim == 4 else tokens.expand_as(output)
+
+    tower.blocks[-1].register_forward_hook(level)
+    with torch.no_grad():
+        embedding = tower.encode(images_for(model))
+
+        alone = tower.embed_tokens(seen[0])[:, 0]
+
+    assert_close(F.normalize(alone, dim=-1), F.normalize(embedding, dim=-1))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "resnet"])
+def test_projected_heads_are_what_the_attention_adds_to_its_tokens(name: str) -> None:
+    model = MODELS[name]()
+    for parameter in model.parameters():  # layer scales and factors start at one, norms at the identity
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    tower, heads, added = tower_of(model), [], []
+    assert isinstance(tower, AttentionTower)
+
+    def keep(_i: int, attention: Attention) -> Tensor:
+        heads.append(attention.output())
+        return heads[-1]
+
+    for block in tower.blocks:
+        block.register_forward_pre_hook(lambda _block, inputs: added.append(inputs[0]))
+        block.ln_2.register_forward_pre_hook(lambda _norm, inputs: added.append(inputs[0] - added.pop()))
+    with torch.no_grad(), attending(tower.attentions, keep):
+        tower.encode(images_for(model))
+
+        for i in range(len(tower.blocks)):
+            assert_close(tower.project(i, heads[i].transpose(1, 2).flatten(2)), added[i])
+
+
+def test_the_embedding_is_the_head_of_the_normalised_class_token(model: nn.Module) -> None:
+    tower, last = tower_of(model), []
+    assert isinstance(tower, AttentionTower)
+    tower.blocks[-1].register_forward_hook(lambda _block, _inputs, output: last.append(output))
+    with torch.no_grad():
+        embedding = tower.encode(images_for(model))
+
+        if tower.final_norm is not None:
+            assert_close(tower.head(tower.final_norm(tower.to_tokens(last[0])[:, :1]))[:, 0], embedding)
+
+
+@pytest.mark.parametrize("name", ["average", "attention pool", "own blocks", "own attention", "resnet"])
+def test_a_tower_whose_class_token_is_no_sum_is_not_decomposed(name: str) -> None:
+    model = MODELS[name]()
+    with pytest.raises(ConfigError, match="a class token that is a sum over the blocks"):
+        explain(model, images_for(model), torch.randn(1, 16), method="decomposition")
 
 
 def test_layers_are_chosen_by_index_or_name_and_refused_with_the_choices() -> None:
@@ -257,8 +303,10 @@ def test_several_layers_fuse_raw_maps(fuse: str) -> None:
     assert_close(both, combine(enlarged, fine), atol=1e-7, rtol=1e-4)
 
 
-def test_an_unknown_tower_gets_an_error_that_names_the_known_ones() -> None:
+def test_an_unknown_tower_gets_an_error_that_names_the_known_ones_and_says_how_to_add_one() -> None:
     model = vit()
     model.visual = nn.Linear(3, 3)
-    with pytest.raises(TowerError, match=r"no tower fits CLIP with a Linear.*OpenClipViT, OpenClipResNet"):
+    with pytest.raises(TowerError, match=r"no tower fits CLIP with a Linear.*OpenClipViT, OpenClipResNet") as refused:
         find_clip(model)
+    for word in ("fits, input_size, to_grid, scaled_size", "ClipModel(", "examples/add_a_tower.py"):
+        assert word in str(refused.value)

@@ -1,0 +1,145 @@
+"""Methods that read attention, against slow re-derivations on the whole float64 graph of the same weights."""
+
+from collections.abc import Callable, Sequence
+
+import open_clip
+import pytest
+import torch
+from oracles.attention import ORACLES, Question, decomposition_terms
+from oracles.lively import lively
+from oracles.resnet import ReferenceResNet
+from oracles.scores import SCORES, cosines
+from oracles.transformer import ReferenceViT
+from torch import Tensor
+from torch.testing import assert_close
+from zoo.open_clip import resnet, vit
+
+from clipcam_lightning.cam.capture import AttentionCapture
+from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.methods import METHODS
+
+MODELS: dict[str, Callable[[], open_clip.CLIP]] = {
+    "class token": vit,
+    "class token, seven blocks": lambda: vit(layers=7),
+    "class token, layer scale": lambda: vit(ls_init_value=0.3),
+    "mean": lambda: vit(pool_type="avg"),
+    "norm after the mean": lambda: vit(pool_type="avg", final_ln_after_pool=True),
+    "attention": lambda: vit(attentional_pool=True, attn_pooler_queries=2, attn_pooler_heads=2),
+    "resnet": lambda: resnet(96),
+}
+UNFIT = {
+    "legrad": {"resnet"},
+    "gem": {"resnet"},
+    "grad_eclip": {"mean", "norm after the mean"},
+    "decomposition": {"mean", "norm after the mean", "attention", "resnet"},
+}
+DEFAULT_BLOCKS = {"gae": 1, "rollout": 12, "legrad": 2, "grad_eclip": 1, "decomposition": 12, "maskclip": 1, "gem": 6}
+
+
+def fitting(*models: str) -> list[tuple[str, str]]:
+    return [(method, model) for method in ORACLES for model in models if model not in UNFIT.get(method, ())]
+
+
+class Asked:
+    """Two images and four prompts, which a lively model and its reference are asked about."""
+
+    def __init__(self, name: str) -> None:
+        self.model = lively(MODELS[name]())
+        visual = self.model.visual
+        is_vit = name != "resnet"
+        self.reference = ReferenceViT(visual) if is_vit else ReferenceResNet(visual)
+        self.depth = len(visual.transformer.resblocks) if is_vit else 0
+        self.images = torch.randn(2, 3, *((16, 32) if is_vit else (96, 96)))
+        # Two alike, so that both count in a softmax, and their opposites, so that some evidence is positive.
+        alike = torch.randn(1, 16) + 0.3 * torch.randn(2, 16)
+        self.texts = torch.cat([alike, -alike])
+        self.seen = [self.reference(image) for image in self.images]
+
+    def questions(self, target: str, blocks: Sequence[int]) -> list[list[Question]]:
+        return [
+            [Question(self.reference, seen, self.texts, SCORES[target], p, blocks) for p in range(len(self.texts))]
+            for seen in self.seen
+        ]
+
+    def expected(self, method: str, target: str = "similarity", blocks: Sequence[int] | None = None) -> Tensor:
+        if blocks is None:
+            blocks = range(self.depth)[-DEFAULT_BLOCKS[method] :]
+        rows = self.questions(target, blocks)
+        return torch.stack([torch.stack([ORACLES[method](question) for question in row]) for row in rows])
+
+
+def assert_maps_equal(found: Tensor, expected: Tensor, tolerance: float = 5e-6) -> None:
+    """As float32 comes to float64, relative to the largest value."""
+    assert expected.std() > 1e-3 * expected.abs().max() > 0, "a constant map equals too much"
+    assert_close(found, expected.float(), atol=tolerance * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize(("method", "model"), fitting(*MODELS))
+def test_equals_the_slow_derivation(method: str, model: str) -> None:
+    asked = Asked(model)
+
+    found = explain(asked.model, asked.images, asked.texts, method=method)
+
+    assert_maps_equal(found.maps, asked.expected(method))
+    with torch.no_grad():
+        assert_close(
+            found.similarity, torch.stack([cosines(seen.features, asked.texts) for seen in asked.seen]).float()
+        )
+
+
+@pytest.mark.parametrize("blocks", [(1,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize(("method", "model"), fitting("class token", "attention"))
+def test_reads_the_blocks_that_are_asked_for(method: str, model: str, blocks: tuple[int, ...]) -> None:
+    asked = Asked(model)
+
+    found = explain(asked.model, asked.images, asked.texts, method=method, layers=blocks[::-1])
+
+    assert_maps_equal(found.maps, asked.expected(method, blocks=blocks))
+
+
+@pytest.mark.parametrize("target", ["contrast", "logsoftmax"])
+@pytest.mark.parametrize("method", ORACLES)
+def test_maps_the_target_that_is_asked_for(method: str, target: str) -> None:
+    asked = Asked("class token")
+
+    found = explain(asked.model, asked.images, asked.texts, method=method, target=target)
+
+    assert found.target == target
+    assert_maps_equal(found.maps, asked.expected(method, target), tolerance=2e-5)
+
+
+@pytest.mark.parametrize("model", ["class token", "class token, seven blocks", "class token, layer scale"])
+def test_the_terms_of_the_decomposition_sum_to_the_cosine(model: str) -> None:
+    """Patches, class token, MLPs, embedding and biases are all there is (Gandelsman et al. 2024, eqs. 1-7)."""
+    asked = Asked(model)
+    found = explain(asked.model, asked.images, asked.texts, method="decomposition")
+
+    for i, row in enumerate(asked.questions("similarity", range(asked.depth))):
+        for p, question in enumerate(row):
+            terms = decomposition_terms(question)
+            whole = cosines(question.seen.features, asked.texts)[p].detach()
+            assert_close(sum(term.sum() for term in terms.values()), whole, atol=1e-12, rtol=0)
+            others = sum(term for part, term in terms.items() if part != "patches")
+            assert_close(found.maps[i, p].sum() + others.float(), found.similarity[i, p], atol=1e-6, rtol=0)
+
+
+def test_maps_of_an_image_twice_as_large_are_those_of_its_own_grid() -> None:
+    """A model of the larger size with the interpolated positions gives the same map."""
+    small, large = lively(vit()), vit(image_size=(32, 64))
+    positions = small.visual.positional_embedding.detach()
+    grid = positions[1:].T.reshape(1, 32, 2, 4)
+    grid = torch.nn.functional.interpolate(grid, size=(4, 8), mode="bicubic", antialias=True, align_corners=False)
+    weights = small.state_dict()
+    weights["visual.positional_embedding"] = torch.cat([positions[:1], grid[0].flatten(1).T])
+    large.load_state_dict(weights)
+    images, texts = torch.randn(1, 3, 32, 64), torch.randn(1, 16)
+    shrunk = torch.nn.functional.interpolate(images, size=(16, 32), mode="bicubic", antialias=True)
+    enlarged = torch.nn.functional.interpolate(shrunk, size=(32, 64), mode="bicubic", antialias=True)
+
+    for method in ORACLES:
+        found = explain(small, shrunk, texts, method=method, scales=(2.0,)).maps
+        assert_maps_equal(found, explain(large, enlarged, texts, method=method).maps)
+
+
+def test_every_method_that_reads_attention_has_an_oracle() -> None:
+    assert {name for name, method in METHODS.items() if issubclass(method.reads, AttentionCapture)} == ORACLES.keys()

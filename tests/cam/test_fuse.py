@@ -1,0 +1,131 @@
+"""Several layers, several sizes and mirrored images become one map."""
+
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from oracles.lively import lively
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+from zoo.open_clip import resnet, vit
+
+from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.fuse import FUSIONS, fused, resized
+from clipcam_lightning.cam.methods import METHODS
+
+BY_HAND = {"mean": lambda a, b: (a + b) / 2, "max": torch.maximum, "product": lambda a, b: a * b}
+
+
+@pytest.fixture
+def model() -> open_clip.CLIP:
+    return lively(vit())
+
+
+@pytest.fixture
+def asked() -> dict[str, Tensor]:
+    return {"images": torch.randn(2, 3, 16, 32), "prompts": torch.randn(3, 16)}
+
+
+@pytest.mark.parametrize("fuse", FUSIONS)
+def test_maps_of_one_size_are_combined_cell_by_cell(fuse: str) -> None:
+    one, other = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+
+    assert_close(fused([one, other], fuse), BY_HAND[fuse](one, other))
+
+
+def test_a_single_map_stays_as_it_is() -> None:
+    one = torch.randn(2, 3, 4, 5)
+
+    assert torch.equal(fused([one], "product"), one)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_maps_are_brought_to_the_finest_grid(order: int) -> None:
+    """In raw units: no map is stretched to 0-1 before."""
+    coarse, fine = 100 * torch.rand(1, 1, 2, 2), torch.rand(1, 1, 4, 6)
+
+    found = fused([coarse, fine][::order], "mean")
+
+    assert_close(found, (F.interpolate(coarse, size=(4, 6), mode="bilinear") + fine) / 2)
+
+
+def test_enlarging_puts_centres_of_cells_on_centres() -> None:
+    """A map of two cells, enlarged to four, takes a quarter of the way between them on either side."""
+    assert_close(resized(torch.tensor([[0.0, 4.0]]), (1, 4)), torch.tensor([[0.0, 1.0, 3.0, 4.0]]))
+
+
+def test_maps_of_any_leading_shape_are_enlarged() -> None:
+    maps = torch.rand(2, 3, 2, 2)
+
+    assert_close(resized(maps, (4, 6))[1, 2], resized(maps[1, 2], (4, 6)))
+
+
+@pytest.mark.parametrize("fuse", FUSIONS)
+@pytest.mark.parametrize("method", ["gradcam", "eigencam", "shapleycam", "occlusion", "ablationcam"])
+def test_layers_are_mapped_each_for_itself_and_fused(
+    method: str, fuse: str, model: open_clip.CLIP, asked: dict[str, Tensor]
+) -> None:
+    one, other = (explain(model, **asked, method=method, layers=layer).maps for layer in (0, -1))
+
+    both = explain(model, **asked, method=method, layers=(0, -1), fuse=fuse)
+
+    assert both.layers == ("visual.transformer.resblocks.0.ln_1", "visual.transformer.resblocks.2.ln_1")
+    assert_close(both.maps, BY_HAND[fuse](one, other), atol=1e-6, rtol=1e-4)
+
+
+def test_layers_of_several_grids_are_fused_on_the_finest() -> None:
+    model, images, texts = lively(resnet()), torch.randn(2, 3, 64, 64), torch.randn(2, 16)
+    coarse, fine = (explain(model, images, texts, method="hirescam", layers=i).maps for i in (3, 2))
+
+    found = explain(model, images, texts, method="hirescam", layers=(3, 2), fuse="max").maps
+
+    assert found.shape == (2, 2, 4, 4)
+    assert_close(found, torch.maximum(F.interpolate(coarse, size=(4, 4), mode="bilinear"), fine))
+
+
+def test_a_layer_named_twice_counts_once(model: open_clip.CLIP, asked: dict[str, Tensor]) -> None:
+    last = "visual.transformer.resblocks.2.ln_1"
+
+    found = explain(model, **asked, method="hirescam", layers=(-1, last, 0, 2))
+
+    assert found.layers == (last, "visual.transformer.resblocks.0.ln_1")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_mirrored_image_gives_a_map_that_is_mirrored_back(
+    method: str, model: open_clip.CLIP, asked: dict[str, Tensor]
+) -> None:
+    plain = explain(model, **asked, method=method)
+    mirrored = explain(model, asked["images"].flip(-1), asked["prompts"], method=method)
+
+    found = explain(model, **asked, method=method, flip=True)
+
+    assert_close(found.maps, (plain.maps + mirrored.maps.flip(-1)) / 2, atol=1e-6, rtol=1e-4)
+    assert_close(found.similarity, (plain.similarity + mirrored.similarity) / 2)
+    assert not torch.allclose(found.maps, plain.maps)
+
+
+@pytest.mark.parametrize("method", ["hirescam", "fem", "gae", "maskclip", "occlusion"])
+@pytest.mark.parametrize("build", [vit, resnet], ids=["vit", "resnet"])
+def test_scales_are_averaged_in_raw_units_on_the_finest_grid(build: Any, method: str) -> None:
+    model = lively(build())
+    size = (16, 32) if build is vit else (64, 64)
+    images, texts = torch.randn(2, 3, *size), torch.randn(3, 16)
+    one, two = (explain(model, images, texts, method=method, scales=(scale,)) for scale in (1.0, 2.0))
+
+    found = explain(model, images, texts, method=method, scales=(1.0, 2.0))
+
+    enlarged = F.interpolate(one.maps, size=two.maps.shape[-2:], mode="bilinear")
+    assert two.maps.shape[-2:] == (2 * one.maps.shape[-2], 2 * one.maps.shape[-1])
+    assert_close(found.maps, (enlarged + two.maps) / 2)
+    assert_close(found.similarity, (one.similarity + two.similarity) / 2)
+
+
+def test_every_scale_is_mirrored(model: open_clip.CLIP, asked: dict[str, Tensor]) -> None:
+    flipped = [explain(model, **asked, method="hirescam", scales=(scale,), flip=True).maps for scale in (1.0, 2.0)]
+
+    found = explain(model, **asked, method="hirescam", scales=(1.0, 2.0), flip=True).maps
+
+    assert_close(found, (F.interpolate(flipped[0], size=(4, 8), mode="bilinear") + flipped[1]) / 2)

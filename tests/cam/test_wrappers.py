@@ -1,0 +1,144 @@
+"""The CLIP inside a wrapper gives the maps of the CLIP alone, whatever library it comes from."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import zoo.huggingface
+import zoo.open_clip
+import zoo.openai
+import zoo.timm
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.methods import METHODS
+from clipcam_lightning.cam.model import find_clip
+from clipcam_lightning.cam.towers import tower_of
+
+MODELS = {
+    "open_clip": zoo.open_clip.MODELS["cls"],
+    "openai": zoo.openai.MODELS["openai vit"],
+    "timm vit": zoo.timm.MODELS["siglip"],
+    "timm convnext": zoo.timm.MODELS["convnext"],
+    "huggingface": zoo.huggingface.MODELS["clip"],
+}
+ADAPTED = {  # the linear layers that LoRA is put around
+    "open_clip": ["attn", "c_fc"],
+    "openai": ["attn", "c_fc"],
+    "timm vit": ["qkv", "fc1"],
+    "huggingface": ["q_proj", "v_proj", "fc1"],
+}
+METHODS_TRIED = ("gradcam", "gae", "maskclip")  # what reads a gradient, attention with one, attention without
+
+
+def question(model: nn.Module) -> tuple[Tensor, Tensor]:
+    return torch.randn(2, 3, *tower_of(model).input_size), torch.randn(2, 16)
+
+
+def answers(model: nn.Module, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+    """Maps of the methods that fit."""
+    tower = find_clip(model).tower
+    fitting = [method for method in METHODS_TRIED if not METHODS[method].missing(tower)]
+    return {method: explain(model, images, texts, method=method).maps for method in fitting}
+
+
+@pytest.mark.parametrize("form", ["torch.compile(model)", "model.compile()", "compiled method", "compiled tower"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_compiled_model_gives_the_eager_maps(name: str, form: str) -> None:
+    model: Any = MODELS[name]()
+    images, texts = question(model)
+    expected = answers(model, images, texts)
+    embeds = "encode_image" if hasattr(model, "encode_image") else "get_image_features"
+    vision = "visual" if hasattr(model, "visual") else "vision_model"
+    compiled = model
+    if form == "torch.compile(model)":
+        compiled = torch.compile(model, backend="eager")
+    elif form == "model.compile()":
+        model.compile(backend="eager")
+        getattr(model, vision).compile(backend="eager")
+    elif form == "compiled method":
+        setattr(model, embeds, torch.compile(getattr(model, embeds), backend="eager"))
+    else:
+        setattr(model, vision, torch.compile(getattr(model, vision), backend="eager"))
+    with torch.no_grad():
+        getattr(compiled, embeds)(images)  # compiled before any hook was there
+
+    assert_close(answers(compiled, images, texts), expected, atol=1e-7, rtol=1e-4)
+
+
+# peft asks transformers 5 by the name that transformers 4 had for it.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("on", ["the model", "the tower"])
+@pytest.mark.parametrize("name", ADAPTED)
+def test_lora_gives_the_maps_of_the_merged_weights(name: str, on: str) -> None:
+    model: Any = MODELS[name]()
+    images, texts = question(model)
+    before = answers(model, images, texts)
+    config = LoraConfig(target_modules=ADAPTED[name], r=2, init_lora_weights=False)
+    if on == "the model":
+        adapted = get_peft_model(model, config)
+        merged = copy.deepcopy(adapted).merge_and_unload()
+    else:
+        vision = "visual" if hasattr(model, "visual") else "vision_model"
+        wrapped = get_peft_model(getattr(model, vision), config)
+        merged = copy.deepcopy(model)
+        setattr(merged, vision, copy.deepcopy(wrapped).merge_and_unload())
+        setattr(model, vision, wrapped)
+        adapted = model
+
+    found = answers(adapted, images, texts)
+
+    assert_close(found, answers(merged, images, texts), atol=1e-6, rtol=1e-3)
+    for method, maps in before.items():
+        assert (found[method] - maps).abs().max() > 0.1 * maps.abs().max(), "an adapter that changes nothing hides all"
+
+
+@pytest.mark.parametrize("name", ["open_clip", "openai"])
+def test_what_attention_adds_goes_through_the_adapter_of_its_projection(name: str) -> None:
+    """Of the adapter alone: peft merges it twice into an ``nn.MultiheadAttention`` (huggingface/peft#3774)."""
+    model, heads = MODELS[name](), torch.randn(2, 9, 32)
+    plain = tower_of(model).project(0, heads)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["attn"], r=2, init_lora_weights=False))
+    layer = model.visual.transformer.resblocks[0].attn.base_layer.out_proj
+
+    found = find_clip(adapted).tower.project(0, heads)
+
+    low_rank = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * layer.scaling["default"]
+    assert_close(found - plain, heads @ low_rank.T, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_distributed_model_gives_the_same_maps_and_no_gradient(name: str, one_process: None) -> None:
+    model = MODELS[name]()
+    images, texts = question(model)
+    expected = answers(model, images, texts)
+
+    found = answers(DistributedDataParallel(model), images, texts)
+
+    assert_close(found, expected, atol=0, rtol=0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_wrapper_is_taken_off(name: str) -> None:
+    """Compiled, then in a LightningModule's manner two levels deep."""
+    model = MODELS[name]()
+    wrapped = nn.ModuleDict({"outer": nn.ModuleDict({"clip": torch.compile(model, backend="eager")})})
+
+    found = find_clip(wrapped)
+
+    assert found.module is model
+    assert found.name == "outer.clip._orig_mod"

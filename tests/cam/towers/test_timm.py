@@ -1,0 +1,375 @@
+"""Towers of timm, held against what the models themselves do."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from itertools import pairwise, product
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+from zoo.timm import MODELS, STAGES, VITS, WIDTH, clip, eva02, pe_core, plain, siglip, vit
+
+from clipcam_lightning.cam.attention import Attention, attending
+from clipcam_lightning.cam.capture import Capture
+from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.methods import METHODS
+from clipcam_lightning.cam.towers import tower_of
+from clipcam_lightning.cam.towers.timm import TimmStages, TimmViT
+from clipcam_lightning.errors import ConfigError, TowerError
+
+ONE_SIZE = ["relative positions", "swin"]
+RESIDUAL = ["plain", "relative positions", "eva", "mobileclip-b"]
+CORNERS = [(0, 1), (1, 0)]  # of which a transposed or mirrored grid gets at least one wrong
+each_model = pytest.mark.parametrize("name", MODELS)
+each_vit = pytest.mark.parametrize("name", VITS)
+close = {"atol": 1e-6, "rtol": 1e-4}
+
+
+def images_for(model: nn.Module, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, *tower_of(model).input_size)
+
+
+def during(model: nn.Module, images: Tensor, module: nn.Module, hook: Callable[..., Any]) -> Tensor:
+    """Embeddings, with a forward hook on ``module``."""
+    handle = module.register_forward_hook(hook)
+    try:
+        return model.encode_image(images).detach()
+    finally:
+        handle.remove()
+
+
+def given(model: nn.Module, images: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
+    """What ``module`` is given, and what it gives."""
+    kept: list[Tensor] = []
+    during(model, images, module, lambda _module, inputs, output: kept.extend((inputs[0], output)))
+    return kept[0].detach(), kept[1].detach()
+
+
+def attention_of(model: nn.Module, images: Tensor, block: int) -> Attention:
+    kept: list[Attention] = []
+
+    def attend(_i: int, attention: Attention) -> Tensor:
+        kept.append(attention.detached())
+        return attention.output()
+
+    tower = tower_of(model)
+    with tower.native(), attending([tower.attentions[block]], attend):
+        model.encode_image(images)
+    return kept[0]
+
+
+def state_of(model: nn.Module) -> list[tuple[int, str, Any]]:
+    """Every attribute, parameter, buffer and submodule of every module, tensors with their values."""
+    return [
+        (id(module), f"{kind}{name}", (id(value), value.detach().clone().tolist()) if torch.is_tensor(value) else value)
+        for module in model.visual.modules()
+        for kind in ("", "_parameters", "_buffers", "_modules")
+        for name, value in (vars(module)[kind] if kind else vars(module)).items()
+        if kind or not isinstance(value, dict)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "prefix"), [(siglip, 0), (plain, 1), (pe_core, 1)])
+def test_patch_tokens_land_row_by_row(build: Callable[[], nn.Module], prefix: int) -> None:
+    features = torch.randn(3, prefix + 4 * 6, 32)
+
+    grid = tower_of(build()).to_grid(features, (64, 96))
+
+    for row, column in product(range(4), range(6)):
+        assert torch.equal(grid[:, :, row, column], features[:, prefix + 6 * row + column])
+
+
+def test_channels_that_come_last_are_moved_to_the_front() -> None:
+    features = torch.randn(2, 4, 6, 32)
+
+    grid = tower_of(MODELS["swin"]()).to_grid(features, (64, 96))
+
+    for row, column in product(range(4), range(6)):
+        assert torch.equal(grid[:, :, row, column], features[:, row, column])
+
+
+@each_model
+def test_a_map_is_that_of_the_gradient_through_the_whole_model(name: str) -> None:
+    model = MODELS[name]()
+    images, texts, kept = images_for(model), torch.randn(2, WIDTH), []
+    layer = model.get_submodule(tower_of(model).default_layer)
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    cosines = F.cosine_similarity(model.encode_image(images), texts)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(cosines.sum(), kept)
+    cells = (gradient * kept[0]).sum(1 if name in STAGES and name != "swin" else -1).flatten(1)
+
+    found = explain(model, images, texts[:, None], method="hirescam")
+
+    expected = cells[:, -found.maps[0].numel() :].relu()  # a prefix comes first
+    assert_close(found.maps.flatten(1), expected, **close)
+    assert_close(found.similarity[:, 0], cosines)
+    assert expected.amax(1).min() > 1e-4
+
+
+@each_model
+@pytest.mark.parametrize("corner", CORNERS)
+def test_activations_change_most_where_the_image_does(name: str, corner: tuple[int, int]) -> None:
+    model, (row, column) = MODELS[name](), corner
+    images = torch.randn(1, 3, 64, 96).repeat(2, 1, 1, 1)
+    images[1, :, row * 32 : row * 32 + 32, column * 64 : column * 64 + 32] = torch.randn(3, 32, 32)
+
+    def change(capture: Capture) -> Tensor:
+        return (capture.activations - capture.activations.flip(0)).norm(dim=1, keepdim=True)
+
+    map_ = explain(model, images, torch.randn(1, WIDTH), method=change, layers=0).maps[0, 0]
+
+    y, x = divmod(int(map_.argmax()), map_.shape[1])
+    assert (y * 2 // map_.shape[0], x * 3 // map_.shape[1]) == (row, column * 2)
+
+
+# In the others a norm, or a pooling before it, makes as much of an empty patch as of a full one.
+@pytest.mark.parametrize("name", ["siglip", "average", "relative positions", "eva", "eva02", "mobileclip-b"])
+@pytest.mark.parametrize("corner", CORNERS)
+def test_a_patch_that_alone_matters_lights_up_where_it_is(name: str, corner: tuple[int, int]) -> None:
+    """Only one corner differs from a grey image, and the prompt is what that corner adds to the embedding."""
+    model, (row, column) = VITS[name](depth=1), corner
+    grey = torch.zeros(32, 3, 64, 96)
+    images = grey.clone()
+    images[:, :, row * 48 : row * 48 + 16, column * 80 : column * 80 + 16] = 4 * torch.randn(32, 3, 16, 16)
+    with torch.no_grad():
+        texts = model.encode_image(images, normalize=True) - model.encode_image(grey, normalize=True)
+
+    map_ = explain(model, images, texts[:, None], method="hirescam").maps[:, 0].mean(0)
+
+    assert divmod(int(map_.argmax()), 6) == (row * 3, column * 5)
+
+
+@each_vit
+def test_a_token_among_its_likes_is_embedded_as_if_alone(name: str) -> None:
+    """If all tokens are the same one, then so is what is pooled, whatever pools them."""
+    model = VITS[name]()
+    tower, token = tower_of(model), torch.randn(2, 1, model.visual.trunk.embed_dim)
+
+    pooled = during(model, images_for(model), tower.blocks[-1], lambda _block, _inputs, output: token.expand_as(output))
+
+    assert_close(tower.embed_tokens(token)[:, 0], pooled, **close)
+
+
+@each_vit
+def test_what_attention_adds_to_the_tokens_is_its_projected_heads(name: str) -> None:
+    model = VITS[name]()
+    tower, images = tower_of(model), images_for(model)
+    for i, block in enumerate(tower.blocks):
+        before, _ = given(model, images, block)
+        after, _ = given(model, images, block.mlp if tower.post_norm else block.norm2)
+        heads = attention_of(model, images, i).output().transpose(1, 2).flatten(2)
+
+        assert_close(tower.project(i, heads), after - before, atol=1e-5, rtol=1e-4)
+
+
+@each_vit
+def test_attention_weights_give_the_output_of_the_heads(name: str) -> None:
+    model = VITS[name]()
+    attention = attention_of(model, images_for(model), 0)
+
+    assert_close(attention.weights() @ attention.value, attention.output(), **close)
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_final_norm_and_head_give_the_embedding_of_the_last_class_token(name: str) -> None:
+    model = VITS[name]()
+    tower, images = tower_of(model), images_for(model)
+    token = given(model, images, tower.blocks[-1])[1][:, :1]
+
+    assert_close(tower.head(tower.final_norm(token))[:, 0], model.encode_image(images), **close)
+
+
+@pytest.mark.parametrize("name", ["projected by an MLP", *(name for name in VITS if name not in RESIDUAL)])
+def test_a_class_token_that_is_no_sum_over_affine_parts_is_not_decomposed(name: str) -> None:
+    model = VITS[name]() if name in VITS else vit("vit_large_patch14_clip_224", "token", "mlp", patch_size=16)
+    with pytest.raises(ConfigError, match="a class token that is a sum over the blocks"):
+        explain(model, images_for(model), torch.randn(1, WIDTH), method="decomposition")
+
+
+def test_a_final_norm_that_moved_behind_the_pooling_is_found() -> None:
+    """timm puts it there if the trunk is built to average, and keeps it when open_clip then asks for the token."""
+    model = vit("eva_giant_patch14_224", "token", "linear", patch_size=16)
+
+    assert tower_of(model).final_norm is model.visual.trunk.fc_norm
+
+
+def test_a_post_norm_block_is_seen_where_its_patches_still_count() -> None:
+    model = MODELS["eva02 post-norm"]()
+    images, texts = images_for(model), torch.randn(1, WIDTH)
+
+    last = explain(model, images, texts, method="gradcam", layers=-1)
+    chosen = explain(model, images, texts, method="gradcam")
+
+    assert not last.maps.any()
+    assert chosen.layers == explain(model, images, texts).layers == ("visual.trunk.blocks.0",)
+    assert chosen.maps.any()
+
+
+@pytest.mark.parametrize(("name", "layer"), [("siglip", "norm"), ("swin", "norm"), ("vitamin", "blocks.1")])
+def test_patches_are_seen_behind_the_norm_that_comes_before_the_pooling(name: str, layer: str) -> None:
+    """Before it, a patch's gradient is orthogonal to the patch, which HiResCAM multiplies with it."""
+    model = MODELS[name]()
+
+    def parallel(capture: Capture) -> Tensor:
+        evidence = capture.gradients * capture.activations[:, None]
+        return evidence.sum(dim=2).abs() / evidence.abs().sum(dim=2)
+
+    found = explain(model, images_for(model), torch.randn(1, WIDTH), method=parallel)
+
+    assert found.layers == (f"visual.trunk.{layer}",)
+    assert found.maps.min() > 1e-5
+
+
+@each_model
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_that_fits_gives_finite_maps_on_the_grid(name: str, method: str) -> None:
+    model = MODELS[name]()
+    tower = tower_of(model)
+    if METHODS[method].missing(tower):
+        with pytest.raises(ConfigError, match=f"{method} does not fit"):
+            explain(model, images_for(model), torch.randn(3, WIDTH), method=method)
+    else:
+        maps = explain(model, images_for(model, 1), torch.randn(2, WIDTH), method=method).maps
+        assert maps.shape == (1, 2, *((2, 3) if name in STAGES and name != "swin" else (4, 6)))
+        assert maps.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ONE_SIZE])
+def test_another_size_is_embedded_as_by_a_model_set_to_it(name: str) -> None:
+    model, images = MODELS[name](), torch.randn(2, 3, 128, 96)
+    resized = deepcopy(model)
+    if name in VITS:
+        resized.visual.trunk.set_input_size(img_size=(128, 96))
+
+    with torch.no_grad():
+        assert_close(tower_of(model).encode(images), resized.encode_image(images), **close)
+
+
+@each_model
+def test_scales_leave_everything_as_it_was(name: str) -> None:
+    model = MODELS[name]()
+    before = state_of(model)
+    if name in ONE_SIZE:
+        with pytest.raises(ConfigError, match=r"takes images of 64x96 only: leave scales at \(1\.0,\)"):
+            explain(model, images_for(model), torch.randn(1, WIDTH), scales=(1.0, 2.0))
+    else:
+        maps = explain(model, images_for(model), torch.randn(1, WIDTH), scales=(1.0, 2.0)).maps
+        assert maps.shape[-2:] == ((8, 12) if name in VITS else (4, 6))
+
+    assert state_of(model) == before
+
+
+def test_what_is_switched_for_a_pass_comes_back_after_an_exception() -> None:
+    model = eva02()
+    model.visual.trunk.blocks[0].attn.fused_attn = False
+    before = state_of(model)
+    switched: list[bool] = []
+
+    def fail(_capture: object) -> Tensor:
+        switched.append(model.visual.trunk.blocks[0].attn.fused_attn)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        explain(model, images_for(model), torch.randn(1, WIDTH), method=fail, scales=(2.0,))
+    assert switched == [True]
+    assert state_of(model) == before
+
+
+@each_vit
+def test_attention_that_timm_writes_out_is_seen_all_the_same(name: str) -> None:
+    model = VITS[name]()
+    images, texts = images_for(model), torch.randn(2, WIDTH)
+    fused = explain(model, images, texts, method="gae")
+
+    for module in model.visual.trunk.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+
+    assert_close(explain(model, images, texts, method="gae").maps, fused.maps)
+
+
+class PoolsInItsOwnWay(VisionTransformer):
+    """A user's own."""
+
+
+@pytest.mark.parametrize("kind", ["attention", "gate", "pooling", "class"])
+def test_a_vit_of_another_kind_offers_its_grid_only(kind: str) -> None:
+    model = {
+        "attention": lambda: plain(attn_layer="diff"),
+        "gate": plain,
+        "pooling": lambda: vit("vit_medium_patch16_gap_256", "max"),
+        "class": plain,
+    }[kind]()
+    if kind == "gate":
+        model.visual.trunk.blocks[0].attn.gate = nn.Linear(32, 32)
+    if kind == "class":
+        model.visual.trunk.__class__ = PoolsInItsOwnWay
+    images, texts = images_for(model), torch.randn(1, WIDTH)
+
+    assert isinstance(tower_of(model), TimmViT)
+    assert explain(model, images, texts, method="gradcam").maps.shape == (2, 1, 4, 6)
+    with pytest.raises(ConfigError, match="gae does not fit TimmViT"):
+        explain(model, images, texts, method="gae")
+
+
+@pytest.mark.parametrize("name", ["siglip", "convnext"])
+@pytest.mark.parametrize("wrap", ["compiled", "compiled trunk", "lora"])
+def test_a_wrapped_tower_is_seen_through(name: str, wrap: str) -> None:
+    model = MODELS[name]()
+    images, texts = images_for(model), torch.randn(1, WIDTH)
+    expected = explain(model, images, texts, scales=(1.0, 2.0)).maps
+    if wrap == "lora":
+        lora = LoraConfig(target_modules=["fc1"], r=2)  # adds nothing yet
+        model.visual.trunk = get_peft_model(model.visual.trunk, lora)
+    elif wrap == "compiled":
+        model.visual = torch.compile(model.visual, backend="eager")
+    else:
+        model.visual.trunk = torch.compile(model.visual.trunk, backend="eager")
+
+    assert_close(explain(model, images, texts, scales=(1.0, 2.0)).maps, expected)
+
+
+@each_model
+def test_each_block_takes_what_the_one_before_gives(name: str) -> None:
+    model = MODELS[name]()
+    images, blocks = images_for(model), tower_of(model).blocks
+
+    calls = [given(model, images, block) for block in blocks]
+
+    assert calls or name == "resnet"  # where a pooling comes between
+    assert all(torch.equal(output, taken) for (_, output), (taken, _) in pairwise(calls))
+
+
+@each_model
+def test_frozen_equals_trainable_and_checkpointed_equals_plain(name: str) -> None:
+    model = MODELS[name]()
+    images, texts = images_for(model), torch.randn(2, WIDTH)
+    trainable = explain(model, images, texts, layers=0, method="hirescam").maps
+
+    checkpointed = explain(model, images, texts, layers=0, method="hirescam", checkpointing=True).maps
+    frozen = explain(model.requires_grad_(False), images, texts, layers=0, method="hirescam").maps
+
+    assert_close(checkpointed, trainable)
+    assert_close(frozen, trainable, **close)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("convnext", "stages.3.blocks.0.norm"), ("swin", "layers.0.blocks.0.attn"), ("fastvit", "head")]
+)
+def test_a_layer_without_the_stages_grid_is_refused_with_the_stages(name: str, layer: str) -> None:
+    model = MODELS[name]()
+    with pytest.raises(TowerError, match=r"expected \[batch, .*choose one of visual\.trunk\.\w+\.0, "):
+        explain(model, images_for(model), torch.randn(1, WIDTH), layers=f"visual.trunk.{layer}")
+
+
+def test_a_network_without_a_grid_is_refused() -> None:
+    model = clip("mixer_s32_224", img_size=(64, 96))
+
+    assert not TimmViT.fits(model)
+    assert not TimmStages.fits(model)

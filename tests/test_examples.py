@@ -1,0 +1,36 @@
+"""The examples run as they are."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def output_of(example: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / example)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.iterdir()), "an example that only shows something leaves no file behind"
+    return done.stdout
+
+
+def test_a_tower_of_one_s_own_finds_the_corner_that_matters(tmp_path: Path) -> None:
+    output = output_of("add_a_tower.py", tmp_path)
+
+    for method in ("gradcam", "hirescam", "occlusion"):
+        (map_,) = re.findall(rf"^{method}\ntensor\((.*?)\)", output, flags=re.S | re.M)
+        rows = [[float(value) for value in re.findall(r"[\d.]+", row)] for row in map_.split("],")]
+        assert [len(row) for row in rows] == [6] * 4
+        assert rows[3][0] == max(map(max, rows)) == 1
+
+
+def test_methods_of_one_s_own_are_drawn_on_the_grid_of_the_model(tmp_path: Path) -> None:
+    output = output_of("add_a_method.py", tmp_path)
+
+    drawn = dict(re.findall(r"^(\w+) of '[^']+'\n((?:[ ░▒▓█]{16}\n){8})", output, flags=re.M))
+    assert drawn.keys() == {"sensitivity", "last_attention"}
+    assert all("█" in picture for picture in drawn.values())
+    assert drawn["sensitivity"] != drawn["last_attention"]

@@ -1,0 +1,90 @@
+"""Small models of transformers with a CLIP's two towers, and a tokenizer that needs no download."""
+
+from collections.abc import Callable
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+from transformers import (
+    AltCLIPConfig,
+    AltCLIPModel,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipModel,
+)
+
+WIDTH = 16  # of the embedding
+PATCH = 8
+WORDS = ("<unk>", "<pad>", "<bos>", "<eos>", "a", "red", "blue", "circle", "star")
+LENGTH = 12  # of texts
+
+TEXT = {
+    "vocab_size": 32, "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "max_position_embeddings": LENGTH, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3,
+}  # fmt: skip
+VISION = {
+    "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 32, "patch_size": PATCH,
+}  # fmt: skip
+
+
+def clip(**vision: object) -> CLIPModel:
+    return _random(CLIPModel(CLIPConfig(text_config=TEXT, vision_config={**VISION, **vision}, projection_dim=WIDTH)))
+
+
+def chinese_clip(**vision: object) -> ChineseCLIPModel:
+    config = ChineseCLIPConfig(text_config=TEXT, vision_config={**VISION, **vision}, projection_dim=WIDTH)
+    return _random(ChineseCLIPModel(config))
+
+
+def alt_clip(**vision: object) -> AltCLIPModel:
+    text = {**TEXT, "project_dim": WIDTH, "max_position_embeddings": LENGTH + 2}  # of which two stand for padding
+    config = AltCLIPConfig(text_config=text, vision_config={**VISION, **vision}, projection_dim=WIDTH)
+    return _random(AltCLIPModel(config))
+
+
+def siglip(**vision: object) -> SiglipModel:
+    return _random(SiglipModel(SiglipConfig(text_config=TEXT, vision_config={**VISION, **vision})))
+
+
+def siglip2(**vision: object) -> Siglip2Model:
+    positions = {**VISION, "num_patches": 16}
+    del positions["image_size"]
+    return _random(Siglip2Model(Siglip2Config(text_config=TEXT, vision_config={**positions, **vision})))
+
+
+def tokenizer(**options: object) -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    words.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", WORDS.index("<bos>")), ("<eos>", WORDS.index("<eos>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", **options
+    )
+
+
+def _random(model: nn.Module) -> nn.Module:
+    """Biases start at zero and positions near it, which would hide that one is forgotten."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "clip": clip,
+    "chinese clip": chinese_clip,
+    "alt clip": alt_clip,
+    "siglip": siglip,
+    "siglip 2": siglip2,
+}
