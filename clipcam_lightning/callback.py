@@ -12,9 +12,11 @@ from typing_extensions import override
 from clipcam_lightning.cam.methods import Layers, MethodLike, check_method, layers_of, method_of
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
+from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.checks import require_choice, require_positive
 from clipcam_lightning.drift import DriftRule
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm, in_words
+from clipcam_lightning.fit_checks import builds_later, refuse_sharded
 from clipcam_lightning.monitor import UNKNOWN, Monitor, Outcome
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import ProbeLike, ProbeSet
@@ -22,12 +24,6 @@ from clipcam_lightning.sinks import sinks_of
 from clipcam_lightning.snapshot import Snapshot
 
 ProbesLike: TypeAlias = ProbeSet | PathLike | Sequence[ProbeLike]
-SHARDED = (
-    "FSDPStrategy",
-    "XLAFSDPStrategy",
-    "ModelParallelStrategy",
-    "DeepSpeedStrategy",
-)  # one rank alone cannot run a forward
 
 
 class ClipCamCallback(Callback):
@@ -57,6 +53,7 @@ class ClipCamCallback(Callback):
         num_probes: how many probes to take from a batch.
         clip: dotted name of the CLIP inside the module; needed only if there are several.
         tokenizer: strings to token ids; by default the module's or open_clip's own.
+        towers: image towers of your own, tried before the package's.
         dirpath: for snapshots and the contact sheet; by default ``clipcam`` in the trainer's log directory.
         name: tells several of these callbacks in one trainer apart; part of every tag and of the default directory.
         batch_size: images per pass in a look; bounds memory.
@@ -81,6 +78,7 @@ class ClipCamCallback(Callback):
         num_probes: int = 8,
         clip: str | None = None,
         tokenizer: Tokenizer | None = None,
+        towers: Sequence[type[Tower]] = (),
         dirpath: PathLike | None = None,
         name: str | None = None,
         batch_size: int | None = None,
@@ -110,6 +108,7 @@ class ClipCamCallback(Callback):
         self.dirpath = dirpath
         self._clip_name = clip
         self._tokenizer = tokenizer
+        self._towers = towers
         self._probes = probes
         self._watch: dict[str, Any] = {
             "method": method,
@@ -149,9 +148,7 @@ class ClipCamCallback(Callback):
             return
         self._looked_at = self._logged_at = -1
         self._tried_a_batch = False
-        sharded = [kind.__name__ for kind in type(trainer.strategy).__mro__ if kind.__name__ in SHARDED]
-        if sharded:
-            raise ConfigError(f"ClipCamCallback cannot look into a model that {sharded[0]} splits over its ranks.")
+        refuse_sharded(trainer.strategy)
         self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
         if self._watch["baseline"] not in ("start", "previous"):
             Snapshot.load(self._watch["baseline"])  # a wrong file is found now, not when the first probes are there
@@ -159,7 +156,7 @@ class ClipCamCallback(Callback):
             self._monitor.sinks = []  # an interrupted fit leaves its own behind
         elif self._probes is not None:
             self._monitor = Monitor(ProbeSet.of(self._probes), **self._watch)
-        if not _builds_later(pl_module):
+        if not builds_later(pl_module):
             self._find_clip(pl_module)
 
     @override
@@ -286,7 +283,7 @@ class ClipCamCallback(Callback):
             self._failed(f"no probes could be taken from a batch: {in_words(error)}")
 
     def _find_clip(self, pl_module: LightningModule) -> None:
-        self._clip = find_clip(pl_module, self._clip_name, self._tokenizer)
+        self._clip = find_clip(pl_module, self._clip_name, self._tokenizer, self._towers)
         chosen = method_of(self._watch["method"], self._clip.tower)  # what cannot be used is found now, not at a look
         layers_of(chosen, self._clip.tower, self._watch["layers"])
         if self._monitor is not None:
@@ -314,12 +311,3 @@ class ClipCamCallback(Callback):
         if text not in self._warned:
             self._warned.add(text)
             rank_zero_warn(f"{type(self).__name__}: {text}", category=ClipCamWarning)
-
-
-def _builds_later(pl_module: LightningModule) -> bool:
-    """Whether the module may build its layers in its own ``setup`` or ``configure_model``, after the callbacks'."""
-    return any(
-        {"setup", "configure_model"} & vars(kind).keys()
-        for kind in type(pl_module).__mro__
-        if not kind.__module__.startswith(("lightning.", "pytorch_lightning."))
-    )

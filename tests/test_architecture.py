@@ -20,7 +20,7 @@ LAYERS = [
     {"drift"},
     {"render"},
     {"monitor"},
-    {"sinks"},
+    {"sinks", "fit_checks"},
     {"callback"},
     {"shapes_world"},
     {"__init__"},

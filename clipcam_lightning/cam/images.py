@@ -46,7 +46,7 @@ def sizes_of(tower: Tower, images: Float[Tensor, "b 3 y x"], scales: Sequence[fl
     if not scales or not all(0 < scale < float("inf") for scale in scales):
         raise ConfigError(f"scales must be positive factors, at least one (got {tuple(scales)}).")
     size = (images.shape[-2], images.shape[-1])
-    return [size if scale == 1 else tower.scaled_size(scale) for scale in scales]
+    return [size if scale == 1 else tower.scaled_size(size, scale) for scale in scales]
 
 
 def enlarged(images: Float[Tensor, "b 3 y x"], size: tuple[int, int]) -> Float[Tensor, "b 3 v u"]:

@@ -106,7 +106,12 @@ class ClipModel:
         return self.embed_tokens(self.tokenize(list(row)))[[row[prompt] for prompt in prompts]]
 
 
-def find_clip(module: nn.Module, name: str | None = None, tokenizer: Tokenizer | None = None) -> ClipModel:
+def find_clip(
+    module: nn.Module,
+    name: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    towers: Sequence[type[Tower]] = (),
+) -> ClipModel:
     """Find the CLIP inside ``module`` by what it can do, whatever it is called and however it is wrapped.
 
     A CLIP is a submodule with ``encode_image`` and ``encode_text``, or with ``get_image_features`` and
@@ -120,6 +125,7 @@ def find_clip(module: nn.Module, name: str | None = None, tokenizer: Tokenizer |
         tokenizer: a function from strings to token ids, or a tokenizer or processor of transformers. By default the
             attribute ``tokenizer`` or ``processor`` of the CLIP or of a module around it, else open_clip's own where
             the vocabulary is CLIP's.
+        towers: image towers of your own, tried before the package's.
 
     Raises:
         ModelError: none found, several found (they are listed), or nothing under ``name``.
@@ -144,7 +150,7 @@ def find_clip(module: nn.Module, name: str | None = None, tokenizer: Tokenizer |
             f"{len(found)} CLIPs in {type(module).__name__}: {_listed(found)}. Choose one with clip='dotted.name'."
         )
     ((path, clip),) = found.items()
-    tower = tower_of(clip)
+    tower = tower_of(clip, towers)
     return ClipModel(
         module=clip,
         tower=tower,

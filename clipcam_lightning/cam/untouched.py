@@ -27,7 +27,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
         for kind in ("cpu", *({"cuda"} if devices else ())):
             stack.enter_context(torch.autocast(kind, enabled=False))
-        for kept in (_python_rng_kept(), _flags_kept(model), _buffers_kept(model)):
+        for kept in (_python_rng_kept(), _flags_kept(model), _buffers_kept(model), _merged_weights_kept(model)):
             stack.enter_context(kept)
         yield
 
@@ -101,3 +101,22 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
                 setattr(module, name, buffer)
             if not torch.equal(buffer, copy):
                 buffer.copy_(copy)
+
+
+@contextmanager
+def _merged_weights_kept(model: nn.Module) -> Iterator[None]:
+    # peft's LoRA on nn.MultiheadAttention takes off in every forward what it has merged into the weights for it, and
+    # the difference rounds. It puts new parameters in the place of the old ones, so that these can be put back.
+    merging = [getattr(module, "base_layer", None) for module in model.modules()]
+    weights = [
+        (owner, name, weight)
+        for attention in merging
+        if isinstance(attention, nn.MultiheadAttention)
+        for owner in attention.modules()
+        for name, weight in owner.named_parameters(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for owner, name, weight in weights:
+            owner.register_parameter(name, weight)

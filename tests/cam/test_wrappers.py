@@ -142,3 +142,21 @@ def test_every_wrapper_is_taken_off(name: str) -> None:
 
     assert found.module is model
     assert found.name == "outer.clip._orig_mod"
+
+
+@pytest.mark.parametrize("name", ["open_clip", "openai"])
+def test_lora_on_multi_head_attention_keeps_its_weights_to_the_bit(name: str) -> None:
+    """There peft merges its adapter in every forward and takes it off again, which rounds; a look must not."""
+    plain = MODELS[name]()
+    images, texts = question(plain)
+    model = get_peft_model(plain, LoraConfig(target_modules=["attn"], r=2, init_lora_weights=False))
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+
+    explain(model, images, texts)
+
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    with torch.no_grad():
+        find_clip(model).module.encode_image(images)
+    assert not all(torch.equal(value, before[key]) for key, value in model.named_parameters()), "peft has mended it"

@@ -118,13 +118,21 @@ def layers_of(method: Method, tower: Tower, layers: Layers, *, auto: bool = Fals
     Raises:
         ConfigError: there is no such layer; the message lists those there are.
     """
+    blocks = tower.layers
+    if issubclass(method.reads, AttentionCapture):
+        assert isinstance(tower, AttentionTower)  # the method fits
+        blocks = tower.layers[: len(tower.attentions)]  # a norm after the last block has no attention
+        if layers is None:
+            return tuple(blocks[-method.blocks :] if method.blocks else blocks)
     if layers is not None:
         chosen = [layers] if isinstance(layers, int | str) else layers
         if not chosen:
             raise ConfigError("layers must name at least one layer, or be None for the method's choice.")
-        return tuple(dict.fromkeys(tower.resolve(layer) for layer in chosen))
-    if issubclass(method.reads, AttentionCapture):
-        assert isinstance(tower, AttentionTower)  # the method fits
-        names = tower.layers[: len(tower.attentions)]
-        return tuple(names[-method.blocks :] if method.blocks else names)
+        inside = range(-len(blocks), len(blocks))
+        return tuple(
+            dict.fromkeys(
+                blocks[layer] if isinstance(layer, int) and layer in inside else tower.resolve(layer)
+                for layer in chosen
+            )
+        )
     return tuple(tower.layers[i] for i in tower.recipe.layers) if auto else (tower.default_layer,)

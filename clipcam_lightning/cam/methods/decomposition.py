@@ -27,9 +27,11 @@ def decomposition(capture: AttentionCapture) -> Float[Tensor, "b p h w"]:
     total = torch.zeros((), device=wanted.device)
     for block, attention in zip(capture.blocks, capture.attentions, strict=True):
         heads, size = attention.value.shape[1], attention.value.shape[-1]
-        given = _transposed(partial(capture.tower.project, block), wanted, heads * size).unflatten(-1, (heads, size))
+        projection, dtype = partial(capture.tower.project, block), attention.value.dtype
+        given = _transposed(projection, wanted, heads * size, dtype).unflatten(-1, (heads, size))
         # The class token's attention times values times what each head would have to give for the prompt.
-        total = total + torch.einsum("bhs,bhsv,bphv->bps", attention.first().weights()[:, :, 0], attention.value, given)
+        weights, values = attention.first().weights()[:, :, 0].float(), attention.value.float()
+        total = total + torch.einsum("bhs,bhsv,bphv->bps", weights, values, given)
     return capture.to_map(total)
 
 
@@ -38,18 +40,21 @@ def _before_final_norm(capture: AttentionCapture) -> Float[Tensor, "b p d"]:
     norm, token = capture.tower.final_norm, capture.last_tokens[:, :1]
     assert norm is not None  # such towers are what the method fits
     unit = capture.directions / capture.features.norm(dim=-1)[:, None, None]
-    scaled = _transposed(capture.tower.head, unit, token.shape[-1])
+    scaled = _transposed(capture.tower.head, unit, token.shape[-1], token.dtype)
     if norm.weight is not None:
-        scaled = scaled * norm.weight
-    scaled = scaled * (token.var(dim=-1, keepdim=True, correction=0) + norm.eps).rsqrt()
+        scaled = scaled * norm.weight.float()
+    scaled = scaled * (token.float().var(dim=-1, keepdim=True, correction=0) + norm.eps).rsqrt()
     return scaled - scaled.mean(dim=-1, keepdim=True)
 
 
 def _transposed(
-    affine: Callable[[Tensor], Tensor], outputs: Float[Tensor, "b p _d"], width: int
+    affine: Callable[[Tensor], Tensor], outputs: Float[Tensor, "b p _d"], width: int, dtype: torch.dtype
 ) -> Float[Tensor, "b p {width}"]:
-    """The transpose of an affine function, applied to ``outputs``; each prompt takes the place of a token."""
+    """The transpose of an affine function, applied to ``outputs``; each prompt takes the place of a token.
+
+    The function works in ``dtype``, the model's own.
+    """
     with torch.enable_grad():
-        inputs = outputs.new_zeros(*outputs.shape[:2], width, requires_grad=True)
-        (result,) = torch.autograd.grad(affine(inputs), inputs, outputs)
-    return result
+        inputs = torch.zeros(*outputs.shape[:2], width, dtype=dtype, device=outputs.device, requires_grad=True)
+        (result,) = torch.autograd.grad(affine(inputs), inputs, outputs.to(dtype))
+    return result.float()

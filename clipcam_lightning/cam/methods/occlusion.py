@@ -1,5 +1,8 @@
 """Occlusion: the causal reference."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,27 +10,35 @@ from torch.nn import functional as F
 
 from clipcam_lightning.cam.capture import ScoreCapture
 
-WINDOW = 0.25  # side of the hidden square, as a share of the grid's
+WINDOW = 0.25  # sides of what is hidden, as a share of the image's
+MIN_CELLS = 7  # a side, so that neighbouring squares overlap
 CLUSTERS, ROUNDS = 8, 10
 
 
-def occlusion(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
+def occlusion(capture: ScoreCapture) -> Float[Tensor, "b p u v"]:
     r"""Hide one square of the image after the other behind the mean colour, and see how much of the score is lost.
 
-    .. math:: M_i = \mathrm{mean}_{k \ni i} (s - s_k)
+    .. math:: M_i = s - s_i
 
-    over the squares ``k``, a quarter of the image wide, that cover cell ``i``. Signed: a negative cell hid something
+    with :math:`s_i` the score with a square hidden that is a quarter of the image wide and whose centre is that of cell
+    ``i``. The grid is the layer's; the cells of one with fewer than seven a side are divided, because what is hidden
+    says little about where if the next square has nothing in common with it. Signed: a negative cell hid something
     that spoke against the prompt. No gradient and no assumption about the model, at the price of one forward a cell:
     what the other methods estimate, up to what the hidden square itself does to the model.
 
     Fits every tower.
 
-    Source: Zeiler & Fergus 2014, sec. 3.1, https://arxiv.org/abs/1311.2901
+    Source: Zeiler & Fergus 2014, sec. 3.1 and 4.2, https://arxiv.org/abs/1311.2901
     """
-    height, width = capture.activations.shape[-2:]
-    squares = _squares(height, width).to(capture.images)
-    drops = _drops(capture, squares.expand(len(capture.images), -1, -1, -1))
-    return torch.einsum("bkp,khw->bphw", drops, squares) / squares.sum(dim=0)
+    rows, columns = (
+        _strips(pixels, cells * math.ceil(MIN_CELLS / cells))
+        for pixels, cells in zip(capture.images.shape[-2:], capture.activations.shape[-2:], strict=True)
+    )
+    # Row by row: every strip from left to right with the first from top to bottom, and so on.
+    y, x = rows.repeat_interleave(len(columns), dim=0), columns.repeat(len(rows), 1)
+    drops = _drops(capture, len(y), lambda _image, which: torch.einsum("ky,kx->kyx", y[which], x[which]))
+    maps: Tensor = drops.transpose(1, 2).unflatten(2, (len(rows), len(columns)))
+    return maps
 
 
 def cluster_occlusion(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
@@ -45,28 +56,30 @@ def cluster_occlusion(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
     clusters = torch.stack([_clusters(each.flatten(1).T) for each in capture.activations])
     members = F.one_hot(clusters, CLUSTERS).transpose(1, 2).to(capture.images)
     members = members.unflatten(2, capture.activations.shape[-2:])
-    return torch.einsum("bkp,bkhw->bphw", _drops(capture, members), members)
-
-
-def _drops(capture: ScoreCapture, hidden: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k p"]:
-    """Score lost with each of the regions hidden; 0 is the mean colour of a normalised image."""
     size = (capture.images.shape[-2], capture.images.shape[-1])
 
+    def hidden(image: int, which: slice) -> Float[Tensor, "k y x"]:
+        return F.interpolate(members[image, which][:, None], size=size, mode="nearest-exact")[:, 0]
+
+    return torch.einsum("bkp,bkhw->bphw", _drops(capture, CLUSTERS, hidden), members)
+
+
+def _drops(
+    capture: ScoreCapture, count: int, hidden: Callable[[int, slice], Float[Tensor, "k y x"]]
+) -> Float[Tensor, "b {count} p"]:
+    """Score lost with each of the regions hidden; 0 is the mean colour of a normalised image."""
+
     def covered(image: int, which: slice) -> Float[Tensor, "k 3 y x"]:
-        cover = F.interpolate(hidden[image, which][:, None], size=size, mode="nearest-exact")
-        return capture.images[image] * (1 - cover)
+        return capture.images[image] * (1 - hidden(image, which).to(capture.images)[:, None])
 
-    return capture.scores[:, None] - capture.rescored(covered, hidden.shape[1])
+    return capture.scores[:, None] - capture.rescored(covered, count)
 
 
-def _squares(height: int, width: int) -> Float[Tensor, "k h w"]:
-    """Every place of the square that lies inside the grid; 1 is hidden."""
-    y, x = (max(1, round(WINDOW * side)) for side in (height, width))
-    corners = [(top, left) for top in range(height - y + 1) for left in range(width - x + 1)]
-    squares = torch.zeros(len(corners), height, width)
-    for square, (top, left) in zip(squares, corners, strict=True):
-        square[top : top + y, left : left + x] = 1
-    return squares
+def _strips(pixels: int, cells: int) -> Float[Tensor, "{cells} {pixels}"]:
+    """Along one side of the image, the part that is hidden (1) for each cell; at the border it is cut off."""
+    # In whole numbers, halves of a pixel of a cell: rounding would make some squares wider than others.
+    pixel, cell = (2 * torch.arange(pixels) + 1) * cells, (2 * torch.arange(cells) + 1) * pixels
+    return ((pixel - cell[:, None]).abs() < WINDOW * pixels * cells).float()
 
 
 def _clusters(patches: Float[Tensor, "s c"]) -> Int[Tensor, "s"]:

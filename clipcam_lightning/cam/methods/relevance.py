@@ -29,14 +29,14 @@ def pooled_relevance(
     count, tokens = len(capture.features), _tokens(capture, steps, pool)
     row = capture.features.new_zeros(count, tokens)
     if pool is not None:
-        row = F.pad(pool, (tokens - pool.shape[-1], 0))  # a pool may leave the prefix out; patches are last
+        row = F.pad(pool.float(), (tokens - pool.shape[-1], 0))  # a pool may leave the prefix out; patches are last
     elif capture.tower.pooling == "cls":
         row[:, 0] = 1
     else:
         patches = capture.grid[0] * capture.grid[1]
         row[:, -patches:] = 1 / patches
     for step in reversed(steps):
-        row = stays * row + torch.einsum("bt,bts->bs", row[:, : step.shape[1]], step)
+        row = stays * row + torch.einsum("bt,bts->bs", row[:, : step.shape[1]], step.float())
     return row
 
 

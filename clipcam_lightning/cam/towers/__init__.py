@@ -1,5 +1,7 @@
 """Where each CLIP family keeps its grid and its layers; one file per library."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from clipcam_lightning.cam.towers.huggingface import HuggingFaceNaFlexViT, HuggingFaceViT
@@ -21,13 +23,13 @@ TOWERS: tuple[type[Tower], ...] = (
 )
 
 
-def tower_of(clip: nn.Module) -> Tower:
-    """The tower that fits ``clip``.
+def tower_of(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
+    """The tower that fits ``clip``, one of ``towers`` before the package's own.
 
     Raises:
         TowerError: none does; the message says how to add one.
     """
-    for tower in TOWERS:
+    for tower in (*towers, *TOWERS):
         if tower.fits(clip):
             return tower(clip)
     visual = getattr(clip, "visual", None)
@@ -35,6 +37,5 @@ def tower_of(clip: nn.Module) -> Tower:
     raise TowerError(
         f"no tower fits {type(clip).__name__}{encoder}; known: {', '.join(tower.__name__ for tower in TOWERS)}. "
         "To add one, derive a class from clipcam_lightning.Tower with its layers, fits, input_size, to_grid, "
-        "scaled_size, and explain ClipModel(model, YourTower(model), tokenizer, preprocessing) in place of the model, "
-        "as examples/add_a_tower.py does."
+        "scaled_size, and give towers=[YourTower] to find_clip or ClipCamCallback, as examples/add_a_tower.py does."
     )

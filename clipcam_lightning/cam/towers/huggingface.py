@@ -68,9 +68,9 @@ class HuggingFaceViT(AttentionTower):
         positions = {"interpolate_pos_encoding": True} if other_size else {}
         return embedding_in(self.clip.get_image_features(pixel_values=images, **positions))
 
-    def scaled_size(self, scale: float) -> tuple[int, int]:
+    def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Whole patches."""
-        return whole_cells(self.input_size, scale, (self.patch_size, self.patch_size))
+        return whole_cells(size, scale, (self.patch_size, self.patch_size))
 
     def unpacked(self, batch: Mapping[str, Tensor]) -> list[Float[Tensor, "3 _y _x"]]:
         """The images in what the model's image processor gives.

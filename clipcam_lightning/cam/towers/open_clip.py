@@ -24,13 +24,19 @@ class OpenClipViT(OpenAiViT):
             self.pooling = "mean"
         if self.pooling != "cls":  # then all tokens of the last block's output count
             self.layers = [name.removesuffix(".ln_1") for name in self.layers]
+            # But where a norm comes next their length is nothing to it: a patch's gradient is orthogonal to the
+            # patch, and HiResCAM zero. After the norm it is not.
+            if self.pooling == "attention":
+                self.layers.append(f"{self.path}.attn_pool.ln_k")
+            elif not visual.final_ln_after_pool:
+                self.layers.append(f"{self.path}.ln_post")
             self.default_layer = self.layers[-1]
         if self.pooling != "cls" or not all(_is_affine(block) for block in self.blocks):
             self.final_norm = None
 
     @staticmethod
     def is_visual(part: Any) -> bool:
-        """Whether ``part`` is open_clip's own ViT, and not with two attention pools, which open_clip left unfinished."""
+        """Whether ``part`` is open_clip's own ViT; one with two attention pools, which it left unfinished, is not."""
         return isinstance(part, VisionTransformer) and getattr(part, "attn_pool_contrastive", None) is None
 
     @property

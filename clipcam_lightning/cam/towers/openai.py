@@ -62,9 +62,9 @@ class _ClipTower(AttentionTower):
         """Whole cells."""
         return image_size[0] // self.cell[0], image_size[1] // self.cell[1]
 
-    def scaled_size(self, scale: float) -> tuple[int, int]:
+    def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Whole cells."""
-        return whole_cells(self.input_size, scale, self.cell)
+        return whole_cells(size, scale, self.cell)
 
     def encode(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b e"]:
         """Image embeddings; at another size with bicubically interpolated positions, the first keeping its own."""

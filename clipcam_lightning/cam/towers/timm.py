@@ -121,12 +121,12 @@ class TimmViT(AttentionTower):
                 stack.enter_context(_assigned(self.trunk, rope=rope))
             yield
 
-    def scaled_size(self, scale: float) -> tuple[int, int]:
+    def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Whole patches."""
         rope = getattr(self.trunk, "rope", None)
         if not hasattr(self.trunk, "dynamic_img_size") or not (rope is None or hasattr(rope, "update_feat_shape")):
             raise _one_size_only(self.trunk, self.input_size)
-        return whole_cells(self.input_size, scale, self.trunk.patch_embed.feat_ratio(as_scalar=False))
+        return whole_cells(size, scale, self.trunk.patch_embed.feat_ratio(as_scalar=False))
 
     def embed_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
         """Norms and projections; where an attention pools, that attention over a single key between them."""
@@ -203,12 +203,12 @@ class TimmStages(Tower):
             f"choose one of {', '.join(self.layers)}."
         )
 
-    def scaled_size(self, scale: float) -> tuple[int, int]:
+    def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Whole cells of the last stage."""
         if self.trunk.default_cfg.get("fixed_input_size"):
             raise _one_size_only(self.trunk, self.input_size)
         stride = self.trunk.feature_info[-1]["reduction"]
-        return whole_cells(self.input_size, scale, (stride, stride))
+        return whole_cells(size, scale, (stride, stride))
 
 
 def _is_timm(part: Any) -> bool:

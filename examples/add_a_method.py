@@ -1,0 +1,52 @@
+"""Explain with a method of your own: a function from what a pass recorded to raw maps.
+
+Two of them. One reads activations and gradients, as most CAM methods do, and a plain function is enough. The other
+reads attention and says so, that the pass records it and that a tower without any is refused. The model is small and
+random, so that the maps show the way a method is written and nothing else.
+
+Run it:  python examples/add_a_method.py
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipcam_lightning import Capture, explain
+from clipcam_lightning.cam.capture import AttentionCapture
+from clipcam_lightning.cam.methods import Method
+from clipcam_lightning.cam.towers.tower import ATTENTION
+from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
+from clipcam_lightning.shapes_world.scenes import draw_scenes
+
+
+def sensitivity(capture: Capture) -> Float[Tensor, "b p h w"]:
+    """How much the similarity changes when a cell does, whatever the change: the length of the gradient."""
+    return capture.gradients.square().sum(dim=2).sqrt()
+
+
+def last_attention(capture: AttentionCapture) -> Float[Tensor, "b 1 h w"]:
+    """Where the class token of the last block looks, over all heads; no prompt is asked for."""
+    looks = capture.attentions[-1].first().weights()  # [b, heads, 1, tokens]
+    return capture.to_map(looks.mean(dim=1))
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    model = build_clip("vit").eval()
+    scenes = draw_scenes(1, seed=0)
+    images = model_input(torch.from_numpy(scenes.images), 64)
+
+    own = (sensitivity, Method(last_attention, AttentionCapture, needs=(ATTENTION,), blocks=1))
+    for method in own:
+        explanation = explain(model, images, scenes.captions, method=method, tokenizer=WordTokenizer())
+        print(f"{explanation.method} of {scenes.captions[0]!r}\n{drawn(explanation.normalized()[0, 0])}\n")
+
+
+def drawn(map_: Float[Tensor, "h w"]) -> str:
+    """A map from 0 to 1 as a picture in the terminal."""
+    shades = " ░▒▓█"
+    return "\n".join("".join(2 * shades[round(4 * float(value))] for value in row) for row in map_)
+
+
+if __name__ == "__main__":
+    main()
