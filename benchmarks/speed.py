@@ -1,152 +1,110 @@
-"""What does a map cost? ``explain`` and pytorch-grad-cam, in units of one plain forward of the image tower.
+"""What does a map cost? Every method of ``explain``, and Grad-CAM of three other libraries, in time and in memory.
 
-All contenders take turns in one process, and each is divided by the forward of its own round, so that a machine that
-slows down for a while slows both sides. The weights of the ViT-B-32 are random: they do not change the time.
+The unit is one plain ``no_grad`` forward of the image tower. All contenders take turns in one process, and each is
+divided by the forward of its own round, so that a machine that slows down for a while slows all of them. The weights
+are random, which does not change the time, and trainable, as in a fine-tuning.
 
-Run it:  python benchmarks/speed.py
+Run it:  python benchmarks/speed.py  (``--quick``: two images, one round, to see that it runs; writes nothing)
 """
 
 import argparse
 import json
 import logging
 import platform
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
+import goals
 import open_clip
 import torch
-from jaxtyping import Float
-from pytorch_grad_cam import GradCAM
+from contenders import contenders
+from growth import Growth, growth, print_growth
+from measure import FORWARD, Case, Cost, costs_of, print_profile
 from rich.box import MARKDOWN
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from torch import Tensor
-from torch.nn import functional as F
 
-from clipcam_lightning import METHODS, ClipModel, explain, find_clip
+from clipcam_lightning import find_clip
 
 RESULTS = Path(__file__).with_suffix(".json")
-MODEL, IMAGES, THREADS, WARM_UP = "ViT-B-32", 16, 2, 2
-PROMPTS = [f"a photo of a {thing}" for thing in ("dog", "cat", "car", "tree", "house", "boat", "cup", "child")]
-PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "grad-cam", "numpy")
+MODELS, IMAGES, PROMPTS = ("ViT-B-32", "ViT-B-16", "RN50"), (goals.IMAGES, 1), (1, 8, 32)
+THREADS = 2
+PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "grad-cam", "captum", "torchcam", "numpy")
+MEMORY = {
+    "cpu": "the peak of torch's allocator as its profiler saw it; numpy and the matrix libraries have their own",
+    "cuda": "torch.cuda.max_memory_allocated",
+}
+NOTES = """\
+P: prompts per image. Units are those of one plain forward of the image tower; times are medians.
+x limit: time in units of the least that a pass has to compute, a forward whose last block stops at the class token
+where only that is pooled. Memory is {memory}.
+-: the method does not fit, compares prompts and has only one, or would take minutes."""
+
+Costs = dict[Case, dict[str, Cost]]
 
 
-@dataclass(frozen=True)
-class Contender:
-    """Something to be timed.
-
-    Attributes:
-        prompts: maps per image that one run makes.
-        run: does the work once.
-        every: how many rounds apart its runs are; a slow one sits most rounds out.
-    """
-
-    name: str
-    prompts: int
-    run: Callable[[], object]
-    every: int = 1
+def measured(
+    console: Console, cases: Sequence[Case], rounds: int, device: torch.device
+) -> Iterator[tuple[Case, dict[str, Cost]]]:
+    """The contenders on the cases of one model; who misses a goal is profiled at once, while the model is there."""
+    torch.manual_seed(0)
+    clip = find_clip(open_clip.create_model(cases[0].model).eval().to(device))
+    for case in cases:
+        field = dict(contenders(clip, case, device))
+        costs = costs_of(field, rounds, device, str(case))
+        for name in {goal.contender for goal in goals.goals_of(case) if not goal.met(costs)}:
+            print_profile(console, f"{name}, {case}", field[name].run, field[FORWARD].run, device)
+        yield case, costs
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Medians over the rounds of one contender.
-
-    Attributes:
-        ratio: its seconds in units of the plain forward of the same round.
-        rounds: how many rounds it took part in.
-    """
-
-    contender: str
-    prompts: int
-    ratio: float
-    seconds: float
-    rounds: int
-
-
-def plain_forward(clip: ClipModel, images: Float[Tensor, "n 3 y x"]) -> None:
-    """The unit: embed the images, keep nothing for a gradient."""
-    with torch.no_grad():
-        clip.module.visual(images)
+def print_costs(console: Console, costs: Costs) -> None:
+    """A table for each model and number of images."""
+    for model, images in dict.fromkeys((case.model, case.images) for case in costs):
+        by_prompts = {case.prompts: costs[case] for case in costs if (case.model, case.images) == (model, images)}
+        table = Table(title=f"{model}, images: {images}", box=MARKDOWN)
+        table.add_column("contender")
+        for figure, prompts in product(("time", "x limit", "memory"), by_prompts):
+            table.add_column(f"{figure} P={prompts}", justify="right")
+        for name in dict.fromkeys(name for column in by_prompts.values() for name in column):
+            row = [column.get(name) for column in by_prompts.values()]
+            times = [cost and cost.ratio for cost in row]
+            over_limit = [cost and cost.over_limit for cost in row]
+            memory = [cost and cost.memory for cost in row]
+            cells = ("-" if figure is None else f"{figure:.2f}" for figure in (*times, *over_limit, *memory))
+            table.add_row(name, *cells)
+        console.print(table)
 
 
-def peer_maps(clip: ClipModel, images: Float[Tensor, "n 3 y x"], texts: Float[Tensor, "n p d"]) -> None:
-    """Grad-CAM by pytorch-grad-cam, which has one target an image: it is called once a prompt."""
-    visual = clip.module.visual
-    height, width = visual.grid_size
-
-    def patches(tokens: Float[Tensor, "n t c"]) -> Float[Tensor, "n c h w"]:
-        return tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width))
-
-    def cosine(text: Float[Tensor, "d"], image: Float[Tensor, "d"]) -> Float[Tensor, ""]:
-        return F.cosine_similarity(image, text, dim=0)
-
-    # Made anew each time, because its hooks stay on the model and would slow the other contenders.
-    with GradCAM(visual, [visual.transformer.resblocks[-1].ln_1], reshape_transform=patches) as cam:
-        for column in texts.unbind(1):
-            cam(images, [partial(cosine, text) for text in column])
-
-
-def contenders(clip: ClipModel) -> Iterator[Contender]:
-    """Everything that is compared with the plain forward."""
-    images = torch.randn(IMAGES, 3, *clip.tower.input_size)
-    texts = F.normalize(torch.randn(IMAGES, len(PROMPTS), clip.module.visual.output_dim), dim=-1)
-    yield Contender("plain forward", 0, partial(plain_forward, clip, images))
-    for count in (1, len(PROMPTS)):
-        for method in METHODS:
-            run = partial(explain, clip, images, texts[:, :count], method=method)
-            yield Contender(f"explain, {method}, text embeddings", count, run)
-        run = partial(explain, clip, images, PROMPTS[:count], method="gradcam")
-        yield Contender("explain, gradcam, strings", count, run)
-        run = partial(peer_maps, clip, images, texts[:, :count])
-        yield Contender("pytorch-grad-cam, text embeddings", count, run, every=1 if count == 1 else 5)
-
-
-def timings(clip: ClipModel, rounds: int) -> list[Timing]:
-    """Let the contenders take turns; the first one, in every round, is the unit of the others."""
-    field = list(contenders(clip))
-    seconds: list[dict[int, float]] = [{} for _ in field]  # by round
-    for turn in track(range(-WARM_UP, rounds), f"timing on {THREADS} threads", transient=True):
-        for contender, taken in zip(field, seconds, strict=True):
-            if turn % contender.every == 0:
-                start = perf_counter()
-                contender.run()
-                taken[turn] = perf_counter() - start
-    measured = [{turn: time for turn, time in taken.items() if turn >= 0} for taken in seconds]
-    return [
-        Timing(
-            contender=contender.name,
-            prompts=contender.prompts,
-            ratio=round(median(time / measured[0][turn] for turn, time in taken.items()), 3),
-            seconds=round(median(taken.values()), 4),
-            rounds=len(taken),
-        )
-        for contender, taken in zip(field, measured, strict=True)
-    ]
-
-
-def print_tables(results: list[Timing]) -> None:
-    """Print the results twice, for the terminal and for the README."""
-    table = Table(title=f"{MODEL}, {IMAGES} images, {THREADS} threads: medians")
-    table.add_column("contender")
-    for column in ("P", "ratio", "seconds"):
-        table.add_column(column, justify="right")
-    for row in results:
-        table.add_row(row.contender, str(row.prompts or "-"), f"{row.ratio:.2f}", f"{row.seconds:.3f}")
-    console = Console(width=120)
+def print_verdicts(console: Console, verdicts: Sequence[goals.Verdict]) -> None:
+    """Goal, measured, met."""
+    table = Table(title="Goals", box=MARKDOWN)
+    for column in ("where", "goal", "measured", "met"):
+        table.add_column(column)
+    for verdict in verdicts:
+        table.add_row(verdict.where, verdict.goal, verdict.measured, "yes" if verdict.met else "no")
     console.print(table)
-    table.title, table.box = None, MARKDOWN
-    console.print(table)
-    console.print(
-        "P: prompts per image. The limit is about one plain forward, 1.00; explain computes only the CLS row\n"
-        "of the last block, so it can lie under 1.",
-        highlight=False,
-    )
+
+
+def record(costs: Costs, rows: Sequence[Growth], verdicts: Sequence[goals.Verdict], device: torch.device) -> str:
+    """Everything that was measured, as JSON."""
+    content = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": THREADS,
+        "memory": MEMORY[device.type],
+        "versions": {package: version(package) for package in PACKAGES},
+        "results": [
+            {**asdict(case), "contender": name, **asdict(cost)}
+            for case, field in costs.items()
+            for name, cost in field.items()
+        ],
+        "growth": [asdict(row) for row in rows],
+        "goals": [asdict(verdict) for verdict in verdicts],
+    }
+    return json.dumps(content, indent=2) + "\n"
 
 
 def cpu_name() -> str:
@@ -159,24 +117,35 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help=f"measured rounds, after {WARM_UP} more (default 15)")
-    rounds: int = parser.parse_args().rounds
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="by default all, and then growth")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="turns of each contender, fewer if it is slow (default 5)"
+    )
+    parser.add_argument("--quick", action="store_true", help="two images, one round")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
+    options = parser.parse_args()
+    images, rounds = ((2,), 1) if options.quick else (IMAGES, options.rounds)
+    complete = not options.quick and set(options.models) == set(MODELS)
 
+    start, console = perf_counter(), Console(width=140, highlight=False)
     torch.set_num_threads(THREADS)
-    torch.manual_seed(0)
     logging.disable(logging.WARNING)  # open_clip warns of random weights, which are wanted here
-    results = timings(find_clip(open_clip.create_model(MODEL).eval()), rounds)
+    costs: Costs = {}
+    for model in options.models:
+        cases = [Case(model, *sizes) for sizes in product(images, PROMPTS)]
+        costs.update(measured(console, cases, rounds, options.device))
+    rows = growth(rounds, options.device) if complete else []
 
-    print_tables(results)
-    record = {
-        "model": MODEL,
-        "images": IMAGES,
-        "threads": THREADS,
-        "cpu": cpu_name(),
-        "versions": {package: version(package) for package in PACKAGES},
-        "results": [asdict(timing) for timing in results],
-    }
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+    print_costs(console, costs)
+    console.print(NOTES.format(memory=MEMORY[options.device.type]))
+    verdicts = goals.verdicts(costs)
+    if complete:
+        print_growth(console, rows)
+        verdicts += goals.growth_verdicts(rows)
+        RESULTS.write_text(record(costs, rows, verdicts, options.device))
+    if verdicts:
+        print_verdicts(console, verdicts)
+    console.print(f"{THREADS} threads, {(perf_counter() - start) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def test_a_mirrored_image_gives_a_map_that_is_mirrored_back(
     assert not torch.allclose(found.maps, plain.maps)
 
 
-@pytest.mark.parametrize("method", ["hirescam", "fem", "gae", "maskclip", "occlusion"])
+@pytest.mark.parametrize("method", ["hirescam", "fem", "gae", "maskclip", "cluster_occlusion"])
 @pytest.mark.parametrize("build", [vit, resnet], ids=["vit", "resnet"])
 def test_scales_are_averaged_in_raw_units_on_the_finest_grid(build: Any, method: str) -> None:
     model = lively(build())

@@ -73,7 +73,7 @@ def test_a_frozen_model_under_no_grad_gives_the_same_maps(method: str) -> None:
         found = explain(model.requires_grad_(False), images, texts, method=method)
 
     assert_close(found.maps, expected.maps, atol=1e-6, rtol=1e-4)
-    assert found.maps.shape == (2, 4, 2, 4)
+    assert found.maps.shape[:2] == (2, 4)
     assert not found.maps.requires_grad
 
 

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oracles.cam import Channels, Map, across, down, mean, to_channels, weighted
+from oracles.cam import Channels, Map, across, down, to_channels, weighted
 from oracles.scores import Score, cosines
 
 
@@ -87,21 +89,28 @@ def ablationcam(trials: Trials, image: Tensor) -> list[Map]:
 
 
 def occlusion(trials: Trials, image: Tensor) -> list[Map]:
-    """Zeiler & Fergus 2014: each square of a quarter of the grid, at every place inside it."""
+    """Zeiler & Fergus 2014: a square of a quarter of the image, cut off at the border, around the centre of each cell.
+
+    Cells of a grid with fewer than seven a side are divided.
+    """
     activations, whole = trials.activations(image), trials.scored(image)
-    height, width = len(down(activations)), len(across(activations))
-    y, x = image.shape[1] // height, image.shape[2] // width  # pixels a cell
-    tall, wide = max(1, round(height / 4)), max(1, round(width / 4))
-    drops: list[list[list[list[float]]]] = [[[[] for _ in range(width)] for _ in range(height)] for _ in whole]
-    for top in range(height - tall + 1):
-        for left in range(width - wide + 1):
-            hidden = image.clone()
-            hidden[:, top * y : (top + tall) * y, left * x : (left + wide) * x] = 0
-            for own, before, after in zip(drops, whole, trials.scored(hidden), strict=True):
-                for row in own[top : top + tall]:
-                    for cell in row[left : left + wide]:
-                        cell.append(before - after)
-    return [[[mean(cell) for cell in row] for row in own] for own in drops]
+    sides = zip(image.shape[1:], (down(activations), across(activations)), strict=True)
+    rows, columns = (_hidden_pixels(pixels, len(cells) * math.ceil(7 / len(cells))) for pixels, cells in sides)
+    maps: list[Map] = [[[0.0] * len(columns) for _ in rows] for _ in whole]
+    for (r, y), (c, x) in product(enumerate(rows), enumerate(columns)):
+        hidden = image.clone()
+        for row, column in product(y, x):
+            hidden[:, row, column] = 0
+        for own, before, after in zip(maps, whole, trials.scored(hidden), strict=True):
+            own[r][c] = before - after
+    return maps
+
+
+def _hidden_pixels(pixels: int, cells: int) -> list[list[int]]:
+    """Of one side: the pixels whose centres are less than an eighth of it from the centre of each cell."""
+    centres = [Fraction(2 * cell + 1, 2 * cells) for cell in range(cells)]
+    places = [Fraction(2 * pixel + 1, 2 * pixels) for pixel in range(pixels)]
+    return [[pixel for pixel in range(pixels) if abs(places[pixel] - centre) < Fraction(1, 8)] for centre in centres]
 
 
 TRIED: dict[str, Callable[[Trials, Tensor], list[Map]]] = {

@@ -1,0 +1,91 @@
+"""What more images cost: time per image, and memory beyond that of the second batch."""
+
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import open_clip
+import torch
+from jaxtyping import Float
+from measure import peak_bytes
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipcam_lightning import ClipModel, Explanation, explain, find_clip
+from clipcam_lightning.cam.explain import BATCH_SIZE
+
+SIZES, UNIT = (16, 64, 256, 1024, 4096), 256
+# Small enough for thousands of images, and large enough that the time is that of the model.
+VISION = CLIPVisionCfg(layers=12, width=384, head_width=64, patch_size=16, image_size=64)
+TEXT = CLIPTextCfg(context_length=8, vocab_size=16, width=64, heads=2, layers=1)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What one call with this many images takes.
+
+    Attributes:
+        time: seconds per image in units of those at ``UNIT`` images, of the same round; the median.
+        milliseconds: per image; the median.
+        megabytes: peak memory, the maps and similarities that the call returns counted out.
+    """
+
+    images: int
+    time: float
+    milliseconds: float
+    megabytes: float
+
+    @property
+    def batches(self) -> int:
+        """How many passes it is."""
+        return -(-self.images // BATCH_SIZE)
+
+
+def growth(rounds: int, device: torch.device, sizes: tuple[int, ...] = SIZES) -> list[Growth]:
+    """Grad-CAM of one prompt, in batches of the default size, for each number of images."""
+    clip = find_clip(open_clip.CLIP(embed_dim=128, vision_cfg=VISION, text_cfg=TEXT).eval().to(device))
+    images = torch.randn(max(sizes), 3, *clip.tower.input_size, device=device)
+    text = F.normalize(torch.randn(1, 128, device=device), dim=-1)
+    memory = {count: _beyond_result(clip, images[:count], text, device) for count in sizes}
+    per_image: dict[int, list[float]] = {count: [] for count in sizes}
+    for _ in track(range(rounds), "growth", transient=True):
+        for count in sizes:
+            per_image[count].append(_seconds(clip, images[:count], text, repeats=max(1, UNIT // count)) / count)
+    return [
+        Growth(
+            images=count,
+            time=round(median(own / unit for own, unit in zip(per_image[count], per_image[UNIT], strict=True)), 3),
+            milliseconds=round(median(per_image[count]) * 1e3, 3),
+            megabytes=round(memory[count] / 2**20, 2),
+        )
+        for count in sizes
+    ]
+
+
+def print_growth(console: Console, rows: list[Growth]) -> None:
+    """Print one row for each number of images."""
+    table = Table(title=f"{VISION.layers} blocks of width {VISION.width}, {VISION.image_size} px, gradcam, P = 1")
+    for column in ("images", "batches", "time per image", "ms per image", "peak MB without result"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = (row.images, row.batches, f"{row.time:.3f}", f"{row.milliseconds:.2f}", f"{row.megabytes:.1f}")
+        table.add_row(*map(str, cells))
+    console.print(table)
+
+
+def _beyond_result(clip: ClipModel, images: Float[Tensor, "n 3 y x"], text: Tensor, device: torch.device) -> int:
+    results: list[Explanation] = []
+    peak = peak_bytes(lambda: results.append(explain(clip, images, text, method="gradcam")), device)
+    return peak - results[0].maps.nbytes - results[0].similarity.nbytes
+
+
+def _seconds(clip: ClipModel, images: Float[Tensor, "n 3 y x"], text: Tensor, repeats: int) -> float:
+    """Of one call; a short one is repeated so that the clock's and the machine's hiccups average out."""
+    start = perf_counter()
+    for _ in range(repeats):
+        explain(clip, images, text, method="gradcam").maps.cpu()  # on a GPU, this waits for them
+    return (perf_counter() - start) / repeats
