@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -132,22 +132,11 @@ def likeness(before: Float[Tensor, "n h w"], after: Float[Tensor, "n h w"]) -> f
     return float(metrics.correlation(before, after).nan_to_num(0).mean())
 
 
-def mean_and_error(values: Float[Tensor, "s n k"]) -> tuple[float, float]:
-    """Mean over models, scenes and objects, and its standard error over the scenes; NaNs are left out.
-
-    A scene's maps, by whichever model and of whichever object, are not independent, so that a scene counts once. How
-    much models differ is not in the error.
-    """
-    scenes = values.nanmean(dim=(0, 2))
-    scenes = scenes[~scenes.isnan()]
-    error = float(scenes.std()) / len(scenes) ** 0.5 if len(scenes) > 1 else math.nan
-    return float(values.nanmean()), error
-
-
-def mean_of_groups(groups: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Mean of the means of independent groups, and its standard error."""
-    means, errors = zip(*groups, strict=True)
-    return fmean(means), math.hypot(*errors) / len(errors)
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of independent values, and its standard error; NaNs are left out."""
+    known = [value for value in values if not math.isnan(value)]
+    error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+    return fmean(known), error
 
 
 def close_to_best(figures: Mapping[Name, tuple[float, float]]) -> list[Name]:

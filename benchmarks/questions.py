@@ -1,7 +1,7 @@
 """Every map that the localisation benchmark grades, drawn in as few passes as will do."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -25,7 +25,7 @@ CONTROL_GRID = (8, 8)
 FORWARDS = 64  # changed images at once
 
 LAYER_METHODS = [each for each in METHODS.values() if issubclass(CurvatureCapture, each.reads) and not each.target]
-GRADCAM_FAMILY = [each.name for each in LAYER_METHODS if issubclass(each.reads, Capture)]
+GRADCAM_FAMILY = [each.name for each in LAYER_METHODS if each.reads is Capture]
 SCORE_METHODS = [each for each in METHODS.values() if each.reads is ScoreCapture]
 OTHER_METHODS = [each for each in METHODS.values() if each not in LAYER_METHODS + SCORE_METHODS]
 
@@ -98,7 +98,7 @@ def layer_maps(clip: ClipModel, asked: Asked) -> Iterator[Maps]:
     choices = (*LAYERS, LAST_THREE) if BLOCKS in clip.tower.offers else LAYERS
     deepest = max(choices, key=len)
     for target, score in asked.targets.items():
-        captures = _recorded(clip, asked, Method(lambda capture: capture, CurvatureCapture), score, deepest)
+        captures = _recorded(clip, asked, lambda capture: capture, CurvatureCapture, score, deepest)
         # One prompt after the other, each with its layers first to last.
         prompts = [captures[start : start + len(deepest)] for start in range(0, len(captures), len(deepest))]
         for method in LAYER_METHODS:
@@ -111,7 +111,7 @@ def layer_maps(clip: ClipModel, asked: Asked) -> Iterator[Maps]:
 
 def score_maps(clip: ClipModel, asked: Asked, method: Method) -> Iterator[Maps]:
     """Maps of a method that reads nothing but scores: one pass serves all targets."""
-    (maps,) = _recorded(clip, asked, method, SideBySide(tuple(asked.targets.values())), layers=None)
+    (maps,) = _recorded(clip, asked, method, ScoreCapture, SideBySide(tuple(asked.targets.values())))
     for target, own in zip(asked.targets, maps.chunk(len(asked.targets), dim=1), strict=True):
         yield _question(method, None, target), own
 
@@ -134,18 +134,22 @@ class SideBySide:
 
 
 def _recorded(
-    clip: ClipModel, asked: Asked, method: Method, target: Target, layers: tuple[int, ...] | None
+    clip: ClipModel,
+    asked: Asked,
+    make: Callable[[Any], Any],
+    reads: type,
+    target: Target,
+    layers: tuple[int, ...] | None = None,
 ) -> list[Any]:
-    """What ``method`` makes of one pass over all images, call by call and whatever it is."""
+    """What ``make`` makes of the captures of one pass over all images, in the order in which they come."""
     made = []
 
     def record(capture: Any) -> Tensor:
-        made.append(method(capture))
+        made.append(make(capture))
         activations: Tensor = capture.activations[:, :1]
         return activations  # in place of a map
 
-    together = max(len(asked.images), FORWARDS)
-    recorder = replace(method, function=record)
+    recorder, together = Method(record, reads), max(len(asked.images), FORWARDS)
     explain(clip, asked.images, asked.prompts, method=recorder, layers=layers, target=target, batch_size=together)
     return made
 

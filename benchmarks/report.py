@@ -67,8 +67,17 @@ class Results:
     random: list[list[float]] = field(default_factory=list)
 
     def figure(self, name: str) -> tuple[float, float]:
-        """Mean and standard error of one of the grades."""
-        return mean_and_error(torch.stack([getattr(grades, name) for grades in self.grades]))
+        """Mean of one of the grades, and its standard error over the scenes.
+
+        A scene counts once: its maps, of whichever object and by whichever model, are not independent. How much the
+        models differ is not in the error.
+        """
+        of_scenes = torch.stack([getattr(grades, name) for grades in self.grades]).nanmean(dim=(0, 2))
+        return mean_and_error(of_scenes.tolist())
+
+    def by_model(self, name: str) -> list[float]:
+        """Mean of one of the grades for each model."""
+        return [float(getattr(grades, name).nanmean()) for grades in self.grades]
 
     def likeness_to_random(self) -> float:
         """The likeness to the maps of models that are random from top to bottom."""
@@ -85,7 +94,7 @@ class Results:
             scenes=len(self.grades[0].pointing),
             pointing=pointing,
             error=error,
-            by_seed=tuple(float(grades.pointing.mean()) for grades in self.grades),
+            by_seed=tuple(self.by_model("pointing")),
             energy=self.figure("energy")[0],
             iou=self.figure("iou")[0],
             degenerate=self.figure("degenerate")[0],

@@ -133,10 +133,11 @@ def main() -> None:
     costs: Costs = {}
     for model in options.models:
         cases = [Case(model, *sizes) for sizes in product(images, PROMPTS)]
-        costs.update(measured(console, cases, rounds, options.device))
+        found = dict(measured(console, cases, rounds, options.device))
+        print_costs(console, found)
+        costs.update(found)
     rows = growth(rounds, options.device) if complete else []
 
-    print_costs(console, costs)
     console.print(NOTES.format(memory=MEMORY[options.device.type]))
     verdicts = goals.verdicts(costs)
     if complete:

@@ -47,13 +47,17 @@ def test_the_figures_are_means_over_all_pairs_of_wordings(trained: ClipModel, sc
     assert found.correlation == pytest.approx(np.mean(pairs), abs=1e-5)
     assert found.top_iou == pytest.approx(np.mean(overlaps), abs=1e-5)
     assert found.absent_correlation == pytest.approx(np.mean([np.corrcoef(m, absent)[0, 1] for m in maps]), abs=1e-5)
-    assert_close(found.spread.flatten().double().numpy(), np.std([m / abs(m).max() for m in maps], axis=0), rtol=1e-4, atol=1e-6)
+    assert_close(
+        found.spread.flatten().double().numpy(), np.std([m / abs(m).max() for m in maps], axis=0), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_map_that_reads_no_prompt_is_unmasked_by_the_control(trained: ClipModel, scene: tuple[Tensor, str]) -> None:
     image, caption = scene
     blind = prompts.sensitivity(trained, image, caption, method="rollout")
-    seeing = prompts.sensitivity(trained, image, caption, templates=TEMPLATES, absent=("a blue cross",), method="hirescam")
+    seeing = prompts.sensitivity(
+        trained, image, caption, templates=TEMPLATES, absent=("a blue cross",), method="hirescam"
+    )
 
     assert blind.absent_correlation == pytest.approx(1.0, abs=1e-5)
     assert blind.correlation == pytest.approx(1.0, abs=1e-5)

@@ -119,7 +119,12 @@ class _Interception(TorchFunctionMode):
             F.linear(x, matrix, bias).unflatten(2, (given["num_heads"], -1)).permute(1, 2, 0, 3)
             for x, matrix, bias in zip(inputs, matrices, biases, strict=True)
         )
-        heads = self.attend(_of_sdpa(query, key, value, given["attn_mask"]))
+        mask = given["attn_mask"]
+        if mask is not None and mask.dtype == torch.bool:
+            mask = ~mask  # here True is what must not be seen, there what may
+        if mask is not None and mask.ndim == 3:
+            mask = mask.unflatten(0, (-1, given["num_heads"]))
+        heads = self.attend(_of_sdpa(query, key, value, mask))
         merged = heads.permute(2, 0, 1, 3).flatten(2)
         return F.linear(merged, given["out_proj_weight"], given["out_proj_bias"])
 

@@ -17,6 +17,8 @@ from zoo.open_clip import resnet, vit
 from clipcam_lightning.cam.capture import AttentionCapture
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS
+from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.errors import ConfigError
 
 MODELS: dict[str, Callable[[], open_clip.CLIP]] = {
     "class token": vit,
@@ -143,3 +145,9 @@ def test_maps_of_an_image_twice_as_large_are_those_of_its_own_grid() -> None:
 
 def test_every_method_that_reads_attention_has_an_oracle() -> None:
     assert {name for name, method in METHODS.items() if issubclass(method.reads, AttentionCapture)} == ORACLES.keys()
+
+
+@pytest.mark.parametrize("method", ["grad_eclip", "maskclip"])
+def test_a_method_of_one_block_refuses_several(method: str, clip: ClipModel) -> None:
+    with pytest.raises(ConfigError, match=rf"{method} reads one block \(got layers \(-2, -1\)\)"):
+        explain(clip, torch.zeros(1, 3, 64, 64), ["a"], method=method, layers=(-2, -1))

@@ -135,14 +135,15 @@ def test_grad_cam_of_a_pooled_linear_head_is_cam() -> None:
     assert_close(METHODS["gradcam"](Capture(A, gradient[:, None])), cam[:, None])
 
 
-def test_shapley_cam_of_a_quadratic_score_shares_out_all_of_it() -> None:
-    """For s = A^T Q A / 2 the second-order shares (G - HA / 2) A of the cells sum to s - s(0) (Cai 2025)."""
-    A, Q = torch.rand(1, 1, 2, 3), torch.rand(6, 6)
-    curvature = ((Q + Q.T) / 2 @ A.flatten()).reshape(1, 1, 1, 2, 3)  # G and HA are the same for such a score
-    weights = METHODS["shapleycam"](CurvatureCapture(A, curvature, curvature)) / A
+def test_shapley_cam_on_a_single_cell_shares_out_the_whole_of_a_quadratic_score() -> None:
+    """What the channels are worth sums to what the score is above that of no channel at all (Cai 2025)."""
+    A, Q = torch.rand(6), torch.rand(6, 6)
+    slope = (Q + Q.T) @ A / 2  # of A Q A / 2, and its Hessian times A too
+    gradients = slope.reshape(1, 1, 6, 1, 1)
 
-    assert_close(weights.mean(), curvature.mean() / 2)
-    assert_close((curvature / 2 * A).sum(), A.flatten() @ Q @ A.flatten() / 2)
+    found = METHODS["shapleycam"](CurvatureCapture(A.reshape(1, 6, 1, 1), gradients, curvature=gradients))
+
+    assert_close(found.squeeze(), A @ Q @ A / 2)
 
 
 @pytest.mark.parametrize("name", ["eigencam", "fem"])

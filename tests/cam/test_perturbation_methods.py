@@ -147,7 +147,7 @@ def test_only_the_patch_that_the_score_depends_on_is_marked(method: str) -> None
 
 
 class SeesOnePatch(nn.Module):
-    """A ViT in front of which every patch but one is put out; the score is how bright that one is."""
+    """A ViT runs, and has its activations; but the embedding tells only how bright one patch of the image is."""
 
     def __init__(self, row: int, column: int) -> None:
         super().__init__()

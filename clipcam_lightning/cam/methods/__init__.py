@@ -68,9 +68,9 @@ METHODS: dict[str, Method] = {
         Method(gae, WeightCapture, needs=(ATTENTION,), blocks=1),
         Method(rollout, AttentionCapture, needs=(ATTENTION,)),
         Method(legrad, AttentionCapture, needs=(BLOCKS,), blocks=2),
-        Method(grad_eclip, HeadCapture, needs=(ONE_QUERY,), blocks=1),
+        Method(grad_eclip, HeadCapture, needs=(ONE_QUERY,), blocks=1, one_block=True),
         Method(decomposition, AttentionCapture, needs=(RESIDUAL,)),
-        Method(maskclip, AttentionCapture, needs=(ATTENTION,), blocks=1),
+        Method(maskclip, AttentionCapture, needs=(ATTENTION,), blocks=1, one_block=True),
         Method(gem, WholeCapture, needs=(BLOCKS,), blocks=6),
     )
 }
@@ -128,6 +128,8 @@ def layers_of(method: Method, tower: Tower, layers: Layers, *, auto: bool = Fals
         chosen = [layers] if isinstance(layers, int | str) else layers
         if not chosen:
             raise ConfigError("layers must name at least one layer, or be None for the method's choice.")
+        if method.one_block and len(chosen) > 1:
+            raise ConfigError(f"{method.name} reads one block (got layers {tuple(chosen)}).")
         inside = range(-len(blocks), len(blocks))
         return tuple(
             dict.fromkeys(
@@ -135,4 +137,6 @@ def layers_of(method: Method, tower: Tower, layers: Layers, *, auto: bool = Fals
                 for layer in chosen
             )
         )
-    return tuple(tower.layers[i] for i in tower.recipe.layers) if auto else (tower.default_layer,)
+    if auto:  # of a tower that is not so deep, the first
+        return tuple(dict.fromkeys(tower.layers[max(i, -len(tower.layers))] for i in tower.recipe.layers))
+    return (tower.default_layer,)

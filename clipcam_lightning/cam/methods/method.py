@@ -22,6 +22,7 @@ class Method:
         reads: the kind of capture it takes. What that does not hold is not recorded.
         needs: what a tower must offer (:attr:`Tower.offers`) for the method to fit it.
         blocks: how many of the last blocks it reads unless told; ``None`` for all. Of attention methods only.
+        one_block: whether it can read one block only.
         target: what it differentiates whatever the caller's target, for a method that is a target of its own.
     """
 
@@ -29,6 +30,7 @@ class Method:
     reads: type = Capture
     needs: tuple[str, ...] = ()
     blocks: int | None = None
+    one_block: bool = False
     target: Target | None = None
 
     @property

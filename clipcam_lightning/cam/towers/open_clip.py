@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
 from clipcam_lightning.cam.towers.shared import pair
+from clipcam_lightning.cam.towers.tower import Tower
 
 
 class OpenClipViT(OpenAiViT):
@@ -23,6 +24,7 @@ class OpenClipViT(OpenAiViT):
         elif visual.pool_type != "tok":
             self.pooling = "mean"
         if self.pooling != "cls":  # then all tokens of the last block's output count
+            self.recipe = Tower.recipe
             self.layers = [name.removesuffix(".ln_1") for name in self.layers]
             # But where a norm comes next their length is nothing to it: a patch's gradient is orthogonal to the
             # patch, and HiResCAM zero. After the norm it is not.

@@ -21,7 +21,7 @@ from clipcam_lightning.cam.towers.shared import (
     tokens_to_grid,
     whole_cells,
 )
-from clipcam_lightning.cam.towers.tower import AttentionTower
+from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_VITS, OF_RESNETS, AttentionTower
 from clipcam_lightning.errors import TowerError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -83,6 +83,7 @@ class OpenAiViT(_ClipTower):
     positions = "positional_embedding"
     pooling: Literal["cls", "mean", "attention"] = "cls"  # a derived tower may have another
     batch_dim = 1
+    recipe = OF_CLASS_TOKEN_VITS
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)
@@ -190,6 +191,7 @@ class OpenAiResNet(_ClipTower):
     cell = (32, 32)
     channel_dim = 1
     pooling = "attention"
+    recipe = OF_RESNETS
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)

@@ -23,6 +23,11 @@ class Recipe(NamedTuple):
     layers: tuple[int, ...] = (-1,)
 
 
+# Families that could not be measured keep the classic, Grad-CAM at their default layer.
+OF_CLASS_TOKEN_VITS = Recipe("hirescam", (-2, -1))
+OF_RESNETS = Recipe("gradcam", (-2, -1))
+
+
 class Tower(ABC):
     """The image encoder of a CLIP, seen as layers and a grid.
 

@@ -1,0 +1,233 @@
+"""What the localisation benchmark measures: against numpy, against loops over pixels, by hand."""
+
+import math
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from grading import (
+    LIKE_BEFORE,
+    Grades,
+    best_mean_rank,
+    close_to_best,
+    edges,
+    graded,
+    likeness,
+    mask_iou,
+    mean_and_error,
+    perturbation_curves,
+    randomized,
+    relative_area,
+)
+from questions import LAST_THREE, LAYERS, Asked, Question, cheap_maps, layer_maps, score_maps, targets_for
+from report import Results
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from clipcam_lightning import METHODS, ClipModel, explain
+from clipcam_lightning.shapes_world.models import VISION, build_clip
+from clipcam_lightning.shapes_world.scenes import CAPTIONS
+
+
+def blob(top: int, left: int, side: int = 3, size: int = 8) -> Tensor:
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def test_iou_is_that_of_the_sets_of_pixels() -> None:
+    maps, masks = torch.randn(3, 8, 8), torch.stack([blob(0, 0), blob(2, 3, 4), blob(5, 1, 2)])
+
+    found = mask_iou(maps, masks)
+
+    for map_, mask, iou in zip(maps, masks, found.tolist(), strict=True):
+        inside = set(np.flatnonzero(mask))
+        hottest = set(np.argsort(-map_.flatten().numpy())[: len(inside)])
+        share = len(hottest & inside) / len(inside)
+        assert iou == pytest.approx(len(hottest & inside) / len(hottest | inside))
+        assert iou == pytest.approx(share / (2 - share)), "of the relevance rank accuracy"
+
+
+def test_cold_pixels_do_not_fill_up_the_hottest() -> None:
+    map_ = torch.zeros(1, 8, 8)
+    map_[0, 1, 1] = 1
+
+    assert mask_iou(map_, blob(0, 0)[None]).item() == pytest.approx(1 / 9)
+
+
+def test_a_map_that_says_nothing_hits_nothing() -> None:
+    everywhere = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+
+    grades = graded(torch.full((1, 1, 4, 4), 2.0), everywhere)
+
+    assert (grades.pointing.item(), grades.degenerate.item()) == (0, 1)
+
+
+def test_grades_stay_with_their_scene_and_object() -> None:
+    masks = torch.stack([torch.stack([blob(0, 0), blob(5, 5)]), torch.stack([blob(0, 5), blob(5, 0)])])
+    maps = masks.float()
+    maps[1, 0] = masks[1, 1].float()  # one object of one scene is mistaken for the other
+
+    grades = graded(maps, masks)
+
+    for figure in grades[:3]:
+        assert_close(figure, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+
+
+def test_curves_are_the_scores_of_images_changed_pixel_by_pixel() -> None:
+    images, maps, weights = torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5), torch.rand(3, 4, 5)
+
+    deletion, insertion = perturbation_curves(lambda x: (x * weights).sum((1, 2, 3)), images, maps, steps=4)
+
+    for i in range(2):
+        order = np.argsort(-maps[i].flatten().numpy())
+        worth = (images[i] * weights).sum(0).flatten().numpy()[order]  # of each pixel, the hottest first
+        gone = np.concatenate([[0], worth.cumsum()[4::5]])
+        assert np.allclose(insertion[i], gone, atol=1e-5)
+        assert np.allclose(deletion[i], worth.sum() - gone, atol=1e-5)
+
+
+def test_areas_are_relative_to_the_whole_image_and_the_mean_colour() -> None:
+    straight, early = torch.linspace(0.1, 0.5, 5), torch.tensor([0.1, 0.5, 0.5, 0.5, 0.5])
+    whole, blank = torch.tensor([0.5, 0.5]), torch.tensor([0.1, 0.1])
+
+    assert relative_area(torch.stack([straight, straight]), whole, blank) == pytest.approx(0.5)
+    assert relative_area(torch.stack([early, straight]), whole, blank) == pytest.approx((0.875 + 0.5) / 2)
+
+
+def test_an_image_that_is_like_the_mean_colour_decides_nothing() -> None:
+    curves = torch.stack([torch.linspace(0, 1, 5), torch.full((5,), 0.01)])
+
+    assert relative_area(curves, torch.tensor([1.0, 1e-9]), torch.zeros(2)) == pytest.approx(0.51)
+
+
+def test_edges_are_where_brightness_changes() -> None:
+    image = torch.zeros(1, 3, 8, 8)
+    image[..., 4:] = 1
+
+    found = edges(image, (8, 8))
+
+    expected = torch.zeros(8)
+    expected[3:5] = 4  # the Sobel kernel's 1 + 2 + 1
+    assert_close(found[0], expected.expand(8, 8))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+
+
+def test_weights_become_random_from_the_top_down_and_stay_so() -> None:
+    trained, fresh = network(), network()
+    nn.init.ones_(fresh[1].running_mean)
+    before = deepcopy(trained.state_dict())
+
+    replaced = {}
+    for stage in randomized(trained, fresh, ("2", "1", "")):
+        now = trained.state_dict()
+        replaced[stage] = {name.split(".")[0] for name in now if not torch.equal(now[name], before[name])}
+
+    assert replaced == {"2": {"2"}, "1": {"1", "2"}, "": {"0", "1", "2"}}
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in trained.state_dict().items())
+
+
+@pytest.mark.parametrize("tower", VISION)
+def test_the_last_stage_leaves_no_weight_of_the_trained_tower(tower: str) -> None:
+    from localisation import STAGES
+
+    trained, fresh = build_clip(tower).visual, build_clip(tower).visual
+
+    assert [*randomized(trained, fresh, STAGES[tower])] == [*STAGES[tower]]
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in trained.state_dict().items())
+
+
+def test_a_stage_without_weights_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"no weights begin with 'head'; left: 0\.weight"):
+        next(randomized(network(), network(), ("head",)))
+
+
+def test_likeness_is_pearsons_correlation_and_0_of_a_vanished_map() -> None:
+    before, after = torch.randn(3, 4, 4), torch.randn(3, 4, 4)
+    after[1] = 0
+    pearson = [np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(before[::2], after[::2], strict=True)]
+
+    assert likeness(before, after) == pytest.approx(sum(pearson) / 3, abs=1e-6)
+
+
+def test_edges_fail_the_test_with_random_weights(clip: ClipModel) -> None:
+    asked = Asked(torch.randn(2, 3, 64, 64), [CAPTIONS[:2]] * 2, targets_for(2)).only("similarity")
+    before = dict(cheap_maps(clip, asked))
+    for parameter in clip.module.parameters():
+        nn.init.normal_(parameter)
+
+    after = dict(cheap_maps(clip, asked))
+
+    same = {
+        question.method: likeness(before[question].flatten(0, 1), after[question].flatten(0, 1)) for question in before
+    }
+    assert same["edges"] == pytest.approx(1)
+    assert same["gradcam"] < LIKE_BEFORE < same["edges"]
+
+
+def test_the_error_is_that_of_a_mean_of_independent_values() -> None:
+    values = np.random.default_rng(0).random(50)
+
+    mean, error = mean_and_error([*values, math.nan])
+
+    assert mean == pytest.approx(values.mean())
+    assert error == pytest.approx(values.std(ddof=1) / math.sqrt(50))
+    assert math.isnan(mean_and_error([0.5])[1]), "one value has no spread"
+
+
+def test_a_scene_counts_once_however_many_models_and_objects() -> None:
+    pointing = torch.rand(3, 50, 2)
+    results = Results([Grades(each, each, each, each) for each in pointing])
+    scenes = pointing.double().numpy().mean(axis=(0, 2))
+
+    assert results.figure("pointing") == pytest.approx((scenes.mean(), scenes.std(ddof=1) / math.sqrt(50)))
+    assert results.by_model("pointing") == pytest.approx(pointing.mean((1, 2)).tolist())
+
+
+def test_close_to_the_best_is_within_its_standard_error() -> None:
+    figures = {"far": (0.80, 0.5), "near": (0.88, 0.0), "best": (0.90, 0.03), "nearest": (0.89, 0.1)}
+
+    assert close_to_best(figures) == ["best", "nearest", "near"]
+
+
+def test_ranks_decide_whatever_the_units() -> None:
+    figures = {"a": (0.3, 0.5, -10.0), "b": (0.2, 0.6, -5.0), "c": (0.1, 0.4, -6.0)}  # places 1 2 3, 2 1 1, 3 3 2
+
+    assert best_mean_rank(figures) == "b"
+    assert best_mean_rank({name: (x, y, 100 * z) for name, (x, y, z) in figures.items()}) == "b"
+    assert best_mean_rank({"first": (1.0, 0.0), "second": (0.0, 1.0)}) == "first"
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+def test_maps_of_a_shared_pass_are_those_of_explain(clip: ClipModel, objects: int) -> None:
+    # XGrad-CAM divides by sums of channels, which after a norm without a bias are nearly 0 and make rounding visible.
+    for block in clip.tower.blocks:
+        nn.init.ones_(block.get_submodule("ln_1").bias)
+    asked = Asked(torch.randn(3, 3, 64, 64), [CAPTIONS[i : i + objects] for i in range(3)], targets_for(objects))
+    found = dict(layer_maps(clip, asked))
+    for name in ("occlusion", "cluster_occlusion"):
+        found |= dict(score_maps(clip, asked, METHODS[name]))
+
+    for layers in (*LAYERS, LAST_THREE):
+        assert Question("shapleycam", layers, "contrast") in found
+        assert Question("fem", layers, None) in found
+    for question, maps in found.items():
+        target = asked.targets[question.target or "similarity"]
+        expected = explain(
+            clip, asked.images, asked.prompts, method=question.method, layers=question.layers, target=target
+        ).maps
+        assert_close(maps, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4, msg=str(question))
+
+
+def test_a_single_object_is_set_against_all_other_captions(clip: ClipModel) -> None:
+    """Its own caption among the negatives changes the length of the gradient and nothing else."""
+    images, own = torch.randn(2, 3, 64, 64), CAPTIONS[4]
+    together = explain(clip, images, [own, *(each for each in CAPTIONS if each != own)], target="contrast").maps[:, :1]
+
+    alone = explain(clip, images, [own], target=targets_for(1)["contrast"]).maps
+
+    assert_close(alone * len(CAPTIONS) / (len(CAPTIONS) - 1), together, atol=1e-7, rtol=1e-3)
