@@ -133,10 +133,10 @@ def likeness(before: Float[Tensor, "n h w"], after: Float[Tensor, "n h w"]) -> f
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of independent values, and its standard error; NaNs are left out."""
+    """Mean of independent values, and its standard error; NaNs are left out, and what remains unknown is NaN."""
     known = [value for value in values if not math.isnan(value)]
     error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    return fmean(known), error
+    return fmean(known) if known else math.nan, error
 
 
 def close_to_best(figures: Mapping[Name, tuple[float, float]]) -> list[Name]:

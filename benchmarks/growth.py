@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from clipcam_lightning import ClipModel, Explanation, explain, find_clip
 from clipcam_lightning.cam.explain import BATCH_SIZE
 
-SIZES, UNIT = (16, 64, 256, 1024, 4096), 256
+SIZES, UNIT, ROUNDS = (16, 64, 256, 1024, 4096), 256, 2
 # Small enough for thousands of images, and large enough that the time is that of the model.
 VISION = CLIPVisionCfg(layers=12, width=384, head_width=64, patch_size=16, image_size=64)
 TEXT = CLIPTextCfg(context_length=8, vocab_size=16, width=64, heads=2, layers=1)
@@ -45,14 +45,14 @@ class Growth:
         return -(-self.images // BATCH_SIZE)
 
 
-def growth(rounds: int, device: torch.device, sizes: tuple[int, ...] = SIZES) -> list[Growth]:
+def growth(device: torch.device, sizes: tuple[int, ...] = SIZES) -> list[Growth]:
     """Grad-CAM of one prompt, in batches of the default size, for each number of images."""
     clip = find_clip(open_clip.CLIP(embed_dim=128, vision_cfg=VISION, text_cfg=TEXT).eval().to(device))
     images = torch.randn(max(sizes), 3, *clip.tower.input_size, device=device)
     text = F.normalize(torch.randn(1, 128, device=device), dim=-1)
     memory = {count: _beyond_result(clip, images[:count], text, device) for count in sizes}
     per_image: dict[int, list[float]] = {count: [] for count in sizes}
-    for _ in track(range(rounds), "growth", transient=True):
+    for _ in track(range(ROUNDS), "growth", transient=True):
         for count in sizes:
             per_image[count].append(_seconds(clip, images[:count], text, repeats=max(1, UNIT // count)) / count)
     return [

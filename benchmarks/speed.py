@@ -42,7 +42,7 @@ NOTES = """\
 P: prompts per image. Units are those of one plain forward of the image tower; times are medians.
 x limit: time in units of the least that a pass has to compute, a forward whose last block stops at the class token
 where only that is pooled. Memory is {memory}.
--: the method does not fit, compares prompts and has only one, or would take minutes."""
+-: the method does not fit, compares prompts and has only one, or would take too long."""
 
 Costs = dict[Case, dict[str, Cost]]
 
@@ -119,12 +119,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="by default all, and then growth")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="turns of each contender, fewer if it is slow (default 5)"
+        "--rounds", type=int, default=3, help="turns of each contender, fewer if it is slow (default 3)"
     )
     parser.add_argument("--quick", action="store_true", help="two images, one round")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
     options = parser.parse_args()
-    images, rounds = ((2,), 1) if options.quick else (IMAGES, options.rounds)
+    sizes, rounds = (((2,), PROMPTS[:2]), 1) if options.quick else ((IMAGES, PROMPTS), options.rounds)
     complete = not options.quick and set(options.models) == set(MODELS)
 
     start, console = perf_counter(), Console(width=140, highlight=False)
@@ -132,11 +132,11 @@ def main() -> None:
     logging.disable(logging.WARNING)  # open_clip warns of random weights, which are wanted here
     costs: Costs = {}
     for model in options.models:
-        cases = [Case(model, *sizes) for sizes in product(images, PROMPTS)]
+        cases = [Case(model, images, prompts) for images, prompts in product(*sizes)]
         found = dict(measured(console, cases, rounds, options.device))
         print_costs(console, found)
         costs.update(found)
-    rows = growth(rounds, options.device) if complete else []
+    rows = growth(options.device) if complete else []
 
     console.print(NOTES.format(memory=MEMORY[options.device.type]))
     verdicts = goals.verdicts(costs)

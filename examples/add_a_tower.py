@@ -86,7 +86,7 @@ def main() -> None:
         prompt = F.normalize(model.encode_image(image) - model.encode_image(grey), dim=-1)
 
     torch.set_printoptions(precision=1, sci_mode=False)
-    for method in ("gradcam", "hirescam", "occlusion"):
+    for method in ("gradcam", "hirescam", "scorecam"):
         explanation = explain(clip, image, prompt, method=method)
         print(method, explanation.normalized()[0, 0], sep="\n")
 

@@ -235,7 +235,8 @@ def test_two_optimizers_stepped_by_hand_miss_no_look(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_run_resumed_with_another_method_takes_a_new_baseline(tmp_path: Path) -> None:
     keeper = ModelCheckpoint(tmp_path / "kept", filename="last")
-    fit(FineTuning(), tmp_path / "a", ClipCamCallback(masked_probes()), keeper, enable_checkpointing=True)
+    first = ClipCamCallback(masked_probes(), method="gradcam")
+    fit(FineTuning(), tmp_path / "a", first, keeper, enable_checkpointing=True)
     again = ClipCamCallback(masked_probes(), method="hirescam")
     options: Any = {"max_epochs": 4, "enable_checkpointing": True, "ckpt_path": tmp_path / "kept" / "last.ckpt"}
 
@@ -267,10 +268,10 @@ def test_two_of_them_share_a_run(tmp_path: Path) -> None:
 
 
 def test_a_baseline_file_is_compared_with(tmp_path: Path) -> None:
-    fit(FineTuning(), tmp_path / "a", ClipCamCallback(masked_probes()))
+    fit(FineTuning(), tmp_path / "a", ClipCamCallback(masked_probes(), method="gradcam"))
     baseline = tmp_path / "a" / "run" / "clipcam" / "step-00000008.safetensors"
 
-    watcher = ClipCamCallback(masked_probes(), baseline=baseline)
+    watcher = ClipCamCallback(masked_probes(), baseline=baseline, method="gradcam")
     fit(FineTuning(), tmp_path / "b", watcher)
 
     assert events(tmp_path / "b").Scalars("clipcam/drift")[0].value > 0

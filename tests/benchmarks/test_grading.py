@@ -1,7 +1,9 @@
 """What the localisation benchmark measures: against numpy, against loops over pixels, by hand."""
 
+import json
 import math
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from grading import (
     relative_area,
 )
 from questions import LAST_THREE, LAYERS, Asked, Question, cheap_maps, layer_maps, score_maps, targets_for
-from report import Results
+from report import Results, write
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -186,6 +188,22 @@ def test_a_scene_counts_once_however_many_models_and_objects() -> None:
 
     assert results.figure("pointing") == pytest.approx((scenes.mean(), scenes.std(ddof=1) / math.sqrt(50)))
     assert results.by_model("pointing") == pytest.approx(pointing.mean((1, 2)).tolist())
+
+
+def test_a_file_of_results_reads_back_as_its_rows(tmp_path: Path) -> None:
+    ones, file = torch.ones(1, 2, 1), tmp_path / "results.json"
+    results = Results([Grades(ones[0], torch.nan * ones[0], ones[0] / 3, 0 * ones[0])], areas=[(0.25, 0.75)])
+
+    write(file, {"counts": {"scenes": 2}}, [results.row("vit", 1, Question("gae", (-2, -1), None))])
+
+    read = json.loads(file.read_text())
+    columns, *rows = read["rows"]
+    (row,) = (dict(zip(columns, row, strict=True)) for row in rows)
+    assert read["counts"] == {"scenes": 2}
+    assert (row["method"], row["layers"], row["target"], row["scenes"]) == ("gae", [-2, -1], None, 2)
+    assert (row["pointing"], row["iou"], row["by_seed"]) == (1, 0.3333, [1])
+    assert (row["deletion"], row["insertion"], row["random"]) == (0.25, 0.75, None)
+    assert row["energy"] is None, "JSON has no NaN"
 
 
 def test_close_to_the_best_is_within_its_standard_error() -> None:
