@@ -20,7 +20,7 @@ def output_of(example: str, folder: Path) -> str:
 def test_a_tower_of_one_s_own_finds_the_corner_that_matters(tmp_path: Path) -> None:
     output = output_of("add_a_tower.py", tmp_path)
 
-    for method in ("gradcam", "hirescam", "occlusion"):
+    for method in ("gradcam", "hirescam", "scorecam"):
         (map_,) = re.findall(rf"^{method}\ntensor\((.*?)\)", output, flags=re.S | re.M)
         rows = [[float(value) for value in re.findall(r"[\d.]+", row)] for row in map_.split("],")]
         assert [len(row) for row in rows] == [6] * 4
