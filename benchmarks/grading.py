@@ -68,7 +68,7 @@ def perturbation_curves(
     """Deletion and insertion: scores while pixels vanish into, or appear out of, the mean colour, the hottest first.
 
     Both begin with nothing changed: deletion with the whole image, insertion with the mean colour alone, which is 0
-    in a normalised image. (RISE inserts into a blurred image; with objects this large, blur shows what they are.)
+    in a normalised image. RISE inserts into a blurred image, where objects as large as here could still be made out.
 
     Source: Petsiuk et al. 2018, RISE, sec. 4.1 (causal metrics), https://arxiv.org/abs/1806.07421
     """

@@ -1,7 +1,7 @@
 """Where the model prefers another prompt: what it saw in the one, and what in the other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -70,15 +70,18 @@ def confusions(
     """
     if isinstance(candidates, str) or not candidates or not all(isinstance(c, str) and c.strip() for c in candidates):
         raise ConfigError(f"candidates must be a list of prompts, such as ['a fox', 'an owl'] (got {candidates!r}).")
-    clip = model if isinstance(model, ClipModel) else find_clip(model, tokenizer=tokenizer)
+    clip = model if isinstance(model, ClipModel) else find_clip(model)
+    clip = replace(clip, tokenizer=tokenizer) if tokenizer else clip
     prepared = probes.prepared(clip)
     with untouched(clip.module), clip.tower.native(), torch.no_grad():
         own = prepared.embedded(clip)[:, 0]
         others = clip.embed_texts(candidates)
         images = torch.cat([clip.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])
-    mine, best = (images * own).sum(dim=1), (images @ others.T).max(dim=1)
-    # An equal score is its own prompt among the candidates, embedded once more.
-    confused = (best.values > mine + 1e-6).nonzero()[:, 0].tolist()
+    same = torch.tensor([[prompt == candidate for candidate in candidates] for prompt in probes.prompts])
+    mine = (images * own).sum(dim=1)
+    # Its own prompt among the candidates is no other prompt, whatever the rounding of its second embedding.
+    best = (images @ others.T).masked_fill(same.to(images.device), -torch.inf).max(dim=1)
+    confused = (best.values > mine).nonzero()[:, 0].tolist()
     if not confused:
         return []
     texts = torch.stack([own[confused], F.normalize(others[best.indices[confused]], dim=-1)], dim=1)

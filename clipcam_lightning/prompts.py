@@ -12,7 +12,7 @@ from clipcam_lightning import metrics
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
-from clipcam_lightning.cam.targets import TargetLike
+from clipcam_lightning.cam.targets import Similarity, TargetLike, target_of
 from clipcam_lightning.errors import ConfigError
 
 TEMPLATES = (
@@ -107,6 +107,12 @@ def sensitivity(
     prompts, control = wordings(prompt, templates), tuple(absent)
     if isinstance(absent, str) or not control:
         raise ConfigError(f"absent must be at least one prompt, such as ('a trombone',) (got {absent!r}).")
+    aim = target_of(target)
+    if method == "finercam" or (not isinstance(aim, Similarity) and not len(aim.negatives)):
+        raise ConfigError(
+            "wordings of one thing must not be set against each other: leave target and method at a similarity, "
+            "or give the target negatives=('...',)."
+        )
     if image.ndim != 3:
         raise ConfigError(f"image must be one preprocessed image [3, y, x] (got {tuple(image.shape)}).")
     explained = explain(

@@ -8,16 +8,18 @@ from itertools import product
 import torch
 from torch import nn
 
+from clipcam_lightning.cam.capture import AttentionCapture
 from clipcam_lightning.cam.explanation import Explanation, gathered
 from clipcam_lightning.cam.fuse import FUSIONS, fused
 from clipcam_lightning.cam.images import Images, by_size, enlarged, sizes_of
-from clipcam_lightning.cam.methods import Layers, MethodLike, layers_of, method_of
+from clipcam_lightning.cam.methods import Layers, Method, MethodLike, layers_of, method_of
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
 from clipcam_lightning.cam.passes import Pass, maps_of
 from clipcam_lightning.cam.targets import TargetLike, target_of
 from clipcam_lightning.cam.texts import Prompts, embedded_prompts
 from clipcam_lightning.cam.untouched import checkpointed, untouched
 from clipcam_lightning.checks import require_choice, require_positive
+from clipcam_lightning.errors import ConfigError
 
 BATCH_SIZE = 32
 
@@ -76,6 +78,7 @@ def explain(
     names = layers_of(chosen, clip.tower, layers, auto=method == "auto")
     require_choice("fuse", fuse, tuple(FUSIONS))
     require_positive(batch_size=batch_size)
+    _check_extras(chosen, fuse, checkpointing)
     groups = by_size(clip.tower, images)
     sizes = [sizes_of(clip.tower, same, scales) for _, same in groups]
     limit = batch_size or BATCH_SIZE
@@ -88,8 +91,8 @@ def explain(
         for (indices, same), views in zip(groups, sizes, strict=True):
             for start in range(0, len(indices), limit):
                 chunk = indices[start : start + limit]
-                # An inference tensor cannot be part of a graph; its clone, made here, can.
-                batch = same[start : start + limit].clone()
+                # An inference tensor cannot be part of a graph; its copy, made here, can.
+                batch = same[start : start + limit].to(clip.device, torch.float32, copy=True)
                 results = []
                 for size, mirrored in product(views, (False, True) if flip else (False,)):
                     view = enlarged(batch.flip(-1) if mirrored else batch, size)
@@ -99,4 +102,19 @@ def explain(
                 maps = fused([raw for raw, _ in results], "mean")
                 parts.append((chunk, maps, torch.stack([cosines for _, cosines in results]).mean(dim=0)))
     maps, similarity, grids = gathered(parts)
-    return Explanation(maps, similarity, names, chosen.name, (chosen.target or aim).name, grids)
+    name = aim.name if chosen.target is None else f"{chosen.target.name} of {aim.name}"
+    return Explanation(maps, similarity, names, chosen.name, name, grids)
+
+
+def _check_extras(method: Method, fuse: str, checkpointing: bool) -> None:
+    """Refuse what would be ignored, or break, for a method that reads attention.
+
+    Raises:
+        ConfigError: with what it is for.
+    """
+    if not issubclass(method.reads, AttentionCapture):
+        return
+    if fuse != "mean":
+        raise ConfigError(f"{method.name} makes one map of all its layers; fuse={fuse!r} is for methods of one layer.")
+    if checkpointing:
+        raise ConfigError(f"{method.name} keeps no graph before its blocks; checkpointing is for methods of one layer.")

@@ -104,8 +104,9 @@ class LogSoftmax:
 
     @property
     def name(self) -> str:
-        """``logsoftmax``, with its negatives where it was given some."""
-        return _named("logsoftmax", self.negatives)
+        """``logsoftmax``, with its negatives and its temperature where they were given."""
+        own = "logsoftmax" if self.temperature == 100 else f"logsoftmax at {self.temperature:g}"
+        return _named(own, self.negatives)
 
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
         """Log-probabilities of the prompts.

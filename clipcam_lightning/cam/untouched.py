@@ -119,4 +119,5 @@ def _merged_weights_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for owner, name, weight in weights:
+            vars(owner).pop(name, None)  # what is merged is no parameter, and would be in its way
             owner.register_parameter(name, weight)

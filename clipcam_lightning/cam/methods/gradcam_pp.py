@@ -15,6 +15,9 @@ def gradcam_pp(capture: Capture) -> Float[Tensor, "b p h w"]:
         a_{kij} = \frac{G_{kij}^2}{2 G_{kij}^2 + S_k G_{kij}^3}, \quad S_k = \sum_{ij} A_{kij}, \quad
         M = \mathrm{relu}\left(\sum_k A_k \sum_{ij} a_{kij}\, \mathrm{relu}(G_{kij})\right)
 
+    A constant of 1e-6 keeps the fraction finite, as in pytorch-grad-cam; where gradients are small against it, as those
+    of a cosine are, it decides, and a cell counts by the cube of its gradient.
+
     The closed form holds for a score that is the exponential of a linear one; elsewhere it is a heuristic.
 
     Fits every tower.
