@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.errors import ConfigError, TowerError
 
 ATTENTION = "attention"
 BLOCKS = "attention between patches"
@@ -177,9 +177,17 @@ class AttentionTower(Tower):
         """What the image embedding would be if each token of the last block were the only one to be pooled."""
 
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """What the attention of a block adds to its tokens, given the concatenated outputs of its heads."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how attention reaches its tokens.")
+        """What the attention of a block adds to its tokens, given the concatenated outputs of its heads.
+
+        Raises:
+            TowerError: the tower does not say; it need not, if it has no attention in its blocks.
+        """
+        raise TowerError(f"{type(self).__name__} must define project(block, heads) for methods that follow the heads.")
 
     def head(self, normalized: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        """The projection after ``final_norm``: an affine function."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how its class token is projected.")
+        """The projection after ``final_norm``: an affine function.
+
+        Raises:
+            TowerError: the tower does not say; it need not, if it has no ``final_norm``.
+        """
+        raise TowerError(f"{type(self).__name__} has a final_norm and must define head(normalized), what follows it.")
