@@ -52,17 +52,19 @@ def explain(
             ``[3, y, x]`` or what its processor gives.
         prompts: ``p`` strings for every image, one list of ``p`` strings per image, or embeddings ``[p, d]`` or
             ``[n, p, d]``.
-        method: a name in ``METHODS``; ``"auto"``, the one that finds objects best on this family of towers; or a
-            function from :class:`Capture` to maps.
-        layers: names or indices of one or several layers; by default the tower's last one with a gradient. For a
-            method that reads attention, the blocks whose attention it reads.
+        method: a name in ``METHODS``; a function from :class:`Capture` to maps; or ``"auto"``, the Grad-CAM and layers
+            that were measured best on class-token ViTs and on ResNets, and Grad-CAM on towers that were not measured.
+        layers: names or indices of one or several layers; by default the tower's last one with a gradient, or those
+            of ``"auto"``. For a method that reads attention, the blocks whose attention it reads.
         target: what is mapped: ``"similarity"``, ``"contrast"``, ``"logsoftmax"``, or one of them with arguments.
         tokenizer: strings to token ids; by default the model's own.
         scales: enlargements of the image whose maps are averaged; positions are interpolated for the pass.
         flip: average with the map of the mirrored image, mirrored back.
-        fuse: how the maps of several layers are combined: ``"mean"``, ``"max"`` or ``"product"``.
+        fuse: how the maps of several layers are combined: ``"mean"``, ``"max"`` or ``"product"``. A method that reads
+            attention makes one map of all its blocks by itself.
         batch_size: images per pass (default 32); it bounds memory and changes no map.
-        checkpointing: recompute the blocks after the layer instead of keeping their activations, for deep layers.
+        checkpointing: recompute the blocks after the layer instead of keeping their activations, for deep layers
+            of a method that reads no attention.
 
     Returns:
         An :class:`Explanation` of ``n`` images and ``p`` prompts.
