@@ -196,7 +196,7 @@ def test_finer_cam_compares_with_the_negatives_too() -> None:
     alone = explain(model, images, prompts[:1], method="finercam", target=target, tokenizer=tokenizer)
 
     assert_close(alone.maps, together.maps[:, :1])
-    assert alone.target == "finer"
+    assert alone.target == "finer of contrast(b, c, d, e)"
 
 
 def test_every_method_that_reads_one_layer_is_held_against_both() -> None:

@@ -1,11 +1,13 @@
 """Every model of the zoo with every method that fits it: what must hold of all of them."""
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -171,6 +173,24 @@ def test_a_frozen_model_gives_the_maps_of_a_trainable_one(name: str, method: str
         model.requires_grad_(True)
 
     assert_same(frozen, expected, method)
+
+
+@cache
+def compiled(name: str) -> nn.Module:
+    """The same model with a compiled image tower that has run, before there was any hook."""
+    model: Any = copy.deepcopy(case(name).clip.module)
+    tower, embed = ("visual", "encode_image") if hasattr(model, "visual") else ("vision_model", "get_image_features")
+    setattr(model, tower, torch.compile(getattr(model, tower), backend="eager"))
+    with torch.no_grad():
+        getattr(model, embed)(case(name).images)
+    return model
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS)
+def test_a_compiled_tower_gives_the_maps_of_an_eager_one(name: str, method: str) -> None:
+    maps = explain(compiled(name), case(name).images, case(name).texts, method=method).maps
+
+    assert_same(maps, case(name).maps(method), method)
 
 
 @pytest.mark.parametrize("name", MODELS)
