@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipcam_lightning import METHODS, ClipModel, Contrast, LogSoftmax, Method, explain
-from clipcam_lightning.cam.capture import Capture, CurvatureCapture, ScoreCapture
+from clipcam_lightning.cam.capture import CurvatureCapture, ScoreCapture
 from clipcam_lightning.cam.fuse import fused
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.targets import Similarity, Target
@@ -25,9 +25,14 @@ CONTROL_GRID = (8, 8)
 FORWARDS = 64  # changed images at once
 
 LAYER_METHODS = [each for each in METHODS.values() if issubclass(CurvatureCapture, each.reads) and not each.target]
-GRADCAM_FAMILY = [each.name for each in LAYER_METHODS if each.reads is Capture]
 SCORE_METHODS = [each for each in METHODS.values() if each.reads is ScoreCapture]
 OTHER_METHODS = [each for each in METHODS.values() if each not in LAYER_METHODS + SCORE_METHODS]
+# What may be a default: it asks for a prompt, and for no more than a forward and a backward pass for it.
+CANDIDATES = [
+    each.name
+    for each in LAYER_METHODS + OTHER_METHODS
+    if each.name not in NO_TARGET and each.reads is not CurvatureCapture
+]
 
 
 class Question(NamedTuple):

@@ -52,8 +52,9 @@ def explain(
             ``[3, y, x]`` or what its processor gives.
         prompts: ``p`` strings for every image, one list of ``p`` strings per image, or embeddings ``[p, d]`` or
             ``[n, p, d]``.
-        method: a name in ``METHODS``; a function from :class:`Capture` to maps; or ``"auto"``, the Grad-CAM and layers
-            that were measured best on class-token ViTs and on ResNets, and Grad-CAM on towers that were not measured.
+        method: a name in ``METHODS``; a function from :class:`Capture` to maps; or ``"auto"``, what was
+            measured best: the decomposition on a class-token ViT that is a sum over its blocks, HiResCAM of the last
+            two blocks on others, Grad-CAM of the last two stages on a ResNet; and Grad-CAM on what was not measured.
         layers: names or indices of one or several layers; by default the tower's last one with a gradient, or those
             of ``"auto"``. For a method that reads attention, the blocks whose attention it reads.
         target: what is mapped: ``"similarity"``, ``"contrast"``, ``"logsoftmax"``, or one of them with arguments.

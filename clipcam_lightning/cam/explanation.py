@@ -50,10 +50,14 @@ class Explanation:
         return (self.maps - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
 
     def overlay(self, pixels: UInt8[Tensor, "n 3 y x"]) -> UInt8[Tensor, "n p 3 y x"]:
-        """Each map in colour over its picture; ``Preprocessing.pixels`` makes ``pixels`` from model input."""
+        """Each map in colour over its picture; ``Preprocessing.pixels`` makes ``pixels`` from model input.
+
+        The hottest place has the hottest colour, and what does not raise the score has none, as where a signed map is
+        negative.
+        """
         size = (pixels.shape[-2], pixels.shape[-1])
-        scaled = Explanation(self.normalized(), self.similarity, self.layers, self.method, self.target, self.grids)
-        heat = scaled.resized(size).cpu()
+        heat = self.resized(size).clamp_min(0).cpu()
+        heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         return torch.stack([torch.stack([overlaid(p, h) for h in row]) for p, row in zip(pixels, heat, strict=True)])
 
 

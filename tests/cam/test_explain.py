@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel, find_clip
 from clipcam_lightning.cam.targets import Contrast
 from clipcam_lightning.cam.untouched import untouched
@@ -266,6 +267,17 @@ def test_the_overlay_is_hottest_where_the_map_is(clip: ClipModel, images: Tensor
     assert explained.normalized().amin() == 0
 
 
+def test_the_overlay_shows_no_heat_where_a_signed_map_is_not_positive() -> None:
+    maps = torch.tensor([[[[4.0, -4.0], [-1.0, 0.0]]]])
+    explained = Explanation(maps, torch.zeros(1, 1), ("layer",), "decomposition", "similarity")
+
+    overlay = explained.overlay(torch.full((1, 3, 2, 2), 90, dtype=torch.uint8))[0, 0]
+
+    assert (overlay[:, 0, 1] == overlay[:, 1, 1]).all()
+    assert (overlay[:, 1, 0] == overlay[:, 1, 1]).all()
+    assert overlay[:, 0, 0].float().mean() > 1.5 * overlay[:, 1, 1].float().mean()
+
+
 def test_memory_is_bounded_by_batch_size(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     encode = clip.module.encode_image
@@ -282,6 +294,6 @@ def test_a_pass_keeps_no_graph_before_its_layer(untrained: open_clip.CLIP, image
     for block in untrained.visual.transformer.resblocks:
         block.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
 
-    explain(find_clip(untrained), images, torch.randn(1, 64), layers=1)
+    explain(find_clip(untrained), images, torch.randn(1, 64), method="gradcam", layers=1)
 
     assert modes == [False, False, True]

@@ -9,6 +9,7 @@ from torch import Tensor
 from clipcam_lightning.cam.capture import (
     AttentionCapture,
     Capture,
+    ClassTokenCapture,
     CurvatureCapture,
     HeadCapture,
     LayerCapture,
@@ -69,7 +70,7 @@ METHODS: dict[str, Method] = {
         Method(rollout, AttentionCapture, needs=(ATTENTION,)),
         Method(legrad, AttentionCapture, needs=(BLOCKS,), blocks=2),
         Method(grad_eclip, HeadCapture, needs=(ONE_QUERY,), blocks=1, one_block=True),
-        Method(decomposition, AttentionCapture, needs=(RESIDUAL,)),
+        Method(decomposition, ClassTokenCapture, needs=(RESIDUAL,)),
         Method(maskclip, AttentionCapture, needs=(ATTENTION,), blocks=1, one_block=True),
         Method(gem, WholeCapture, needs=(BLOCKS,), blocks=6),
     )
@@ -137,6 +138,6 @@ def layers_of(method: Method, tower: Tower, layers: Layers, *, auto: bool = Fals
                 for layer in chosen
             )
         )
-    if auto:  # of a tower that is not so deep, the first
+    if auto and tower.recipe.layers is not None:  # of a tower that is not so deep, the first
         return tuple(dict.fromkeys(tower.layers[max(i, -len(tower.layers))] for i in tower.recipe.layers))
     return (tower.default_layer,)

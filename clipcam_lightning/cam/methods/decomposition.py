@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipcam_lightning.cam.capture import AttentionCapture
+from clipcam_lightning.cam.capture import ClassTokenCapture
 
 
-def decomposition(capture: AttentionCapture) -> Float[Tensor, "b p h w"]:
+def decomposition(capture: ClassTokenCapture) -> Float[Tensor, "b p h w"]:
     r"""What each patch adds to the similarity on the direct way, through the attention of any block.
 
     .. math:: M_i = \frac{1}{\lVert f \rVert} \sum_{l,h} t \cdot P\left(A_{l,ci}^h\, v_{l,i}^h W_{l,O}^h\right)
@@ -25,17 +25,16 @@ def decomposition(capture: AttentionCapture) -> Float[Tensor, "b p h w"]:
     """
     wanted = _before_final_norm(capture)
     total = torch.zeros((), device=wanted.device)
-    for block, attention in zip(capture.blocks, capture.attentions, strict=True):
-        heads, size = attention.value.shape[1], attention.value.shape[-1]
-        projection, dtype = partial(capture.tower.project, block), attention.value.dtype
-        given = _transposed(projection, wanted, heads * size, dtype).unflatten(-1, (heads, size))
+    for block, weights, values in zip(capture.blocks, capture.weights, capture.values, strict=True):
+        heads, size = values.shape[1], values.shape[-1]
+        projection = partial(capture.tower.project, block)
+        given = _transposed(projection, wanted, heads * size, values.dtype).unflatten(-1, (heads, size))
         # The class token's attention times values times what each head would have to give for the prompt.
-        weights, values = attention.first().weights()[:, :, 0].float(), attention.value.float()
-        total = total + torch.einsum("bhs,bhsv,bphv->bps", weights, values, given)
+        total = total + torch.einsum("bhs,bhsv,bphv->bps", weights.float(), values.float(), given)
     return capture.to_map(total)
 
 
-def _before_final_norm(capture: AttentionCapture) -> Float[Tensor, "b p d"]:
+def _before_final_norm(capture: ClassTokenCapture) -> Float[Tensor, "b p d"]:
     """The directions as the residual stream has them, before the final norm with its statistics held fixed."""
     norm, token = capture.tower.final_norm, capture.last_tokens[:, :1]
     assert norm is not None  # such towers are what the method fits

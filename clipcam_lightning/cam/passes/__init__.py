@@ -5,6 +5,7 @@ from collections.abc import Callable
 from clipcam_lightning.cam.capture import (
     AttentionCapture,
     Capture,
+    ClassTokenCapture,
     CurvatureCapture,
     HeadCapture,
     LayerCapture,
@@ -26,6 +27,7 @@ _PASSES: dict[type, Callable[[Method, Pass], Result]] = {
     Capture: with_gradients,
     CurvatureCapture: with_gradients,
     AttentionCapture: with_attention,
+    ClassTokenCapture: with_attention,
     WholeCapture: with_attention,
     WeightCapture: with_attention,
     HeadCapture: with_attention,

@@ -13,6 +13,7 @@ from clipcam_lightning.cam.attention import Attention, attending
 from clipcam_lightning.cam.capture import (
     AttentionCapture,
     Call,
+    ClassTokenCapture,
     HeadCapture,
     WeightCapture,
     WholeCapture,
@@ -35,7 +36,7 @@ def with_attention(method: Method, one: Pass) -> Result:
         similarity = one.similarity(features)
         scores = one.scores(similarity)
     seen = record.seen(one, features.detach(), one.directions(similarity))
-    if method.reads in (AttentionCapture, WholeCapture):
+    if method.reads in (AttentionCapture, WholeCapture, ClassTokenCapture):
         return method(method.reads(**seen)), similarity
     maps = []
     for p in range(one.prompts):
@@ -52,7 +53,8 @@ def _blocks(tower: AttentionTower, method: Method, layers: tuple[str, ...]) -> t
     if unknown:
         raise ConfigError(
             f"{method.name} reads the attention of whole blocks, and {unknown[0]} names none; "
-            f"choose from {', '.join(names) or 'no layers: in this tower only the pooling has attention'}."
+            f"choose from {', '.join(names) or 'no layers: in this tower only the pooling has attention'}, "
+            "or a method that maps any layer, such as hirescam."
         )
     return tuple(sorted(names.index(name) for name in layers))
 
@@ -65,6 +67,7 @@ class _Record:
     blocks: tuple[int, ...]
     reads: type
     attentions: dict[int, Attention] = field(default_factory=dict)
+    taken: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # weights and values of class tokens
     leaves: list[Tensor] = field(default_factory=list)  # what gradients are taken of, in the order of the pass
     calls: dict[nn.Module, Call] = field(default_factory=dict)
     last_tokens: Tensor | None = None
@@ -78,8 +81,9 @@ class _Record:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the one forward that is made inside."""
-        blocks = [self.tower.blocks[i] for i in self.blocks]
-        attentions = [self.tower.attentions[i] for i in self.blocks]
+        replayed = () if self.reads is ClassTokenCapture else self.blocks
+        blocks = [self.tower.blocks[i] for i in replayed]
+        attentions = [self.tower.attentions[i] for i in replayed]
         handle = self.tower.blocks[-1].register_forward_hook(self._keep_tokens)
         try:
             with torch.no_grad(), calls_of([*blocks, *attentions]) as self.calls, attending(self.watched, self._attend):
@@ -88,12 +92,12 @@ class _Record:
             handle.remove()
 
     def seen(self, one: Pass, features: Float[Tensor, "b e"], directions: Float[Tensor, "b p e"]) -> dict[str, Any]:
-        """The fields of an :class:`AttentionCapture`.
+        """The fields of what the method reads, but for gradients.
 
         Raises:
             TowerError: an attention was computed in a way that cannot be seen.
         """
-        missed = [module for i, module in enumerate(self.watched) if i not in self.attentions]
+        missed = [module for i, module in enumerate(self.watched) if i not in self.attentions | self.taken]
         if missed or self.last_tokens is None:
             module = missed[0] if missed else self.tower.blocks[-1]
             raise TowerError(
@@ -101,17 +105,30 @@ class _Record:
                 "than torch's scaled_dot_product_attention; methods that read no attention can still map it."
             )
         count = len(self.blocks)
-        return {
+        seen = {
             "tower": self.tower,
             "grid": self.tower.grid(one.size),
             "directions": directions,
             "features": features,
             "blocks": self.blocks,
+            "pool": self.attentions.get(count),
+            "last_tokens": self.last_tokens.detach(),
+        }
+        if self.reads is ClassTokenCapture:
+            weights, values = zip(*(self.taken[i] for i in range(count)), strict=True)
+            return {
+                **seen,
+                "attentions": (),
+                "inputs": (),
+                "attention_inputs": (),
+                "weights": weights,
+                "values": values,
+            }
+        return {
+            **seen,
             "attentions": tuple(self.attentions[i] for i in range(count)),
-            "pool": self.attentions[count] if self.tower.pool is not None else None,
             "inputs": tuple(self.calls[self.tower.blocks[i]] for i in self.blocks),
             "attention_inputs": tuple(self.calls[self.tower.attentions[i]] for i in self.blocks),
-            "last_tokens": self.last_tokens.detach(),
         }
 
     def with_gradients(self, seen: dict[str, Any], gradients: tuple[Tensor, ...]) -> AttentionCapture:
@@ -123,6 +140,10 @@ class _Record:
         return WeightCapture(**seen, weights=weights, gradients=tuple(each[:, None] for each in gradients))
 
     def _attend(self, i: int, attention: Attention) -> Tensor:
+        if self.reads is ClassTokenCapture and i < len(self.blocks):
+            seen = attention.first().detached()
+            self.taken[i] = seen.weights()[:, :, 0], seen.value
+            return attention.output()
         self.attentions[i] = attention.detached()
         if self.reads is WeightCapture:
             weights = attention.weights()

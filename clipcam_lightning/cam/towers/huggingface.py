@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clipcam_lightning.cam.dialects import TransformersDialect, embedding_in
 from clipcam_lightning.cam.towers.shared import tokens_to_grid, whole_cells
-from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_VITS, AttentionTower
+from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_SUMS, AttentionTower
 from clipcam_lightning.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ class HuggingFaceViT(AttentionTower):
         self.attentions = [block.self_attn for block in self.blocks]
         self.layers: list[str] = [f"{path}.encoder.layers.{i}" for i in range(len(self.blocks))]
         if _has_class_token(self.vision):
-            self.pooling, self.recipe = "cls", OF_CLASS_TOKEN_VITS
+            self.pooling, self.recipe = "cls", OF_CLASS_TOKEN_SUMS
             self.final_norm = self.vision.post_layernorm
             # The embedding reads only the class token of the last block's output, so every patch's gradient there is
             # exactly zero. The output of layer_norm1 is where the patches of the last block still count.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
 from clipcam_lightning.cam.towers.shared import pair
-from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.cam.towers.tower import CLASSIC, OF_OTHER_CLASS_TOKENS
 
 
 class OpenClipViT(OpenAiViT):
@@ -24,7 +24,7 @@ class OpenClipViT(OpenAiViT):
         elif visual.pool_type != "tok":
             self.pooling = "mean"
         if self.pooling != "cls":  # then all tokens of the last block's output count
-            self.recipe = Tower.recipe
+            self.recipe = CLASSIC
             self.layers = [name.removesuffix(".ln_1") for name in self.layers]
             # But where a norm comes next their length is nothing to it: a patch's gradient is orthogonal to the
             # patch, and HiResCAM zero. After the norm it is not.
@@ -35,6 +35,8 @@ class OpenClipViT(OpenAiViT):
             self.default_layer = self.layers[-1]
         if self.pooling != "cls" or not all(_is_affine(block) for block in self.blocks):
             self.final_norm = None
+            if self.pooling == "cls":
+                self.recipe = OF_OTHER_CLASS_TOKENS
 
     @staticmethod
     def is_visual(part: Any) -> bool:

@@ -21,7 +21,7 @@ from clipcam_lightning.cam.towers.shared import (
     tokens_to_grid,
     whole_cells,
 )
-from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_VITS, OF_RESNETS, AttentionTower
+from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_SUMS, OF_RESNETS, AttentionTower
 from clipcam_lightning.errors import TowerError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -83,7 +83,7 @@ class OpenAiViT(_ClipTower):
     positions = "positional_embedding"
     pooling: Literal["cls", "mean", "attention"] = "cls"  # a derived tower may have another
     batch_dim = 1
-    recipe = OF_CLASS_TOKEN_VITS
+    recipe = OF_CLASS_TOKEN_SUMS
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)

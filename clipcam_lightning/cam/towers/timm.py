@@ -16,7 +16,7 @@ from timm.models.vision_transformer_relpos import RelPosAttention, ResPostRelPos
 from torch import Tensor, nn
 
 from clipcam_lightning.cam.towers.shared import inside_visual, pair, tokens_to_grid, whole_cells
-from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_VITS, AttentionTower, Tower
+from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_SUMS, OF_OTHER_CLASS_TOKENS, AttentionTower, Tower
 from clipcam_lightning.errors import ConfigError, TowerError
 
 VITS = (VisionTransformer, Eva, VisionTransformerRelPos)
@@ -57,11 +57,11 @@ class TimmViT(AttentionTower):
             # With the norms behind attention and MLP, that place is the output of the block before.
             last = max(-2, -len(self.layers))
         self.default_layer = self.layers[last]
-        if last != -1:
-            self.recipe = Tower.recipe._replace(layers=(last,))
-        elif self.pooling == "cls":
-            self.recipe = OF_CLASS_TOKEN_VITS
         self.final_norm = self._affine_final_norm()
+        if self.final_norm is not None:
+            self.recipe = OF_CLASS_TOKEN_SUMS
+        elif self.pooling == "cls" and last == -1:
+            self.recipe = OF_OTHER_CLASS_TOKENS
 
     @classmethod
     def fits(cls, clip: nn.Module) -> bool:

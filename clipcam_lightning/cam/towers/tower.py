@@ -17,14 +17,21 @@ RESIDUAL = "a class token that is a sum over the blocks"
 
 
 class Recipe(NamedTuple):
-    """What ``method="auto"`` means for a family of towers; measured by ``benchmarks/localisation.py``."""
+    """What ``method="auto"`` means for a family of towers; measured by ``benchmarks/localisation.py``.
+
+    Attributes:
+        method: a name in ``METHODS``.
+        layers: indices; ``None`` for the method's own choice.
+    """
 
     method: str
-    layers: tuple[int, ...] = (-1,)
+    layers: tuple[int, ...] | None = None
 
 
 # Families that could not be measured keep the classic, Grad-CAM at their default layer.
-OF_CLASS_TOKEN_VITS = Recipe("hirescam", (-2, -1))
+CLASSIC = Recipe("gradcam")
+OF_CLASS_TOKEN_SUMS = Recipe("decomposition")
+OF_OTHER_CLASS_TOKENS = Recipe("hirescam", (-2, -1))  # the best that reads no attention
 OF_RESNETS = Recipe("gradcam", (-2, -1))
 
 
@@ -49,7 +56,7 @@ class Tower(ABC):
     channel_dim: int = 1
     batch_dim: int = 0
     any_size: bool = False
-    recipe: Recipe = Recipe("gradcam")
+    recipe: Recipe = CLASSIC
 
     def __init__(self, clip: nn.Module) -> None:
         self.clip: Any = clip

@@ -279,15 +279,29 @@ def test_layers_fuse_only_where_they_have_a_grid(layer: str) -> None:
     images, texts = images_for(model), torch.randn(1, 16)
     if layer == "visual.conv1":
         with pytest.raises(TowerError, match=r"expected \[batch, 1 \+ 2x4 tokens, channels\].*\(2, 32, 2, 4\)"):
-            explain(model, images, texts, layers=layer)
+            explain(model, images, texts, method="gradcam", layers=layer)
     else:
-        assert explain(model, images, texts, layers=layer).maps.shape == (2, 1, 2, 4)
+        assert explain(model, images, texts, method="gradcam", layers=layer).maps.shape == (2, 1, 2, 4)
 
 
 def test_a_layer_of_the_text_tower_is_refused() -> None:
     model = vit()
     with pytest.raises(ConfigError, match="does not run when images are embedded"):
-        explain(model, images_for(model), torch.randn(1, 16), layers=["visual.transformer.resblocks.1", "ln_final"])
+        explain(
+            model,
+            images_for(model),
+            torch.randn(1, 16),
+            method="gradcam",
+            layers=["visual.transformer.resblocks.1", "ln_final"],
+        )
+
+
+def test_a_layer_that_is_no_block_is_refused_by_what_reads_blocks_with_what_can_map_it() -> None:
+    model = vit()
+    with pytest.raises(
+        ConfigError, match=r"decomposition reads .* visual\.conv1 names none.*any layer, such as hirescam"
+    ):
+        explain(model, images_for(model), torch.randn(1, 16), layers="visual.conv1")
 
 
 @pytest.mark.parametrize("fuse", ["mean", "max", "product"])
