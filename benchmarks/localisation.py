@@ -92,10 +92,10 @@ class Counts:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     one_pass: int = 100
-    regionwise: int = 100
-    channelwise: int = 4
+    regionwise: int = 60
+    channelwise: int = 3
     selection: int = 100
-    tested: int = 20
+    tested: int = 10
 
 
 QUICK = Counts(seeds=(0, 1), one_pass=6, regionwise=2, channelwise=1, selection=6, tested=2)
