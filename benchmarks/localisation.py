@@ -57,7 +57,7 @@ from report import Results, Row, print_tables, write
 from rich.progress import track
 from torch import Tensor
 
-from clipcam_lightning import ClipModel, find_clip
+from clipcam_lightning import METHODS, ClipModel, explain, find_clip
 from clipcam_lightning.cam.towers.tower import Recipe
 from clipcam_lightning.shapes_world.models import VISION, WordTokenizer, build_clip
 from clipcam_lightning.shapes_world.pretraining import pretrained_clip
@@ -72,7 +72,6 @@ STAGES = {  # from the top down; "" is what is left
 }
 POINTING, SHARE_OF_OCCLUSION = 0.75, 0.9  # what the defaults must reach
 AUTO, CONTROL = Question("auto", None, "similarity"), Question("edges", None, None)
-OCCLUSION = Question("occlusion", None, "similarity")
 THREADS = 2
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "numpy", "pillow")
 
@@ -88,6 +87,7 @@ class Counts:
         channelwise: for methods that take a pass for each channel.
         selection: for the choice of the recipe.
         tested: for the tests without masks, where there are maps of so many.
+        compared: for the default's share of what occlusion reaches, which a few scenes could not tell from another.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -96,9 +96,10 @@ class Counts:
     channelwise: int = 3
     selection: int = 100
     tested: int = 10
+    compared: int = 200
 
 
-QUICK = Counts(seeds=(0, 1), one_pass=6, regionwise=2, channelwise=1, selection=6, tested=2)
+QUICK = Counts(seeds=(0, 1), one_pass=6, regionwise=2, channelwise=1, selection=6, tested=2, compared=2)
 
 
 def asked_of(clip: ClipModel, count: int, objects: int, seed: int) -> tuple[Asked, Bool[Tensor, "n k y x"]]:
@@ -199,24 +200,32 @@ def candidate_maps(clip: ClipModel, asked: Asked) -> Iterator[Maps]:
     return (each for each in maps if each[0].method in CANDIDATES and each[0].layers != LAST_THREE)
 
 
-def verdict(found: Mapping[Question, Results], best: Recipe, own: Recipe) -> dict[str, Any]:
+def shares_of_occlusion(clips: Sequence[ClipModel], counts: Counts) -> list[float]:
+    """For each model, the default's pointing accuracy in units of occlusion's, on the same scenes of two objects."""
+    asked, masks = asked_of(clips[0], counts.compared, TESTED, SCENES_SEED)
+    asked = asked.only("similarity")
+    shares = []
+    for clip in track(clips, "the default and occlusion", transient=True):
+        default = explain(clip, asked.images, asked.prompts).maps
+        ((_, occluded),) = score_maps(clip, asked, METHODS["occlusion"])
+        shares.append(float(graded(default, masks).pointing.mean() / graded(occluded, masks).pointing.mean()))
+    return shares
+
+
+def verdict(found: Mapping[Question, Results], shares: Sequence[float], best: Recipe, own: Recipe) -> dict[str, Any]:
     """What must be true of a tower's default, and of the test with random weights: that it can be failed."""
-    auto, occlusion, control = (found[question] for question in (AUTO, OCCLUSION, CONTROL))
-    share = [
-        float(mine.pointing[: len(reference.pointing)].mean() / reference.pointing.mean())
-        for mine, reference in zip(auto.grades, occlusion.grades, strict=True)
-    ]
+    auto, control = found[AUTO], found[CONTROL]
     pointing, random, edges = auto.figure("pointing")[0], auto.likeness_to_random(), control.likeness_to_random()
     return {
         "auto": own,
         "best": best,
         "pointing": round(pointing, 4),
-        "share of occlusion's": [round(each, 4) for each in share],
+        "share of occlusion's": [round(each, 4) for each in shares],
         "random": round(random, 4),
         "random, edges": round(edges, 4),
         "passed": own == best
         and pointing >= POINTING
-        and min(share) >= SHARE_OF_OCCLUSION
+        and min(shares) >= SHARE_OF_OCCLUSION
         and random < LIKE_BEFORE <= edges,
     }
 
@@ -238,7 +247,8 @@ def main() -> None:
             found = studied(tower, clips, objects, counts)
             rows.extend(results.row(tower, objects, question) for question, results in found.items())
             if objects == TESTED:
-                verdicts[tower] = verdict(found, best, clips[0].tower.recipe)
+                shares = shares_of_occlusion(clips, counts)
+                verdicts[tower] = verdict(found, shares, best, clips[0].tower.recipe)
 
     print_tables(rows, TESTED)
     for tower, figures in verdicts.items():

@@ -179,10 +179,10 @@ def test_a_frozen_model_gives_the_maps_of_a_trainable_one(name: str, method: str
 def compiled(name: str) -> nn.Module:
     """The same model with a compiled image tower that has run, before there was any hook."""
     model: Any = copy.deepcopy(case(name).clip.module)
-    tower, embed = ("visual", "encode_image") if hasattr(model, "visual") else ("vision_model", "get_image_features")
-    setattr(model, tower, torch.compile(getattr(model, tower), backend="eager"))
+    vision = "visual" if hasattr(model, "visual") else "vision_model"
+    setattr(model, vision, torch.compile(getattr(model, vision), backend="eager"))
     with torch.no_grad():
-        getattr(model, embed)(case(name).images)
+        find_clip(model).tower.encode(case(name).images)
     return model
 
 
