@@ -47,8 +47,8 @@ class ClipCamCallback(Callback):
         every_n_epochs: epochs between looks, at least 1.
         every_n_train_steps: optimizer steps between looks; then looks no longer follow epochs.
         baseline: ``"start"`` (the look before training), ``"previous"`` look, or a snapshot file.
-        max_drift: a probe that drifts further raises an alarm: 0 the same map, 1 an unrelated one, 2 inverted.
-            By default only a degenerate map does.
+        max_drift: a probe that drifts further raises an alarm: 0 the same map, 1 an unrelated one, 2 inverted. By
+            default :class:`DriftRule` decides, from drift, each probe's own noise and the energy on the object.
         on_drift: on alarm, ``"log"`` only the figures, ``"warn"``, ``"stop"`` training, or ``"raise"`` DriftAlarm.
         num_probes: how many probes to take from a batch.
         clip: dotted name of the CLIP inside the module; needed only if there are several.

@@ -49,6 +49,20 @@ def center_shift(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[
     return distance / math.sqrt(2)
 
 
+def js_distance(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
+    """Jensen-Shannon distance of the maps' mass: 0 the same, 1 nowhere the same; NaN where a map has no positive cell.
+
+    The square root of the divergence in bits.
+
+    Source: Endres and Schindelin 2003, A new metric for probability distributions
+    """
+    a, b = (_mass(maps.double()).flatten(1) for maps in (a, b))
+    middle = (a + b) / 2
+    bits = (torch.special.xlogy(a, a / middle) + torch.special.xlogy(b, b / middle)) / (2 * math.log(2))
+    both = torch.where(middle > 0, bits, middle)  # middle is 0 where both are, and NaN where one map has no mass
+    return both.sum(1).clamp_min(0).sqrt().float()
+
+
 def energy_inside(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> Float[Tensor, "n"]:
     """Share of a map's mass that lies inside the mask, 0 to 1; NaN for a map without mass.
 
@@ -85,7 +99,12 @@ def _top_cells(maps: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
 
 def _center_of_mass(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
     """(y, x) with the image's sides as unit; cell centres lie half a cell in."""
-    mass = maps.clamp_min(0)
-    mass = mass / mass.sum((1, 2), keepdim=True)
+    mass = _mass(maps)
     y, x = ((torch.arange(side, device=maps.device) + 0.5) / side for side in maps.shape[-2:])
     return torch.stack([(mass.sum(2) * y).sum(1), (mass.sum(1) * x).sum(1)], dim=1)
+
+
+def _mass(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
+    """The positive part, scaled to sum 1."""
+    mass = maps.clamp_min(0)
+    return mass / mass.sum((1, 2), keepdim=True)

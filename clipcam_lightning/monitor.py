@@ -1,7 +1,7 @@
 """What happens at one look: explain the probes, snapshot, compare, hand to the sinks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,6 +15,7 @@ from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.drift import DriftReport, DriftRule, compare
 from clipcam_lightning.errors import IncomparableError
+from clipcam_lightning.noise import as_jpeg, noise_floor
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import PreparedProbes, ProbeSet
 from clipcam_lightning.render import SheetColumn, for_display
@@ -142,6 +143,8 @@ class Monitor:
             texts = prepared.embedded(clip)
         explanation = explain(clip, prepared.images, texts, **self._settings)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
+        if self.baseline is None:
+            snapshot = self._as_baseline(snapshot, clip)
         baseline = self.baseline or snapshot
         note = ""
         try:
@@ -150,10 +153,12 @@ class Monitor:
             if self._from_file:
                 raise
             note = f"{error} This look is the new baseline. "
-            baseline, self.baseline = snapshot, None
+            baseline = self.baseline = snapshot = self._as_baseline(snapshot, clip)
             report = compare(snapshot, snapshot, self.rule)
-        if self.baseline is None or self._rolling:
+        if self.baseline is None:
             self.baseline = snapshot
+        elif self._rolling:
+            self.baseline = replace(snapshot, noise=self.baseline.noise, pictures=self.baseline.pictures)
         self.metrics |= _figures(report, snapshot)
         self.history.append(
             SheetColumn(
@@ -174,8 +179,15 @@ class Monitor:
         )
         problems = self._hand_on(look)
         return Outcome(
-            look.metrics, str(report) if report.alarms else "", (note + _unmeasured(report)).strip(), problems
+            look.metrics, str(report) if report.alarmed else "", (note + _unmeasured(report)).strip(), problems
         )
+
+    def _as_baseline(self, snapshot: Snapshot, clip: ClipModel) -> Snapshot:
+        """With what later looks and reports need of a baseline: the noise floor and the pictures."""
+        prepared = self.prepare(clip)
+        noise = noise_floor(clip, prepared, snapshot.maps, **self._settings)
+        pixels = clip.preprocessing.pixels(prepared.images)
+        return replace(snapshot, noise=noise, pictures=tuple(as_jpeg(each) for each in pixels))
 
     def _hand_on(self, look: Look) -> tuple[str, ...]:
         problems = []

@@ -60,6 +60,9 @@ class Snapshot:
         names: of the probes.
         prompts: of the probes.
         info: how the maps came about.
+        noise: mean drift of each probe's map under changes that do not matter (:mod:`~clipcam_lightning.noise`), 0 to
+            2; NaN where unknown, ``None`` where it was not measured. Of baselines.
+        pictures: what the model saw of each probe, as JPEG files; empty where another snapshot of the run has them.
     """
 
     maps: Float[Tensor, "n h w"]
@@ -69,6 +72,8 @@ class Snapshot:
     names: tuple[str, ...]
     prompts: tuple[str, ...]
     info: SnapshotInfo
+    noise: Float[Tensor, "n"] | None = None
+    pictures: tuple[bytes, ...] = ()
 
     @property
     def degeneracies(self) -> list[str]:
@@ -101,6 +106,11 @@ class Snapshot:
             "energy_inside_mask": self.energy_inside_mask,
             "pointing": self.pointing,
         }
+        if self.noise is not None:
+            tensors["noise"] = self.noise
+        if self.pictures:
+            tensors["pictures"] = torch.frombuffer(bytearray(b"".join(self.pictures)), dtype=torch.uint8)
+            tensors["picture_sizes"] = torch.tensor([len(picture) for picture in self.pictures])
         return tensors, {"names": list(self.names), "prompts": list(self.prompts), "info": asdict(self.info)}
 
     @classmethod
@@ -108,13 +118,16 @@ class Snapshot:
         """The inverse of :meth:`tensors`."""
         info = {**metadata["info"], "layers": tuple(metadata["info"]["layers"])}
         names, prompts = tuple(metadata["names"]), tuple(metadata["prompts"])
-        snapshot = cls(**tensors, names=names, prompts=prompts, info=SnapshotInfo(**info))
-        figures = (snapshot.similarity, snapshot.energy_inside_mask, snapshot.pointing)
+        figures = {key: value for key, value in tensors.items() if not key.startswith("picture")}
+        pictures = _cut(tensors["pictures"], tensors["picture_sizes"]) if "pictures" in tensors else ()
+        snapshot = cls(**figures, names=names, prompts=prompts, info=SnapshotInfo(**info), pictures=pictures)
+        del figures["maps"]
         if (
             snapshot.maps.ndim != 3
             or not snapshot.maps.is_floating_point()
             or not len(prompts) == len(snapshot.maps) == len(names)
-            or any(figure.shape != (len(names),) for figure in figures)
+            or any(figure.shape != (len(names),) for figure in figures.values())
+            or len(pictures) not in (0, len(names))
         ):
             raise ValueError("names, prompts, maps and figures are not equally many, or of another kind")
         return snapshot
@@ -147,6 +160,13 @@ def take_snapshot(
             versions=_versions(("clipcam-lightning", "torch", "open_clip_torch")),
         ),
     )
+
+
+def _cut(joined: Tensor, sizes: Tensor) -> tuple[bytes, ...]:
+    """Files that were laid end to end."""
+    if joined.dtype != torch.uint8 or (sizes < 0).any() or int(sizes.sum()) != joined.numel():
+        raise ValueError("the pictures have other sizes than they say")
+    return tuple(part.numpy().tobytes() for part in joined.split(sizes.tolist()))
 
 
 def mean_of_known(values: Float[Tensor, "n"]) -> float | None:

@@ -1,5 +1,6 @@
-"""Tensors and JSON in one safetensors file: no pickle, and never half written."""
+"""Tensors and JSON in one safetensors file, without pickle; and files that are never half written."""
 
+import errno
 import json
 import os
 import tempfile
@@ -18,7 +19,13 @@ VERSION = 1
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name beside ``path``, then rename: readers see the old file or the new one."""
+    """Write under a temporary name beside ``path``, then rename: readers see the old file or the new one.
+
+    Raises:
+        OSError: it cannot be written, or something else than a file has its name, which the rename would replace.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is not a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -33,6 +40,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append one line; one that an interrupted process left unfinished is ended first, so that it spoils no other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else f"\n{line}"
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write ``tensors`` and JSON-able ``metadata`` as a file of this ``kind``."""
     header = json.dumps({"kind": kind, "version": VERSION, **metadata})
@@ -45,6 +64,8 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     Raises:
         SnapshotError: there is no such file, or it is of another kind or a later version, or damaged.
     """
+    if not path.is_file():
+        raise SnapshotError(f"{path} cannot be read as a {kind}: No such file.")
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER)

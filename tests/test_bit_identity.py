@@ -15,6 +15,9 @@ from clipcam_lightning import ClipCamCallback
 from clipcam_lightning.shapes_world.models import build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 
+# Nets of random weights that learn for a few steps do look elsewhere afterwards.
+pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
+
 
 class FrozenStatistics(FineTuning):
     """A user who keeps one BatchNorm in eval mode while the rest trains."""

@@ -1,6 +1,7 @@
 """The callback in real trainings, from the first look to a resumed run."""
 
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,24 @@ from modules import FineTuning, Pairs, events, fit
 from PIL import Image
 from torch import nn
 
-from clipcam_lightning import ClipCamCallback, ClipCamError, ClipCamWarning, DriftAlarm, Probe, ProbeSet, Snapshot
+from clipcam_lightning import (
+    ClipCamCallback,
+    ClipCamError,
+    ClipCamWarning,
+    DriftAlarm,
+    Probe,
+    ProbeSet,
+    Snapshot,
+    compare,
+)
 from clipcam_lightning.cam.targets import Contrast
+from clipcam_lightning.drift import LEAST_NOISE
 from clipcam_lightning.errors import ConfigError, IncomparableError, ModelError, ProbeError, SnapshotError
 from clipcam_lightning.shapes_world.models import build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+
+# Nets of random weights that learn for a few steps do look elsewhere afterwards.
+pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
 
 SCENES = draw_scenes(3, seed=9)
 ALWAYS = {"drift", "drift_max", "similarity", "alarms", "degenerate"}
@@ -88,6 +102,38 @@ def test_scalars_are_what_the_snapshots_say(tmp_path: Path) -> None:
         cc = float(torch.corrcoef(pair)[0, 1])
         assert log.Scalars(f"clipcam_drift/{name}")[-1].value == pytest.approx(1 - cc, abs=1e-5)
     assert trainer.callback_metrics["clipcam/similarity"] == pytest.approx(float(last.similarity.mean()))
+
+
+def test_the_history_has_a_line_a_look_with_the_figures_of_the_snapshots(tmp_path: Path) -> None:
+    trainer = fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()))
+
+    lines = [json.loads(line) for line in (tmp_path / "run" / "clipcam" / "history.jsonl").read_text().splitlines()]
+    snapshots = [Snapshot.load(file) for file in sorted((tmp_path / "run" / "clipcam").glob("step-*.safetensors"))]
+    assert [(line["step"], line["epoch"]) for line in lines] == [(0, 0), (4, 0), (8, 1)]
+    for line, snapshot in zip(lines, snapshots, strict=True):
+        report = compare(snapshots[0], snapshot)
+        assert line["alarmed"] == report.alarmed
+        assert [probe["drift"] for probe in line["probes"]] == pytest.approx([row.drift for row in report.probes])
+        assert [probe["name"] for probe in line["probes"]] == list(snapshot.names)
+    assert lines[-1]["metrics"]["drift"] == pytest.approx(float(trainer.callback_metrics["clipcam/drift"]))
+
+
+@pytest.mark.parametrize("baseline", ["start", "previous"])
+def test_only_the_first_look_measures_noise_and_keeps_pictures_and_later_ones_are_judged_by_it(
+    tmp_path: Path, baseline: str
+) -> None:
+    watcher = ClipCamCallback(masked_probes(), baseline=baseline)
+    fit(FineTuning(), tmp_path, watcher)
+
+    first, *later = (Snapshot.load(file) for file in sorted((tmp_path / "run" / "clipcam").glob("step-*.safetensors")))
+    assert first.noise is not None
+    assert all(Image.open(io.BytesIO(picture)).size == (64, 64) for picture in first.pictures)
+    assert len(first.pictures) == len(first.names)
+    assert [(snapshot.noise, snapshot.pictures) for snapshot in later] == [(None, ())] * 2
+    assert watcher.monitor is not None
+    assert watcher.monitor.last is not None
+    for row, noise in zip(watcher.monitor.last.report.probes, first.noise.tolist(), strict=True):
+        assert row.noise_ratio == pytest.approx(row.drift / max(noise, LEAST_NOISE), rel=1e-4)
 
 
 def test_figures_are_in_callback_metrics_every_epoch_and_finite(tmp_path: Path) -> None:

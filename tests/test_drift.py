@@ -1,14 +1,16 @@
 """Drift from 0 to 2, the alarms, and what is refused."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
-from clipcam_lightning.drift import DriftRule, compare
+from clipcam_lightning.drift import FLOORS, LEAST_ENERGY, LOST, MOVED, DriftReport, DriftRule, compare
 from clipcam_lightning.errors import ConfigError, IncomparableError
 from clipcam_lightning.snapshot import Snapshot, SnapshotInfo
 
@@ -47,7 +49,7 @@ def snapshot(*maps: Tensor, step: int = 0, names: str = "abcdefghij", **info: An
 )
 def test_drift_is_one_minus_correlation(now: Tensor, drift: float) -> None:
     before = MAP if now.shape == MAP.shape else torch.tensor([[1.0, 1.0], [0.0, 0.0]])
-    (row,) = compare(snapshot(before), snapshot(now)).probes
+    (row,) = compare(snapshot(before), snapshot(now), DriftRule(2.0)).probes
     assert row.drift == pytest.approx(drift, abs=1e-6)
     assert not row.alarm
     assert not row.degenerate
@@ -158,7 +160,7 @@ def test_the_report_names_the_furthest_first_and_five_at_most() -> None:
 
 
 def test_a_report_without_alarm_says_so() -> None:
-    text = str(compare(snapshot(MAP), snapshot(1 - MAP, step=5)))
+    text = str(compare(snapshot(MAP), snapshot(1 - MAP, step=5), DriftRule(2.0)))
     assert text.startswith("no alarm at step 5; mean drift 2.00")
 
 
@@ -191,3 +193,91 @@ def test_a_signed_map_without_positive_cell_has_a_drift_but_no_center() -> None:
     assert not row.degenerate
     assert row.drift == pytest.approx(0, abs=1e-6)
     assert math.isnan(row.center_shift)
+
+
+def judged(
+    drifts: Sequence[float], noise: float | None = None, energy: tuple[float, float] = (math.nan, math.nan)
+) -> DriftReport:
+    """A report by the default rule on maps that drifted that far, all with one noise floor and one loss of energy."""
+    angles = [math.degrees(math.acos(1 - drift)) for drift in drifts]
+    count = len(drifts)
+    before = replace(
+        snapshot(*[turned(0)] * count, names="abcdefghijkl"),
+        noise=None if noise is None else torch.full((count,), noise),
+        energy_inside_mask=torch.full((count,), energy[0]),
+    )
+    now = snapshot(*map(turned, angles), names="abcdefghijkl")
+    return compare(before, replace(now, energy_inside_mask=torch.full((count,), energy[1])))
+
+
+@pytest.mark.parametrize(
+    ("drift", "noise", "severity"),
+    [
+        (0.25, 0.02, 0.25 / MOVED),  # far above its noise, but hardly moved
+        (0.60, 0.02, 0.60 / MOVED),
+        (0.60, 0.50, 0.60 / 0.50 / FLOORS),  # moved, but hardly further than noise moves it
+        (0.60, None, 0.60 / MOVED),  # where no noise was measured the limit alone counts
+        (0.60, math.nan, 0.60 / MOVED),
+        (0.60, 0.0, 0.60 / MOVED),  # a floor of nothing is no division by zero
+    ],
+)
+def test_without_mask_a_map_must_move_far_and_further_than_its_noise(
+    drift: float, noise: float | None, severity: float
+) -> None:
+    report = judged([drift] * 3, noise)
+
+    assert report.severity == pytest.approx(severity, rel=1e-4)
+    assert report.alarmed == (severity > 1)
+    assert {probe.reason for probe in report.probes} == {"its map moved" if severity > 1 else ""}
+    if noise:
+        assert report.probes[0].noise_ratio == pytest.approx(drift / noise, rel=1e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("energy", "severity"),
+    [((0.5, 0.5), 0.0), ((0.5, 0.7), -0.4 / LOST), ((0.5, 0.4), 0.2 / LOST), ((0.5, 0.2), 0.6 / LOST)],
+)
+def test_where_the_object_is_known_attention_must_leave_it(energy: tuple[float, float], severity: float) -> None:
+    """However far the map moves on it."""
+    report = judged([0.9] * 3, 0.02, energy)
+
+    assert report.severity == pytest.approx(severity, abs=1e-5)
+    assert {probe.reason for probe in report.probes} == {"attention left the object" if severity > 1 else ""}
+
+
+@pytest.mark.parametrize("energy", [(0.9 * LEAST_ENERGY, 0.0), (0.0, 0.0), (0.5, math.nan)])
+def test_attention_that_was_never_on_the_object_is_judged_by_drift(energy: tuple[float, float]) -> None:
+    assert judged([0.9] * 3, 0.02, energy).severity == pytest.approx(0.9 / MOVED, rel=1e-4)
+    assert judged([0.0] * 3, 0.02, energy).severity == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("count", "enough"), [(1, 1), (3, 2), (4, 3), (8, 6), (12, 8)])
+def test_two_thirds_of_the_probes_make_an_alarm(count: int, enough: int) -> None:
+    for breaking, alarmed in ((enough, True), (enough - 1, False)):
+        report = judged([0.6] * breaking + [0.1] * (count - breaking), 0.02)
+        assert (len(report.alarms), report.alarmed) == (breaking, alarmed)
+        assert str(report).startswith("attention drifted on" if alarmed else "no alarm")
+
+
+def test_one_map_that_vanished_is_an_alarm_among_many() -> None:
+    report = compare(snapshot(*[turned(0)] * 8), snapshot(torch.zeros(2, 2), *[turned(0)] * 7))
+    assert (report.alarmed, report.severity, report.alarms[0].reason) == (True, math.inf, "its map is all zero")
+
+
+def test_one_probe_beyond_a_limit_of_one_s_own_is_an_alarm() -> None:
+    report = compare(snapshot(*[turned(0)] * 8), snapshot(turned(90), *[turned(0)] * 7), DriftRule(0.9))
+    assert report.alarmed
+    assert report.severity == pytest.approx(1 / 0.9)
+
+
+def test_a_look_whose_baseline_says_nothing_at_all_is_no_alarm() -> None:
+    report = compare(snapshot(torch.zeros(2, 3)), snapshot(MAP))
+    assert (report.alarmed, report.severity) == (False, 0.0)
+
+
+def test_the_distance_of_the_mass_is_that_of_scipy() -> None:
+    before, now = torch.rand(4, 7, 7), torch.rand(4, 7, 7) - 0.3
+    report = compare(snapshot(*before), snapshot(*now))
+    for row, a, b in zip(report.probes, before, now, strict=True):
+        expected = jensenshannon(a.flatten(), b.clamp_min(0).flatten(), base=2)
+        assert row.js_distance == pytest.approx(expected, abs=1e-5)

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.tensorfile import HEADER, VERSION, load_tensors, save_tensors, write_atomically
+from clipcam_lightning.tensorfile import HEADER, VERSION, append_line, load_tensors, save_tensors, write_atomically
 
 KIND = "cake"
 
@@ -146,3 +146,30 @@ def test_a_write_replaces_what_was_there_and_others_may_read_it(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     assert (tmp_path / "f").read_bytes() == b"new"
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_name_that_is_no_file_s_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="is not a file"):
+        write_atomically(pipe, b"new")
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_lines_are_appended_whole_and_an_unfinished_one_spoils_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "history.jsonl"
+    append_line(file, "first")
+    append_line(file, "second")
+    with file.open("a") as cut:
+        cut.write('{"thi')  # a process that was killed
+    append_line(file, "fourth")
+    assert file.read_text() == 'first\nsecond\n{"thi\nfourth\n'
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["nothing", "a folder"])
+def test_what_is_no_file_is_said_to_be_none(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "x").mkdir()
+    with pytest.raises(SnapshotError, match="No such file"):
+        load_tensors(tmp_path / "x", "snapshot")
