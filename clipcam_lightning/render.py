@@ -65,15 +65,32 @@ def probe_panel(
         steps: of the baseline and of this look.
         mask: outlined on the input.
     """
+    labels = ("input", f"baseline, step {steps[0]}", f"now, step {steps[1]}", "change (red: more, blue: less)")
+    tiles = probe_tiles(pixels, baseline, now, mask)
+    return _panel(row.prompt, _figures(row), list(zip(labels, tiles, strict=True)), " ALARM" if row.alarm else "")
+
+
+def probe_tiles(
+    pixels: UInt8[Tensor, "3 y x"],
+    baseline: Float[Tensor, "h w"],
+    now: Float[Tensor, "h w"],
+    mask: Bool[Tensor, "y x"] | None = None,
+) -> tuple[Image.Image, Image.Image, Image.Image, Image.Image]:
+    """Input, baseline, now and change of one probe; arguments as for :func:`probe_panel`."""
     before_heat, now_heat = for_display(torch.stack([baseline, now]))
     picture = _enlarged(pixels, TILE)
-    tiles = [
-        ("input", _outlined(picture, mask)),
-        (f"baseline, step {steps[0]}", _overlay(picture, before_heat)),
-        (f"now, step {steps[1]}", _overlay(picture, now_heat)),
-        ("change (red: more, blue: less)", _change(picture, now_heat - before_heat)),
-    ]
-    return _panel(row.prompt, _figures(row), tiles, " ALARM" if row.alarm else "")
+    overlays = _overlay(picture, before_heat), _overlay(picture, now_heat)
+    return _outlined(picture, mask), *overlays, _change(picture, now_heat - before_heat)
+
+
+def heat_tiles(
+    baseline: Float[Tensor, "h w"], now: Float[Tensor, "h w"]
+) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Baseline, now and change of raw maps whose picture is not known."""
+    before_heat, now_heat = for_display(torch.stack([baseline, now]))
+    paper = _enlarged(torch.full((3, *baseline.shape), 255, dtype=torch.uint8), TILE)
+    heats = [_to_image((colored(_at(heat, paper)) * 255).round().to(torch.uint8)) for heat in (before_heat, now_heat)]
+    return heats[0], heats[1], _change(paper, now_heat - before_heat)
 
 
 def confusion_panel(

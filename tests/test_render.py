@@ -46,9 +46,9 @@ TEXTS = {
 
 def row(prompt: str = "a cat", **changes: Any) -> ProbeDrift:
     fields = {
-        "drift": 0.5, "top_iou": 0.1, "center_shift": 0.2, "similarity": 0.3, "similarity_change": 0.1,
-        "energy_inside_mask": math.nan, "energy_change": math.nan, "pointing": math.nan,
-        "degenerate": "", "blind": False, "alarm": False,
+        "drift": 0.5, "top_iou": 0.1, "center_shift": 0.2, "js_distance": 0.4, "noise_ratio": 5.0, "similarity": 0.3,
+        "similarity_change": 0.1, "energy_inside_mask": math.nan, "energy_change": math.nan, "pointing": math.nan,
+        "degenerate": "", "blind": False, "severity": 0.5, "reason": "",
     }  # fmt: skip
     return ProbeDrift(name="cat", prompt=prompt, **{**fields, **changes})
 
@@ -188,7 +188,8 @@ def test_maps_that_say_nothing_are_drawn_all_the_same(odd: Tensor) -> None:
 @pytest.mark.parametrize("alarm", [False, True])
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_no_text_leaves_its_line_in_a_panel(text: str, alarm: bool) -> None:
-    plain, odd = panel(alarm=alarm), panel(text, alarm=alarm)
+    reason = "its map moved" if alarm else ""
+    plain, odd = panel(reason=reason), panel(text, reason=reason)
 
     differs = (pixels_of(plain) != pixels_of(odd)).any(2)
     room = np.nonzero(is_red(plain)[:33])[1].min() if alarm else plain.width - GAP
@@ -204,7 +205,7 @@ def test_a_long_text_fills_its_line_and_ends_in_an_ellipsis() -> None:
 
 
 def test_an_alarm_is_flagged_in_its_colour() -> None:
-    assert is_red(panel(alarm=True))[:33].sum() > 50
+    assert is_red(panel(reason="its map moved"))[:33].sum() > 50
     assert not is_red(panel())[:33].any()
 
 

@@ -1,0 +1,218 @@
+"""A test that fails when a model begins to look elsewhere: the fixture ``cam_regression``.
+
+pytest loads this file in every session of every project, so it imports nothing heavy: torch and the rest of the
+package come with the first check.
+"""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from clipcam_lightning.cam.methods import Layers, MethodLike
+    from clipcam_lightning.cam.model import Tokenizer
+    from clipcam_lightning.cam.targets import TargetLike
+    from clipcam_lightning.drift import DriftReport, DriftRule
+    from clipcam_lightning.monitor import Look
+    from clipcam_lightning.probe import PathLike
+    from clipcam_lightning.probes import ProbeLike, ProbeSet
+
+FOLDER = "clipcam_baselines"
+NAME_LENGTH = 80
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--clipcam-update`` and ``--clipcam-ci``."""
+    group = parser.getgroup("clipcam", "attention maps of CLIP models")
+    group.addoption(
+        "--clipcam-update",
+        action="store_true",
+        help="write the baselines of cam_regression anew; the tests that wrote one fail, so that nobody overlooks it",
+    )
+    group.addoption(
+        "--clipcam-ci",
+        action="store_true",
+        help="write no baseline: a check of cam_regression that has none fails",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse options that contradict each other."""
+    if config.getoption("clipcam_update", False) and config.getoption("clipcam_ci", False):
+        raise pytest.UsageError("--clipcam-update writes baselines and --clipcam-ci forbids it; give one of them.")
+
+
+class CamRegression:
+    """Compares where a model looks with a baseline file beside the test; what the fixture ``cam_regression`` gives.
+
+    Attributes:
+        written: what was said of each baseline that this test wrote; a test that wrote one fails at its end.
+    """
+
+    def __init__(self, request: pytest.FixtureRequest, reports: Path) -> None:
+        self.written: list[str] = []
+        self._node: pytest.Item = request.node
+        self._reports = reports
+        self._updates: bool = request.config.getoption("clipcam_update", False)
+        self._may_create = not request.config.getoption("clipcam_ci", False)
+        self._unnamed = 0
+
+    def check(
+        self,
+        model: "nn.Module",
+        probes: "ProbeSet | PathLike | Sequence[ProbeLike]",
+        name: str | None = None,
+        *,
+        method: "MethodLike" = "auto",
+        layers: "Layers" = None,
+        target: "TargetLike" = "similarity",
+        rule: "DriftRule | None" = None,
+        tokenizer: "Tokenizer | None" = None,
+        clip: str | None = None,
+    ) -> "DriftReport":
+        """Fail the test if the maps of ``probes`` drifted from their baseline.
+
+        The baseline is ``clipcam_baselines/<test module>/<name>.safetensors`` beside the test module. A missing one is
+        written, and the test fails when it is through: look at the maps, commit the file, run again.
+
+        Args:
+            model: a CLIP, or any module that holds one.
+            probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
+                ``(image, prompt)`` pairs.
+            name: of the baseline, unique in the test module; by default the test's.
+            method, layers, target: as in :func:`~clipcam_lightning.cam.explain.explain`.
+            rule: what counts as an alarm; by default :class:`DriftRule`'s own.
+            tokenizer: strings to token ids; by default the model's or open_clip's own.
+            clip: dotted name of the CLIP inside the module; needed only if there are several.
+
+        Returns:
+            The comparison that passed; of a baseline that was just written, with itself.
+
+        Raises:
+            ModelError, TowerError: ``model`` holds no CLIP, several, or an unknown one.
+            ProbeError, ConfigError: the probes or settings do not fit the model.
+        """
+        from clipcam_lightning.cam.model import find_clip
+        from clipcam_lightning.drift import DriftRule
+        from clipcam_lightning.errors import ClipCamWarning, SnapshotError
+        from clipcam_lightning.monitor import Monitor
+        from clipcam_lightning.probes import ProbeSet
+
+        file = self._baseline(name)
+        writes = self._updates or not file.exists()
+        if writes and not self._may_create:
+            _fail(f"{file} does not exist, and --clipcam-ci forbids to write it. Run the test without, and commit it.")
+        chosen, found = ProbeSet.of(probes), find_clip(model, clip, tokenizer)
+        try:
+            monitor = Monitor(
+                chosen,
+                method=method,
+                layers=layers,
+                target=target,
+                rule=rule or DriftRule(),
+                baseline="start" if writes else file,
+            )
+            outcome = monitor.look(found, step=0, epoch=0)
+        except SnapshotError as error:
+            _fail(f"{file} cannot be compared with: {error}\n{self._how_to_accept()}")
+        assert monitor.last is not None
+        if outcome.note:
+            warnings.warn(f"{file}: {outcome.note}", ClipCamWarning, stacklevel=2)
+        if writes:
+            self._write(monitor.last, file)
+        elif monitor.last.report.alarmed:
+            self._fail_for(monitor.last, file)
+        return monitor.last.report
+
+    def _baseline(self, name: str | None) -> Path:
+        """The file of the next check: named after it, or after the test and how many unnamed ones came before."""
+        spec = getattr(self._node, "callspec", None)
+        if name is not None:
+            text = f"{name}[{spec.id}]" if spec else name
+        else:
+            self._unnamed += 1
+            test = self._node.nodeid.partition("::")[2] or self._node.name
+            text = test if self._unnamed == 1 else f"{test}-{self._unnamed}"
+        module = self._node.path
+        return module.parent / FOLDER / file_name(module.stem) / f"{file_name(text)}.safetensors"
+
+    def _write(self, look: "Look", file: Path) -> None:
+        look.baseline.save(file)
+        page = self._page(look, file)
+        self.written.append(f"wrote the baseline {file}\nLook at its maps in {page}, commit it and run again.")
+
+    def _fail_for(self, look: "Look", file: Path) -> NoReturn:
+        page = self._page(look, file)
+        _fail(f"{_in_words(look.report)}\nbaseline: {file}\npictures: {page}\n{self._how_to_accept()}")
+
+    def _page(self, look: "Look", file: Path) -> Path:
+        """The comparison for people."""
+        from clipcam_lightning.report import html_report
+
+        page = self._reports / f"{file.stem}.html"
+        page.write_text(html_report(look.baseline, look.snapshot, look.report), encoding="utf-8")
+        return page
+
+    def _how_to_accept(self) -> str:
+        return f'If the maps of now are right, accept them: pytest --clipcam-update "{self._node.nodeid}"'
+
+
+_REGRESSION = pytest.StashKey[CamRegression]()
+
+
+@pytest.fixture
+def cam_regression(request: pytest.FixtureRequest, tmp_path: Path) -> CamRegression:
+    """Check that a model still looks where it looked: ``cam_regression.check(model, probes)``."""
+    regression = CamRegression(request, tmp_path)
+    request.node.stash[_REGRESSION] = regression
+    return regression
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a test that wrote baselines, not before its end: one run writes those of all its checks."""
+    try:
+        result = yield
+    except BaseException:  # pytest's own outcomes are no Exceptions
+        for text in _written(item):
+            item.add_report_section("call", "clipcam", text)
+        raise
+    if _written(item):
+        _fail("\n".join(_written(item)))
+    return result
+
+
+def _written(item: pytest.Item) -> list[str]:
+    regression = item.stash.get(_REGRESSION, None)
+    return regression.written if regression else []
+
+
+def file_name(text: str) -> str:
+    """``text`` as the name of a file on any system, no folder in it; texts that differ get names that differ."""
+    slug = re.sub(r"[^a-z0-9_.-]+", "-", text.lower()).strip("-.")[:NAME_LENGTH]
+    if slug and slug == text:
+        return slug
+    return f"{slug}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}".lstrip("-")
+
+
+def _in_words(report: "DriftReport") -> str:
+    """The alarm, probe by probe."""
+    from clipcam_lightning.report import figures
+
+    alarms = report.alarms
+    lines = [f"attention drifted on {len(alarms)} of {len(report.probes)} probes (alarm: {report.rule})"]
+    for probe in alarms:
+        known = ", ".join(f"{name} {text}" for name, text in figures(probe).items())
+        lines.append(f"  {probe.name}: {probe.reason} ({known})")
+    return "\n".join(lines)
+
+
+def _fail(message: str) -> NoReturn:
+    pytest.fail(f"clipcam: {message}", pytrace=False)

@@ -1,0 +1,271 @@
+"""The fixture as projects use it, each time in a pytest of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipcam_lightning.pytest_plugin import FOLDER, NAME_LENGTH, file_name
+from clipcam_lightning.snapshot import Snapshot
+
+# By module, wherever this package is installed: its entry point may not be known yet, and must not load it twice.
+LOADED = ("-p", "no:clipcam", "-p", "clipcam_lightning.pytest_plugin", "-p", "no:cacheprovider")
+PROJECT = """
+import os
+import sys
+import numpy as np
+import pytest
+
+def tokens(texts):
+    import torch
+    words = [[len(word) % 14 for word in text.split()][:7] for text in texts]
+    return torch.tensor([[*row, 15, *[0] * (7 - len(row))] for row in words])  # the end has the highest id
+
+def built(seed):
+    import torch
+    from zoo.open_clip import vit
+    torch.manual_seed(seed)
+    return vit()
+
+@pytest.fixture
+def model():
+    return built(int(os.environ.get("SEED", 0)))
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 16, 32, 3), dtype=np.uint8)
+PROBES = [(PIXELS[0], "a cat"), (PIXELS[1], "a small dog"), (PIXELS[2], "an owl")]
+"""
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project whose tests can build the small models of these."""
+    here = Path(__file__).parent
+    known = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent), *([known] if known else [])]))
+    monkeypatch.delenv("SEED", raising=False)
+    return pytester
+
+
+def run(project: pytest.Pytester, *options: str) -> pytest.RunResult:
+    return project.runpytest_subprocess(*LOADED, *options)
+
+
+def baselines(project: pytest.Pytester) -> dict[str, bytes]:
+    found = {file: file.read_bytes() for file in project.path.rglob("*.safetensors")}
+    return {file.relative_to(project.path).as_posix(): content for file, content in found.items()}
+
+
+def linked(result: pytest.RunResult, word: str) -> Path:
+    """The file that the output names after ``word``."""
+    (path,) = set(re.findall(rf"{word} (/\S+?\.\w+)[,\s]", result.stdout.str()))
+    return Path(path)
+
+
+def test_a_baseline_is_written_kept_defended_and_written_anew(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.makepyfile(
+        test_looks=PROJECT
+        + """
+from clipcam_lightning import DriftRule
+def test_pets(cam_regression, model):
+    report = cam_regression.check(model, PROBES, rule=DriftRule(0.1), tokenizer=tokens)
+    assert [probe.name for probe in report.probes] == ["a-cat", "a-small-dog", "an-owl"]
+    assert report.drift < 1e-5
+"""
+    )
+
+    created = run(project)
+    created.assert_outcomes(failed=1)
+    (name,) = first = baselines(project)
+    assert name == f"{FOLDER}/test_looks/test_pets.safetensors"
+    assert linked(created, "wrote the baseline") == project.path / name
+    assert "<h1>" in linked(created, "Look at its maps in").read_text(encoding="utf-8")
+    stored = Snapshot.load(project.path / name)
+    assert stored.noise is not None
+    assert len(stored.pictures) == 3
+
+    run(project).assert_outcomes(passed=1)
+    assert baselines(project) == first
+
+    monkeypatch.setenv("SEED", "1")
+    drifted = run(project)
+    drifted.assert_outcomes(failed=1)
+    drifted.stdout.re_match_lines(
+        [
+            r".*attention drifted on \d of 3 probes \(alarm: drift above 0.1.*",
+            r"  [a-z-]+: its map moved further than 0.1 \(Drift \d\.\d\d, Drift / noise [\d.]+, .*Similarity .*\)",
+            r"baseline: .*test_pets\.safetensors",
+            r"pictures: .*test_pets\.html",
+            r'.*accept them: pytest --clipcam-update "test_looks.py::test_pets"',
+        ]
+    )
+    page = linked(drifted, "pictures:").read_text(encoding="utf-8")
+    assert "✗ Drifted" in page
+    assert "Input of " in page
+    assert baselines(project) == first
+
+    updated = run(project, "--clipcam-update")
+    updated.assert_outcomes(failed=1)
+    assert linked(updated, "wrote the baseline") == project.path / name
+    assert baselines(project).keys() == first.keys()
+    assert baselines(project) != first
+
+    run(project, "--clipcam-ci").assert_outcomes(passed=1)
+
+
+def test_in_ci_nothing_is_written(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        PROJECT + "def test_pets(cam_regression, model): cam_regression.check(model, PROBES, tokenizer=tokens)"
+    )
+    result = run(project, "--clipcam-ci")
+    result.assert_outcomes(failed=1)
+    result.stdout.re_match_lines([r".*test_pets\.safetensors does not exist, and --clipcam-ci forbids to write it.*"])
+    assert not (project.path / FOLDER).exists()
+
+
+def test_update_and_ci_contradict_each_other(project: pytest.Pytester) -> None:
+    result = run(project, "--clipcam-update", "--clipcam-ci")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--clipcam-update writes baselines and --clipcam-ci forbids it*"])
+
+
+def test_a_baseline_that_cannot_be_compared_with_is_told_apart_from_drift(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.makepyfile(
+        PROJECT
+        + """
+changed = "CHANGED" in os.environ
+def test_method(cam_regression, model):
+    cam_regression.check(model, PROBES, tokenizer=tokens, method="hirescam" if changed else "gradcam")
+def test_layers(cam_regression, model):
+    cam_regression.check(model, PROBES, tokenizer=tokens, method="gradcam", layers=-2 if changed else -1)
+def test_probes(cam_regression, model):
+    cam_regression.check(model, PROBES[changed:], tokenizer=tokens)
+def test_file(cam_regression, model):
+    cam_regression.check(model, PROBES, tokenizer=tokens)
+"""
+    )
+    run(project).assert_outcomes(failed=4)
+    next(project.path.rglob("test_file.safetensors")).write_bytes(b"not a snapshot")
+    before = baselines(project)
+    monkeypatch.setenv("CHANGED", "1")
+
+    result = run(project)
+
+    result.assert_outcomes(failed=4)
+    for test, reason in {
+        "test_method": "the baseline was made with another CAM method",
+        "test_layers": "the baseline was made with other layers",
+        "test_probes": "the baseline was made with other probes",
+        "test_file": "cannot be read as a snapshot",
+    }.items():
+        result.stdout.re_match_lines([rf".*{test}\.safetensors cannot be compared with: .*{reason}.*"])
+    result.stdout.no_fnmatch_line("*attention drifted*")
+    assert baselines(project) == before
+
+
+def test_every_check_has_a_file_of_its_own_in_the_folder(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_names=PROJECT
+        + """
+def check(cam_regression, seed, name=None):
+    cam_regression.check(built(seed), PROBES[:1], name, method="eigencam", tokenizer=tokens)
+def test_two(cam_regression):
+    check(cam_regression, 0)
+    check(cam_regression, 1)
+def test_named(cam_regression):
+    check(cam_regression, 2, "before")
+    check(cam_regression, 3, "after")
+@pytest.mark.parametrize("seed, odd", enumerate(["a/b", "a-b", "A-B", "../../x", "a::b", "x" * 300]))
+def test_many(cam_regression, seed, odd):
+    check(cam_regression, seed)
+    check(cam_regression, seed, "shared")
+class TestOne:
+    def test_same(self, cam_regression): check(cam_regression, 4)
+class TestOther:
+    def test_same(self, cam_regression): check(cam_regression, 5)
+def test_outside(cam_regression):
+    check(cam_regression, 6, "../../../outside")
+    check(cam_regression, 7, "/outside")
+    check(cam_regression, 8, "..")
+"""
+    )
+
+    run(project).assert_outcomes(failed=11)
+
+    folder = project.path / FOLDER / "test_names"
+    written = [project.path / name for name in baselines(project)]
+    assert len(written) == 2 + 2 + 6 * 2 + 2 + 3
+    assert {file.parent for file in written} == {folder}
+    assert {"test_two", "test_two-2", "before", "after"} <= {file.stem for file in written}
+    run(project).assert_outcomes(passed=11)
+    assert len(baselines(project)) == len(written)
+
+
+def test_what_else_a_test_finds_wrong_does_not_hide_that_a_baseline_was_written(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        PROJECT
+        + """
+def test_pets(cam_regression, model):
+    cam_regression.check(model, PROBES, tokenizer=tokens)
+    assert not "another thing"
+"""
+    )
+    result = run(project)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*assert not 'another thing'*", "*wrote the baseline*test_pets.safetensors"])
+
+
+def test_a_baseline_that_says_nothing_is_no_silent_pass(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        PROJECT
+        + """
+def nothing(capture):
+    return 0 * capture.gradients.sum(2)
+def test_pets(cam_regression, model):
+    cam_regression.check(model, PROBES, method=nothing, tokenizer=tokens)
+"""
+    )
+    run(project)
+    result = run(project)
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*3 of 3 probes have no usable baseline, their drift is unknown*"])
+
+
+def test_the_plugin_costs_a_session_that_does_not_use_it_nothing(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # others of this environment do import numpy
+    project.makepyfile(
+        """
+def test_imports():
+    import sys
+    assert "clipcam_lightning.pytest_plugin" in sys.modules
+    assert not {"torch", "lightning", "open_clip", "numpy", "PIL", "jinja2"} & set(sys.modules)
+"""
+    )
+    run(project).assert_outcomes(passed=1)
+    program = "import sys, clipcam_lightning.pytest_plugin; print({'torch', 'lightning', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+TEXTS = (
+    "", ".", "..", "../x", "/x", "a/b", "a\\b", "a-b", "A-B", "a b", "a", "A", " a", "a.", "-a", "日本",
+    "x" * 300, "x" * 301, "c:x", "a\0b", "\ud800", "test_x[1]", "test_x[1-]",
+)  # fmt: skip
+
+
+def test_names_of_files_are_safe_and_never_the_same() -> None:
+    names = [file_name(text) for text in TEXTS]
+    assert len({name.lower() for name in names}) == len(TEXTS)
+    for name in names:
+        assert re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", name), name
+        assert len(name) <= NAME_LENGTH + 9
+        assert Path(name).name == name
+    assert file_name("test_pets") == "test_pets"
