@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test benchmarks clean
 
 demo: .venv/.installed
-	$(BIN)/python examples/watch_finetuning.py
+	$(BIN)/clipcam demo
 
 test: .venv/.installed-test
 	$(BIN)/ruff format --check .
@@ -16,6 +16,7 @@ test: .venv/.installed-test
 benchmarks: .venv/.installed-test
 	$(BIN)/python benchmarks/localisation.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/drift_detection.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

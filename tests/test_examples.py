@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import open_clip
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -34,3 +36,18 @@ def test_methods_of_one_s_own_are_drawn_on_the_grid_of_the_model(tmp_path: Path)
     assert drawn.keys() == {"sensitivity", "last_attention"}
     assert all("█" in picture for picture in drawn.values())
     assert drawn["sensitivity"] != drawn["last_attention"]
+
+
+def test_a_training_stops_on_drift_and_keeps_the_weights_that_looked_best(
+    shapes_vit: open_clip.CLIP, tmp_path: Path
+) -> None:
+    output = output_of("stop_and_keep_best.py", tmp_path)
+
+    ((stopped, drift),) = re.findall(r"^stopped in epoch (\d+): mean drift ([\d.]+)$", output, flags=re.M)
+    ((kept, energy),) = re.findall(
+        r"^kept \S+epoch=(\d+)-step=\d+\.ckpt: energy on the objects ([\d.]+)$", output, flags=re.M
+    )
+    assert 0 < int(stopped) < 7
+    assert float(drift) > 0.15
+    assert int(kept) <= int(stopped)
+    assert float(energy) > 0.5

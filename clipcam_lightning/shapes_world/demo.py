@@ -2,10 +2,9 @@
 
 The pictures are hazy and show one coloured shape each; a stamp in the corner gives the caption away. Accuracy on
 such pictures rises to the top, and nothing in the loss curve says that the model now reads the stamp. The maps do.
-
-Run it:      python examples/watch_finetuning.py
-Then look:   tensorboard --logdir clipcam_demo
 """
+
+from pathlib import Path
 
 import lightning.pytorch as pl
 import open_clip
@@ -14,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
 
 from clipcam_lightning import ClipCamCallback, Probe, ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer, model_input
@@ -31,51 +31,61 @@ class FineTunedClip(pl.LightningModule):
         self.tokenizer = WordTokenizer()
         self.learning_rate = learning_rate
 
+    @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         logits, captions = self.logits(batch[0]), batch[1]
         loss = F.cross_entropy(logits, captions)
         self.log("train/loss", loss)
         return loss
 
+    @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         right = self.logits(batch[0]).argmax(1) == batch[1]
         self.log("val/accuracy", right.float().mean(), prog_bar=True)
 
     def logits(self, images: Tensor) -> Tensor:
+        """Scaled similarity of each image to each caption of the world."""
         texts = self.model.encode_text(self.tokenizer(CAPTIONS).to(self.device), normalize=True)
-        return self.model.logit_scale.exp() * self.model.encode_image(images, normalize=True) @ texts.T
+        logits: Tensor = self.model.logit_scale.exp() * self.model.encode_image(images, normalize=True) @ texts.T
+        return logits
 
+    @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.model.parameters(), self.learning_rate, weight_decay=0.02)
 
 
 def stamped_scenes(count: int, seed: int, haze: tuple[float, float] = (0.6, 1.0)) -> Scenes:
+    """Hazy pictures of one object, which a stamp in the corner gives away."""
     return with_stamps(with_haze(draw_scenes(count, seed=seed, corner_free=True), *haze, seed=seed))
 
 
 def loader(scenes: Scenes, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches of images and of which caption is each one's own."""
     images = model_input(torch.from_numpy(scenes.images), 64)
     return DataLoader(TensorDataset(images, torch.from_numpy(scenes.objects[:, 0])), batch_size=64, shuffle=shuffle)
 
 
-def main() -> None:
-    pl.seed_everything(0)
-    model = pretrained_clip("vit").train()
-
-    # What to watch: a few pictures, what each is asked about, and (optional) where the object is.
+def watched_probes() -> ProbeSet:
+    """What to watch: a few pictures, what each is asked about, and (optional) where the object is."""
     watched = stamped_scenes(8, seed=7, haze=(0.4, 0.5))
-    probes = ProbeSet(
+    return ProbeSet(
         Probe(image, caption, mask=mask[0])
         for image, caption, mask in zip(watched.images, watched.captions, watched.masks, strict=True)
     )
-    # Two layers: a ViT gathers what it needs from its patches in more than one block.
-    watcher = ClipCamCallback(probes, method="hirescam", layers=(-2, -1), max_drift=0.3)
+
+
+def main(folder: Path) -> None:
+    """Fine-tune under a watch that logs to ``folder``, and print what it saw."""
+    pl.seed_everything(0)
+    model = pretrained_clip("vit").train()
+
+    watcher = ClipCamCallback(watched_probes(), max_drift=0.3)
 
     trainer = pl.Trainer(
         max_epochs=4,
         accelerator="cpu",
         callbacks=[watcher],
-        logger=TensorBoardLogger("clipcam_demo", name="stamped"),
+        logger=TensorBoardLogger(folder, name="stamped"),
         log_every_n_steps=10,
         enable_checkpointing=False,
     )
@@ -84,8 +94,4 @@ def main() -> None:
         loader(stamped_scenes(2560, seed=1), shuffle=True),
         loader(stamped_scenes(320, seed=2)),
     )
-    print_summary(watcher, model, log_dir=trainer.log_dir)
-
-
-if __name__ == "__main__":
-    main()
+    print_summary(watcher, model, log_dir=str(trainer.log_dir))

@@ -1,0 +1,223 @@
+"""What can be typed. Nothing heavy is imported here: help and mistakes are answered at once."""
+
+import re
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from clipcam_lightning.errors import ConfigError
+
+DESCRIPTION = """\
+See where a CLIP looks, and be told when that changes.
+
+Exit code: 0 passed, 1 attention drifted, 2 the input cannot be used, 130 interrupted.
+"""
+
+EXPLAIN = """\
+Map which regions of each image raise its similarity to each prompt, as one picture for each pair.
+
+example:
+  clipcam explain cat.jpg dog.jpg --prompt "a cat" --prompt "a dog" \\
+      --model ViT-B-32 --pretrained laion2b_s34b_b79k --out maps
+"""
+
+SNAPSHOT = """\
+Write the maps of a probe set, for clipcam compare or as a baseline of clipcam check and of the callback.
+
+example:
+  clipcam snapshot --probes probes/ --out before.safetensors \\
+      --checkpoint last.ckpt --config lightning_logs/version_0/config.yaml
+"""
+
+COMPARE = """\
+Measure how far each map of a snapshot moved from that of a baseline. Needs no model.
+
+example:
+  clipcam compare before.safetensors after.safetensors --html drift.html
+"""
+
+CHECK = """\
+Map a probe set and compare with a baseline: fails (exit code 1) if attention drifted.
+
+example:
+  clipcam check --probes probes/ --baseline baseline.safetensors \\
+      --checkpoint last.ckpt --class-path my_project.model.LitClip --init-args '{learning_rate: 1e-5}'
+"""
+
+DEMO = """\
+Fine-tune a small CLIP on pictures with a stamp that gives the answer away, and watch its attention go there.
+Needs no data and no network; takes minutes on two CPU cores.
+
+example:
+  clipcam demo --out clipcam_demo
+"""
+
+# How the parser calls what has no option, and how help does.
+POSITIONAL = {"explain.images": "IMAGE", "compare.baseline": "A", "compare.snapshot": "B"}
+
+
+class UsageError(ConfigError):
+    """The command line cannot be understood."""
+
+
+def parsed(arguments: Sequence[str] | None) -> tuple[str, Namespace]:
+    """The command and its options.
+
+    Raises:
+        UsageError: with what is wrong.
+        SystemExit: after help was asked for and printed.
+    """
+    try:
+        options = _parser().parse_args(None if arguments is None else list(arguments))
+    except ArgumentError as error:
+        raise UsageError(_in_the_words_of_the_shell(str(error))) from error
+    return options.command, options[options.command]
+
+
+def _parser() -> ArgumentParser:
+    parser = _new("clipcam", DESCRIPTION)
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND", title="commands", description=None)
+    for name, describe, description in (
+        ("explain", _explain, EXPLAIN),
+        ("snapshot", _snapshot, SNAPSHOT),
+        ("compare", _compare, COMPARE),
+        ("check", _check, CHECK),
+        ("demo", _demo, DEMO),
+    ):
+        command = _new(f"clipcam {name}", description)
+        describe(command)
+        commands.add_subcommand(name, command, help=description.partition("\n")[0])
+        command.prog = f"clipcam {name}"  # without the "[options]" that jsonargparse puts between
+    return parser
+
+
+def _new(name: str, description: str) -> ArgumentParser:
+    return ArgumentParser(
+        prog=name, description=description, formatter_class=RawDescriptionHelpFormatter, exit_on_error=False
+    )
+
+
+def _explain(command: ArgumentParser) -> None:
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="picture file")
+    command.add_argument(
+        "--prompt", action="append", required=True, metavar="TEXT", help="what to look for; repeatable"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    command.add_argument(
+        "--target",
+        choices=("similarity", "contrast", "logsoftmax"),
+        default="similarity",
+        help="the similarity itself, or what sets a prompt apart from the others (default: %(default)s)",
+    )
+    _add_map_options(command, method="auto")
+    _add_model_options(command)
+
+
+def _snapshot(command: ArgumentParser) -> None:
+    _add_probes(command)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="snapshot to write")
+    _add_map_options(command, method="auto")
+    _add_model_options(command)
+
+
+def _compare(command: ArgumentParser) -> None:
+    command.add_argument("baseline", type=Path, metavar="A", help="snapshot to compare with")
+    command.add_argument("snapshot", type=Path, metavar="B", help="later snapshot of the same probes")
+    _add_report_options(command)
+
+
+def _check(command: ArgumentParser) -> None:
+    _add_probes(command)
+    command.add_argument("--baseline", type=Path, required=True, metavar="FILE", help="snapshot to compare with")
+    command.add_argument(
+        "--update-baseline", action="store_true", help="write the baseline anew instead of comparing with it"
+    )
+    _add_report_options(command)
+    _add_map_options(command, method=None)
+    _add_model_options(command)
+
+
+def _demo(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("clipcam_demo"),
+        metavar="DIR",
+        help="folder for its logs (default: %(default)s)",
+    )
+
+
+def _add_probes(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--probes",
+        type=Path,
+        required=True,
+        metavar="DIR_OR_FILE",
+        help="folder with images and a probes.csv (image,prompt[,name,mask,box]), or a saved probe set",
+    )
+
+
+def _add_report_options(command: ArgumentParser) -> None:
+    group = command.add_argument_group("report")
+    group.add_argument(
+        "--max-drift",
+        type=float,
+        metavar="X",
+        help="fail if one map drifts further: 0 the same, 1 unrelated, 2 inverted (default: fail if a part of the maps "
+        "move well beyond their noise or leave their objects)",
+    )
+    group.add_argument("--json", type=Path, metavar="FILE", help="write all figures for machines")
+    group.add_argument("--html", type=Path, metavar="FILE", help="write a page with the maps for people")
+
+
+def _add_map_options(command: ArgumentParser, method: str | None) -> None:
+    """How maps are made; by default, with ``method`` None, as those of the baseline were."""
+    layers = "the choice of the method" if method else "as in the baseline"
+    group = command.add_argument_group("maps")
+    group.add_argument(
+        "--method", default=method, metavar="NAME", help=f"CAM method (default: {method or 'as in the baseline'})"
+    )
+    group.add_argument(
+        "--layers",
+        type=int | str,
+        nargs="+",
+        metavar="LAYER",
+        help=f"names, or indices such as -2 -1, of the layers to map (default: {layers})",
+    )
+
+
+def _add_model_options(command: ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "model", "--model with --pretrained or --checkpoint; or --checkpoint with --class-path or --config"
+    )
+    group.add_argument("--model", metavar="NAME", help="architecture of open_clip, such as ViT-B-32")
+    group.add_argument("--pretrained", metavar="TAG", help="published weights of open_clip, such as openai")
+    group.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="weights: of Lightning, open_clip, a state dict or safetensors"
+    )
+    group.add_argument("--class-path", metavar="NAME", help="LightningModule, such as my_project.model.LitClip")
+    group.add_argument("--init-args", type=dict[str, Any], metavar="YAML", help="its arguments, as YAML or JSON")
+    group.add_argument("--config", type=Path, metavar="FILE", help="config.yaml that LightningCLI wrote")
+    group.add_argument(
+        "--clip", metavar="NAME", help="dotted name of the CLIP inside; needed only if there are several"
+    )
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per pass; bounds memory")
+
+
+def _in_the_words_of_the_shell(message: str) -> str:
+    """A parser's message on one line, with options as they are typed."""
+    message = " ".join(message.split())
+    message = re.sub(r'Parser key "(\w+)":', lambda key: f"{_as_typed(key[1])}:", message)
+    if "arguments are required" in message:
+        message = re.sub(r"\w+\.\w+", lambda key: _as_typed(key[0]), message)
+    for kind, name in (("int", "whole number"), ("float", "number"), ("dict", "mapping")):
+        message = message.replace(f"<class '{kind}'>", name)
+    return message
+
+
+def _as_typed(key: str) -> str:
+    return POSITIONAL.get(key) or f"--{key.rpartition('.')[2].replace('_', '-')}"

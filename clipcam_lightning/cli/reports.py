@@ -1,0 +1,78 @@
+"""What came out, for people and for machines."""
+
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from clipcam_lightning.cli.outputs import writing
+from clipcam_lightning.cli.terminal import Output, plain
+from clipcam_lightning.drift import DriftReport, ProbeDrift
+from clipcam_lightning.report import figures, html_report, report_as_json
+from clipcam_lightning.snapshot import Snapshot
+from clipcam_lightning.tensorfile import write_atomically
+
+PASSED, DRIFTED = 0, 1
+ROWS = 40  # probes of a table; more would push the verdict's neighbours off the screen
+FIGURES = ("Drift", "Drift / noise", "Similarity", "Energy on object")
+
+
+def save_snapshot(snapshot: Snapshot, file: Path) -> None:
+    """Write a snapshot, and say so."""
+    with writing(file):
+        snapshot.save(file)
+    info, count = snapshot.info, len(snapshot.names)
+    probes = "1 probe" if count == 1 else f"{count} probes"
+    Output().print(
+        f"wrote {plain(str(file))}: {probes}, {info.method} at {', '.join(info.layers)}, step {info.step}",
+        soft_wrap=True,
+    )
+
+
+def report_on(
+    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: Path | None, html: Path | None
+) -> int:
+    """Write the reports that were asked for, print the table and the verdict; 1 if attention drifted."""
+    output = Output()
+    output.print(_table(report))
+    output.print(plain(str(report)), style="bold red" if report.alarmed else "bold green", soft_wrap=True)
+    write_reports(baseline, snapshot, report, json_file=json_file, html=html)
+    return DRIFTED if report.alarmed else PASSED
+
+
+def write_reports(
+    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: Path | None, html: Path | None
+) -> None:
+    """Write a comparison to the files that were asked for."""
+    if json_file is not None:
+        _write(json_file, json.dumps(report_as_json(report), indent=2, allow_nan=False))
+    if html is not None:
+        _write(html, html_report(baseline, snapshot, report))
+
+
+def _write(file: Path, text: str) -> None:
+    with writing(file):
+        write_atomically(file, text.encode())
+    Output().print(f"wrote {plain(str(file))}", soft_wrap=True)
+
+
+def _table(report: DriftReport) -> Table:
+    """The probes, those that break the rule before the others, the furthest first."""
+    order = sorted(report.probes, key=lambda probe: (not probe.alarm, probe.blind, -probe.drift))
+    known = [figures(probe) for probe in order[:ROWS]]
+    columns = [name for name in FIGURES if any(name in row for row in known)]
+    more = len(order) - len(known)
+    table = Table(caption=f"and {more} more, which moved less" if more else None)
+    table.add_column("Probe", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Alarm", overflow="fold")
+    for probe, row in zip(order, known, strict=False):
+        cells = [row.get(name, "") for name in columns]
+        table.add_row(plain(probe.name), *cells, _remark(probe), style="red" if probe.alarm else None)
+    return table
+
+
+def _remark(probe: ProbeDrift) -> str:
+    """Why a probe is an alarm, or why it cannot be one."""
+    return plain(probe.reason) or (f"no usable baseline: {probe.degenerate}" if probe.blind else "")

@@ -1,0 +1,44 @@
+"""Stop when attention drifts too far, and keep the weights that looked at their objects most.
+
+The training is the demo's: hazy pictures with a stamp that gives the caption away. ``EarlyStopping`` and
+``ModelCheckpoint`` read the callback's figures like any other metric, in the epoch in which they were measured.
+
+Run it:  python examples/stop_and_keep_best.py
+"""
+
+import tempfile
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from clipcam_lightning import ClipCamCallback
+from clipcam_lightning.shapes_world.demo import FineTunedClip, loader, stamped_scenes, watched_probes
+from clipcam_lightning.shapes_world.pretraining import pretrained_clip
+
+
+def main(folder: str) -> None:
+    pl.seed_everything(0)
+    best = ModelCheckpoint(monitor="clipcam/energy_inside_mask", mode="max")
+    # A little drift is healthy, so what stops is not that it rises but how far: mean drift above 0.15.
+    limit = EarlyStopping(monitor="clipcam/drift", patience=100, divergence_threshold=0.15)
+    trainer = pl.Trainer(
+        max_epochs=8,
+        accelerator="cpu",
+        callbacks=[ClipCamCallback(watched_probes(), on_drift="log"), limit, best],
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(
+        FineTunedClip(pretrained_clip("vit").train()),
+        loader(stamped_scenes(1280, seed=1), shuffle=True),
+        loader(stamped_scenes(64, seed=2)),
+    )
+    print(f"stopped in epoch {limit.stopped_epoch}: mean drift {float(trainer.callback_metrics['clipcam/drift']):.2f}")
+    print(f"kept {best.best_model_path}: energy on the objects {float(best.best_model_score or 0):.2f}")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as logs:
+        main(logs)

@@ -1,0 +1,90 @@
+"""The shell as a process, and a small project for it to work on."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import torch
+from PIL import Image
+
+from clipcam_lightning.shapes_world.models import build_clip
+from clipcam_lightning.shapes_world.scenes import draw_scenes
+
+EYES = '''
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
+
+
+class Eyes(torch.nn.Module):
+    """A CLIP inside a module, under a name of its own."""
+
+    def __init__(self, tower: str = "vit", untyped=None):
+        super().__init__()
+        self.clip = build_clip(tower)
+        self.tokenizer = WordTokenizer()
+
+
+class SleepyEyes(Eyes):
+    """Falls asleep at the first picture, and says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.clip.visual.conv1.register_forward_pre_hook(self.sleep)
+
+    def sleep(self, *_):
+        Path("asleep").touch()
+        time.sleep(300)
+
+
+class BrokenEyes(Eyes):
+    def __init__(self):
+        raise KeyError("lens")
+'''
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other on a busy machine take minutes
+OPTIONS = ("--class-path", "eyes.Eyes", "--checkpoint")
+
+
+def make_project(folder: Path, clip: open_clip.CLIP) -> Path:
+    """A module, two checkpoints (``before.pt`` of ``clip``, ``after.pt`` of an untrained one), and probes."""
+    (folder / "eyes.py").write_text(EYES)
+    for name, model in (("before", clip), ("after", build_clip())):
+        weights = {f"clip.{key}": value for key, value in model.state_dict().items()}
+        torch.save({"state_dict": weights, "global_step": 7 if name == "before" else 70}, folder / f"{name}.pt")
+    (folder / "probes").mkdir()
+    scenes, rows = draw_scenes(2, seed=5), ["image,prompt,mask"]
+    for i, caption in enumerate(scenes.captions):
+        Image.fromarray(scenes.images[i]).save(folder / "probes" / f"{i}.png")
+        Image.fromarray(scenes.masks[i, 0]).save(folder / "probes" / f"mask-{i}.png")
+        rows.append(f"{i}.png,{caption},mask-{i}.png")
+    (folder / "probes" / "probes.csv").write_text("\n".join(rows))
+    return folder
+
+
+def clipcam(
+    folder: Path, *arguments: object, prepare: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m clipcam_lightning`` in ``folder``; ``prepare`` is called in the process before it starts."""
+    return subprocess.run(
+        [sys.executable, "-m", "clipcam_lightning", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        preexec_fn=prepare,
+        env=ENVIRONMENT,
+    )
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
+    """Every file with its content, compiled modules left out."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(folder): path.read_bytes() for path in files}
