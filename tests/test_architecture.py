@@ -16,13 +16,15 @@ LAYERS = [
     {"cam", "tensorfile"},
     {"metrics", "probe", "probe_folder", "probe_batch"},
     {"probes", "prompts"},
-    {"snapshot", "confusion"},
+    {"snapshot", "confusion", "noise"},
     {"drift"},
     {"render"},
-    {"monitor"},
+    {"monitor", "report"},
     {"sinks", "fit_checks"},
-    {"callback"},
+    {"callback", "checkpoints", "pytest_plugin"},
     {"shapes_world"},
+    {"cli"},
+    {"__main__"},
     {"__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
