@@ -141,14 +141,17 @@ def delay(each: Run, name: str, threshold: float) -> float:
     return alarms[0] - each.used if alarms else math.inf
 
 
-def print_table(console: Console, verdicts: dict[str, Verdict], runs: Sequence[Run]) -> None:
+def finite(figures: dict[str, float]) -> dict[str, float | None]:
+    """Without the infinities that JSON does not know."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def print_table(console: Console, towers: str, verdicts: dict[str, Verdict], runs: Sequence[Run]) -> None:
     """One row a detector."""
     used = sum(each.used is not None for each in runs)
     planted = sum(each.finetune.planted for each in runs)
-    table = Table(
-        title=f"{len(runs) - planted} harmless runs, {planted} with a shortcut, used in {used}; {EPOCHS} looks each",
-        box=MARKDOWN,
-    )
+    title = f"{towers}: {len(runs) - planted} harmless runs, {planted} with a shortcut (used in {used}), {EPOCHS} looks"
+    table = Table(title=title, box=MARKDOWN)
     table.add_column("detector")
     for column in ("threshold", "AUC", "AUC, used", "detected", "delay", "worst", "false alarms in 100 looks"):
         table.add_column(column, justify="right")
@@ -172,14 +175,21 @@ def report(folder: Path, quick: bool) -> None:
     choice = [*list(harmless(CHOICE_SEED))[step], *list(shortcuts(CHOICE_SEED))[step]]
     chosen_on = all_runs(choice, folder / "chosen on")
     reported = chosen_on if quick else all_runs([*harmless(REPORT_SEED), *shortcuts(REPORT_SEED)], folder / "reported")
-    verdicts = {name: verdict(name, threshold_of(name, chosen_on), reported) for name in DETECTORS}
-    print_table(Console(width=140, highlight=False), verdicts, reported)
+    thresholds = {name: threshold_of(name, chosen_on) for name in DETECTORS}
+    verdicts, console = {}, Console(width=140, highlight=False)
+    for towers in (("vit", "resnet"), ("vit",), ("resnet",)):
+        own = [each for each in reported if each.finetune.tower in towers]
+        if not own:  # in a quick run
+            continue
+        found = {name: verdict(name, thresholds[name], own) for name in DETECTORS}
+        print_table(console, " and ".join(towers), found, own)
+        verdicts[" and ".join(towers)] = {name: finite(asdict(each)) for name, each in found.items()}
     if quick:
         return
     content = {
         "versions": {package: version(package) for package in PACKAGES},
         "seeds": {"chosen on": CHOICE_SEED, "reported": REPORT_SEED},
-        "verdicts": {name: asdict(found) for name, found in verdicts.items()},
+        "verdicts": verdicts,
         "runs": [asdict(each) for each in reported],
     }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
