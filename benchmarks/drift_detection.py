@@ -3,8 +3,8 @@
 Small CLIPs of the shapes world are fine-tuned: harmlessly (clean and hazy data, new textures, three learning rates,
 parts frozen, marks that mean nothing), and with a stamp in the pictures that gives the caption away. Each run watches
 16 probes from its own kind of data. Our default rule is held against plain thresholds on the mean correlation, IoU and
-SSIM; these are set where they ring in at most 1 of 100 harmless looks of the runs that the rule was chosen on, which
-have other seeds than the runs that are reported.
+SSIM; these are set where they ring in at most 1 of 100 harmless looks of the runs that the rule was set on by hand,
+which have other seeds than the runs that are reported.
 
 Which epoch first uses the shortcut is not read off any map: the stamp is covered, then the object, and the shortcut
 counts as used once the margin of the true caption loses half as much by the first as by the second.

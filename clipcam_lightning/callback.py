@@ -54,7 +54,7 @@ class ClipCamCallback(Callback):
         clip: dotted name of the CLIP inside the module; needed only if there are several.
         tokenizer: strings to token ids; by default the module's or open_clip's own.
         towers: image towers of your own, tried before the package's.
-        dirpath: for snapshots and the contact sheet; by default ``clipcam`` in the trainer's log directory.
+        dirpath: for snapshots, history and the contact sheet; by default ``clipcam`` in the trainer's log directory.
         name: tells several of these callbacks in one trainer apart; part of every tag and of the default directory.
         batch_size: images per pass in a look; bounds memory.
         on_error: what a failed look does: ``"warn"`` once and let the training go on, or ``"raise"``.
@@ -200,7 +200,7 @@ class ClipCamCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         every = self.every_n_train_steps
-        if every and self._looks and trainer.global_step // every != self._looked_at // every:
+        if not self._off and every and self._looks and trainer.global_step // every != self._looked_at // every:
             self._look(trainer, pl_module)
 
     @override
@@ -227,7 +227,7 @@ class ClipCamCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._clip = None
         if self._monitor is not None:
-            self._monitor.sinks = []  # the logger's writer may be closed now
+            self._monitor.release()
 
     def _look_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look if one is due, and log the figures in any case: a monitor must find them in every epoch."""

@@ -11,7 +11,7 @@ from clipcam_lightning import metrics
 from clipcam_lightning.errors import ConfigError, IncomparableError
 from clipcam_lightning.snapshot import Snapshot
 
-# The default rule, chosen by benchmarks/drift_detection.py on runs of other seeds than it reports.
+# The default rule, set by hand on runs of benchmarks/drift_detection.py of other seeds than it reports.
 MOVED, FLOORS, LOST, SHARE = 0.35, 1.5, 0.3, 2 / 3
 LEAST_NOISE = 0.01  # a noise floor below this is taken for this
 TINY = 1e-9
@@ -171,7 +171,8 @@ class DriftReport:
     def __str__(self) -> str:
         alarms = self.alarms
         if not self.alarmed:
-            return f"no alarm at step {self.step}; mean drift {self.drift:.2f}, rule: {self.rule}"
+            some = f"; {len(alarms)} of {len(self.probes)} probes break the rule, too few" if alarms else ""
+            return f"no alarm at step {self.step}; mean drift {self.drift:.2f}{some}; rule: {self.rule}"
         named = "; ".join(_described(probe) for probe in alarms[:5]) + ("; ..." if len(alarms) > 5 else "")
         return (
             f"attention drifted on {len(alarms)} of {len(self.probes)} probes at step {self.step} "

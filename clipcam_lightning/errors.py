@@ -42,7 +42,7 @@ class IncomparableError(SnapshotError):
 
 
 class DriftAlarm(ClipCamError, RuntimeError):  # noqa: N818 - an alarm, as the design calls it
-    """At least one probe drifted further than the rule allows."""
+    """Attention drifted further than the rule allows."""
 
 
 class ClipCamWarning(UserWarning):

@@ -14,7 +14,7 @@ from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.drift import DriftReport, DriftRule, compare
-from clipcam_lightning.errors import IncomparableError
+from clipcam_lightning.errors import IncomparableError, in_words
 from clipcam_lightning.noise import as_jpeg, noise_floor
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import PreparedProbes, ProbeSet
@@ -54,8 +54,9 @@ class Outcome:
 
     Attributes:
         metrics: as in :class:`Look`.
-        alarm: the report in words if a probe broke the rule, else empty.
-        note: which probes cannot be judged because their baseline says nothing, or why there is a new baseline.
+        alarm: the report in words if the look is an alarm, else empty.
+        note: which probes cannot be judged because their baseline says nothing, why there is a new baseline, or why
+            noise is unknown.
         problems: sinks that failed.
     """
 
@@ -143,17 +144,18 @@ class Monitor:
             texts = prepared.embedded(clip)
         explanation = explain(clip, prepared.images, texts, **self._settings)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
-        if self.baseline is None:
-            snapshot = self._as_baseline(snapshot, clip)
-        baseline = self.baseline or snapshot
         note = ""
+        if self.baseline is None:
+            snapshot, note = self._as_baseline(snapshot, clip)
+        baseline = self.baseline or snapshot
         try:
             report = compare(baseline, snapshot, self.rule)
         except IncomparableError as error:  # a resumed run may use another method, target or layer than before
             if self._from_file:
                 raise
-            note = f"{error} This look is the new baseline. "
-            baseline = self.baseline = snapshot = self._as_baseline(snapshot, clip)
+            snapshot, note = self._as_baseline(snapshot, clip)
+            note = f"{error} This look is the new baseline. {note}"
+            baseline = self.baseline = snapshot
             report = compare(snapshot, snapshot, self.rule)
         if self.baseline is None:
             self.baseline = snapshot
@@ -182,12 +184,21 @@ class Monitor:
             look.metrics, str(report) if report.alarmed else "", (note + _unmeasured(report)).strip(), problems
         )
 
-    def _as_baseline(self, snapshot: Snapshot, clip: ClipModel) -> Snapshot:
-        """With what later looks and reports need of a baseline: the noise floor and the pictures."""
-        prepared = self.prepare(clip)
-        noise = noise_floor(clip, prepared, snapshot.maps, **self._settings)
+    def _as_baseline(self, snapshot: Snapshot, clip: ClipModel) -> tuple[Snapshot, str]:
+        """With what later looks and reports need of a baseline, the noise floor and the pictures; and what to note."""
+        prepared, note = self.prepare(clip), ""
         pixels = clip.preprocessing.pixels(prepared.images)
-        return replace(snapshot, noise=noise, pictures=tuple(as_jpeg(each) for each in pixels))
+        snapshot = replace(snapshot, pictures=tuple(as_jpeg(each) for each in pixels))
+        try:
+            snapshot = replace(snapshot, noise=noise_floor(clip, prepared, snapshot.maps, **self._settings))
+        except Exception as error:  # another wording may be too long for a tokenizer; drift is known all the same
+            note = f"the noise of the probes could not be measured and is taken for none: {in_words(error)} "
+        return snapshot, note
+
+    def release(self) -> None:
+        """Let go of the model and of what the sinks write to."""
+        self.sinks = []
+        self._prepared = None
 
     def _hand_on(self, look: Look) -> tuple[str, ...]:
         problems = []

@@ -1,6 +1,7 @@
 """The noise floor: how far each probe's map moves when nothing changes that matters."""
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -73,21 +74,19 @@ def noise(
     return torch.stack(distances)
 
 
-def input_changes(images: Float[Tensor, "n 3 y x"]) -> list[Float[Tensor, "n 3 y x"]]:
-    """The images moved by a pixel right and down, as JPEG, brighter and darker.
+def input_changes(images: Float[Tensor, "n 3 y x"]) -> Iterator[Float[Tensor, "n 3 y x"]]:
+    """The images moved by a pixel right and down, as JPEG, brighter and darker, one after the other.
 
     How they were normalised need not be known: each image is changed within its own range of values.
     """
+    yield F.pad(images, (1, 0, 0, 0), mode="replicate")[..., :-1]
+    yield F.pad(images, (0, 0, 1, 0), mode="replicate")[..., :-1, :]
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     span = (high - low).clamp_min(torch.finfo(images.dtype).tiny)
     unit = (images - low) / span
-    padded = F.pad(images, (1, 0, 1, 0), mode="replicate")
-    return [
-        padded[..., 1:, :-1],
-        padded[..., :-1, 1:],
-        torch.stack([_compressed(each) for each in unit]).to(images) * span + low,
-        *((unit * factor).clamp(0, 1) * span + low for factor in (1 + BRIGHTNESS, 1 - BRIGHTNESS)),
-    ]
+    yield torch.stack([_compressed(each) for each in unit]).to(images) * span + low
+    for factor in (1 + BRIGHTNESS, 1 - BRIGHTNESS):
+        yield (unit * factor).clamp(0, 1) * span + low
 
 
 def as_jpeg(pixels: UInt8[Tensor, "3 y x"], quality: int = 90) -> bytes:

@@ -155,9 +155,10 @@ class CamRegression:
     def _page(self, look: "Look", file: Path) -> Path:
         """The comparison for people."""
         from clipcam_lightning.report import html_report
+        from clipcam_lightning.tensorfile import write_atomically
 
         page = self._reports / f"{file.stem}.html"
-        page.write_text(html_report(look.baseline, look.snapshot, look.report), encoding="utf-8")
+        write_atomically(page, html_report(look.baseline, look.snapshot, look.report).encode())
         return page
 
     def _how_to_accept(self) -> str:

@@ -84,9 +84,10 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
 
 
 def report_as_json(report: DriftReport) -> dict[str, Any]:
-    """The comparison as values that JSON knows; what is unknown (NaN) is ``None``."""
+    """The comparison as values that JSON knows; what is unknown (NaN) is ``None``, what is infinite ``"inf"``."""
     return {
         "alarmed": report.alarmed,
+        "severity": _plain(report.severity),
         "summary": str(report),
         "rule": str(report.rule),
         "step": report.step,
@@ -200,6 +201,8 @@ def _counted(probes: Iterable[ProbeDrift]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    if isinstance(value, float) and math.isnan(value):
         return None
     return list(value) if isinstance(value, tuple) else value

@@ -115,6 +115,8 @@ def test_the_history_has_a_line_a_look_with_the_figures_of_the_snapshots(tmp_pat
         assert line["alarmed"] == report.alarmed
         assert [probe["drift"] for probe in line["probes"]] == pytest.approx([row.drift for row in report.probes])
         assert [probe["name"] for probe in line["probes"]] == list(snapshot.names)
+    fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()), max_epochs=1)
+    assert len((tmp_path / "run" / "clipcam" / "history.jsonl").read_text().splitlines()) == 2, "another run"
     assert lines[-1]["metrics"]["drift"] == pytest.approx(float(trainer.callback_metrics["clipcam/drift"]))
 
 

@@ -1,6 +1,7 @@
 """The noise floor: what counts as no change, and how far maps move under it."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -10,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from clipcam_lightning import ClipModel, Probe, ProbeSet, explain, find_clip
+from clipcam_lightning import ClipModel, DriftRule, Probe, ProbeSet, explain, find_clip
+from clipcam_lightning.monitor import Monitor
 from clipcam_lightning.noise import as_jpeg, input_changes, noise, noise_floor
 from clipcam_lightning.prompts import wordings
 from clipcam_lightning.shapes_world.models import WordTokenizer
@@ -53,6 +55,23 @@ def test_the_images_move_by_a_pixel_and_change_in_compression_and_brightness() -
     )
     assert_close((darker - low) / span, 0.9 * (images - low) / span)
     assert_close((brighter - low) / span, (1.1 * (images - low) / span).clamp_max(1))
+
+
+def test_noise_that_cannot_be_measured_is_noted_and_the_look_goes_on(clip: ClipModel) -> None:
+    """A tokenizer that takes the captions and nothing longer, as one that does not cut does."""
+
+    def strict(prompts: list[str]) -> Tensor:
+        if any(len(prompt.split()) > 3 for prompt in prompts):
+            raise RuntimeError("too long for context length")
+        return WordTokenizer()(prompts)
+
+    monitor = Monitor(probes(), method="auto", layers=None, target="similarity", rule=DriftRule())
+    outcome = monitor.look(replace(clip, tokenizer=strict), step=0, epoch=0)
+
+    assert "noise of the probes could not be measured" in outcome.note
+    assert "too long for context length" in outcome.note
+    assert monitor.baseline is not None
+    assert (monitor.baseline.noise, len(monitor.baseline.pictures)) == (None, 3)
 
 
 def test_a_blank_image_stays_blank() -> None:

@@ -15,8 +15,8 @@ CONTACT_SHEET, HISTORY = "contact_sheet.png", "history.jsonl"
 class FileSink:
     """Keeps every look's snapshot, a history of all figures, and the newest contact sheet in ``folder``.
 
-    The history has one JSON object a line and look. A resumed run goes on in the same file: of two lines with one
-    ``step`` the later counts.
+    The history has one JSON object a line and look. A run that begins begins it anew; a resumed one goes on in the same
+    file: of two lines with one ``step`` the later counts.
 
     Args:
         folder: made when the first look is written.
@@ -30,6 +30,8 @@ class FileSink:
         info = look.snapshot.info
         look.snapshot.save(self.folder / f"step-{info.step:08d}.safetensors")
         line = {"epoch": info.epoch, "metrics": dict(look.metrics), **report_as_json(look.report)}
+        if len(look.history) == 1:  # of another run, whose lines are none of this one's
+            (self.folder / HISTORY).unlink(missing_ok=True)
         append_line(self.folder / HISTORY, json.dumps(line))
         picture = io.BytesIO()
         contact_sheet(look.pixels, look.snapshot.prompts, look.history).save(picture, "PNG", optimize=False)
