@@ -258,7 +258,7 @@ class ClipCamCallback(Callback):
             raise DriftAlarm(outcome.alarm)
         stops = self.on_drift == "stop"
         trainer.should_stop = trainer.should_stop or stops
-        rank_zero_warn(outcome.alarm + (" Training stops." if stops else ""), category=ClipCamWarning)
+        rank_zero_warn(outcome.alarm + (". Training stops." if stops else ""), category=ClipCamWarning)
 
     def _outcome(self, trainer: Trainer) -> Outcome:
         """Look; whatever goes wrong becomes a problem in words and not an exception."""

@@ -5,6 +5,7 @@ package come with the first check.
 """
 
 import hashlib
+import os
 import re
 import warnings
 from collections.abc import Generator, Sequence
@@ -84,8 +85,8 @@ class CamRegression:
 
         Args:
             model: a CLIP, or any module that holds one.
-            probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
-                ``(image, prompt)`` pairs.
+            probes: a :class:`ProbeSet`, a folder with a manifest (beside the test, wherever pytest was started), a
+                file that ``ProbeSet.save`` wrote, or ``(image, prompt)`` pairs.
             name: of the baseline, unique in the test module; by default the test's.
             method, layers, target: as in :func:`~clipcam_lightning.cam.explain.explain`.
             rule: what counts as an alarm; by default :class:`DriftRule`'s own.
@@ -109,6 +110,8 @@ class CamRegression:
         writes = self._updates or not file.exists()
         if writes and not self._may_create:
             _fail(f"{file} does not exist, and --clipcam-ci forbids to write it. Run the test without, and commit it.")
+        if isinstance(probes, str | os.PathLike) and (beside := self._node.path.parent / probes).exists():
+            probes = beside
         chosen, found = ProbeSet.of(probes), find_clip(model, clip, tokenizer)
         try:
             monitor = Monitor(
