@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from clipcam_lightning import ClipModel, Explanation, explain, find_clip
 from clipcam_lightning.cam.explain import BATCH_SIZE
 
-SIZES, UNIT, ROUNDS = (16, 64, 256, 1024, 4096), 256, 2
+SIZES, UNIT, ROUNDS = (16, 64, 256, 1024, 4096), 256, 4
 # Small enough for thousands of images, and large enough that the time is that of the model.
 VISION = CLIPVisionCfg(layers=12, width=384, head_width=64, patch_size=16, image_size=64)
 TEXT = CLIPTextCfg(context_length=8, vocab_size=16, width=64, heads=2, layers=1)

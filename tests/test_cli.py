@@ -159,6 +159,8 @@ def test_ctrl_c_leaves_the_old_baseline_and_nothing_else(project: Path, baseline
         [sys.executable, "-m", "clipcam_lightning", "check", "--probes", "probes", "--baseline", baseline,
          "--update-baseline", *options],
         cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT,
+        # A shell that started the tests in the background has its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not (project / "asleep").exists():
         assert process.poll() is None
