@@ -84,7 +84,11 @@ def _beyond_result(clip: ClipModel, images: Float[Tensor, "n 3 y x"], text: Tens
 
 
 def _seconds(clip: ClipModel, images: Float[Tensor, "n 3 y x"], text: Tensor, repeats: int) -> float:
-    """Of one call; a short one is repeated so that the clock's and the machine's hiccups average out."""
+    """Of one call; a short one is repeated so that the clock's and the machine's hiccups average out.
+
+    The first is not counted: after a call of another size the memory is somewhere else.
+    """
+    explain(clip, images[:UNIT], text, method="gradcam")
     start = perf_counter()
     for _ in range(repeats):
         explain(clip, images, text, method="gradcam").maps.cpu()  # on a GPU, this waits for them
