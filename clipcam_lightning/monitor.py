@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, UInt8
+from PIL import Image
 from torch import Tensor
 
 from clipcam_lightning.cam.explain import explain
@@ -15,13 +16,15 @@ from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.drift import DriftReport, DriftRule, compare
 from clipcam_lightning.errors import IncomparableError, in_words
-from clipcam_lightning.noise import as_jpeg, noise_floor
+from clipcam_lightning.jpeg import as_jpeg
+from clipcam_lightning.noise import noise_floor
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import PreparedProbes, ProbeSet
 from clipcam_lightning.render import SheetColumn, for_display
 from clipcam_lightning.snapshot import Snapshot, mean_of_known, take_snapshot
 
 UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "alarms": 0.0, "degenerate": 0.0}
+PICTURE_QUALITY = 90  # of the JPEGs in a baseline
 UNKNOWN_WITH_MASKS = {"energy_inside_mask": 0.0, "pointing": 0.0}
 
 
@@ -187,8 +190,8 @@ class Monitor:
     def _as_baseline(self, snapshot: Snapshot, clip: ClipModel) -> tuple[Snapshot, str]:
         """With what later looks and reports need of a baseline, the noise floor and the pictures; and what to note."""
         prepared, note = self.prepare(clip), ""
-        pixels = clip.preprocessing.pixels(prepared.images)
-        snapshot = replace(snapshot, pictures=tuple(as_jpeg(each) for each in pixels))
+        pixels = clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
+        snapshot = replace(snapshot, pictures=tuple(as_jpeg(Image.fromarray(each), PICTURE_QUALITY) for each in pixels))
         try:
             snapshot = replace(snapshot, noise=noise_floor(clip, prepared, snapshot.maps, **self._settings))
         except Exception as error:  # another wording may be too long for a tokenizer; drift is known all the same

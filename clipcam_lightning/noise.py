@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +17,7 @@ from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.untouched import untouched
+from clipcam_lightning.jpeg import as_jpeg
 from clipcam_lightning.probes import PreparedProbes
 from clipcam_lightning.prompts import wordings
 
@@ -89,14 +90,8 @@ def input_changes(images: Float[Tensor, "n 3 y x"]) -> Iterator[Float[Tensor, "n
         yield (unit * factor).clamp(0, 1) * span + low
 
 
-def as_jpeg(pixels: UInt8[Tensor, "3 y x"], quality: int = 90) -> bytes:
-    """A picture as a JPEG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
-    return file.getvalue()
-
-
 def _compressed(image: Float[Tensor, "3 y x"]) -> Float[Tensor, "3 y x"]:
     """What a JPEG leaves of an image with values 0 to 1."""
-    file = as_jpeg((image.cpu() * 255).round().to(torch.uint8), JPEG_QUALITY)
+    pixels = (image.cpu() * 255).round().to(torch.uint8).permute(1, 2, 0)
+    file = as_jpeg(Image.fromarray(pixels.numpy()), JPEG_QUALITY)
     return torch.from_numpy(np.array(Image.open(io.BytesIO(file)))).permute(2, 0, 1).float() / 255

@@ -18,6 +18,7 @@ from torch import Tensor
 from clipcam_lightning.colors import CHANGE, HEAT, colored
 from clipcam_lightning.drift import DriftReport, ProbeDrift
 from clipcam_lightning.errors import SnapshotError
+from clipcam_lightning.jpeg import as_jpeg
 from clipcam_lightning.render import heat_tiles, probe_tiles
 from clipcam_lightning.snapshot import Snapshot
 
@@ -172,9 +173,7 @@ def _pixels(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
 
 
 def _jpeg(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=JPEG_QUALITY)
-    return _data_uri("jpeg", file.getvalue())
+    return _data_uri("jpeg", as_jpeg(image, JPEG_QUALITY))
 
 
 def _scale(colors: str) -> str:

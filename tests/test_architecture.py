@@ -11,7 +11,7 @@ import clipcam_lightning
 
 PACKAGE = Path(clipcam_lightning.__file__).parent
 LAYERS = [
-    {"errors", "colors"},
+    {"errors", "colors", "jpeg"},
     {"checks"},
     {"cam", "tensorfile"},
     {"metrics", "probe", "probe_folder", "probe_batch"},

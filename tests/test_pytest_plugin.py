@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from clipcam_lightning.pytest_plugin import FOLDER, NAME_LENGTH, file_name
 from clipcam_lightning.snapshot import Snapshot
@@ -115,6 +117,23 @@ def test_pets(cam_regression, model):
     assert baselines(project) != first
 
     run(project, "--clipcam-ci").assert_outcomes(passed=1)
+
+
+def test_probes_lie_beside_the_test_wherever_pytest_is_started(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project.mkdir("probes")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)).save(folder / "cat.png")
+    (folder / "probes.csv").write_text("image,prompt\ncat.png,a cat\n")
+    test = project.makepyfile(
+        PROJECT + "def test_pets(cam_regression, model): cam_regression.check(model, 'probes/', tokenizer=tokens)"
+    )
+    monkeypatch.chdir(project.mkdir("elsewhere"))
+
+    done = project.runpytest_subprocess(*LOADED, str(test))
+
+    done.stdout.fnmatch_lines(["*wrote the baseline*"])
+    assert len(baselines(project)) == 1
 
 
 def test_in_ci_nothing_is_written(project: pytest.Pytester) -> None:

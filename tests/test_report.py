@@ -22,7 +22,7 @@ from torch import Tensor
 from clipcam_lightning import report as report_module
 from clipcam_lightning.drift import DriftReport, DriftRule, ProbeDrift, compare
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.noise import as_jpeg
+from clipcam_lightning.jpeg import as_jpeg
 from clipcam_lightning.report import FIGURES, figures, html_report, report_as_json
 from clipcam_lightning.snapshot import Snapshot, SnapshotInfo
 
@@ -85,7 +85,7 @@ BEFORE = snapshot(
     NOTHING,
     energy_inside_mask=torch.tensor([0.5, torch.nan, 0.75, torch.nan, torch.nan]),
     noise=torch.tensor([0.1, 0.1, 0.25, torch.nan, 0.1]),
-    pictures=(as_jpeg(GREY),) * 5,
+    pictures=(as_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * 5,
 )
 NOW = snapshot(*MIXED, step=120, energy_inside_mask=torch.tensor([0.5, torch.nan, 0.125, torch.nan, torch.nan]))
 
@@ -436,7 +436,7 @@ def bare_page() -> str:
 def hostile_page() -> str:
     texts = tuple(TEXTS.values())
     maps = [BOTTOM_RIGHT if i % 2 else TOP_LEFT for i in range(len(texts))]
-    pictures = (as_jpeg(GREY),) * len(texts)
+    pictures = (as_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * len(texts)
     before, now = snapshot(*[TOP_LEFT] * len(texts), pictures=pictures), snapshot(*maps)
     return page_of(before, replace(now, names=texts, prompts=texts))
 

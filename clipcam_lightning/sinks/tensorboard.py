@@ -1,6 +1,5 @@
 """A look as TensorBoard shows it: panels, contact sheet, scalars, a table of the probes."""
 
-import io
 import math
 import re
 
@@ -10,6 +9,7 @@ from tensorboard.plugins.image.metadata import create_summary_metadata
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.drift import ProbeDrift
+from clipcam_lightning.jpeg import as_jpeg
 from clipcam_lightning.monitor import Look
 from clipcam_lightning.render import contact_sheet, probe_panel
 
@@ -57,11 +57,8 @@ class TensorBoardSink:
             self.writer.add_scalar(tag, value, step)
 
     def _image(self, tag: str, image: Image.Image, description: str, step: int) -> None:
-        encoded = io.BytesIO()
-        image.save(encoded, "JPEG", quality=JPEG_QUALITY)
-        picture = Summary.Image(
-            height=image.height, width=image.width, colorspace=3, encoded_image_string=encoded.getvalue()
-        )
+        encoded = as_jpeg(image, JPEG_QUALITY)
+        picture = Summary.Image(height=image.height, width=image.width, colorspace=3, encoded_image_string=encoded)
         # The writer's own add_image knows neither JPEG nor a description.
         metadata = create_summary_metadata(display_name=tag, description=description)
         value = Summary.Value(tag=tag, metadata=metadata, image=picture)
