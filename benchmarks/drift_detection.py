@@ -3,13 +3,13 @@
 Small CLIPs of the shapes world are fine-tuned: harmlessly (clean and hazy data, new textures, three learning rates,
 parts frozen, marks that mean nothing), and with a stamp in the pictures that gives the caption away. Each run watches
 16 probes from its own kind of data. Our default rule is held against plain thresholds on the mean correlation, IoU and
-SSIM; these are set where they ring in at most 1 of 100 harmless looks of the runs that the rule was set on by hand,
-which have other seeds than the runs that are reported.
+SSIM; these are set where they ring in at most 1 of 100 harmless looks of the runs that the rule was chosen on, which
+have other seeds than the runs that are reported.
 
 Which epoch first uses the shortcut is not read off any map: the stamp is covered, then the object, and the shortcut
 counts as used once the margin of the true caption loses half as much by the first as by the second.
 
-Run it:  python benchmarks/drift_detection.py  (half an hour on two cores; ``--quick``: two runs, writes nothing;
+Run it:  python benchmarks/drift_detection.py  (an hour on two cores; ``--quick``: two runs, writes nothing;
 ``--runs DIR`` keeps the snapshots there, and does not repeat a run that is there already)
 """
 
@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import multiprocessing
+import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ from rich.table import Table
 from clipcam_lightning import Snapshot
 
 RESULTS = Path(__file__).with_suffix(".json")
-CHOICE_SEED, REPORT_SEED = 500, 900
+CHOICE_SEEDS, REPORT_SEED = (500, 900), 1300
 PROCESSES = 2
 FALSE_ALARMS = 0.01  # a look, that the plain thresholds may raise on the runs they are chosen on
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "lightning", "numpy")
@@ -87,14 +88,22 @@ def run(finetune: FineTune, folder: Path) -> Run:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    record = folder / "uses.json"
-    if not record.exists():
-        record.write_text(json.dumps([asdict(use) for use in fine_tune(finetune, folder)]))
-    uses = [Use(**use) for use in json.loads(record.read_text())]
+    uses = uses_of(finetune, folder)
     baseline, *looks = (Snapshot.load(file) for file in sorted(folder.glob("step-*.safetensors")))
     used = next((epoch for epoch, use in enumerate(uses, start=1) if use.shortcut), None)
     scores = {name: [detector(baseline, look) for look in looks] for name, detector in DETECTORS.items()}
     return Run(finetune, used if finetune.planted else None, scores)
+
+
+def uses_of(finetune: FineTune, folder: Path) -> list[Use]:
+    """What the run was about after each epoch: as recorded if it is done, else by running it."""
+    record, settings = folder / "run.json", json.loads(json.dumps(asdict(finetune)))
+    done = json.loads(record.read_text()) if record.exists() else {}
+    if done.get("finetune") != settings:
+        shutil.rmtree(folder, ignore_errors=True)
+        done = {"finetune": settings, "uses": [asdict(use) for use in fine_tune(finetune, folder)]}
+        record.write_text(json.dumps(done))
+    return [Use(**use) for use in done["uses"]]
 
 
 def all_runs(finetunes: Sequence[FineTune], folder: Path) -> list[Run]:
@@ -171,8 +180,9 @@ def print_table(console: Console, towers: str, verdicts: dict[str, Verdict], run
 
 def report(folder: Path, quick: bool) -> None:
     """Run what has not been run, print the table, write the JSON."""
-    step = slice(0, 1) if quick else slice(0, None, 2)  # every other run is enough to choose thresholds on
-    choice = [*list(harmless(CHOICE_SEED))[step], *list(shortcuts(CHOICE_SEED))[step]]
+    choice = [kind for seed in CHOICE_SEEDS for kind in (*harmless(seed), *shortcuts(seed))]
+    if quick:
+        choice = [next(harmless(REPORT_SEED)), next(shortcuts(REPORT_SEED))]
     chosen_on = all_runs(choice, folder / "chosen on")
     reported = chosen_on if quick else all_runs([*harmless(REPORT_SEED), *shortcuts(REPORT_SEED)], folder / "reported")
     thresholds = {name: threshold_of(name, chosen_on) for name in DETECTORS}
@@ -188,7 +198,7 @@ def report(folder: Path, quick: bool) -> None:
         return
     content = {
         "versions": {package: version(package) for package in PACKAGES},
-        "seeds": {"chosen on": CHOICE_SEED, "reported": REPORT_SEED},
+        "seeds": {"chosen on": CHOICE_SEEDS, "reported": REPORT_SEED},
         "verdicts": verdicts,
         "runs": [asdict(each) for each in reported],
     }

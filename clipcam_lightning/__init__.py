@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from clipcam_lightning.cam.targets import Contrast, LogSoftmax
     from clipcam_lightning.cam.towers.tower import Tower
     from clipcam_lightning.confusion import Confusion, confusions
-    from clipcam_lightning.drift import DriftReport, DriftRule, compare
+    from clipcam_lightning.drift import DriftReport, compare
+    from clipcam_lightning.drift_rule import DriftRule
     from clipcam_lightning.errors import ClipCamError, ClipCamWarning, DriftAlarm
     from clipcam_lightning.probe import Probe
     from clipcam_lightning.probes import ProbeSet
@@ -36,7 +37,7 @@ _HOME = {
     "Contrast": "cam.targets",
     "DriftAlarm": "errors",
     "DriftReport": "drift",
-    "DriftRule": "drift",
+    "DriftRule": "drift_rule",
     "Explanation": "cam.explanation",
     "LogSoftmax": "cam.targets",
     "Method": "cam.methods",

@@ -14,7 +14,7 @@ from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.checks import require_choice, require_positive
-from clipcam_lightning.drift import DriftRule
+from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm, in_words
 from clipcam_lightning.fit_checks import builds_later, refuse_sharded
 from clipcam_lightning.monitor import UNKNOWN, Monitor, Outcome
@@ -34,9 +34,10 @@ class ClipCamCallback(Callback):
     is no validation). The training is not changed by one bit.
 
     Figures are in ``trainer.callback_metrics`` for other callbacks to monitor: ``clipcam/drift``,
-    ``clipcam/drift_max``, ``clipcam/similarity``, ``clipcam/alarms``, ``clipcam/degenerate`` and, with masks,
-    ``clipcam/energy_inside_mask`` and ``clipcam/pointing``. They are finite in every epoch: what could not be measured
-    keeps its last value, and drift is 1 before anything was measured, since unknown is not unmoved.
+    ``clipcam/drift_max``, ``clipcam/similarity``, ``clipcam/alarms`` (probes), ``clipcam/alarmed`` (1 if the look as a
+    whole is an alarm), ``clipcam/degenerate`` and, with masks, ``clipcam/energy_inside_mask`` and ``clipcam/pointing``.
+    They are finite in every epoch: what could not be measured keeps its last value, and drift is 1 before anything was
+    measured, since unknown is not unmoved.
 
     Args:
         probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
@@ -48,7 +49,7 @@ class ClipCamCallback(Callback):
         every_n_train_steps: optimizer steps between looks; then looks no longer follow epochs.
         baseline: ``"start"`` (the look before training), ``"previous"`` look, or a snapshot file.
         max_drift: a probe that drifts further raises an alarm: 0 the same map, 1 an unrelated one, 2 inverted. By
-            default :class:`DriftRule` decides, from drift, each probe's own noise and the energy on the object.
+            default :class:`DriftRule` decides, from where the maps gather, their own noise and what left the object.
         on_drift: on alarm, ``"log"`` only the figures, ``"warn"``, ``"stop"`` training, or ``"raise"`` DriftAlarm.
         num_probes: how many probes to take from a batch.
         clip: dotted name of the CLIP inside the module; needed only if there are several.

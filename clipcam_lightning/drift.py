@@ -1,73 +1,18 @@
-"""How far maps moved from their baseline, and the rule that raises an alarm."""
+"""How far maps moved from their baseline, and which of them break the rule."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
 
 from clipcam_lightning import metrics
-from clipcam_lightning.errors import ConfigError, IncomparableError
+from clipcam_lightning.drift_rule import DriftRule
+from clipcam_lightning.errors import IncomparableError
 from clipcam_lightning.snapshot import Snapshot
 
-# The default rule, set by hand on runs of benchmarks/drift_detection.py of other seeds than it reports.
-MOVED, FLOORS, LOST, SHARE = 0.35, 1.5, 0.3, 2 / 3
 LEAST_NOISE = 0.01  # a noise floor below this is taken for this
-TINY = 1e-9
-LEAST_ENERGY = 0.05  # on the object; with less at the baseline, attention was not there and cannot leave
-
-
-@dataclass(frozen=True)
-class DriftRule:
-    """When a probe's map has moved too far, and when the look as a whole is an alarm.
-
-    By default, where it is known where the object is, a probe breaks the rule if a good part of the energy on it is
-    gone: a map may move as it likes on its object. Elsewhere its drift must exceed both an absolute limit and a
-    multiple of the probe's own noise floor, which depends on its image, its prompt and the grid. The look is an alarm
-    if two thirds of the probes break the rule: what a shortcut does to a model it does to most pictures. A map that
-    became degenerate always is an alarm, one that never said anything is none.
-
-    Attributes:
-        max_drift: largest tolerated drift, 0 to 2, in place of all that: one probe beyond it is an alarm.
-    """
-
-    max_drift: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_drift is not None and not 0 <= self.max_drift <= 2:
-            raise ConfigError(
-                f"max_drift must lie in 0 (nothing may change) to 2 (inverted maps are fine), or be None "
-                f"(got {self.max_drift})."
-            )
-
-    def __str__(self) -> str:
-        if self.max_drift is not None:
-            return f"drift above {self.max_drift:g}, or a map that no longer says anything"
-        return (
-            f"on {SHARE:.0%} of the probes more than {LOST:.0%} of the energy on the object lost or, where no mask "
-            f"tells where it is, drift above {MOVED:g} and above {FLOORS:g} times the probe's own noise; or a map that "
-            "no longer says anything"
-        )
-
-    def judged(self, drift: float, noise_ratio: float, before: float, now: float) -> tuple[float, str]:
-        """How far a probe is off, in units of what is tolerated, and in what way.
-
-        Args:
-            drift: 1 - CC of a sound map.
-            noise_ratio: drift in units of the probe's noise floor; NaN where none was measured.
-            before, now: energy on the object; NaN without mask.
-        """
-        if self.max_drift is not None:
-            return drift / max(self.max_drift, TINY), f"its map moved further than {self.max_drift:g}"
-        if before > LEAST_ENERGY and not math.isnan(now):
-            return (before - now) / before / LOST, "attention left the object"
-        in_noise = math.inf if math.isnan(noise_ratio) else noise_ratio / FLOORS
-        return min(drift / MOVED, in_noise), "its map moved"
-
-    def breaking(self, count: int) -> int:
-        """How many of ``count`` probes must break the rule to make the look an alarm."""
-        return 1 if self.max_drift is not None else max(1, math.ceil(SHARE * count))
 
 
 @dataclass(frozen=True)
@@ -81,6 +26,9 @@ class ProbeDrift:
         top_iou: overlap of the hottest fifth of the cells, 0 to 1; 0 for a degenerate map.
         center_shift: of the centre of mass, as a fraction of the image's diagonal; NaN for a map
             without positive cell.
+        common_gain: share of the map's mass that is newly at the place where the other probes' maps gained most
+            (:func:`~clipcam_lightning.metrics.common_gain`), -1 to 1; NaN if there is no other sound probe.
+        peak_gain: share of its mass that is newly in one spot (:func:`~clipcam_lightning.metrics.peak_gain`), 0 to 1.
         similarity: cosine now, -1 to 1.
         similarity_change: now minus baseline.
         js_distance: Jensen-Shannon distance of the maps' mass, 0 to 1; NaN for a map without positive cell.
@@ -90,8 +38,8 @@ class ProbeDrift:
         pointing: 1 where the map's hottest pixel is on the object, else 0; NaN without mask.
         degenerate: why the map of now or of the baseline says nothing; empty if both are sound.
         blind: whether it is the baseline that says nothing, so that drift cannot be known.
-        severity: how far the map moved, or attention left the object, in units of what the rule tolerates: above 1 the
-            rule is broken. Infinite where a sound map became degenerate, 0 where the baseline says nothing.
+        severity: how far the map is off in units of what the rule tolerates: above 1 the rule is broken. Infinite
+            where a sound map became degenerate, 0 where the baseline says nothing.
         reason: in words, what breaks the rule; empty if nothing does.
     """
 
@@ -102,6 +50,8 @@ class ProbeDrift:
     center_shift: float
     js_distance: float
     noise_ratio: float
+    common_gain: float
+    peak_gain: float
     similarity: float
     similarity_change: float
     energy_inside_mask: float
@@ -172,11 +122,11 @@ class DriftReport:
         alarms = self.alarms
         if not self.alarmed:
             some = f"; {len(alarms)} of {len(self.probes)} probes break the rule, too few" if alarms else ""
-            return f"no alarm at step {self.step}; mean drift {self.drift:.2f}{some}; rule: {self.rule}"
+            return f"no alarm at step {self.step}; mean drift {self.drift:.2f}{some}"
         named = "; ".join(_described(probe) for probe in alarms[:5]) + ("; ..." if len(alarms) > 5 else "")
         return (
             f"attention drifted on {len(alarms)} of {len(self.probes)} probes at step {self.step} "
-            f"(baseline: step {self.baseline_step}; rule: {self.rule}): {named}"
+            f"(baseline: step {self.baseline_step}): {named}"
         )
 
 
@@ -197,6 +147,7 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     iou = metrics.top_iou(baseline.maps, snapshot.maps)
     shift = metrics.center_shift(baseline.maps, snapshot.maps)
     distance = metrics.js_distance(baseline.maps, snapshot.maps)
+    common, peak = (gain(baseline.maps, snapshot.maps) for gain in (metrics.common_gain, metrics.peak_gain))
     unknown = torch.full_like(drift, torch.nan)
     floor = baseline.noise.clamp_min(LEAST_NOISE) if baseline.noise is not None else unknown
     rows = []
@@ -205,30 +156,27 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
         # Correlation is undefined for a map that says nothing. 1 is what unrelated maps have: a map that
         # vanished must neither pass as unmoved nor put a NaN where a monitor looks.
         moved = 1.0 if degenerate else float(drift[i])
-        ratio = moved / float(floor[i])
-        energy = float(baseline.energy_inside_mask[i]), float(snapshot.energy_inside_mask[i])
-        severity, why = (math.inf, f"its map is {now}") if now else rule.judged(moved, ratio, *energy)
-        severity = 0.0 if blind else severity
-        rows.append(
-            ProbeDrift(
-                name=snapshot.names[i],
-                prompt=snapshot.prompts[i],
-                drift=moved,
-                top_iou=0.0 if degenerate else float(iou[i]),
-                center_shift=math.nan if degenerate else float(shift[i]),
-                js_distance=math.nan if degenerate else float(distance[i]),
-                noise_ratio=math.nan if blind else ratio,
-                similarity=float(snapshot.similarity[i]),
-                similarity_change=float(snapshot.similarity[i] - baseline.similarity[i]),
-                energy_inside_mask=energy[1],
-                energy_change=energy[1] - energy[0],
-                pointing=float(snapshot.pointing[i]),
-                degenerate=degenerate,
-                blind=blind,
-                severity=severity,
-                reason=why if severity > 1 else "",
-            )
+        row = ProbeDrift(
+            name=snapshot.names[i],
+            prompt=snapshot.prompts[i],
+            drift=moved,
+            top_iou=0.0 if degenerate else float(iou[i]),
+            center_shift=math.nan if degenerate else float(shift[i]),
+            js_distance=math.nan if degenerate else float(distance[i]),
+            noise_ratio=math.nan if blind else moved / float(floor[i]),
+            common_gain=math.nan if degenerate else float(common[i]),
+            peak_gain=math.nan if degenerate else float(peak[i]),
+            similarity=float(snapshot.similarity[i]),
+            similarity_change=float(snapshot.similarity[i] - baseline.similarity[i]),
+            energy_inside_mask=float(snapshot.energy_inside_mask[i]),
+            energy_change=float(snapshot.energy_inside_mask[i] - baseline.energy_inside_mask[i]),
+            pointing=float(snapshot.pointing[i]),
+            degenerate=degenerate,
+            blind=blind,
+            severity=math.inf if now and not blind else 0.0,
+            reason=f"its map is {now}" if now and not blind else "",
         )
+        rows.append(row if degenerate else _judged(row, rule))
     return DriftReport(tuple(rows), rule, snapshot.info.step, baseline.info.step)
 
 
@@ -254,10 +202,23 @@ def check_comparable(baseline: Snapshot, snapshot: Snapshot) -> None:
             )
 
 
+def _judged(row: ProbeDrift, rule: DriftRule) -> ProbeDrift:
+    severity, reason = rule.judged(
+        drift=row.drift,
+        noise_ratio=row.noise_ratio,
+        common_gain=row.common_gain,
+        peak_gain=row.peak_gain,
+        energy=row.energy_inside_mask,
+        energy_change=row.energy_change,
+    )
+    return replace(row, severity=severity, reason=reason if severity > 1 else "")
+
+
 def _described(probe: ProbeDrift) -> str:
-    why = probe.degenerate and f", map {probe.degenerate}"
-    energy = ""
+    figures = [f"drift {probe.drift:.2f}"]
+    if math.isfinite(probe.common_gain):
+        figures.append(f"common gain {probe.common_gain:.0%}")
     if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
         before = probe.energy_inside_mask - probe.energy_change
-        energy = f", energy on the object {before:.2f} -> {probe.energy_inside_mask:.2f}"
-    return f"{probe.name} (drift {probe.drift:.2f}{energy}{why})"
+        figures.append(f"energy on the object {before:.2f} -> {probe.energy_inside_mask:.2f}")
+    return f"{probe.name}: {probe.reason} ({', '.join(figures)})"

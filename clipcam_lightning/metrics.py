@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from clipcam_lightning.cam.fuse import resized
 
-TOP_FRACTION = 0.2  # of a map's cells, for the IoU
+# Of a map's cells: for the IoU, for the place common to many maps, for a map's own new spot.
+TOP_FRACTION, COMMON_FRACTION, PEAK_FRACTION = 0.2, 0.05, 0.02
 
 
 def degeneracy(map_: Float[Tensor, "h w"]) -> str:
@@ -63,6 +64,31 @@ def js_distance(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[T
     return both.sum(1).clamp_min(0).sqrt().float()
 
 
+def common_gain(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
+    """Share of each map's mass that ``b`` newly has at the place where the other maps gained most, -1 to 1.
+
+    The place is a twentieth of the cells, not necessarily connected, those with the highest mean gain of all other
+    maps. A map has no part in where it is looked at: if each moves to somewhere else, the expected gain is that of any
+    cells, about 0, however few the maps. NaN for a map without positive cell, and if there is no other.
+    """
+    gained = _gained(a, b).flatten(1)
+    sound = gained.isfinite().all(1)
+    known = torch.where(sound[:, None], gained, 0.0)
+    others = known.sum(0) - known
+    places = others.topk(_few(gained.shape[1], COMMON_FRACTION), dim=1).indices
+    at_place = known.gather(1, places).sum(1).float()
+    return at_place.where(sound & (sound.sum() > 1), torch.nan)
+
+
+def peak_gain(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
+    """Share of each map's mass that ``b`` newly has in the fiftieth of the cells that gained most, 0 to 1.
+
+    High where a map gathers in a spot, low where it spreads. NaN for a map without positive cell.
+    """
+    gained = _gained(a, b).flatten(1).clamp_min(0)
+    return gained.topk(_few(gained.shape[1], PEAK_FRACTION), dim=1).values.sum(1).float()
+
+
 def energy_inside(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> Float[Tensor, "n"]:
     """Share of a map's mass that lies inside the mask, 0 to 1; NaN for a map without mass.
 
@@ -102,6 +128,14 @@ def _center_of_mass(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
     mass = _mass(maps)
     y, x = ((torch.arange(side, device=maps.device) + 0.5) / side for side in maps.shape[-2:])
     return torch.stack([(mass.sum(2) * y).sum(1), (mass.sum(1) * x).sum(1)], dim=1)
+
+
+def _few(cells: int, fraction: float) -> int:
+    return math.ceil(fraction * cells)
+
+
+def _gained(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
+    return _mass(b.double()) - _mass(a.double())
 
 
 def _mass(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:

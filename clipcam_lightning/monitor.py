@@ -14,7 +14,8 @@ from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.untouched import untouched
-from clipcam_lightning.drift import DriftReport, DriftRule, compare
+from clipcam_lightning.drift import DriftReport, compare
+from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.errors import IncomparableError, in_words
 from clipcam_lightning.jpeg import as_jpeg
 from clipcam_lightning.noise import noise_floor
@@ -23,7 +24,7 @@ from clipcam_lightning.probes import PreparedProbes, ProbeSet
 from clipcam_lightning.render import SheetColumn, for_display
 from clipcam_lightning.snapshot import Snapshot, mean_of_known, take_snapshot
 
-UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "alarms": 0.0, "degenerate": 0.0}
+UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "alarms": 0.0, "alarmed": 0.0, "degenerate": 0.0}
 PICTURE_QUALITY = 90  # of the JPEGs in a baseline
 UNKNOWN_WITH_MASKS = {"energy_inside_mask": 0.0, "pointing": 0.0}
 
@@ -253,6 +254,7 @@ def _figures(report: DriftReport, snapshot: Snapshot) -> dict[str, float]:
         "drift": report.drift,
         "drift_max": report.worst.drift,
         "alarms": float(len(report.alarms)),
+        "alarmed": float(report.alarmed),
         "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
         "similarity": mean_of_known(snapshot.similarity),
         "energy_inside_mask": mean_of_known(snapshot.energy_inside_mask),

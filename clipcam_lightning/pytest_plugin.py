@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from clipcam_lightning.cam.methods import Layers, MethodLike
     from clipcam_lightning.cam.model import Tokenizer
     from clipcam_lightning.cam.targets import TargetLike
-    from clipcam_lightning.drift import DriftReport, DriftRule
+    from clipcam_lightning.drift import DriftReport
+    from clipcam_lightning.drift_rule import DriftRule
     from clipcam_lightning.monitor import Look
     from clipcam_lightning.probe import PathLike
     from clipcam_lightning.probes import ProbeLike, ProbeSet
@@ -101,7 +102,7 @@ class CamRegression:
             ProbeError, ConfigError: the probes or settings do not fit the model.
         """
         from clipcam_lightning.cam.model import find_clip
-        from clipcam_lightning.drift import DriftRule
+        from clipcam_lightning.drift_rule import DriftRule
         from clipcam_lightning.errors import ClipCamWarning, SnapshotError
         from clipcam_lightning.monitor import Monitor
         from clipcam_lightning.probes import ProbeSet

@@ -17,6 +17,7 @@ LAYERS = [
     {"metrics", "probe", "probe_folder", "probe_batch"},
     {"probes", "prompts"},
     {"snapshot", "confusion", "noise"},
+    {"drift_rule"},
     {"drift"},
     {"render"},
     {"monitor", "report"},

@@ -34,7 +34,7 @@ from clipcam_lightning.shapes_world.scenes import draw_scenes
 pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
 
 SCENES = draw_scenes(3, seed=9)
-ALWAYS = {"drift", "drift_max", "similarity", "alarms", "degenerate"}
+ALWAYS = {"drift", "drift_max", "similarity", "alarms", "alarmed", "degenerate"}
 
 
 def masked_probes() -> ProbeSet:
@@ -190,7 +190,7 @@ def test_stop_ends_the_training_with_a_warning_that_names_the_probes(tmp_path: P
 def test_raise_ends_the_training_with_an_alarm(tmp_path: Path) -> None:
     watcher = ClipCamCallback(masked_probes(), max_drift=0.0, on_drift="raise")
 
-    with pytest.raises(DriftAlarm, match=r"3 of 3 probes.*rule: drift above 0"):
+    with pytest.raises(DriftAlarm, match=r"3 of 3 probes.*its map moved further than 0"):
         fit(FineTuning(), tmp_path, watcher)
 
 

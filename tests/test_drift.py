@@ -1,7 +1,6 @@
 """Drift from 0 to 2, the alarms, and what is refused."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
-from clipcam_lightning.drift import FLOORS, LEAST_ENERGY, LOST, MOVED, DriftReport, DriftRule, compare
+from clipcam_lightning.drift import compare
+from clipcam_lightning.drift_rule import COMMON, LEAST_ENERGY, LOST, MOVED, PEAK, DriftRule
 from clipcam_lightning.errors import ConfigError, IncomparableError
 from clipcam_lightning.snapshot import Snapshot, SnapshotInfo
 
@@ -152,10 +152,10 @@ def test_the_report_names_the_furthest_first_and_five_at_most() -> None:
 
     assert [row.name for row in report.alarms] == list("dhgbfac")
     text = str(report)
-    assert "7 of 8 probes at step 12 (baseline: step 0; rule: drift above 0.05" in text
-    places = [text.index(f"{name} (drift") for name in "dhgbf"]
+    assert text.startswith("attention drifted on 7 of 8 probes at step 12 (baseline: step 0): ")
+    places = [text.index(f"{name}: its map moved further than 0.05 (drift") for name in "dhgbf"]
     assert places == sorted(places)
-    assert "a (drift" not in text
+    assert "a: its map" not in text
     assert text.endswith("; ...")
 
 
@@ -185,7 +185,10 @@ def test_changes_are_now_minus_before() -> None:
     assert unmasked.similarity_change == pytest.approx(0.25)
     assert math.isnan(unmasked.energy_change)
     assert math.isnan(unmasked.pointing)
-    assert "a (drift 2.00, energy on the object 0.75 -> 0.25); b (drift 2.00)" in str(report)
+    text, moved = str(report), "its map moved further than 1"
+    # The mass of a twentieth of six cells, one: 1 of 4.1 where there was none.
+    assert f"a: {moved} (drift 2.00, common gain 24%, energy on the object 0.75 -> 0.25)" in text
+    assert f"b: {moved} (drift 2.00, common gain 24%)" in text
 
 
 def test_a_signed_map_without_positive_cell_has_a_drift_but_no_center() -> None:
@@ -195,66 +198,92 @@ def test_a_signed_map_without_positive_cell_has_a_drift_but_no_center() -> None:
     assert math.isnan(row.center_shift)
 
 
+UNKNOWN = math.nan
+
+
 def judged(
-    drifts: Sequence[float], noise: float | None = None, energy: tuple[float, float] = (math.nan, math.nan)
-) -> DriftReport:
-    """A report by the default rule on maps that drifted that far, all with one noise floor and one loss of energy."""
-    angles = [math.degrees(math.acos(1 - drift)) for drift in drifts]
-    count = len(drifts)
-    before = replace(
-        snapshot(*[turned(0)] * count, names="abcdefghijkl"),
-        noise=None if noise is None else torch.full((count,), noise),
-        energy_inside_mask=torch.full((count,), energy[0]),
+    drift: float = 0.0,
+    noise_ratio: float = UNKNOWN,
+    common_gain: float = 0.0,
+    peak_gain: float = 0.0,
+    energy: tuple[float, float] = (UNKNOWN, UNKNOWN),
+) -> tuple[float, str]:
+    """Severity and reason by the default rule; the energy is that before and that now."""
+    before, now = energy
+    severity, reason = DriftRule().judged(
+        drift=drift,
+        noise_ratio=noise_ratio,
+        common_gain=common_gain,
+        peak_gain=peak_gain,
+        energy=now,
+        energy_change=now - before,
     )
-    now = snapshot(*map(turned, angles), names="abcdefghijkl")
-    return compare(before, replace(now, energy_inside_mask=torch.full((count,), energy[1])))
+    return pytest.approx(severity, abs=1e-6), reason
 
 
-@pytest.mark.parametrize(
-    ("drift", "noise", "severity"),
-    [
-        (0.25, 0.02, 0.25 / MOVED),  # far above its noise, but hardly moved
-        (0.60, 0.02, 0.60 / MOVED),
-        (0.60, 0.50, 0.60 / 0.50 / FLOORS),  # moved, but hardly further than noise moves it
-        (0.60, None, 0.60 / MOVED),  # where no noise was measured the limit alone counts
-        (0.60, math.nan, 0.60 / MOVED),
-        (0.60, 0.0, 0.60 / MOVED),  # a floor of nothing is no division by zero
-    ],
-)
-def test_without_mask_a_map_must_move_far_and_further_than_its_noise(
-    drift: float, noise: float | None, severity: float
-) -> None:
-    report = judged([drift] * 3, noise)
-
-    assert report.severity == pytest.approx(severity, rel=1e-4)
-    assert report.alarmed == (severity > 1)
-    assert {probe.reason for probe in report.probes} == {"its map moved" if severity > 1 else ""}
-    if noise:
-        assert report.probes[0].noise_ratio == pytest.approx(drift / noise, rel=1e-4, nan_ok=True)
+GATHERS = "attention gathers where it does in the other pictures"
+ANOTHER = "its map hardly resembles what it was"
+LEFT = "attention left the object"
 
 
-@pytest.mark.parametrize(
-    ("energy", "severity"),
-    [((0.5, 0.5), 0.0), ((0.5, 0.7), -0.4 / LOST), ((0.5, 0.4), 0.2 / LOST), ((0.5, 0.2), 0.6 / LOST)],
-)
-def test_where_the_object_is_known_attention_must_leave_it(energy: tuple[float, float], severity: float) -> None:
-    """However far the map moves on it."""
-    report = judged([0.9] * 3, 0.02, energy)
-
-    assert report.severity == pytest.approx(severity, abs=1e-5)
-    assert {probe.reason for probe in report.probes} == {"attention left the object" if severity > 1 else ""}
+def test_a_map_gathers_at_the_common_place_or_becomes_another_one() -> None:
+    assert judged(common_gain=0.14) == (0.14 / COMMON, GATHERS)
+    assert judged(drift=1.2) == (1.2 / MOVED, ANOTHER)
+    assert judged(drift=0.4, common_gain=0.14) == (0.14 / COMMON, GATHERS)
+    assert judged(drift=1.9, common_gain=-0.3) == (1.9 / MOVED, ANOTHER)
+    assert judged(drift=0.4, common_gain=UNKNOWN) == (0.4 / MOVED, ANOTHER)  # a single probe
 
 
-@pytest.mark.parametrize("energy", [(0.9 * LEAST_ENERGY, 0.0), (0.0, 0.0), (0.5, math.nan)])
-def test_attention_that_was_never_on_the_object_is_judged_by_drift(energy: tuple[float, float]) -> None:
-    assert judged([0.9] * 3, 0.02, energy).severity == pytest.approx(0.9 / MOVED, rel=1e-4)
-    assert judged([0.0] * 3, 0.02, energy).severity == pytest.approx(0, abs=1e-5)
+@pytest.mark.parametrize(("ratio", "severity"), [(0.9, 0.9), (1.5, 1.5), (50.0, 2.0), (UNKNOWN, 2.0)])
+def test_nothing_counts_within_a_probe_s_own_noise(ratio: float, severity: float) -> None:
+    for figures in ({"common_gain": 2 * COMMON}, {"drift": 2 * MOVED}, {"energy": (0.5, 0.5 - LOST), "peak_gain": 1.0}):
+        assert judged(**figures, noise_ratio=ratio)[0] == severity  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("count", "enough"), [(1, 1), (3, 2), (4, 3), (8, 6), (12, 8)])
-def test_two_thirds_of_the_probes_make_an_alarm(count: int, enough: int) -> None:
+def test_where_the_object_is_known_attention_must_leave_it_and_gather_elsewhere() -> None:
+    assert judged(energy=(0.5, 0.2), peak_gain=0.9) == (0.6 / LOST, LEFT)
+    assert judged(energy=(0.5, 0.2), peak_gain=0.2) == (0.2 / PEAK, LEFT)
+    assert judged(energy=(0.5, 0.5), peak_gain=0.9)[0] == 0.0
+    assert judged(energy=(0.9 * LEAST_ENERGY, 0.0), peak_gain=0.9)[0] == 0.0  # it never was on the object
+
+
+def test_what_comes_onto_the_object_is_no_offence() -> None:
+    assert judged(drift=1.5, common_gain=0.3, energy=(0.2, 0.6))[0] == 0.0
+    assert judged(common_gain=0.3, energy=(0.2, 0.3)) == (0.2 / COMMON, GATHERS)  # a third of that is on the object
+
+
+def corner(*cells: tuple[int, int], share: float = 1.0) -> Tensor:
+    """A map over 10 x 10 cells: ``share`` of its mass in ``cells``, the rest where ``blob`` has its own."""
+    map_ = (1 - share) * blob()
+    for cell in cells:
+        map_[cell] += share / len(cells)
+    return map_
+
+
+def blob() -> Tensor:
+    map_ = torch.zeros(10, 10)
+    map_[4:6, 4:6] = 0.25
+    return map_
+
+
+def test_pictures_that_all_gather_at_one_place_are_an_alarm_and_each_at_its_own_are_not() -> None:
+    before = snapshot(*[blob()] * 8)
+    one_place = compare(before, snapshot(*[corner((9, 9), share=0.3)] * 8))
+    own_places = compare(before, snapshot(*[corner((0, i), share=0.3) for i in range(8)]))
+
+    assert one_place.alarmed
+    assert [(row.common_gain, row.peak_gain, row.reason) for row in one_place.probes] == [
+        (pytest.approx(0.3), pytest.approx(0.3), GATHERS)
+    ] * 8
+    assert not own_places.alarmed
+    assert [row.peak_gain for row in own_places.probes] == [pytest.approx(0.3)] * 8
+
+
+@pytest.mark.parametrize(("count", "enough"), [(1, 1), (2, 1), (3, 2), (4, 2), (8, 4), (9, 5)])
+def test_half_of_the_probes_make_an_alarm(count: int, enough: int) -> None:
     for breaking, alarmed in ((enough, True), (enough - 1, False)):
-        report = judged([0.6] * breaking + [0.1] * (count - breaking), 0.02)
+        now = snapshot(*[turned(90)] * breaking, *[turned(0)] * (count - breaking))
+        report = compare(snapshot(*[turned(0)] * count), now)
         assert (len(report.alarms), report.alarmed) == (breaking, alarmed)
         assert str(report).startswith("attention drifted on" if alarmed else "no alarm")
 

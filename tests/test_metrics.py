@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from clipcam_lightning.metrics import center_shift, correlation, degeneracy, energy_inside, pointing_hit, top_iou
+from clipcam_lightning.metrics import (
+    center_shift,
+    common_gain,
+    correlation,
+    degeneracy,
+    energy_inside,
+    peak_gain,
+    pointing_hit,
+    top_iou,
+)
 
 SEEDS = st.integers(0, 2**31)
 GRIDS = st.sampled_from([(7, 7), (3, 5), (14, 9), (1, 4)])
@@ -178,3 +187,50 @@ def test_one_outlier_moves_the_correlation_more_than_the_top_cells() -> None:
 
 def test_maps_with_one_hot_cell_each_in_opposite_corners_do_not_overlap() -> None:
     assert top_iou(hot((0, 0), (7, 7)), hot((6, 6), (7, 7))) == 0
+
+
+def shares(map_: Tensor) -> np.ndarray:
+    mass = np.maximum(map_.double().numpy(), 0).flatten()
+    return mass / mass.sum()
+
+
+@given(SEEDS, st.integers(2, 6))
+def test_common_gain_is_that_of_plain_loops(seed: int, count: int) -> None:
+    a, b = random_maps(seed, 2, count, 7, 7) + 1e-3
+    gains = [shares(now) - shares(before) for before, now in zip(a, b, strict=True)]
+    expected = []
+    for i, own in enumerate(gains):
+        others = sum(gain for j, gain in enumerate(gains) if j != i)
+        place = sorted(range(49), key=lambda cell: -others[cell])[:3]  # a twentieth of 49 cells, rounded up
+        expected.append(sum(own[cell] for cell in place))
+    assert_close(common_gain(a, b), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
+
+
+@given(SEEDS, GRIDS)
+def test_peak_gain_is_that_of_plain_loops(seed: int, grid: tuple[int, int]) -> None:
+    a, b = random_maps(seed, 2, 3, *grid) + 1e-3
+    few = math.ceil(grid[0] * grid[1] / 50)
+    expected = [
+        sum(sorted(np.maximum(shares(now) - shares(before), 0))[-few:]) for before, now in zip(a, b, strict=True)
+    ]
+    assert_close(peak_gain(a, b), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
+
+
+def test_maps_that_move_at_random_gain_nothing_in_common_however_few() -> None:
+    for count in (2, 4, 16):
+        gains = torch.stack([common_gain(*random_maps(seed, 2, count, 7, 7)) for seed in range(400)])
+        assert abs(float(gains.mean())) < 0.01, count
+
+
+def test_a_map_that_says_nothing_has_no_gain_and_no_part_in_the_others() -> None:
+    before, now = hot((0, 0), (4, 5)).repeat(3, 1, 1), hot((3, 4), (4, 5)).repeat(3, 1, 1)
+    now[0] = 0
+    assert_close(common_gain(before, now), torch.tensor([torch.nan, 1.0, 1.0]), equal_nan=True)
+    assert_close(peak_gain(before, now), torch.tensor([torch.nan, 1.0, 1.0]), equal_nan=True)
+    assert common_gain(before[:2], now[:2]).isnan().all()  # one sound map has no others
+
+
+def test_maps_that_stay_gain_nothing() -> None:
+    maps = random_maps(3, 4, 7, 7)
+    assert common_gain(maps, 5 * maps).abs().max() < 1e-6
+    assert peak_gain(maps, 5 * maps).max() < 1e-6

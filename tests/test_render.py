@@ -46,9 +46,10 @@ TEXTS = {
 
 def row(prompt: str = "a cat", **changes: Any) -> ProbeDrift:
     fields = {
-        "drift": 0.5, "top_iou": 0.1, "center_shift": 0.2, "js_distance": 0.4, "noise_ratio": 5.0, "similarity": 0.3,
-        "similarity_change": 0.1, "energy_inside_mask": math.nan, "energy_change": math.nan, "pointing": math.nan,
-        "degenerate": "", "blind": False, "severity": 0.5, "reason": "",
+        "drift": 0.5, "top_iou": 0.1, "center_shift": 0.2, "js_distance": 0.4, "noise_ratio": 5.0, "common_gain": 0.1,
+        "peak_gain": 0.2, "similarity": 0.3, "similarity_change": 0.1, "energy_inside_mask": math.nan,
+        "energy_change": math.nan, "pointing": math.nan, "degenerate": "", "blind": False, "severity": 0.5,
+        "reason": "",
     }  # fmt: skip
     return ProbeDrift(name="cat", prompt=prompt, **{**fields, **changes})
 

@@ -20,7 +20,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from torch import Tensor
 
 from clipcam_lightning import report as report_module
-from clipcam_lightning.drift import DriftReport, DriftRule, ProbeDrift, compare
+from clipcam_lightning.drift import DriftReport, ProbeDrift, compare
+from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.jpeg import as_jpeg
 from clipcam_lightning.report import FIGURES, figures, html_report, report_as_json
@@ -186,7 +187,8 @@ def test_probes_that_break_the_rule_come_first_the_furthest_before_the_others_an
 def test_an_alarm_comes_before_a_probe_that_drifted_further_without_one() -> None:
     before = snapshot(*[TOP_LEFT] * 4, energy_inside_mask=torch.tensor([torch.nan, torch.nan, 0.8, torch.nan]))
     before = replace(before, noise=torch.tensor([9.0, 0.1, 0.1, 0.1]))
-    now = snapshot(BOTTOM_RIGHT, TOP_LEFT, TOP_LEFT, TOP_LEFT, energy_inside_mask=before.energy_inside_mask / 4)
+    half_gone = (TOP_LEFT + TOP_LEFT.flip(1)) / 2
+    now = snapshot(BOTTOM_RIGHT, TOP_LEFT, half_gone, TOP_LEFT, energy_inside_mask=before.energy_inside_mask / 4)
     articles = Tree(html_report(before, now, compare(before, now))).root.all("article")
     assert articles[0].all("bdi")[0].text == "probe-2"
     assert "attention left the object" in articles[0].text
@@ -208,6 +210,7 @@ def test_the_figures_are_those_of_the_report() -> None:
     assert shown(articles["probe-2"]) == {
         "Drift": f"{furthest.drift:.2f}",
         "Drift / noise": f"{furthest.drift / 0.25:.1f}",
+        "Common gain": "100 %",
         "Top-20 % IoU": f"{furthest.top_iou:.2f}",
         "Centre shift": "75 %",  # from 1/8 to 7/8 along the diagonal
         "JS distance": "1.00",

@@ -8,7 +8,7 @@ from clipcam_lightning.cli.looks import look
 from clipcam_lightning.cli.models import source_of
 from clipcam_lightning.cli.outputs import check_outputs
 from clipcam_lightning.cli.reports import report_on, save_snapshot, write_reports
-from clipcam_lightning.drift import DriftRule
+from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.errors import ConfigError, SnapshotError
 from clipcam_lightning.monitor import Monitor
 from clipcam_lightning.probes import ProbeSet

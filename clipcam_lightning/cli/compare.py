@@ -4,7 +4,8 @@ from typing import Any
 
 from clipcam_lightning.cli.outputs import check_outputs
 from clipcam_lightning.cli.reports import report_on
-from clipcam_lightning.drift import DriftRule, compare
+from clipcam_lightning.drift import compare
+from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.snapshot import Snapshot
 
 

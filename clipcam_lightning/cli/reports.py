@@ -14,7 +14,7 @@ from clipcam_lightning.tensorfile import write_atomically
 
 PASSED, DRIFTED = 0, 1
 ROWS = 40  # probes of a table; more would push the verdict's neighbours off the screen
-FIGURES = ("Drift", "Drift / noise", "Similarity", "Energy on object")
+FIGURES = ("Drift", "Drift / noise", "Common gain", "Energy on object")
 
 
 def save_snapshot(snapshot: Snapshot, file: Path) -> None:
@@ -35,6 +35,7 @@ def report_on(
     """Write the reports that were asked for, print the table and the verdict; 1 if attention drifted."""
     output = Output()
     output.print(_table(report))
+    output.print(plain(f"an alarm is: {report.rule}"), style="dim", soft_wrap=True)
     output.print(plain(str(report)), style="bold red" if report.alarmed else "bold green", soft_wrap=True)
     write_reports(baseline, snapshot, report, json_file=json_file, html=html)
     return DRIFTED if report.alarmed else PASSED

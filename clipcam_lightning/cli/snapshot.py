@@ -8,7 +8,7 @@ from clipcam_lightning.cli.looks import look
 from clipcam_lightning.cli.models import source_of
 from clipcam_lightning.cli.outputs import check_outputs
 from clipcam_lightning.cli.reports import save_snapshot
-from clipcam_lightning.drift import DriftRule
+from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.monitor import Monitor
 from clipcam_lightning.probes import ProbeSet
 

@@ -79,7 +79,7 @@ def main(folder: Path) -> None:
     pl.seed_everything(0)
     model = pretrained_clip("vit").train()
 
-    watcher = ClipCamCallback(watched_probes(), max_drift=0.3)
+    watcher = ClipCamCallback(watched_probes())
 
     trainer = pl.Trainer(
         max_epochs=4,

@@ -19,7 +19,7 @@ from clipcam_lightning import Probe, ProbeSet
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import Similarity
-from clipcam_lightning.drift import DriftRule
+from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.monitor import Look, Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink, escaped, probe_table
