@@ -2,7 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from clipcam_lightning.errors import ConfigError
+
+LONGEST = 200  # characters that a message gives of a text of somebody else's
 
 
 def require_positive(**values: int | None) -> None:
@@ -24,3 +29,14 @@ def require_choice(argument: str, value: str, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise ConfigError(f"{argument} must be one of {', '.join(choices)} (got {value!r}).")
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor has a value in each place: it is not sparse, nested, quantized or without data."""
+    return tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+
+
+def abridged(text: object) -> str:
+    """A text for a message; of a long one both ends."""
+    text = str(text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

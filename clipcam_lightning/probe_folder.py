@@ -2,14 +2,19 @@
 
 import csv
 import json
+import operator
+import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipcam_lightning.checks import abridged
 from clipcam_lightning.errors import ProbeError
 
 MANIFESTS = ("probes.csv", "probes.jsonl")
 REQUIRED = ("image", "prompt")
+COLUMNS = (*REQUIRED, "name", "mask", "box")
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,12 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
     Raises:
         ProbeError: no manifest or both, a missing column, an unreadable line (with its number).
     """
-    present = [folder / name for name in MANIFESTS if (folder / name).is_file()]
+    # pathlib's would raise for a name that is too long.
+    present = [folder / name for name in MANIFESTS if os.path.isfile(folder / name)]  # noqa: PTH113
     if len(present) != 1:
         found = "both" if present else "neither"
         raise ProbeError(
-            f"{folder} must hold one manifest, {' or '.join(MANIFESTS)} ({found} found). "
+            f"{abridged(folder)} must hold one manifest, {' or '.join(MANIFESTS)} ({found} found). "
             "Its columns: image,prompt[,name,mask,box]."
         )
     read = _csv_lines if present[0].suffix == ".csv" else _json_lines
@@ -53,14 +59,26 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
 
 def _csv_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in REQUIRED if column not in (reader.fieldnames or ())]
+        reader = csv.reader(file, strict=True)  # or a quote left open would swallow the rows after it
+        columns = [column.strip().lower() for column in next(reader, [])]
+        missing = [column for column in REQUIRED if column not in columns]
         if missing:
             raise ProbeError(
                 f"{path.name} line 1: the column {missing[0]!r} is missing "
-                f"(got {', '.join(reader.fieldnames or ()) or 'an empty file'})."
+                f"(got {abridged(', '.join(columns)) or 'an empty file'})."
             )
-        return [(reader.line_num, row) for row in reader]
+        twice = [column for column in COLUMNS if columns.count(column) > 1]
+        if twice:
+            raise ProbeError(f"{path.name} line 1: the column {twice[0]!r} is there twice.")
+        lines = []
+        for cells in filter(None, reader):
+            if len(cells) > len(columns):
+                raise ProbeError(
+                    f"{path.name} line {reader.line_num}: {len(cells)} fields for {len(columns)} columns; "
+                    'quote a text that has a comma in it: "a cat, asleep".'
+                )
+            lines.append((reader.line_num, dict(zip(columns, cells, strict=False))))
+        return lines
 
 
 def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -83,8 +101,8 @@ def _row(fields: dict[str, Any], folder: Path, where: str) -> ManifestRow:
         if not isinstance(fields.get(column), str) or not fields[column].strip():
             raise ProbeError(f"{where}: {column!r} is missing or empty.")
     for column in ("name", "mask"):
-        if not isinstance(fields.get(column) or "", str):
-            raise ProbeError(f"{where}: {column!r} must be text (got {fields[column]!r}).")
+        if not isinstance(fields.get(column), str | None):
+            raise ProbeError(f"{where}: {column!r} must be text (got {reprlib.repr(fields[column])}).")
     mask = fields.get("mask") or None
     return ManifestRow(
         image=folder / fields["image"].strip(),
@@ -101,7 +119,9 @@ def _box(value: Any, where: str) -> tuple[int, int, int, int] | None:
         return None
     parts = value.replace(",", " ").split() if isinstance(value, str) else value
     try:
-        left, top, right, bottom = (int(str(part)) for part in parts)
+        left, top, right, bottom = (int(part) if isinstance(part, str) else operator.index(part) for part in parts)
     except (TypeError, ValueError) as error:
-        raise ProbeError(f"{where}: a box is four whole numbers, left top right bottom (got {value!r}).") from error
+        raise ProbeError(
+            f"{where}: a box is four whole numbers, left top right bottom (got {reprlib.repr(value)})."
+        ) from error
     return left, top, right, bottom

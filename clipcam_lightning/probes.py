@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.checks import abridged
 from clipcam_lightning.errors import ProbeError, SnapshotError
 from clipcam_lightning.probe import ImageLike, PathLike, Probe, read_probe
 from clipcam_lightning.probe_batch import decoded, images_and_prompts
@@ -60,10 +62,11 @@ class ProbeSet(Sequence[Probe]):
     """
 
     def __init__(self, probes: Iterable[ProbeLike], places: Sequence[str] | None = None) -> None:
-        given = [probe if isinstance(probe, Probe) else Probe(*probe) for probe in probes]
-        if not given:
+        pairs = list(probes)
+        if not pairs:
             raise ProbeError("a probe set needs at least one probe.")
-        places = places or [f"probe {i}" for i in range(1, len(given) + 1)]
+        places = places or [f"probe {i}" for i in range(1, len(pairs) + 1)]
+        given = [_probe(pair, place) for pair, place in zip(pairs, places, strict=True)]
         read = [read_probe(probe, place) for probe, place in zip(given, places, strict=True)]
         names = _names(given, places)
         self._probes = tuple(replace(probe, name=name) for probe, name in zip(read, names, strict=True))
@@ -132,7 +135,8 @@ class ProbeSet(Sequence[Probe]):
         if isinstance(probes, ProbeSet):
             return probes
         if isinstance(probes, str | os.PathLike):
-            return cls.from_folder(probes) if Path(probes).is_dir() else cls.load(probes)
+            is_folder = os.path.isdir(probes)  # noqa: PTH112 - pathlib's raises for a name that is too long
+            return cls.from_folder(probes) if is_folder else cls.load(probes)
         return cls(probes)
 
     def save(self, file: PathLike) -> None:
@@ -150,8 +154,8 @@ class ProbeSet(Sequence[Probe]):
         tensors, metadata = load_tensors(Path(file), "probe set")
         try:
             probes = cls.from_tensors(tensors, metadata["probes"])
-        except (KeyError, TypeError, AttributeError, ProbeError) as error:
-            raise SnapshotError(f"{file} is not a whole probe set: {error!r}") from error
+        except (KeyError, TypeError, ProbeError) as error:
+            raise SnapshotError(f"{file} is not a whole probe set: {abridged(repr(error))}") from error
         if probes.digest != metadata.get("digest"):
             raise SnapshotError(f"{file} is damaged: its pixels, prompts or masks are not those that were saved.")
         return probes
@@ -223,12 +227,21 @@ class ProbeSet(Sequence[Probe]):
         )
 
 
+def _probe(given: ProbeLike, place: str) -> Probe:
+    if isinstance(given, Probe):
+        return given
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise ProbeError(f"{place}: expected a Probe or a pair (image, prompt) (got {reprlib.repr(given)}).")
+    return Probe(*given)
+
+
 def _names(probes: Sequence[Probe], places: Sequence[str]) -> list[str]:
     """A unique slug a probe; names that were given must be unique slugs already."""
     taken: set[str] = set()
     for probe, place in zip(probes, places, strict=True):
         if probe.name and probe.name != _slug(probe.name):
-            raise ProbeError(f"{place}: the name {probe.name!r} is not a slug; write {_slug(probe.name)!r}.")
+            name = reprlib.repr(probe.name)
+            raise ProbeError(f"{place}: the name {name} is not a slug; write {_slug(probe.name)!r}.")
         if probe.name and probe.name in taken:
             raise ProbeError(f"{place}: a probe before it is named {probe.name!r} too; names must be unique.")
         taken.add(probe.name)
@@ -239,7 +252,7 @@ def _names(probes: Sequence[Probe], places: Sequence[str]) -> list[str]:
         name, number = probe.name or base, 2
         while not probe.name and name in taken:
             suffix = f"-{number}"
-            name, number = base[: NAME_LENGTH - len(suffix)] + suffix, number + 1
+            name, number = base[: NAME_LENGTH - len(suffix)].rstrip("-.") + suffix, number + 1
         taken.add(name)
         names.append(name)
     return names

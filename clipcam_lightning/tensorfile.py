@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from clipcam_lightning.checks import abridged
 from clipcam_lightning.errors import SnapshotError
 
 HEADER = "clipcam_lightning"
@@ -64,21 +65,21 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     Raises:
         SnapshotError: there is no such file, or it is of another kind or a later version, or damaged.
     """
-    if not path.is_file():
-        raise SnapshotError(f"{path} cannot be read as a {kind}: No such file.")
+    if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises for a name that is too long
+        raise SnapshotError(f"{abridged(path)} cannot be read as a {kind}: No such file.")
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a method, not a dict's
         metadata = json.loads(header) if header else None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise SnapshotError(f"{path} cannot be read as a {kind}: {error}") from error
+    except Exception as error:  # a damaged file can raise almost anything, such as RecursionError for nested brackets
+        raise SnapshotError(f"{path} cannot be read as a {kind}: {abridged(error)}") from error
     if not isinstance(metadata, dict) or metadata.get("kind") != kind:
         found = metadata.get("kind") if isinstance(metadata, dict) else "a safetensors file of another program"
-        raise SnapshotError(f"{path} is not a {kind} (it is {found}).")
+        raise SnapshotError(f"{path} is not a {kind} (it is {abridged(found)}).")
     if metadata.get("version") != VERSION:
         raise SnapshotError(
-            f"{path} has format version {metadata.get('version')}, this package reads {VERSION}; "
+            f"{path} has format version {abridged(metadata.get('version'))}, this package reads {VERSION}; "
             "update clipcam-lightning or write the file again."
         )
     return tensors, metadata

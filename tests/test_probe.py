@@ -112,7 +112,7 @@ def test_a_box_may_be_the_whole_picture() -> None:
         ({"image": PIXELS[..., 0]}, r"\(4, 6\)"),
         ({"image": PIXELS[..., :2]}, r"\(4, 6, 2\)"),
         ({"mask": MASK.T}, "mask is 4x6 pixels, its image 6x4"),
-        ({"mask": MASK[None]}, r"mask must be \[y, x\] \(got \(1, 4, 6\)\)"),
+        ({"mask": MASK[None]}, r"mask must be numbers \[y, x\] \(got bool \(1, 4, 6\)\)"),
         ({"mask": np.zeros((4, 6), dtype=bool)}, "the mask is empty"),
         ({"mask": MASK, "box": (0, 0, 1, 1)}, "a mask or a box, not both"),
         ({"box": (0, 0, 7, 4)}, "inside 6x4"),
