@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipcam_lightning.checks import is_dense
 from clipcam_lightning.errors import ProbeError
 
 Prompts: TypeAlias = list[str | Int[Tensor, "l"]]
@@ -29,6 +31,7 @@ NO_PROMPTS = {
     "type",
 }
 FEWEST_TOKENS = 5  # boxes are four numbers
+FLAT = (str, bytes, bytearray, memoryview, range)  # sequences that hold no images
 
 
 def images_and_prompts(batch: object, size: tuple[int, int]) -> tuple[Float[Tensor, "n 3 y x"], Prompts]:
@@ -43,7 +46,7 @@ def images_and_prompts(batch: object, size: tuple[int, int]) -> tuple[Float[Tens
     Raises:
         ProbeError: no images of that size, or no prompts that go with them; the message lists what there is.
     """
-    leaves = list(_leaves(batch, ""))
+    leaves = list(_leaves(batch))
     pictures = [tensor for _, leaf in leaves if (tensor := _as_images(leaf)) is not None]
     fitting = [tensor for tensor in pictures if tuple(tensor.shape[-2:]) == size]
     if not fitting:
@@ -81,16 +84,31 @@ def decoded(prompt: str | Int[Tensor, "l"], tokenizer: object) -> str:
     return " ".join(text.split()) or f"tokens {' '.join(map(str, ids[:8]))}"
 
 
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Everything in a nest of mappings and sequences, in order, each with the key it lay under."""
+def _leaves(batch: object) -> Iterator[tuple[str, Any]]:
+    """Everything in a nest of mappings, sequences and dataclasses, in order, each with the key it lay under."""
+    waiting: list[tuple[str, Any]] = [("", batch)]
+    seen: dict[int, Any] = {}  # a nest may hold itself; what is kept here cannot give its id to another
+    while waiting:
+        key, value = waiting.pop()
+        children = _children(key, value)
+        if children is None:
+            yield key, value
+        elif id(value) not in seen:
+            seen[id(value)] = value
+            waiting.extend(reversed(children))
+
+
+def _children(key: str, value: Any) -> list[tuple[str, Any]] | None:
+    """What lies in a value, each under its own key or else the value's; ``None`` where nothing can."""
     if isinstance(value, Mapping):
-        for name, child in value.items():
-            yield from _leaves(child, str(name))
-    elif isinstance(value, Sequence) and not isinstance(value, str) and not _is_strings(value):
-        for child in value:
-            yield from _leaves(child, key)
-    else:
-        yield key, value
+        return [(str(name), child) for name, child in value.items()]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):  # a named tuple
+        return list(value._asdict().items())
+    if isinstance(value, Sequence) and not isinstance(value, FLAT) and not _is_strings(value):
+        return [(key, child) for child in value]
+    return None
 
 
 def _is_strings(value: Any) -> bool:
@@ -98,7 +116,7 @@ def _is_strings(value: Any) -> bool:
 
 
 def _as_images(leaf: Any) -> Float[Tensor, "n 3 y x"] | None:
-    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+    if not isinstance(leaf, Tensor) or not is_dense(leaf) or not leaf.is_floating_point() or not leaf.numel():
         return None
     if leaf.ndim == 5:  # one image or several a sample: the first
         leaf = leaf[:, 0]
@@ -119,7 +137,9 @@ def _as_strings(key: str, leaf: Any, _size: tuple[int, int]) -> Prompts | None:
 
 
 def _as_tokens(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
-    if not isinstance(leaf, Tensor) or leaf.dtype not in (torch.int32, torch.int64):
+    if not isinstance(leaf, Tensor) or not is_dense(leaf) or leaf.dtype not in (torch.int32, torch.int64):
+        return None
+    if not leaf.numel():
         return None
     if leaf.ndim == 3 and tuple(leaf.shape[1:]) != size:  # one caption or several a sample: the first
         leaf = leaf[:, 0]
@@ -131,7 +151,9 @@ def _as_tokens(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
 
 def _described(leaves: Sequence[tuple[str, Any]]) -> str:
     kinds = [
-        f"{leaf.dtype} {tuple(leaf.shape)}".removeprefix("torch.") if isinstance(leaf, Tensor) else type(leaf).__name__
-        for _, leaf in leaves
+        f"{leaf.dtype} {tuple(leaf.shape)}".removeprefix("torch.")
+        if isinstance(leaf, Tensor) and is_dense(leaf)
+        else type(leaf).__name__
+        for _, leaf in leaves[:8]
     ]
-    return ", ".join(kinds[:8]) or "nothing"
+    return ", ".join(kinds) or "nothing"

@@ -207,8 +207,10 @@ def _figures(row: ProbeDrift) -> str:
 def _enlarged(pixels: UInt8[Tensor, "3 y x"], side: int) -> UInt8[Tensor, "3 v u"]:
     """The picture at ``side`` pixels along its longer side."""
     height, width = pixels.shape[1:]
-    size = (round(width * side / max(height, width)), round(height * side / max(height, width)))
-    return torch.from_numpy(np.array(_to_image(pixels).resize(size, Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    width, height = (max(1, round(length * side / max(height, width))) for length in (width, height))
+    return torch.from_numpy(np.array(_to_image(pixels).resize((width, height), Image.Resampling.BICUBIC))).permute(
+        2, 0, 1
+    )
 
 
 def _overlay(picture: UInt8[Tensor, "3 y x"], heat: Float[Tensor, "h w"]) -> Image.Image:

@@ -14,6 +14,7 @@ from torch import Tensor
 from clipcam_lightning import metrics
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.checks import abridged
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.probes import PreparedProbes, ProbeSet
 from clipcam_lightning.tensorfile import load_tensors, save_tensors
@@ -96,7 +97,7 @@ class Snapshot:
         try:
             return cls.from_tensors(tensors, metadata)
         except (KeyError, TypeError, ValueError) as error:
-            raise SnapshotError(f"{file} is not a whole snapshot: {error!r}") from error
+            raise SnapshotError(f"{file} is not a whole snapshot: {abridged(repr(error))}") from error
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The snapshot as plain tensors and JSON-able values, for a file or a checkpoint."""
@@ -115,18 +116,22 @@ class Snapshot:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> "Snapshot":
-        """The inverse of :meth:`tensors`."""
-        info = {**metadata["info"], "layers": tuple(metadata["info"]["layers"])}
-        names, prompts = tuple(metadata["names"]), tuple(metadata["prompts"])
+        """The inverse of :meth:`tensors`.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are no snapshot's.
+        """
+        names, prompts, info = _texts(metadata["names"]), _texts(metadata["prompts"]), _info(metadata["info"])
         figures = {key: value for key, value in tensors.items() if not key.startswith("picture")}
         pictures = _cut(tensors["pictures"], tensors["picture_sizes"]) if "pictures" in tensors else ()
-        snapshot = cls(**figures, names=names, prompts=prompts, info=SnapshotInfo(**info), pictures=pictures)
-        del figures["maps"]
+        snapshot = cls(**figures, names=names, prompts=prompts, info=info, pictures=pictures)
+        maps = figures.pop("maps")
         if (
-            snapshot.maps.ndim != 3
-            or not snapshot.maps.is_floating_point()
-            or not len(prompts) == len(snapshot.maps) == len(names)
+            maps.ndim != 3
+            or not maps.numel()
+            or not len(prompts) == len(maps) == len(names)
             or any(figure.shape != (len(names),) for figure in figures.values())
+            or any(figure.dtype != torch.float32 for figure in (maps, *figures.values()))
             or len(pictures) not in (0, len(names))
         ):
             raise ValueError("names, prompts, maps and figures are not equally many, or of another kind")
@@ -162,11 +167,27 @@ def take_snapshot(
     )
 
 
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("names, prompts and layers are not lists of texts")
+    return tuple(values)
+
+
+def _info(fields: dict[str, Any]) -> SnapshotInfo:
+    info = SnapshotInfo(**{**fields, "layers": _texts(fields["layers"]), "versions": dict(fields["versions"])})
+    versions = info.versions
+    texts = (info.digest, info.method, info.target, info.fingerprint, info.dtype, *versions, *versions.values())
+    if not all(isinstance(text, str) for text in texts) or not type(info.step) is type(info.epoch) is int:
+        raise TypeError("what is told of the maps is of another kind")
+    return info
+
+
 def _cut(joined: Tensor, sizes: Tensor) -> tuple[bytes, ...]:
     """Files that were laid end to end."""
-    if joined.dtype != torch.uint8 or (sizes < 0).any() or int(sizes.sum()) != joined.numel():
+    each: list[int] = sizes.tolist() if sizes.ndim == 1 and sizes.dtype == torch.int64 else [-1]
+    if joined.ndim != 1 or joined.dtype != torch.uint8 or min(each, default=0) < 0 or sum(each) != len(joined):
         raise ValueError("the pictures have other sizes than they say")
-    return tuple(part.numpy().tobytes() for part in joined.split(sizes.tolist()))
+    return tuple(part.numpy().tobytes() for part in joined.split(each))
 
 
 def mean_of_known(values: Float[Tensor, "n"]) -> float | None:
