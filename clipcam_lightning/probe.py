@@ -147,16 +147,25 @@ def _decoded(image: Any, what: str, pixels: Callable[[Image.Image], np.ndarray],
     name = abridged(getattr(image, "filename", "") if isinstance(image, Image.Image) else os.fspath(image))
     try:
         if isinstance(image, Image.Image):
-            return pixels(ImageOps.exif_transpose(image))
+            return pixels(_upright(image))
         if Path(image).exists() and not Path(image).is_file():
             raise ValueError("it is not a file")  # a pipe would be waited for
         with Image.open(image) as opened:
-            return pixels(ImageOps.exif_transpose(opened))
+            return pixels(_upright(opened))
     except FileNotFoundError as error:
         raise ProbeError(f"{where}: the {what} {name} does not exist.") from error
     except Exception as error:  # a damaged file can make its decoder raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ProbeError(f"{where}: the {what} {name} cannot be read: {abridged(reason)}") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A photograph as viewers show it, and as it is stored where its EXIF cannot be read."""
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # bytes that only claim to be EXIF can make their reader raise almost anything
+        return picture
 
 
 def _rgb(picture: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
