@@ -248,7 +248,7 @@ def test_maps_and_figures_of_any_values_are_usable(values: list[float], height: 
 
 
 @given(data=st.data())
-@examples(60)
+@examples(25)
 def test_a_page_with_a_damaged_picture_is_made_or_says_which_is_damaged(data: st.DataObject) -> None:
     picture = bytearray(PICTURE)
     for place in data.draw(st.lists(st.integers(0, 8 * len(picture) - 1), min_size=1, max_size=6)):

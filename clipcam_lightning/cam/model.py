@@ -78,7 +78,9 @@ class ClipModel:
                 "the CLIP has no tokenizer that could be found; give tokenizer=..., a function from a list of "
                 "strings to token ids, or give prompts as token ids or embeddings."
             )
-        return self.dialect.tokenized(self.tokenizer, list(prompts))
+        # Half a surrogate pair becomes a question mark: tokenizers of transformers refuse it.
+        texts = [prompt.encode("utf-8", "replace").decode("utf-8") for prompt in prompts]
+        return self.dialect.tokenized(self.tokenizer, texts)
 
     def features(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
         """Image embeddings as the tower gives them, before they are scaled to unit length; in float32.

@@ -80,7 +80,11 @@ def probe_table(look: Look) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text as markdown and HTML that shows exactly this text: all but letters, digits and blanks as entities."""
+    """Text as markdown and HTML that shows exactly this text: all but letters, digits and blanks as entities.
+
+    Control characters and half surrogate pairs are blanks: an entity of theirs would show another character.
+    """
+    text = re.sub(r"[\0-\x1f\x7f-\x9f\ud800-\udfff]", " ", text)
     return re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
 
 
