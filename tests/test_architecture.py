@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "colors", "jpeg"},
     {"checks"},
     {"cam", "tensorfile"},
-    {"metrics", "probe", "probe_folder", "probe_batch"},
+    {"metrics", "memory", "probe", "probe_folder", "probe_batch"},
     {"probes", "prompts"},
     {"snapshot", "confusion", "noise"},
     {"drift_rule"},
