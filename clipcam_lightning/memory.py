@@ -12,10 +12,8 @@ from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.texts import Prompts
 from clipcam_lightning.errors import ClipCamError
 
-WORDS = (
-    "out of memory",
-    "DefaultCPUAllocator",
-)  # of a plain RuntimeError; torch's CPU allocator has no class of its own
+# What a plain RuntimeError says then; torch's CPU allocator has no error class of its own.
+WORDS = ("out of memory", "DefaultCPUAllocator")
 
 
 def explain_in_memory(
