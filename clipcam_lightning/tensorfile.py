@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,31 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line; one that an interrupted process left unfinished is ended first, so that it spoils no other."""
+    """Append one line, whole or not at all; what a killed process left of one is cut off first.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else f"\n{line}"
-        file.write(f"{line}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
+    whole = _end_of_lines(path)
+    try:
+        with path.open("ab") as file:
+            file.truncate(whole)
+            file.write(f"{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        if path.is_file():
+            os.truncate(path, whole)
+        raise
+
+
+def _end_of_lines(path: Path) -> int:
+    """Where the last whole line of a file ends, in bytes."""
+    if not path.is_file() or not path.stat().st_size:  # nothing cannot be mapped
+        return 0
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return content.rfind(b"\n") + 1
 
 
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

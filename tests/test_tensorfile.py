@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +158,30 @@ def test_a_name_that_is_no_file_s_is_not_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [pipe]
 
 
-def test_lines_are_appended_whole_and_an_unfinished_one_spoils_no_other(tmp_path: Path) -> None:
+def test_lines_are_appended_whole_and_what_a_killed_process_left_of_one_is_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "history.jsonl"
+    for left, kept in ((b"", ""), (b'{"a', ""), (b"first\nsecond\n", "first\nsecond\n"), (b'first\n{"se', "first\n")):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(left)
+        append_line(file, "last")
+        assert file.read_text() == f"{kept}last\n"
+
+
+@pytest.mark.parametrize("room", [0, 3, 8192, 20_000])
+def test_a_line_that_does_not_fit_leaves_the_lines_before_it(tmp_path: Path, room: int) -> None:
+    file = tmp_path / "history.jsonl"
     append_line(file, "first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len("first\n") + room, hard))  # what fits is written, then it fails
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append_line(file, 30_000 * "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert file.read_text() == "first\n"
     append_line(file, "second")
-    with file.open("a") as cut:
-        cut.write('{"thi')  # a process that was killed
-    append_line(file, "fourth")
-    assert file.read_text() == 'first\nsecond\n{"thi\nfourth\n'
+    assert file.read_text() == "first\nsecond\n"
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["nothing", "a folder"])
