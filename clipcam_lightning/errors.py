@@ -50,5 +50,7 @@ class ClipCamWarning(UserWarning):
 
 
 def in_words(error: Exception) -> str:
-    """An error's message; with its type where it is not one of ours, whose messages speak for themselves."""
+    """An error's message, after its type where it is neither ours nor the system's, which speak for themselves."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error) if isinstance(error, ClipCamError) else f"{type(error).__name__}: {error}"
