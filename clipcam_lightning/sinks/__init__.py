@@ -1,17 +1,36 @@
 """Where a look goes; one file per destination."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.monitor import Sink
+from clipcam_lightning.monitor import Look, Sink
 from clipcam_lightning.sinks.files import FileSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
 
 
 def sinks_of(loggers: Iterable[object], folder: Path, root: str) -> list[Sink]:
     """Files in ``folder``, and the TensorBoard of every logger that has one."""
-    writers = [getattr(logger, "experiment", None) for logger in loggers]
-    tensorboards = [TensorBoardSink(writer, root) for writer in writers if isinstance(writer, SummaryWriter)]
-    return [FileSink(folder), *tensorboards]
+    sinks: list[Sink] = [FileSink(folder)]
+    for logger in loggers:
+        try:
+            writer = getattr(logger, "experiment", None)
+        except Exception as error:  # a logger that has lost its server takes no file away
+            sinks.append(UnreachableSink(error))
+            continue
+        if isinstance(writer, SummaryWriter):
+            sinks.append(TensorBoardSink(writer, root))
+    return sinks
+
+
+@dataclass(frozen=True)
+class UnreachableSink:
+    """A logger that did not open: each look says so, as of any sink that cannot write."""
+
+    error: Exception
+
+    def write(self, look: Look) -> None:
+        """Raise why."""
+        raise self.error
