@@ -151,8 +151,10 @@ class ClipCamCallback(Callback):
         self._tried_a_batch = False
         refuse_sharded(trainer.strategy)
         self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
-        if self._watch["baseline"] not in ("start", "previous"):
-            Snapshot.load(self._watch["baseline"])  # a wrong file is found now, not when the first probes are there
+        baseline = self._watch["baseline"]
+        if not isinstance(baseline, Snapshot) and baseline not in ("start", "previous"):
+            # Not when the first probes are there: a wrong file is found before training, one deleted later not missed.
+            self._watch["baseline"] = Snapshot.load(baseline)
         if self._monitor is not None:
             self._monitor.sinks = []  # an interrupted fit leaves its own behind
         elif self._probes is not None:
@@ -223,6 +225,10 @@ class ClipCamCallback(Callback):
             tensors, rows = self._monitor.probes.tensors()
             state["probes"] = {"tensors": tensors, "rows": rows}
         return state
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # which Lightning does not call then
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -297,18 +303,21 @@ class ClipCamCallback(Callback):
             if self._monitor is None:
                 saved = state["probes"]
                 self._monitor = Monitor(ProbeSet.from_tensors(saved["tensors"], saved["rows"]), **self._watch)
+            looks = int(state["looks"])
             self._monitor.restore(state["monitor"])
-            self._metrics, self._looks = self._monitor.metrics, state["looks"]
+            self._metrics, self._looks = self._monitor.metrics, looks
         except Exception as error:
             self._error = error
             self._failed(f"the checkpoint's baseline and history are not used: {in_words(error)}")
 
     def _failed(self, problem: str) -> None:
+        error, self._error = self._error, None  # kept longer, its traceback would keep the look's tensors
         if self.on_error == "raise":
-            raise ClipCamError(problem) from self._error
+            raise ClipCamError(problem) from error
         self._warn_once(f"{problem} The training goes on.")
 
     def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
+        kind, _, _ = text.partition(":")  # what follows may name a step or a temporary file, and differ each time
+        if kind not in self._warned:
+            self._warned.add(kind)
             rank_zero_warn(f"{type(self).__name__}: {text}", category=ClipCamWarning)

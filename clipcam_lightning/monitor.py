@@ -16,13 +16,14 @@ from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.drift import DriftReport, compare
 from clipcam_lightning.drift_rule import DriftRule
-from clipcam_lightning.errors import IncomparableError, in_words
+from clipcam_lightning.errors import IncomparableError, SnapshotError, in_words
 from clipcam_lightning.jpeg import as_jpeg
 from clipcam_lightning.noise import noise_floor
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import PreparedProbes, ProbeSet
 from clipcam_lightning.render import SheetColumn, for_display
 from clipcam_lightning.snapshot import Snapshot, mean_of_known, take_snapshot
+from clipcam_lightning.tensorfile import VERSION
 
 UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "alarms": 0.0, "alarmed": 0.0, "degenerate": 0.0}
 PICTURE_QUALITY = 90  # of the JPEGs in a baseline
@@ -86,7 +87,7 @@ class Monitor:
         probes: what to explain.
         method, layers, target: as in :func:`explain`.
         rule: what counts as an alarm.
-        baseline: ``"start"`` for the first look, ``"previous"`` for the one before, or a snapshot file.
+        baseline: ``"start"`` for the first look, ``"previous"`` for the one before, or a snapshot or its file.
         batch_size: images per pass.
 
     Attributes:
@@ -109,16 +110,14 @@ class Monitor:
         layers: Layers,
         target: TargetLike,
         rule: DriftRule,
-        baseline: PathLike = "start",
+        baseline: PathLike | Snapshot = "start",
         batch_size: int | None = None,
     ) -> None:
         self._from_file = baseline not in ("start", "previous")
-        self.baseline = Snapshot.load(baseline) if self._from_file else None
-        if self.baseline is not None and self.baseline.info.digest != probes.digest:
-            raise IncomparableError(
-                f"the baseline was made with other probes (digest {self.baseline.info.digest[:12]}, these have "
-                f"{probes.digest[:12]}); use the same images, prompts and masks, or take a new baseline."
-            )
+        self.baseline: Snapshot | None = None
+        if self._from_file:
+            self.baseline = baseline if isinstance(baseline, Snapshot) else Snapshot.load(baseline)
+            _require_same_probes("the baseline", self.baseline, probes)
         self.probes = probes
         self.rule = rule
         self.sinks: list[Sink] = []
@@ -210,7 +209,7 @@ class Monitor:
             try:
                 sink.write(look)
             except Exception as error:  # the disk may be full; the figures are known all the same
-                problems.append(f"{type(sink).__name__} could not write a look ({type(error).__name__}: {error}).")
+                problems.append(f"{type(sink).__name__} could not write a look ({in_words(error)}).")
         return tuple(problems)
 
     def prepare(self, clip: ClipModel) -> PreparedProbes:
@@ -225,7 +224,7 @@ class Monitor:
 
     def state(self) -> dict[str, Any]:
         """Baseline and history as tensors and primitives, for a checkpoint; the probes are kept elsewhere."""
-        state: dict[str, Any] = {}
+        state: dict[str, Any] = {"version": VERSION}
         if self.baseline is not None:
             tensors, metadata = self.baseline.tensors()
             state["baseline"] = {"tensors": tensors, "metadata": metadata}
@@ -234,18 +233,41 @@ class Monitor:
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over baseline and history of :meth:`state`; the probes must be the same.
+        """Take over baseline and history of :meth:`state`, or nothing of it; the probes must be the same.
 
         Raises:
             IncomparableError: they are not.
+            SnapshotError: the state is of a later version, or damaged.
         """
-        if "baseline" in state:
-            saved = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
-            if saved.info.digest != self.probes.digest:
-                raise IncomparableError("the checkpoint was made with other probes.")
-            self.baseline = self.baseline or saved  # a file that was asked for now takes precedence
-        self.history = [SheetColumn(**column) for column in state["history"]]
-        self.metrics |= state["metrics"]
+        if state.get("version", VERSION) != VERSION:
+            raise SnapshotError(
+                f"the checkpoint has format version {state['version']}, this package reads {VERSION}; "
+                "update clipcam-lightning."
+            )
+        saved = None
+        try:
+            if "baseline" in state:
+                saved = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
+            history = [SheetColumn(**column) for column in state["history"]]
+            metrics = {name: float(state["metrics"].get(name, value)) for name, value in self.metrics.items()}
+            if any(
+                {len(column.heat), len(column.drift), len(column.alarm)} != {len(self.probes)} for column in history
+            ):
+                raise ValueError("a look in the history has not as many maps as there are probes")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SnapshotError(f"the checkpoint holds no whole history of looks: {error!r}.") from error
+        if saved is not None:
+            _require_same_probes("the checkpoint", saved, self.probes)
+        self.baseline = self.baseline or saved  # a file that was asked for now takes precedence
+        self.history, self.metrics = history, metrics
+
+
+def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> None:
+    if snapshot.info.digest != probes.digest:
+        raise IncomparableError(
+            f"{what} was made with other probes (digest {snapshot.info.digest[:12]}, these have "
+            f"{probes.digest[:12]}); use the same images, prompts and masks, or take a new baseline."
+        )
 
 
 def _figures(report: DriftReport, snapshot: Snapshot) -> dict[str, float]:
