@@ -51,7 +51,12 @@ def train(
     """Fit three epochs of two steps in one order, with a checkpoint ``kept/last.ckpt`` after each epoch."""
     keeper = ModelCheckpoint(folder / "kept", filename="last", enable_version_counter=False)
     trainer = pl.Trainer(
-        **{"logger": TensorBoardLogger(folder, name="", version="run"), "max_epochs": 3, **options},
+        **{
+            "logger": TensorBoardLogger(folder, name="", version="run"),
+            "default_root_dir": folder,
+            "max_epochs": 3,
+            **options,
+        },
         accelerator="cpu",
         callbacks=[*callbacks, keeper],
         enable_progress_bar=False,
