@@ -236,8 +236,11 @@ def _outlined(picture: UInt8[Tensor, "3 v u"], mask: Bool[Tensor, "y x"] | None)
         return image
     grey = Image.fromarray(mask.numpy().astype(np.uint8) * 255).resize(image.size, Image.Resampling.BILINEAR)
     solid = grey.point(lambda value: 255 if value > 127 else 0)
-    for size, color in ((5, "#000000"), (3, "#ffffff")):  # white on black shows on any ground
-        image.paste(color, mask=ImageChops.subtract(solid.filter(ImageFilter.MaxFilter(size)), solid))
+    for width, color in ((2, "#000000"), (1, "#ffffff")):  # white on black shows on any ground
+        grown = solid.filter(ImageFilter.BoxBlur(width)).point(
+            lambda value: 255 if value else 0
+        )  # a maximum filter takes five times as long
+        image.paste(color, mask=ImageChops.subtract(grown, solid))
     return image
 
 

@@ -58,7 +58,7 @@ class Explanation:
         size = (pixels.shape[-2], pixels.shape[-1])
         heat = self.resized(size).clamp_min(0).cpu()
         heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return torch.stack([torch.stack([overlaid(p, h) for h in row]) for p, row in zip(pixels, heat, strict=True)])
+        return torch.stack([overlaid(picture, maps) for picture, maps in zip(pixels, heat, strict=True)])
 
 
 def gathered(
