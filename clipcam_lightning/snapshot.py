@@ -1,8 +1,8 @@
 """All maps of one probe set at one step, with what is needed to compare them."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from clipcam_lightning.probes import PreparedProbes, ProbeSet
 from clipcam_lightning.tensorfile import load_tensors, save_tensors
 
 KIND = "snapshot"
+PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch")
+_version = cache(version)  # it reads files
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def take_snapshot(
             layers=explanation.layers,
             fingerprint=clip.fingerprint,
             dtype=str(clip.dtype).removeprefix("torch."),
-            versions=_versions(("clipcam-lightning", "torch", "open_clip_torch")),
+            versions={package: _version(package) for package in PACKAGES},
         ),
     )
 
@@ -194,7 +196,3 @@ def mean_of_known(values: Float[Tensor, "n"]) -> float | None:
     """Mean of the finite values; ``None`` if there are none."""
     known = values[values.isfinite()]
     return float(known.mean()) if len(known) else None
-
-
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    return {package: version(package) for package in packages}
