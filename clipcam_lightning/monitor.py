@@ -21,7 +21,7 @@ from clipcam_lightning.jpeg import as_jpeg
 from clipcam_lightning.noise import noise_floor
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import PreparedProbes, ProbeSet
-from clipcam_lightning.render import SheetColumn, for_display
+from clipcam_lightning.render import SheetColumn, for_display, thinned
 from clipcam_lightning.snapshot import Snapshot, mean_of_known, take_snapshot
 from clipcam_lightning.tensorfile import VERSION
 
@@ -40,7 +40,7 @@ class Look:
         snapshot: maps and figures now.
         baseline: what they are compared with; the same object at the first look.
         report: the comparison.
-        history: all looks so far, this one last.
+        history: the looks so far, this one last; of many the first and evenly spaced later ones.
         metrics: means over the probes by name (``drift``, ``similarity``, ...), all finite.
     """
 
@@ -165,14 +165,14 @@ class Monitor:
         elif self._rolling:
             self.baseline = replace(snapshot, noise=self.baseline.noise, pictures=self.baseline.pictures)
         self.metrics |= _figures(report, snapshot)
-        self.history.append(
-            SheetColumn(
-                step=step,
-                heat=for_display(snapshot.maps).half(),
-                drift=tuple(probe.drift for probe in report.probes),
-                alarm=tuple(probe.alarm for probe in report.probes),
-            )
+        column = SheetColumn(
+            step=step,
+            heat=for_display(snapshot.maps).half(),
+            drift=tuple(probe.drift for probe in report.probes),
+            alarm=tuple(probe.alarm for probe in report.probes),
+            look=self.history[-1].look + 1 if self.history else 0,
         )
+        self.history = thinned([*self.history, column])
         self.last = look = Look(
             pixels=clip.preprocessing.pixels(prepared.images),
             masks=[mask if has else None for mask, has in zip(prepared.masks, prepared.has_mask, strict=True)],

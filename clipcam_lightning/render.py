@@ -21,6 +21,7 @@ from clipcam_lightning.prompts import Sensitivity
 TILE, SHEET_TILE, GAP = 208, 112, 8  # pixels
 INK, FAINT, PAPER, ALARM = "#1a1a1a", "#6b6b6b", "#ffffff", "#c1121f"
 MAX_COLUMNS, MAX_ROWS = 12, 32
+MAX_HISTORY = 2 * MAX_COLUMNS  # so that there are always enough for a full sheet
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,26 @@ class SheetColumn:
         heat: maps for display, 0 to 1, float16.
         drift: per probe.
         alarm: per probe.
+        look: which one of the run it is, counted from 0.
     """
 
     step: int
     heat: Float[Tensor, "n h w"]
     drift: tuple[float, ...]
     alarm: tuple[bool, ...]
+    look: int = 0
+
+
+def thinned(columns: Sequence[SheetColumn]) -> list[SheetColumn]:
+    """At most ``MAX_HISTORY`` looks: the first, every n-th after it, and the last.
+
+    ``n`` is the least power of two with which they are so few. It depends on nothing but the number of the last look, so
+    that a history which is thinned after each look stays evenly spaced, however long it grows.
+    """
+    last, every = columns[-1].look, 1
+    while last > every * (MAX_HISTORY - 1):
+        every *= 2
+    return [column for column in columns if column.look % every == 0 or column is columns[-1]]
 
 
 def for_display(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
@@ -141,14 +156,17 @@ def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) 
 
 
 def contact_sheet(
-    pixels: UInt8[Tensor, "n 3 y x"], prompts: Sequence[str], columns: Sequence[SheetColumn]
+    pixels: UInt8[Tensor, "n 3 y x"],
+    prompts: Sequence[str],
+    columns: Sequence[SheetColumn],
+    max_columns: int = MAX_COLUMNS,
 ) -> Image.Image:
     """All looks so far: probes down, looks across, the baseline first, each map with its drift.
 
-    Of many looks the first, the last and evenly spread ones between are shown; of many probes those that drifted
-    furthest at the last look.
+    Of more than ``max_columns`` looks the first, the last and evenly spread ones between are shown; of many probes those
+    that drifted furthest at the last look.
     """
-    shown = [columns[i] for i in np.unique(np.linspace(0, len(columns) - 1, MAX_COLUMNS).round().astype(int))]
+    shown = [columns[i] for i in np.unique(np.linspace(0, len(columns) - 1, max_columns).round().astype(int))]
     furthest = sorted(range(len(prompts)), key=lambda i: -columns[-1].drift[i])[:MAX_ROWS]
     rows = sorted(furthest)
     label, header, footer = 150, 26, 20

@@ -28,7 +28,7 @@ class FileSink:
     def write(self, look: Look) -> None:
         """Write ``step-<n>.safetensors``, a line of ``history.jsonl`` and ``contact_sheet.png``."""
         info = look.snapshot.info
-        if len(look.history) == 1:  # of another run, whose lines are none of this one's, whatever can be written of it
+        if look.history[-1].look == 0:  # of another run, whose lines are none of this one's, whatever can be written of it
             (self.folder / HISTORY).unlink(missing_ok=True)
         look.snapshot.save(self.folder / f"step-{info.step:08d}.safetensors")
         line = {"epoch": info.epoch, "metrics": dict(look.metrics), **report_as_json(look.report)}
