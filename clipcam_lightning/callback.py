@@ -52,6 +52,8 @@ class ClipCamCallback(Callback):
             default :class:`DriftRule` decides, from where the maps gather, their own noise and what left the object.
         on_drift: on alarm, ``"log"`` only the figures, ``"warn"``, ``"stop"`` training, or ``"raise"`` DriftAlarm.
         num_probes: how many probes to take from a batch.
+        num_pictures: how many probes TensorBoard shows a picture of at each look: of more, those that drifted furthest.
+            Figures, snapshots and history are of all.
         clip: dotted name of the CLIP inside the module; needed only if there are several.
         tokenizer: strings to token ids; by default the module's or open_clip's own.
         towers: image towers of your own, tried before the package's.
@@ -77,6 +79,7 @@ class ClipCamCallback(Callback):
         max_drift: float | None = None,
         on_drift: Literal["log", "warn", "stop", "raise"] = "warn",
         num_probes: int = 8,
+        num_pictures: int = 32,
         clip: str | None = None,
         tokenizer: Tokenizer | None = None,
         towers: Sequence[type[Tower]] = (),
@@ -89,6 +92,7 @@ class ClipCamCallback(Callback):
             every_n_epochs=every_n_epochs,
             every_n_train_steps=every_n_train_steps,
             num_probes=num_probes,
+            num_pictures=num_pictures,
             batch_size=batch_size,
         )
         require_choice("on_drift", on_drift, ("log", "warn", "stop", "raise"))
@@ -104,6 +108,7 @@ class ClipCamCallback(Callback):
         self.every_n_train_steps = every_n_train_steps
         self.on_drift = on_drift
         self.num_probes = num_probes
+        self.num_pictures = num_pictures
         self.on_error = on_error
         self.name = name
         self.dirpath = dirpath
@@ -156,7 +161,7 @@ class ClipCamCallback(Callback):
             # Not when the first probes are there: a wrong file is found before training, one deleted later not missed.
             self._watch["baseline"] = Snapshot.load(baseline)
         if self._monitor is not None:
-            self._monitor.sinks = []  # an interrupted fit leaves its own behind
+            self._monitor.release()  # a fit that was ended from outside leaves its sinks behind
         elif self._probes is not None:
             self._monitor = Monitor(ProbeSet.of(self._probes), **self._watch)
         if not builds_later(pl_module):
@@ -227,14 +232,14 @@ class ClipCamCallback(Callback):
         return state
 
     @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")  # which Lightning does not call then
-
-    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._clip = None
-        if self._monitor is not None:
-            self._monitor.release()
+        for problem in self._monitor.release() if self._monitor is not None else ():
+            self._warn_once(problem)  # and never raised: all else is done
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # Lightning does not, and closes the loggers next
 
     def _look_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look if one is due, and log the figures in any case: a monitor must find them in every epoch."""
@@ -271,7 +276,8 @@ class ClipCamCallback(Callback):
         """Look; whatever goes wrong becomes a problem in words and not an exception."""
         assert self._clip is not None
         assert self._monitor is not None
-        self._monitor.sinks = self._monitor.sinks or sinks_of(trainer.loggers, self._directory, self._root)
+        if not self._monitor.sinks:
+            self._monitor.sinks = sinks_of(trainer.loggers, self._directory, self._root, self.num_pictures)
         try:
             return self._monitor.look(self._clip, step=trainer.global_step, epoch=trainer.current_epoch)
         except Exception as error:  # of any kind: a look must not take a training down
@@ -314,10 +320,10 @@ class ClipCamCallback(Callback):
         error, self._error = self._error, None  # kept longer, its traceback would keep the look's tensors
         if self.on_error == "raise":
             raise ClipCamError(problem) from error
-        self._warn_once(f"{problem} The training goes on.")
+        self._warn_once(problem, " The training goes on.")
 
-    def _warn_once(self, text: str) -> None:
+    def _warn_once(self, text: str, consequence: str = "") -> None:
         kind, _, _ = text.partition(":")  # what follows may name a step or a temporary file, and differ each time
         if kind not in self._warned:
             self._warned.add(kind)
-            rank_zero_warn(f"{type(self).__name__}: {text}", category=ClipCamWarning)
+            rank_zero_warn(f"{type(self).__name__}: {text}{consequence}", category=ClipCamWarning)

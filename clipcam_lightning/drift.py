@@ -102,6 +102,15 @@ class DriftReport:
         )
 
     @property
+    def worst_first(self) -> list[int]:
+        """Indices of the probes: who breaks the rule first, whose drift is unknown last, by drift among equals."""
+
+        def goodness(i: int) -> tuple[bool, bool, float]:
+            return not self.probes[i].alarm, self.probes[i].blind, -self.probes[i].drift
+
+        return sorted(range(len(self.probes)), key=goodness)
+
+    @property
     def severity(self) -> float:
         """Of the look: that of the probe by which enough of them would break the rule; above 1 it is an alarm."""
         if any(math.isinf(probe.severity) for probe in self._judged):

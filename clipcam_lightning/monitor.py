@@ -1,6 +1,6 @@
 """What happens at one look: explain the probes, snapshot, compare, hand to the sinks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,6 +78,10 @@ class Sink(Protocol):
     def write(self, look: Look) -> None:
         """Take one look."""
         ...
+
+    def close(self) -> None:
+        """Wait until every look is written; raises what a late one failed with."""
+        return
 
 
 class Monitor:
@@ -198,19 +202,13 @@ class Monitor:
             note = f"the noise of the probes could not be measured and is taken for none: {in_words(error)} "
         return snapshot, note
 
-    def release(self) -> None:
-        """Let go of the model and of what the sinks write to."""
-        self.sinks = []
-        self._prepared = None
+    def release(self) -> tuple[str, ...]:
+        """Let go of the model, and of the sinks once all is written; what could not be written, in words."""
+        sinks, self.sinks, self._prepared = self.sinks, [], None
+        return tuple(problem for sink in sinks for problem in _problems(sink, sink.close))
 
     def _hand_on(self, look: Look) -> tuple[str, ...]:
-        problems = []
-        for sink in self.sinks:
-            try:
-                sink.write(look)
-            except Exception as error:  # the disk may be full; the figures are known all the same
-                problems.append(f"{type(sink).__name__} could not write a look ({in_words(error)}).")
-        return tuple(problems)
+        return tuple(problem for sink in self.sinks for problem in _problems(sink, sink.write, look))
 
     def prepare(self, clip: ClipModel) -> PreparedProbes:
         """The probes as ``clip`` is fed with them, made once a model.
@@ -268,6 +266,14 @@ def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> Non
             f"{what} was made with other probes (digest {snapshot.info.digest[:12]}, these have "
             f"{probes.digest[:12]}); use the same images, prompts and masks, or take a new baseline."
         )
+
+
+def _problems(sink: Sink, act: Callable[..., None], *arguments: object) -> list[str]:
+    try:
+        act(*arguments)
+    except Exception as error:  # the disk may be full; the figures are known all the same
+        return [f"{type(sink).__name__} could not write a look ({in_words(error)})."]
+    return []
 
 
 def _figures(report: DriftReport, snapshot: Snapshot) -> dict[str, float]:

@@ -46,8 +46,8 @@ class SheetColumn:
 def thinned(columns: Sequence[SheetColumn]) -> list[SheetColumn]:
     """At most ``MAX_HISTORY`` looks: the first, every n-th after it, and the last.
 
-    ``n`` is the least power of two with which they are so few. It depends on nothing but the number of the last look, so
-    that a history which is thinned after each look stays evenly spaced, however long it grows.
+    ``n`` is the least power of two with which they are so few. It depends on nothing but the number of the last look,
+    so that a history which is thinned after each look stays evenly spaced, however long it grows.
     """
     last, every = columns[-1].look, 1
     while last > every * (MAX_HISTORY - 1):
@@ -163,8 +163,8 @@ def contact_sheet(
 ) -> Image.Image:
     """All looks so far: probes down, looks across, the baseline first, each map with its drift.
 
-    Of more than ``max_columns`` looks the first, the last and evenly spread ones between are shown; of many probes those
-    that drifted furthest at the last look.
+    Of more than ``max_columns`` looks the first, the last and evenly spread ones between are shown; of many probes
+    those that drifted furthest at the last look.
     """
     shown = [columns[i] for i in np.unique(np.linspace(0, len(columns) - 1, max_columns).round().astype(int))]
     furthest = sorted(range(len(prompts)), key=lambda i: -columns[-1].drift[i])[:MAX_ROWS]

@@ -62,14 +62,13 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
     Raises:
         SnapshotError: a picture in the snapshot is damaged.
     """
-    order = sorted(range(len(report.probes)), key=lambda i: _badness(report.probes[i]))
     rows = [
         _Row(
             probe=report.probes[i],
             figures=figures(report.probes[i]),
             pictures=_pictures(baseline, snapshot, i) if rank < ILLUSTRATED else {},
         )
-        for rank, i in enumerate(order)
+        for rank, i in enumerate(report.worst_first)
     ]
     page = _environment().from_string(files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
     html = page.render(
@@ -120,11 +119,6 @@ def figures(probe: ProbeDrift) -> dict[str, str]:
         "Energy on object": (math.isfinite(probe.energy_change), f"{energy:.2f} → {probe.energy_inside_mask:.2f}"),
     }
     return {name: text for name, (is_known, text) in known.items() if is_known}
-
-
-def _badness(probe: ProbeDrift) -> tuple[bool, bool, float]:
-    """Sorts probes that break the rule first, those whose drift is unknown last, and by drift among equals."""
-    return not probe.alarm, probe.blind, -probe.drift
 
 
 def _compared(baseline: Snapshot, snapshot: Snapshot) -> list[tuple[str, str, str]]:

@@ -1,6 +1,7 @@
 """What a monitor remembers of its looks, however many they are."""
 
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_a_long_history_keeps_the_first_the_last_and_evenly_spaced_looks_also_th
     for history, last in ((monitor.history, LOOKS - 1), (resumed.history, LOOKS)):
         assert [history[0].look, history[-1].look] == [0, last]
         assert [column.step for column in history] == [10 * column.look for column in history]
-        *even, _ = (after.look - before.look for before, after in zip(history, history[1:], strict=False))
+        *even, _ = (after.look - before.look for before, after in pairwise(history))
         assert max(even) <= 2 * min(even)
 
 

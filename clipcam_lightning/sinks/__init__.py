@@ -1,4 +1,4 @@
-"""Where a look goes; one file per destination."""
+"""Where a look goes; figures at once, pictures in the background."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,13 +7,16 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.monitor import Look, Sink
+from clipcam_lightning.sinks.background import BackgroundSink
 from clipcam_lightning.sinks.files import FileSink
+from clipcam_lightning.sinks.pictures import PictureSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
 
 
-def sinks_of(loggers: Iterable[object], folder: Path, root: str) -> list[Sink]:
+def sinks_of(loggers: Iterable[object], folder: Path, root: str, num_pictures: int) -> list[Sink]:
     """Files in ``folder``, and the TensorBoard of every logger that has one."""
     sinks: list[Sink] = [FileSink(folder)]
+    writers = []
     for logger in loggers:
         try:
             writer = getattr(logger, "experiment", None)
@@ -21,12 +24,13 @@ def sinks_of(loggers: Iterable[object], folder: Path, root: str) -> list[Sink]:
             sinks.append(UnreachableSink(error))
             continue
         if isinstance(writer, SummaryWriter):
+            writers.append(writer)
             sinks.append(TensorBoardSink(writer, root))
-    return sinks
+    return [*sinks, BackgroundSink(PictureSink(folder, writers, root, num_pictures))]
 
 
 @dataclass(frozen=True)
-class UnreachableSink:
+class UnreachableSink(Sink):
     """A logger that did not open: each look says so, as of any sink that cannot write."""
 
     error: Exception

@@ -1,22 +1,15 @@
-"""A look as TensorBoard shows it: panels, contact sheet, scalars, a table of the probes."""
+"""The figures of a look as TensorBoard shows them: scalars, and a table of the probes."""
 
 import math
 import re
 
-from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.image.metadata import create_summary_metadata
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.drift import ProbeDrift
-from clipcam_lightning.jpeg import as_jpeg
-from clipcam_lightning.monitor import Look
-from clipcam_lightning.render import contact_sheet, probe_panel
-
-JPEG_QUALITY = 90  # 20 kB a panel; as PNG it is 150
+from clipcam_lightning.monitor import Look, Sink
 
 
-class TensorBoardSink:
+class TensorBoardSink(Sink):
     """Writes through the logger's own writer: a second event file in a run hides the first from TensorBoard.
 
     Args:
@@ -30,7 +23,7 @@ class TensorBoardSink:
         self._has_table = False
 
     def write(self, look: Look) -> None:
-        """Write everything at the look's step and flush once."""
+        """Write all figures at the look's step and flush once."""
         step = look.snapshot.info.step
         for metric, value in look.metrics.items():
             self._scalar(f"{self.root}/{metric}", value, step)
@@ -41,28 +34,11 @@ class TensorBoardSink:
         if not self._has_table:
             self.writer.add_text(f"{self.root}/probes", probe_table(look), step)
             self._has_table = True
-        steps = (look.baseline.info.step, step)
-        for i, probe in enumerate(look.report.probes):
-            panel = probe_panel(
-                look.pixels[i], look.baseline.maps[i], look.snapshot.maps[i], probe, steps=steps, mask=look.masks[i]
-            )
-            name = f"{probe.name}-probe" if probe.name in look.metrics else probe.name  # one tag is of one kind
-            self._image(f"{self.root}/{name}", panel, escaped(probe.prompt), step)
-        sheet = contact_sheet(look.pixels, look.snapshot.prompts, look.history)
-        self._image(f"{self.root}_contact_sheet/all_probes", sheet, "Probes down, looks so far across.", step)
         self.writer.flush()
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
         if math.isfinite(value):
             self.writer.add_scalar(tag, value, step)
-
-    def _image(self, tag: str, image: Image.Image, description: str, step: int) -> None:
-        encoded = as_jpeg(image, JPEG_QUALITY)
-        picture = Summary.Image(height=image.height, width=image.width, colorspace=3, encoded_image_string=encoded)
-        # The writer's own add_image knows neither JPEG nor a description.
-        metadata = create_summary_metadata(display_name=tag, description=description)
-        value = Summary.Value(tag=tag, metadata=metadata, image=picture)
-        self.writer._get_file_writer().add_summary(Summary(value=[value]), step)
 
 
 def probe_table(look: Look) -> str:

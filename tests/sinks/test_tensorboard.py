@@ -20,8 +20,9 @@ from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import Similarity
 from clipcam_lightning.drift_rule import DriftRule
-from clipcam_lightning.monitor import Look, Monitor
+from clipcam_lightning.monitor import Look, Monitor, Sink
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+from clipcam_lightning.sinks.pictures import PictureSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink, escaped, probe_table
 
 HOSTILE = "<img src=x onerror=alert(1)> **bold** | `code` [a](javascript:1) 'quotes' _x_ 猫"
@@ -39,7 +40,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     clip = find_clip(build_clip("vit"), tokenizer=WordTokenizer())
     monitor = monitor_of()
     writer = SummaryWriter(folder / "run")
-    monitor.sinks = [TensorBoardSink(writer)]
+    monitor.sinks = [TensorBoardSink(writer), PictureSink(folder, [writer], "clipcam", num_pictures=2)]
     for step in range(LOOKS):
         assert not monitor.look(clip, step=step, epoch=step).problems
     writer.close()
@@ -108,7 +109,7 @@ def test_escaped_text_holds_no_markup_and_no_line_break() -> None:
     assert escaped("plain words 12") == "plain words 12"
 
 
-class Kept:
+class Kept(Sink):
     """A sink that keeps what it gets."""
 
     def write(self, look: Look) -> None:
