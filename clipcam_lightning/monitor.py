@@ -205,10 +205,10 @@ class Monitor:
     def release(self) -> tuple[str, ...]:
         """Let go of the model, and of the sinks once all is written; what could not be written, in words."""
         sinks, self.sinks, self._prepared = self.sinks, [], None
-        return tuple(problem for sink in sinks for problem in _problems(sink, sink.close))
+        return tuple(problem for sink in sinks for problem in _problems(sink.close))
 
     def _hand_on(self, look: Look) -> tuple[str, ...]:
-        return tuple(problem for sink in self.sinks for problem in _problems(sink, sink.write, look))
+        return tuple(problem for sink in self.sinks for problem in _problems(sink.write, look))
 
     def prepare(self, clip: ClipModel) -> PreparedProbes:
         """The probes as ``clip`` is fed with them, made once a model.
@@ -268,11 +268,11 @@ def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> Non
         )
 
 
-def _problems(sink: Sink, act: Callable[..., None], *arguments: object) -> list[str]:
+def _problems(act: Callable[..., None], *arguments: object) -> list[str]:
     try:
         act(*arguments)
     except Exception as error:  # the disk may be full; the figures are known all the same
-        return [f"{type(sink).__name__} could not write a look ({in_words(error)})."]
+        return [f"a look could not be written ({in_words(error)})."]
     return []
 
 

@@ -455,7 +455,7 @@ class TestBadInput:
         (tmp_path / "file").write_text("in the way")
         watcher = ClipCamCallback(masked_probes(), dirpath=tmp_path / "file" / "below")
 
-        with pytest.warns(ClipCamWarning, match="FileSink could not write a look"):
+        with pytest.warns(ClipCamWarning, match="a look could not be written"):
             trainer = fit(FineTuning(), tmp_path, watcher)
 
         assert trainer.callback_metrics["clipcam/drift"] > 0
