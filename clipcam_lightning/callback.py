@@ -3,27 +3,24 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from clipcam_lightning.cam.methods import Layers, MethodLike, check_method, layers_of, method_of
-from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
+from clipcam_lightning.cam.methods import Layers, MethodLike, check_method
+from clipcam_lightning.cam.model import Tokenizer
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.checks import require_choice, require_positive
 from clipcam_lightning.drift_rule import DriftRule
-from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm, in_words
-from clipcam_lightning.fit_checks import builds_later, refuse_sharded
-from clipcam_lightning.monitor import UNKNOWN, Monitor, Outcome
+from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm
+from clipcam_lightning.fit_checks import builds_later, why_not
+from clipcam_lightning.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probe import PathLike
-from clipcam_lightning.probes import ProbeLike, ProbeSet
-from clipcam_lightning.sinks import sinks_of
-from clipcam_lightning.snapshot import Snapshot
-
-ProbesLike: TypeAlias = ProbeSet | PathLike | Sequence[ProbeLike]
+from clipcam_lightning.ranks import on_rank_zero
+from clipcam_lightning.watch import ProbesLike, Watch
 
 
 class ClipCamCallback(Callback):
@@ -107,33 +104,28 @@ class ClipCamCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.every_n_train_steps = every_n_train_steps
         self.on_drift = on_drift
-        self.num_probes = num_probes
-        self.num_pictures = num_pictures
         self.on_error = on_error
         self.name = name
         self.dirpath = dirpath
-        self._clip_name = clip
-        self._tokenizer = tokenizer
-        self._towers = towers
-        self._probes = probes
-        self._watch: dict[str, Any] = {
-            "method": method,
-            "layers": layers,
-            "target": aim,
-            "rule": DriftRule(max_drift),
-            "baseline": baseline,
-            "batch_size": batch_size,
-        }
+        self._watch = Watch(
+            probes,
+            num_probes=num_probes,
+            num_pictures=num_pictures,
+            baseline=baseline,
+            rule=DriftRule(max_drift),
+            settings={"method": method, "layers": layers, "target": aim, "batch_size": batch_size},
+            clip=clip,
+            tokenizer=tokenizer,
+            towers=towers,
+        )
         self._root = f"clipcam_{name}" if name else "clipcam"
         self._directory = Path()
-        self._clip: ClipModel | None = None
-        self._monitor: Monitor | None = None
         self._metrics: Mapping[str, float] = UNKNOWN
         self._resumed: dict[str, Any] | None = None
         self._looks = 0  # counted on every rank, so that all ranks agree on what comes next
         self._looked_at = self._logged_at = -1  # steps of the last look and of the last time figures were logged
         self._tried_a_batch = False
-        self._error: Exception | None = None
+        self._problem = ""  # of this rank, not yet told to the others
         self._warned: set[str] = set()
         self._off = False
 
@@ -144,8 +136,8 @@ class ClipCamCallback(Callback):
 
     @property
     def monitor(self) -> Monitor | None:
-        """Probes, baseline and history; ``None`` until there are probes."""
-        return self._monitor
+        """Probes, baseline and history; ``None`` until there are probes, and on other ranks than the first."""
+        return self._watch.monitor
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -154,18 +146,16 @@ class ClipCamCallback(Callback):
             return
         self._looked_at = self._logged_at = -1
         self._tried_a_batch = False
-        refuse_sharded(trainer.strategy)
+        if reason := why_not(trainer.strategy):
+            self._off = True
+            if self.on_error == "raise":
+                raise ConfigError(reason)
+            self._warn_once(reason, " The training goes on without looks.")
+            return
         self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
-        baseline = self._watch["baseline"]
-        if not isinstance(baseline, Snapshot) and baseline not in ("start", "previous"):
-            # Not when the first probes are there: a wrong file is found before training, one deleted later not missed.
-            self._watch["baseline"] = Snapshot.load(baseline)
-        if self._monitor is not None:
-            self._monitor.release()  # a fit that was ended from outside leaves its sinks behind
-        elif self._probes is not None:
-            self._monitor = Monitor(ProbeSet.of(self._probes), **self._watch)
+        self._watch.begin()
         if not builds_later(pl_module):
-            self._find_clip(pl_module)
+            self._watch.find(pl_module)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -173,35 +163,42 @@ class ClipCamCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._find_clip(pl_module)  # again: a module may be built, compiled or wrapped since setup
-        if self._resumed is not None:
-            self._resume(self._resumed)
+        if self._off:
+            return
+        self._watch.find(pl_module)  # again: a module may be built, compiled, wrapped or sharded since setup
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            self._looks, self._metrics, problem = self._watch.resume(resumed)
+            if problem:
+                self._failed(problem)
 
     @override
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self._monitor is None and trainer.sanity_checking and not self._off:
-            self._capture_probes(batch)
+        if trainer.sanity_checking and trainer.is_global_zero and not self._off:
+            self._problem = self._watch.capture(batch)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._off:
             return
+        self._tell_problem()
         if self._looks:  # resumed
             self._looked_at = trainer.global_step
-        elif trainer.strategy.broadcast(self._monitor is not None):
-            self._look(trainer, pl_module)
+        elif self._watch.has_probes():
+            self._look(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._off or self._looks or self._tried_a_batch:
             return
         self._tried_a_batch = True
-        if self._monitor is None:
-            self._capture_probes(batch)
-        if trainer.strategy.broadcast(self._monitor is not None):
-            self._look(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._problem = self._watch.capture(batch)
+        self._tell_problem()
+        if self._watch.has_probes():
+            self._look(trainer)
 
     @override
     def on_train_batch_end(
@@ -209,7 +206,7 @@ class ClipCamCallback(Callback):
     ) -> None:
         every = self.every_n_train_steps
         if not self._off and every and self._looks and trainer.global_step // every != self._looked_at // every:
-            self._look(trainer, pl_module)
+            self._look(trainer)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -223,18 +220,11 @@ class ClipCamCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        if self._monitor is None:
-            return {}
-        state = {"monitor": self._monitor.state(), "looks": self._looks}
-        if self._probes is None:  # those that were given are given again; a batch is gone
-            tensors, rows = self._monitor.probes.tensors()
-            state["probes"] = {"tensors": tensors, "rows": rows}
-        return state
+        return self._watch.state(self._looks)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._clip = None
-        for problem in self._monitor.release() if self._monitor is not None else ():
+        for problem in self._watch.release():
             self._warn_once(problem)  # and never raised: all else is done
 
     @override
@@ -247,16 +237,17 @@ class ClipCamCallback(Callback):
             return
         due = self._looks and not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and trainer.global_step != self._looked_at:
-            self._look(trainer, pl_module)
+            self._look(trainer)
         self._logged_at = trainer.global_step
         for metric, value in self._metrics.items():
             # Not to the logger: there the sink writes them, at the same step as the pictures.
             name = f"{self._root}/{metric}"
             pl_module.log(name, value, on_step=False, on_epoch=True, logger=False, sync_dist=True, batch_size=1)
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look on rank 0, tell all ranks what came out, and act on it together."""
-        outcome = trainer.strategy.broadcast(self._outcome(trainer) if trainer.is_global_zero else Outcome())
+    def _look(self, trainer: Trainer) -> None:
+        """Look on all ranks, and act on what came out together."""
+        step, epoch = trainer.global_step, trainer.current_epoch
+        outcome = self._watch.look(trainer.loggers, self._directory, self._root, step=step, epoch=epoch)
         self._looks += 1
         self._looked_at = trainer.global_step
         self._metrics = outcome.metrics
@@ -272,52 +263,14 @@ class ClipCamCallback(Callback):
         trainer.should_stop = trainer.should_stop or stops
         rank_zero_warn(outcome.alarm + (". Training stops." if stops else ""), category=ClipCamWarning)
 
-    def _outcome(self, trainer: Trainer) -> Outcome:
-        """Look; whatever goes wrong becomes a problem in words and not an exception."""
-        assert self._clip is not None
-        assert self._monitor is not None
-        if not self._monitor.sinks:
-            self._monitor.sinks = sinks_of(trainer.loggers, self._directory, self._root, self.num_pictures)
-        try:
-            return self._monitor.look(self._clip, step=trainer.global_step, epoch=trainer.current_epoch)
-        except Exception as error:  # of any kind: a look must not take a training down
-            self._error = error
-            return Outcome(self._monitor.metrics, problems=(f"a look failed: {in_words(error)}",))
-
-    def _capture_probes(self, batch: Any) -> None:
-        """Take the probes from a batch, or say why that cannot be done."""
-        assert self._clip is not None
-        try:
-            size, tokenizer = self._clip.preprocessing.size, self._clip.tokenizer
-            probes = ProbeSet.from_batch(batch, size=size, count=self.num_probes, tokenizer=tokenizer)
-            self._monitor = Monitor(probes, **self._watch)
-        except Exception as error:
-            self._error = error
-            self._failed(f"no probes could be taken from a batch: {in_words(error)}")
-
-    def _find_clip(self, pl_module: LightningModule) -> None:
-        self._clip = find_clip(pl_module, self._clip_name, self._tokenizer, self._towers)
-        chosen = method_of(self._watch["method"], self._clip.tower)  # what cannot be used is found now, not at a look
-        layers_of(chosen, self._clip.tower, self._watch["layers"])
-        if self._monitor is not None:
-            self._monitor.prepare(self._clip)
-
-    def _resume(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint left off: probes, baseline, history and figures."""
-        self._resumed = None
-        try:
-            if self._monitor is None:
-                saved = state["probes"]
-                self._monitor = Monitor(ProbeSet.from_tensors(saved["tensors"], saved["rows"]), **self._watch)
-            looks = int(state["looks"])
-            self._monitor.restore(state["monitor"])
-            self._metrics, self._looks = self._monitor.metrics, looks
-        except Exception as error:
-            self._error = error
-            self._failed(f"the checkpoint's baseline and history are not used: {in_words(error)}")
+    def _tell_problem(self) -> None:
+        """Let all ranks act on what went wrong on the first."""
+        problem, self._problem = on_rank_zero(lambda: self._problem), ""
+        if problem:
+            self._failed(problem)
 
     def _failed(self, problem: str) -> None:
-        error, self._error = self._error, None  # kept longer, its traceback would keep the look's tensors
+        error, self._watch.error = self._watch.error, None  # kept longer, its traceback would keep the look's tensors
         if self.on_error == "raise":
             raise ClipCamError(problem) from error
         self._warn_once(problem, " The training goes on.")

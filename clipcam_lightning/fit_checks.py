@@ -1,19 +1,15 @@
 """What must be known of a strategy and a module before a fit; told by names, so that both Lightning packages are."""
 
-from clipcam_lightning.errors import ConfigError
-
-SHARDED = ("FSDPStrategy", "XLAFSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+NOT_SERVED = ("DeepSpeedStrategy", "FSDPStrategy", "XLAFSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
 
 
-def refuse_sharded(strategy: object) -> None:
-    """Refuse a strategy under which one rank alone cannot run a forward.
-
-    Raises:
-        ConfigError: with the strategy's name.
-    """
-    sharded = [kind.__name__ for kind in type(strategy).__mro__ if kind.__name__ in SHARDED]
-    if sharded:
-        raise ConfigError(f"ClipCamCallback cannot look into a model that {sharded[0]} splits over its ranks.")
+def why_not(strategy: object) -> str:
+    """Why no look can be taken under a strategy; empty if it can."""
+    kinds = [kind.__name__ for kind in type(strategy).__mro__ if kind.__name__ in NOT_SERVED]
+    if not kinds:
+        return ""
+    instead = "Shard with fully_shard under ModelParallelStrategy, which it can." if "FSDP" in kinds[0] else ""
+    return f"ClipCamCallback cannot look into a model under {kinds[0]}. {instead}".strip()
 
 
 def builds_later(module: object) -> bool:

@@ -9,7 +9,6 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import TargetLike
@@ -18,9 +17,11 @@ from clipcam_lightning.drift import DriftReport, compare
 from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.errors import IncomparableError, SnapshotError, in_words
 from clipcam_lightning.jpeg import as_jpeg
+from clipcam_lightning.memory import explain_in_memory
 from clipcam_lightning.noise import noise_floor
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import PreparedProbes, ProbeSet
+from clipcam_lightning.ranks import Explainer
 from clipcam_lightning.render import SheetColumn, for_display, thinned
 from clipcam_lightning.snapshot import Snapshot, mean_of_known, take_snapshot
 from clipcam_lightning.tensorfile import VERSION
@@ -139,8 +140,13 @@ class Monitor:
         }
         self._prepared: tuple[ClipModel, PreparedProbes] | None = None
 
-    def look(self, clip: ClipModel, *, step: int, epoch: int) -> Outcome:
+    def look(self, clip: ClipModel, *, step: int, epoch: int, explainer: Explainer = explain_in_memory) -> Outcome:
         """Explain the probes as ``clip`` sees them now, compare with the baseline, hand both to the sinks.
+
+        Args:
+            clip: the model now.
+            step, epoch: of the training.
+            explainer: what explains; the maps are the same whatever it is.
 
         Raises:
             IncomparableError: the baseline was made with other settings.
@@ -149,18 +155,18 @@ class Monitor:
         prepared = self.prepare(clip)
         with torch.no_grad(), untouched(clip.module):
             texts = prepared.embedded(clip)
-        explanation = explain(clip, prepared.images, texts, **self._settings)
+        explanation = explainer(clip, prepared.images, texts, **self._settings)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
         note = ""
         if self.baseline is None:
-            snapshot, note = self._as_baseline(snapshot, clip)
+            snapshot, note = self._as_baseline(snapshot, clip, explainer)
         baseline = self.baseline or snapshot
         try:
             report = compare(baseline, snapshot, self.rule)
         except IncomparableError as error:  # a resumed run may use another method, target or layer than before
             if self._from_file:
                 raise
-            snapshot, note = self._as_baseline(snapshot, clip)
+            snapshot, note = self._as_baseline(snapshot, clip, explainer)
             note = f"{error} This look is the new baseline. {note}"
             baseline = self.baseline = snapshot
             report = compare(snapshot, snapshot, self.rule)
@@ -191,13 +197,13 @@ class Monitor:
             look.metrics, str(report) if report.alarmed else "", (note + _unmeasured(report)).strip(), problems
         )
 
-    def _as_baseline(self, snapshot: Snapshot, clip: ClipModel) -> tuple[Snapshot, str]:
+    def _as_baseline(self, snapshot: Snapshot, clip: ClipModel, explainer: Explainer) -> tuple[Snapshot, str]:
         """With what later looks and reports need of a baseline, the noise floor and the pictures; and what to note."""
         prepared, note = self.prepare(clip), ""
         pixels = clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
         snapshot = replace(snapshot, pictures=tuple(as_jpeg(Image.fromarray(each), PICTURE_QUALITY) for each in pixels))
         try:
-            snapshot = replace(snapshot, noise=noise_floor(clip, prepared, snapshot.maps, **self._settings))
+            snapshot = replace(snapshot, noise=noise_floor(clip, prepared, snapshot.maps, explainer, **self._settings))
         except Exception as error:  # another wording may be too long for a tokenizer; drift is known all the same
             note = f"the noise of the probes could not be measured and is taken for none: {in_words(error)} "
         return snapshot, note

@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning import metrics
-from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.jpeg import as_jpeg
+from clipcam_lightning.memory import explain_in_memory
 from clipcam_lightning.probes import PreparedProbes
 from clipcam_lightning.prompts import wordings
+from clipcam_lightning.ranks import Explainer
 
 JPEG_QUALITY, BRIGHTNESS = 75, 0.1
 
@@ -28,6 +29,7 @@ def noise_floor(
     clip: ClipModel,
     prepared: PreparedProbes,
     maps: Float[Tensor, "n h w"],
+    explainer: Explainer = explain_in_memory,
     *,
     method: MethodLike = "auto",
     layers: Layers = None,
@@ -43,24 +45,29 @@ def noise_floor(
         clip: the model that the baseline is of.
         prepared: the probes as it is fed with them.
         maps: of the probes as they are.
+        explainer: what explains.
         method, layers, target, batch_size: as the maps were made.
 
     Returns:
         1 - CC, 0 to 2; NaN for a probe whose maps all say nothing.
     """
     settings = {"method": method, "layers": layers, "target": target, "batch_size": batch_size}
-    return noise(clip, prepared, maps, **settings).nanmean(dim=0)
+    return noise(clip, prepared, maps, explainer, **settings).nanmean(dim=0)
 
 
 def noise(
-    clip: ClipModel, prepared: PreparedProbes, maps: Float[Tensor, "n h w"], **settings: Any
+    clip: ClipModel,
+    prepared: PreparedProbes,
+    maps: Float[Tensor, "n h w"],
+    explainer: Explainer = explain_in_memory,
+    **settings: Any,
 ) -> Float[Tensor, "k n"]:
     """Drift of each probe's map under each harmless change; NaN where a probe does not know the change."""
     with torch.no_grad(), untouched(clip.module):
         texts = prepared.embedded(clip)
     distances = []
     for images in input_changes(prepared.images):
-        changed = explain(clip, images, texts, **settings).maps[:, 0].cpu()
+        changed = explainer(clip, images, texts, **settings).maps[:, 0].cpu()
         distances.append(1 - metrics.correlation(maps, changed))
     worded = [
         [other for other in wordings(text) if other != text] if isinstance(text, str) else [] for text in prepared.texts
@@ -68,7 +75,7 @@ def noise(
     for k in range(max(map(len, worded))):
         rows = [i for i, others in enumerate(worded) if len(others) > k]
         prompts = [[worded[i][k]] for i in rows]
-        changed = explain(clip, prepared.images[rows], prompts, **settings).maps[:, 0].cpu()
+        changed = explainer(clip, prepared.images[rows], prompts, **settings).maps[:, 0].cpu()
         distance = torch.full((len(maps),), torch.nan)
         distance[rows] = 1 - metrics.correlation(maps[rows], changed)
         distances.append(distance)

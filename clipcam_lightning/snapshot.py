@@ -170,7 +170,7 @@ def take_snapshot(
 
 
 def _texts(values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
         raise TypeError("names, prompts and layers are not lists of texts")
     return tuple(values)
 

@@ -26,7 +26,9 @@ class FileSink(Sink):
     def write(self, look: Look) -> None:
         """Write ``step-<n>.safetensors`` and a line of ``history.jsonl``."""
         info = look.snapshot.info
-        if look.history[-1].look == 0:  # of another run, whose lines are none of this one's, whatever can be written of it
+        if (
+            look.history[-1].look == 0
+        ):  # of another run, whose lines are none of this one's, whatever can be written of it
             (self.folder / HISTORY).unlink(missing_ok=True)
         look.snapshot.save(self.folder / f"step-{info.step:08d}.safetensors")
         line = {"epoch": info.epoch, "metrics": dict(look.metrics), **report_as_json(look.report)}
