@@ -468,7 +468,7 @@ class TestBadInput:
                     self.model.visual.proj *= float("nan")
 
         figures = Figures()
-        with pytest.warns(ClipCamWarning, match=r"map not finite"):
+        with pytest.warns(ClipCamWarning, match=r"its map is not finite"):
             trainer = fit(Exploding(), tmp_path, ClipCamCallback(masked_probes()), figures)
 
         assert trainer.global_step == 8
