@@ -1,0 +1,219 @@
+"""Trainings of a very small CLIP in all the manners that people use, and everything that one leaves behind."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lightning.pytorch
+import numpy as np
+import open_clip
+import pytorch_lightning
+import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from clipcam_lightning.shapes_world.models import WordTokenizer, model_input
+from clipcam_lightning.shapes_world.scenes import draw_scenes
+
+TOKENIZER = WordTokenizer(context_length=8)
+VISION = {
+    "vit": CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=8, image_size=32),
+    "resnet": CLIPVisionCfg(layers=(1, 1, 1, 1), width=8, head_width=32, image_size=96),
+}
+
+
+def small_clip(tower: str) -> open_clip.CLIP:
+    """A CLIP of the smallest size that has a map worth the name: ``"vit"`` (4x4 grid) or ``"resnet"`` (3x3)."""
+    text = CLIPTextCfg(context_length=8, vocab_size=len(TOKENIZER.words), width=32, heads=2, layers=1)
+    model = open_clip.CLIP(16, vision_cfg=VISION[tower], text_cfg=text)
+    if tower == "resnet":
+        for stage in (model.visual.layer1, model.visual.layer2, model.visual.layer3, model.visual.layer4):
+            nn.init.ones_(stage[0].bn3.weight)  # zero at the start: the blocks would add nothing
+    return model
+
+
+class Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """Ten scenes; ``augmented`` with what Python's and numpy's global generators draw."""
+
+    def __init__(self, size: int, seed: int, augmented: bool = False) -> None:
+        scenes = draw_scenes(10, seed=seed)
+        self.images = model_input(torch.from_numpy(scenes.images), size)
+        self.tokens = TOKENIZER(scenes.captions)
+        self.augmented = augmented
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        image = self.images[i]
+        if self.augmented:
+            image = image.flip(-1) if random.random() < 0.5 else image
+            image = image + torch.from_numpy(np.random.normal(0, 0.1, image.shape)).float()
+        return image, self.tokens[i]
+
+
+class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+    """Pictures one after the other, in an order that is drawn anew each time; nobody knows how many."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.pictures[int(i)] for i in torch.randperm(len(self.pictures)))
+
+
+class Contrastive:
+    """What a LightningModule of either package does; ``extra`` goes in front of the CLIP."""
+
+    log: Callable[..., None]
+
+    def __init__(self, tower: str = "vit") -> None:
+        super().__init__()
+        self.clip: Any = small_clip(tower)
+        self.extra: nn.Module = nn.Identity()
+        self.tokenizer = TOKENIZER
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch))
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, texts, _ = self.clip(self.extra(batch[0]), batch[1])
+        logits = 20 * images @ texts.T
+        return F.cross_entropy(logits, torch.arange(len(logits)))
+
+    def configure_optimizers(self) -> Any:
+        weights = [weight for weight in self.parameters() if weight.requires_grad]  # type: ignore[attr-defined]
+        optimizer = torch.optim.AdamW(weights)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=10)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class Tuning(Contrastive, lightning.pytorch.LightningModule):
+    """Under the package ``lightning``."""
+
+
+class OtherTuning(Contrastive, pytorch_lightning.LightningModule):
+    """Under the package ``pytorch_lightning``, whose classes are others."""
+
+
+MODULES: dict[str, type] = {"lightning.pytorch": Tuning, "pytorch_lightning": OtherTuning}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How somebody trains.
+
+    Attributes:
+        package: whose Trainer and LightningModule are used.
+        module: what is trained; by default the package's ``Contrastive``.
+        tower: of its CLIP.
+        change: what is done to the module before the fit; it may give another to be fitted in its place.
+        trainer: options of the Trainer.
+        loader: options of the training's DataLoader.
+        pictures: options of its pictures.
+        stream: whether they come as an IterableDataset.
+        validate: whether there is validation.
+        callbacks: makes the callbacks that are in front of the one under test.
+        later_callbacks: makes those behind it.
+        keep: whether each epoch leaves a checkpoint.
+    """
+
+    package: str = "lightning.pytorch"
+    module: type | None = None
+    tower: str = "vit"
+    change: Callable[[Any], Any] = lambda module: None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    loader: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+    stream: bool = False
+    validate: bool = True
+    callbacks: Callable[[], Sequence[Any]] = list
+    later_callbacks: Callable[[], Sequence[Any]] = list
+    keep: bool = False
+
+    def run(self, folder: Path, *callbacks: Any, ckpt_path: Path | None = None) -> dict[str, str]:
+        """Fit for two epochs of five steps; everything that is left, see :func:`remains`."""
+        torch.compiler.reset()  # what another training compiled is none of this one's
+        counters.clear()
+        pl: ModuleType = import_module(self.package)
+        pl.seed_everything(11, verbose=False)
+        module = (self.module or MODULES[self.package])(self.tower)
+        changed = self.change(module)
+        module = module if changed is None else changed
+        keeper = import_module(f"{self.package}.callbacks").ModelCheckpoint
+        keepers = [keeper(filename="{epoch}", save_top_k=-1)] if self.keep else []
+        options = {
+            "max_epochs": 2,
+            "logger": import_module(f"{self.package}.loggers").CSVLogger(folder, name="", version=""),
+            "enable_checkpointing": self.keep,
+            **self.trainer,
+        }
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            callbacks=[*self.callbacks(), *callbacks, *self.later_callbacks(), *keepers],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            default_root_dir=folder,
+            **options,
+        )
+        size = VISION[self.tower].image_size
+        pictures: Any = Pictures(size, seed=0, **self.pictures)
+        loader = {"shuffle": True, **self.loader}
+        if self.stream:
+            pictures, loader = Stream(pictures), self.loader
+        train, val = DataLoader(pictures, 2, **loader), DataLoader(Pictures(size, seed=1), 2)
+        trainer.fit(module, train, val if self.validate else None, ckpt_path=ckpt_path)
+        return remains(trainer, getattr(module, "_orig_mod", module))
+
+
+def remains(trainer: Any, module: nn.Module) -> dict[str, str]:
+    """Everything that a training leaves behind, by name: digests that differ if a single bit does."""
+    log = Path(trainer.default_root_dir) / "metrics.csv"
+    left = {
+        "weights": dict(module.named_parameters()),
+        "buffers": dict(module.named_buffers()),
+        "gradient": {name: weight.grad for name, weight in module.named_parameters()},
+        "trainable": {name: weight.requires_grad for name, weight in module.named_parameters()},
+        "training": {name: part.training for name, part in module.named_modules()},
+        "optimizer": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "scheduler": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        "random": {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": np.random.get_state(),
+            "python": repr(random.getstate()),
+        },
+        "log": log.read_text().splitlines() if log.exists() else [],  # a line a step, all digits of the loss
+        "steps": trainer.global_step,
+        "compiled": counters["stats"]["unique_graphs"] > 0,
+    }
+    return digests(left)
+
+
+def digests(value: Any, name: str = "") -> dict[str, str]:
+    """Every leaf of a nest by its dotted name: tensors and arrays as digests of their bytes, all else in words."""
+    if isinstance(value, Mapping):
+        parts = [digests(each, f"{name}.{key}") for key, each in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [digests(each, f"{name}.{i}") for i, each in enumerate(value)]
+    elif isinstance(value, Tensor | np.ndarray):
+        flat = torch.as_tensor(value).detach().cpu().contiguous().reshape(-1)
+        digest = hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
+        return {name: f"{value.dtype} {tuple(value.shape)} {digest}"}
+    else:
+        return {name: repr(value)}
+    return {key: digest for part in parts for key, digest in part.items()}
