@@ -27,6 +27,7 @@ from clipcam_lightning.shapes_world.scenes import draw_scenes
 pytestmark = [
     # torch.compile looks whether there is a gradient, and hides the warning in a way that "error" does not see.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Found . module.* in eval mode"),  # on purpose, where statistics are frozen
 ]
 
 SCENES = draw_scenes(2, seed=9)
@@ -57,13 +58,6 @@ class ByHand(Tuning):
         return [torch.optim.SGD(visual, 0.01, momentum=0.9), torch.optim.AdamW(textual, 3e-3)]
 
 
-class FrozenStatistics(Tuning):
-    """One BatchNorm is kept in eval mode while the rest trains."""
-
-    def on_train_epoch_start(self) -> None:
-        self.extra[1].eval()
-
-
 def dropout(module: Contrastive) -> None:
     for block in module.clip.visual.transformer.resblocks:
         block.mlp.add_module("drop", nn.Dropout(0.2))
@@ -73,6 +67,13 @@ def dropout(module: Contrastive) -> None:
 def batchnorm(module: Contrastive) -> None:
     module.extra = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
     module.clip.visual.conv1 = nn.Sequential(nn.BatchNorm2d(3), module.clip.visual.conv1)
+
+
+def frozen_statistics(module: Contrastive) -> None:
+    """Two of three BatchNorms stay in eval mode while the rest trains."""
+    batchnorm(module)
+    module.extra[1].eval()
+    module.clip.visual.conv1[0].eval()
 
 
 def frozen_tower(module: Contrastive) -> None:
@@ -134,6 +135,9 @@ class Case:
     compiles: bool = False
 
 
+HOOKED = {"method": "hirescam"}  # it sees the model through a hook, which compiled code may skip
+
+
 def average(kind: type[WeightAveraging], where: str, **options: Any) -> Training:
     return Training(change=batchnorm, **{where: lambda: [kind(**options)]})
 
@@ -155,17 +159,18 @@ CASES: dict[str, Case] = {
     # modules
     "dropout": Case(Training(change=dropout)),
     "batchnorm": Case(Training(change=batchnorm)),
-    "batchnorm frozen by the user": Case(Training(module=FrozenStatistics, change=batchnorm)),
+    "batchnorm frozen by the user": Case(Training(change=frozen_statistics, validate=False)),
     "frozen image tower": Case(Training(change=frozen_tower)),
-    "LoRA": Case(Training(change=lora)),
+    # Its look after the last step is the last pass; any other would round the merged weights in the same way.
+    "LoRA": Case(Training(change=lora, validate=False)),
     "gradient checkpointing": Case(Training(change=checkpointed)),
-    "torch.compile(LightningModule)": Case(Training(change=compiled_whole), compiles=True),
-    "torch.compile(clip)": Case(Training(change=compiled_inside), compiles=True),
-    "clip.compile()": Case(Training(change=compiled_in_place), compiles=True),
+    "torch.compile(LightningModule)": Case(Training(change=compiled_whole), HOOKED, compiles=True),
+    "torch.compile(clip)": Case(Training(change=compiled_inside), HOOKED, compiles=True),
+    "clip.compile()": Case(Training(change=compiled_in_place), HOOKED, compiles=True),
     "block.compile(), by the default backend": Case(
-        Training(change=compiled_by_default, validate=False), compiles=True
+        Training(change=compiled_by_default, validate=False), HOOKED, compiles=True
     ),
-    "compiled encode_image": Case(Training(change=compiled_method, validate=False), compiles=True),
+    "compiled encode_image": Case(Training(change=compiled_method, validate=False), HOOKED, compiles=True),
     # averaged weights
     "weight averaging in front": Case(average(WeightAveraging, "callbacks", use_buffers=False)),
     "weight averaging behind": Case(average(WeightAveraging, "later_callbacks", use_buffers=False)),
@@ -299,7 +304,7 @@ def test_a_callback_that_does_change_something_is_noticed(
         """Does something in one hook that a callback had better not do."""
 
     setattr(Clumsy, hook, lambda _self, _trainer, module, *_: clumsiness(module))
-    training = Training(module=FrozenStatistics, change=batchnorm, trainer={"accumulate_grad_batches": 2})
+    training = Training(change=frozen_statistics, trainer={"accumulate_grad_batches": 2})
 
     plain, disturbed = training.run(tmp_path / "a"), training.run(tmp_path / "b", Clumsy())
 
