@@ -1,0 +1,250 @@
+"""What does a look cost a training? Time, bytes in the event file, memory.
+
+ViT-B-32 of open_clip is trained by Lightning on batches of 32 pairs, contrastively, all of it, with AdamW in float32.
+In every third epoch, of one step each, the callback looks. So steps with and without a look take turns in one process,
+and the unit is the median step of the epochs in which nothing of a look goes on. The parts of a look are timed by
+wrapping the functions that do the work. Weights are random, which does not change the time; the probes are crops of the
+two photographs that scikit-learn brings.
+
+Run it:  python benchmarks/overhead.py  (``--quick``: a small model, few looks, to see that it runs; writes nothing)
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import open_clip
+import torch
+from goals import Verdict
+from lightning.pytorch.loggers import TensorBoardLogger
+from memory import SETTLED, memory
+from photographs import probe_set
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+from speed import THREADS, cpu_name, print_verdicts
+from stopwatch import BACKGROUND, PARTS, WAITS, Stopwatch
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from clipcam_lightning import ClipCamCallback
+from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
+
+RESULTS = Path(__file__).with_suffix(".json")
+MODEL, BATCH = "ViT-B-32", 32
+LOOKS = {8: 7, 64: 3, 1024: 2}  # for each number of probes; the first is counted apart
+NOISE_UP_TO = 8  # probes; measuring it takes the time of a dozen looks
+EVERY = 3  # epochs: the look, what it leaves to the background, neither
+STEPS, KILOBYTES, MEGABYTES = 1.0, 60.0, 2.0  # the goals at 8 probes
+MEMORY_LOOKS = 1000
+PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "lightning", "tensorboard", "pillow")
+NOTES = f"""\
+A look is what the training waits for, and what is done in the background. Of explaining and comparing the training
+waits for all, of rendering for nothing but at the first look, which also measures noise (up to {NOISE_UP_TO} probes).
+kB: what the last look added to the event file. A panel is drawn of the 32 probes that drifted furthest."""
+
+
+class FineTuning(pl.LightningModule):
+    """Contrastive, all of the model."""
+
+    def __init__(self, model: torch.nn.Module, tokenizer: Any) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        images, texts = self.model.encode_image(batch[0], True), self.model.encode_text(batch[1], True)
+        logits = self.model.logit_scale.exp() * images @ texts.T
+        return F.cross_entropy(logits, torch.arange(len(logits)))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), 1e-5)
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What looks at this many probes take.
+
+    Attributes:
+        step: seconds of a training step.
+        first: steps that the first look takes.
+        look: steps that a later one takes, what is done in the background included.
+        waits: of these, those for which the training waits.
+        parts: of these, how many each part takes.
+        excess: steps by which an epoch with a look and the next, while its pictures are drawn, exceed two without.
+        kilobytes: that the last look added to the event file for each probe.
+    """
+
+    probes: int
+    looks: int
+    step: float
+    first: float
+    look: float
+    waits: float
+    parts: dict[str, float]
+    excess: float
+    kilobytes: float
+
+
+class Epochs(pl.Callback):
+    """Seconds of each epoch."""
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.starts.append(perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        return np.diff(self.starts).tolist()
+
+
+def overhead(module: FineTuning, data: TensorDataset, probes: int, looks: int, side: int) -> Overhead:
+    """Train with looks every third epoch."""
+    epochs, watch = Epochs(), Stopwatch(measures_noise=probes <= NOISE_UP_TO)
+    watcher = ClipCamCallback(probe_set(probes, side), every_n_epochs=EVERY, on_drift="log")
+    with tempfile.TemporaryDirectory() as folder, watch:
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=EVERY * (looks - 1) + 2,  # the first look comes before them
+            callbacks=[epochs, watcher],
+            logger=TensorBoardLogger(folder, name="", version="run"),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        trainer.fit(module, DataLoader(data, BATCH))
+        kilobytes = _bytes_of_last_step(Path(folder) / "run") / probes / 1e3
+    alone, looked, drawn = (epochs.seconds[start::EVERY] for start in (1, 2, 3))
+    step = median(alone)
+    first, *later = watch.looks
+    return Overhead(
+        probes=probes,
+        looks=1 + len(later),
+        step=round(step, 3),
+        first=round(first[WAITS] / step, 3),
+        look=round(median(look[WAITS] + look[BACKGROUND] for look in later) / step, 3),
+        waits=round(median(look[WAITS] for look in later) / step, 3),
+        parts={part: round(median(look[part] for look in later) / step, 4) for part in PARTS},
+        excess=round(median(a + b - 2 * step for a, b in zip(looked, drawn, strict=True)) / step, 3),
+        kilobytes=round(kilobytes, 1),
+    )
+
+
+def verdicts(rows: Sequence[Overhead], resident: Sequence[float]) -> list[Verdict]:
+    """The goals are those of 8 probes, and of memory."""
+    at = {row.probes: row for row in rows}
+    found = []
+    if 8 in at:
+        row, where = at[8], f"{MODEL}, 8 probes"
+        goal = f"a look after the first, all included: at most {STEPS:g} training step"
+        found += [
+            Verdict(where, goal, f"{row.look:.2f}", row.look <= STEPS),
+            Verdict(
+                where,
+                f"event file: at most {KILOBYTES:g} kB a probe",
+                f"{row.kilobytes:.1f}",
+                row.kilobytes <= KILOBYTES,
+            ),
+        ]
+    moved = max(resident) - min(resident)
+    goal = f"resident memory from look {SETTLED} on: within ±{MEGABYTES:g} MB"
+    return [
+        *found,
+        Verdict(
+            "a small model, 8 probes",
+            goal,
+            f"{resident[-1] - resident[0]:+.1f}, range {moved:.1f}",
+            moved <= 2 * MEGABYTES,
+        ),
+    ]
+
+
+def print_rows(console: Console, rows: Sequence[Overhead]) -> None:
+    """A column for each number of probes, in training steps."""
+    table = Table(title="in training steps", box=MARKDOWN)
+    table.add_column("")
+    for row in rows:
+        table.add_column(f"{row.probes} probes", justify="right")
+    for title, figure in (
+        ("the first look", lambda row: f"{row.first:.2f}"),
+        ("a later look", lambda row: f"{row.look:.3f}"),
+        *((f"  {part}", lambda row, part=part: f"{row.parts[part]:.3f}") for part in PARTS),
+        ("training waits", lambda row: f"{row.waits:.3f}"),
+        ("longer epochs", lambda row: f"{row.excess:+.2f}"),
+        ("event file, kB a probe", lambda row: f"{row.kilobytes:.1f}"),
+        ("a step, seconds", lambda row: f"{row.step:.2f}"),
+    ):
+        table.add_row(title, *map(figure, rows))
+    console.print(table)
+
+
+def _bytes_of_last_step(folder: Path) -> int:
+    (file,) = folder.glob("events*")
+    sizes: dict[int, int] = defaultdict(int)
+    for event in LegacyEventFileLoader(str(file)).Load():
+        sizes[event.step] += event.ByteSize()
+    return sizes[max(sizes)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small model, few looks; writes nothing")
+    quick = parser.parse_args().quick
+
+    start, console = perf_counter(), Console(width=140, highlight=False)
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    logging.disable(logging.WARNING)  # open_clip warns of random weights, which are wanted here
+    warnings.simplefilter("ignore")  # and Lightning of epochs of one step
+    if quick:
+        model, tokenizer, batch, size, looks = build_clip(), WordTokenizer(), 4, 64, {8: 3}
+    else:
+        model, tokenizer, batch = open_clip.create_model(MODEL), open_clip.get_tokenizer(MODEL), BATCH
+        size, looks = 224, LOOKS
+    texts = tokenizer(["a photo of a flower", "a photo of a temple"] * (batch // 2))
+    data = TensorDataset(torch.randn(batch, 3, size, size), texts)
+    rows = [overhead(FineTuning(model, tokenizer), data, probes, count, size) for probes, count in looks.items()]
+    resident = memory(3 * SETTLED if quick else MEMORY_LOOKS)
+
+    print_rows(console, rows)
+    console.print(NOTES)
+    found = verdicts(rows, resident)
+    if not quick:
+        print_verdicts(console, found)
+        RESULTS.write_text(record(rows, resident, found))
+    console.print(f"{THREADS} threads, {(perf_counter() - start) / 60:.1f} minutes")
+
+
+def record(rows: Sequence[Overhead], resident: Sequence[float], found: Sequence[Verdict]) -> str:
+    """Everything that was measured, as JSON."""
+    content = {
+        "device": cpu_name(),
+        "threads": THREADS,
+        "model": MODEL,
+        "batch": BATCH,
+        "versions": {package: version(package) for package in PACKAGES},
+        "results": [asdict(row) for row in rows],
+        "resident_megabytes": [round(value, 2) for value in resident],
+        "goals": [asdict(verdict) for verdict in found],
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    main()
