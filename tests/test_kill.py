@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,14 +63,19 @@ def run(folder: Path, told: Connection, kill_at: int | None) -> None:
     told.send((time.monotonic() - began, assassin.count, [column.step for column in watcher.monitor.history]))
 
 
+def write(folder: Path, kill_at: int) -> None:
+    """Replace one file and lengthen another, in a process of its own."""
+    sys.setprofile(Assassin(kill_at))
+    tensorfile.write_atomically(folder / "replaced", b"new" * 10_000)
+    tensorfile.append_line(folder / "lengthened", "new" * 10_000)
+
+
 class Running:
     """A run that has begun, in a process that was forked from one with everything imported."""
 
-    def __init__(self, folder: Path, kill_at: int | None = None) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self._told, there = context.Pipe(duplex=False)
-        self.process = context.Process(target=run, args=(folder, there, kill_at))
+    def __init__(self, server: ForkServerContext, folder: Path, kill_at: int | None = None) -> None:
+        self._told, there = server.Pipe(duplex=False)
+        self.process = server.Process(target=run, args=(folder, there, kill_at))
         self.process.start()
         there.close()
         assert self.told() == "begins"
@@ -96,15 +102,23 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
+def server() -> Iterator[ForkServerContext]:
+    """Forks processes that have everything imported and have done nothing yet."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # the server imports by it
-        folder = tmp_path_factory.mktemp("whole")
-        running = Running(folder)
-        seconds, count, steps = running.told()
-        assert running.ended() == 0
-        assert steps == faulty.STEPS
-        yield Whole(folder, seconds, count)
+        yield context
+
+
+@pytest.fixture(scope="module")
+def whole(server: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    running = Running(server, folder)
+    seconds, count, steps = running.told()
+    assert running.ended() == 0
+    assert steps == faulty.STEPS
+    return Whole(folder, seconds, count)
 
 
 def snapshots_in(folder: Path) -> dict[int, Snapshot]:
@@ -129,23 +143,43 @@ def history_in(folder: Path) -> dict[int, dict[str, Any]]:
     return {line["step"]: line for line in map(json.loads, content.splitlines())}
 
 
+def test_a_file_is_the_old_or_the_new_one_whichever_call_of_its_writing_is_the_last(
+    server: ForkServerContext, tmp_path: Path
+) -> None:
+    replaced, lengthened, lengths = tmp_path / "replaced", tmp_path / "lengthened", set()
+    for kill_at in range(1, 100):
+        replaced.write_bytes(b"old" * 10_000)
+        lengthened.write_text("old\n")
+        process = server.Process(target=write, args=(tmp_path, kill_at))
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode in (0, -signal.SIGKILL)
+        assert replaced.read_bytes() in (b"old" * 10_000, b"new" * 10_000)
+        assert lengthened.read_text() in ("old\n", "old\n" + "new" * 10_000 + "\n")
+        lengths.add(lengthened.stat().st_size)
+        if process.exitcode == 0:
+            break
+    assert process.exitcode == 0
+    assert len(lengths) == 2, "some were killed before the line and some were not"
+
+
 @pytest.mark.parametrize("seed", range(KILLS))
 def test_a_killed_run_leaves_whole_files_and_resumed_it_is_the_run_nobody_killed(
-    seed: int, whole: Whole, tmp_path: Path
+    seed: int, whole: Whole, server: ForkServerContext, tmp_path: Path
 ) -> None:
     dice = random.Random(seed)
     if seed % 2:  # anywhere
-        running = Running(tmp_path)
+        running = Running(server, tmp_path)
         time.sleep(dice.uniform(0, whole.seconds))
         running.process.kill()
         assert running.ended() in (-signal.SIGKILL, 0)
     else:  # in the writing itself
-        running = Running(tmp_path, kill_at=dice.randint(1, whole.file_calls))
+        running = Running(server, tmp_path, kill_at=dice.randint(1, whole.file_calls))
         assert running.ended() == -signal.SIGKILL
     if (tmp_path / LOOKS).exists():
         snapshots_in(tmp_path / LOOKS)
 
-    resumed = Running(tmp_path)
+    resumed = Running(server, tmp_path)
     _, _, steps = resumed.told()
 
     assert resumed.ended() == 0
