@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ def put_together(module: nn.Module) -> Iterator[None]:
     if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         yield
         return
-    with _hooks_aside(module), _whole_parameters(module):
+    with _hooks_aside(module), _plain_methods(module), _whole_parameters(module):
         yield
 
 
@@ -52,15 +53,38 @@ def _whole_parameters(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _hooks_aside(module: nn.Module) -> Iterator[None]:
-    hooks = [hooks for part in module.modules() for hooks in (part._forward_pre_hooks, part._forward_hooks)]
-    own = [dict(each) for each in hooks]
+    tables = [table for part in module.modules() for table in (part._forward_pre_hooks, part._forward_hooks)]
+    own = [dict(table) for table in tables]
     try:
-        for each in hooks:
-            for key, hook in list(each.items()):
-                if hook.__module__.startswith("torch.distributed."):
-                    del each[key]
+        for table, hooks in zip(tables, own, strict=True):
+            table.clear()
+            table.update({key: hook for key, hook in hooks.items() if not _is_of_torch(hook)})
         yield
     finally:
-        for each, before in zip(hooks, own, strict=True):
-            each.clear()
-            each.update(before)
+        for table, hooks in zip(tables, own, strict=True):
+            table.clear()
+            table.update(hooks)
+
+
+@contextmanager
+def _plain_methods(module: nn.Module) -> Iterator[None]:
+    """Undo ``register_fsdp_forward_method``, which makes a method do what the hooks do."""
+    wrapped = [
+        (vars(part), name, method)
+        for part in module.modules()
+        for name, method in vars(part).items()
+        if hasattr(method, "__wrapped__") and _is_of_torch(method)
+    ]
+    try:
+        for attributes, name, method in wrapped:
+            attributes[name] = method.__wrapped__
+        yield
+    finally:
+        for attributes, name, method in wrapped:
+            attributes[name] = method
+
+
+def _is_of_torch(function: Any) -> bool:
+    """Whether a hook or method is defined in torch's code for distributed training."""
+    plain = getattr(function, "__func__", function)
+    return str(getattr(plain, "__globals__", {}).get("__name__", "")).startswith("torch.distributed.")

@@ -1,0 +1,186 @@
+"""What two processes of a distributed training do; run by torchrun from test_ranks.py.
+
+``torchrun --nproc-per-node 2 tests/ranks_program.py SCENARIO FOLDER`` writes what each rank saw to
+``FOLDER/rank-<n>.pt``.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from modules import FineTuning, Pairs
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from clipcam_lightning import Capture, ClipCamCallback, ClipCamWarning, Probe, ProbeSet
+from clipcam_lightning.cam.methods import METHODS
+from clipcam_lightning.shapes_world.models import build_clip
+from clipcam_lightning.shapes_world.scenes import draw_scenes
+
+PROBES, EPOCHS = 5, 2
+
+
+def probes() -> ProbeSet:
+    scenes = draw_scenes(PROBES, seed=9)
+    return ProbeSet(
+        Probe(image, caption, mask=mask[0])
+        for image, caption, mask in zip(scenes.images, scenes.captions, scenes.masks, strict=True)
+    )
+
+
+class Normalized(FineTuning):
+    """Its image tower begins with a BatchNorm, whose statistics differ between the ranks."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(3)
+        clip = build_clip("vit")
+        clip.visual.conv1 = nn.Sequential(nn.BatchNorm2d(3), clip.visual.conv1)
+        super().__init__(clip=clip)
+
+
+class Sharded(FineTuning):
+    """Each block of both towers, and the rest, split over the ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.logit_scale = nn.Parameter(self.model.logit_scale.detach()[None])  # FSDP takes no scalar
+
+    def configure_model(self) -> None:
+        if isinstance(next(self.model.parameters()), DTensor):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in (*self.model.visual.transformer.resblocks, *self.model.transformer.resblocks):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        for name in ("encode_image", "encode_text"):
+            torch.distributed.fsdp.register_fsdp_forward_method(self.model, name)
+
+
+class Seen(pl.Callback):
+    """The figures of each epoch."""
+
+    def __init__(self) -> None:
+        self.figures: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        figures = trainer.callback_metrics.items()
+        self.figures.append({name: float(value) for name, value in figures if name.startswith("clipcam")})
+
+
+class Counting:
+    """Grad-CAM that counts images, and fails on one rank if told to."""
+
+    def __init__(self, failing: int | None = None) -> None:
+        self.images: list[int] = []
+        self.failing = failing
+
+    def __call__(self, capture: Capture) -> Tensor:
+        if distributed.get_rank() == self.failing:
+            raise RuntimeError("a method that fails on this rank")
+        self.images.append(len(capture.activations))
+        return METHODS["gradcam"].function(capture)
+
+
+def train(module: pl.LightningModule, folder: Path, *callbacks: pl.Callback, **options: Any) -> dict[str, Any]:
+    """Fit on both ranks; what is left afterwards."""
+    pl.seed_everything(5, verbose=False)
+    seen = Seen()
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        devices=2,
+        callbacks=[*callbacks, seen],
+        logger=TensorBoardLogger(folder, name="", version="run"),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **{"strategy": "ddp_find_unused_parameters_true", **options},
+    )
+    data = (DataLoader(Pairs("tokens", seed=seed), batch_size=4, shuffle=seed == 0) for seed in (0, 1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, *data)
+    weights = {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+        for name, value in module.state_dict().items()
+    }
+    return {
+        "weights": weights,
+        "random": torch.get_rng_state(),
+        "figures": seen.figures,
+        "step": trainer.global_step,
+        "warnings": [str(each.message) for each in caught if issubclass(each.category, ClipCamWarning)],
+    }
+
+
+def ddp(folder: Path) -> dict[str, Any]:
+    """With and without, and how many images each rank explained."""
+    count = Counting()
+    watcher = ClipCamCallback(probes(), method=count, on_drift="log", on_error="raise")
+    options = {"limit_val_batches": 0}  # DDP would make the statistics equal before a validation
+    watched = train(Normalized(), folder / "watched", watcher, **options)
+    return {
+        "plain": train(Normalized(), folder / "plain", **options),
+        "watched": watched,
+        "images": count.images,
+        "monitor": watcher.monitor is not None,
+    }
+
+
+def captured(folder: Path) -> dict[str, Any]:
+    """Probes from a batch; a stop that both ranks obey; files that only rank 0 can see."""
+    stop = EarlyStopping("clipcam/drift", divergence_threshold=-1.0, check_on_train_epoch_end=True)
+    own = folder / "probes.safetensors"
+    if distributed.get_rank() == 0:
+        probes().save(own)
+    nowhere = own if distributed.get_rank() == 0 else folder / "on another machine"
+    return {
+        "captured": train(FineTuning(), folder / "captured", ClipCamCallback(on_drift="log", on_error="raise")),
+        "stopped by a monitor": train(FineTuning(), folder / "a", ClipCamCallback(probes(), on_drift="log"), stop),
+        "stopped by an alarm": train(FineTuning(), folder / "b", ClipCamCallback(max_drift=0.0, on_drift="stop")),
+        "files of one rank": train(FineTuning(), folder / "c", ClipCamCallback(nowhere, on_drift="log")),
+        "failing on one rank": train(
+            FineTuning(), folder / "d", ClipCamCallback(probes(), method=Counting(failing=1), on_drift="log")
+        ),
+    }
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    """``fully_shard`` with and without."""
+    watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise")
+    options = {"strategy": ModelParallelStrategy()}
+    watched = train(Sharded(), folder / "watched", watcher, **options)
+    return {"watched": watched, "plain": train(Sharded(), folder / "plain", **{"strategy": ModelParallelStrategy()})}
+
+
+def raising(folder: Path) -> dict[str, Any]:
+    """An error of rank 1 alone, in a look."""
+    return train(FineTuning(), folder, ClipCamCallback(probes(), method=Counting(failing=1), on_error="raise"))
+
+
+def missing(folder: Path) -> dict[str, Any]:
+    """An error of rank 0 alone, before training."""
+    return train(FineTuning(), folder, ClipCamCallback(folder / "no such probes"))
+
+
+SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    scenario.__name__: scenario for scenario in (ddp, captured, sharded, raising, missing)
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    target = Path(sys.argv[2])
+    found = SCENARIOS[sys.argv[1]](target)
+    torch.save(found, target / f"rank-{distributed.get_rank()}.pt")
+    distributed.destroy_process_group()
