@@ -1,6 +1,6 @@
 """Writing that the training need not wait for."""
 
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from clipcam_lightning.monitor import Look, Sink
 
@@ -8,9 +8,9 @@ from clipcam_lightning.monitor import Look, Sink
 class BackgroundSink(Sink):
     """Hands looks to another sink in a thread of its own, in their order and one at a time.
 
-    A look that comes while the one before is still being written waits for it, so at most one is in memory and none is
-    left out. What goes wrong in the thread is raised by the next :meth:`write`, which hands its own look on all the
-    same, or by :meth:`close`.
+    A :meth:`write` returns when the look before is written, so at most one is under way and none is left out. What goes
+    wrong in the thread is raised by the next :meth:`write`, which hands its own look on all the same, or by
+    :meth:`close`.
 
     The first look is written at once: it imports whatever is imported late, as drawing and encoding do, which must not
     happen while a dataloader forks its workers.
@@ -26,15 +26,12 @@ class BackgroundSink(Sink):
         self._is_first = True
 
     def write(self, look: Look) -> None:
-        """Wait for the look before and hand this one on."""
+        """Hand the look on and wait for the one before."""
         if self._is_first:
             self._is_first = False
             self.sink.write(look)
             return
-        before = self._in_flight
-        if before is not None:
-            wait([before])
-        self._in_flight = self._thread.submit(self.sink.write, look)
+        before, self._in_flight = self._in_flight, self._thread.submit(self.sink.write, look)
         if before is not None:
             before.result()
 

@@ -38,10 +38,12 @@ class Recorder(Sink):
     def __init__(self, held: tuple[int, ...] = (), bad: tuple[int, ...] = ()) -> None:
         self.held, self.bad, self.gate = held, bad, threading.Event()
         self.written: list[int] = []
+        self.threads: list[threading.Thread] = []
         self.closed = False
 
     def write(self, look: Look) -> None:
         number = cast(int, look)
+        self.threads.append(threading.current_thread())
         if number in self.held:
             assert self.gate.wait(PATIENCE)
         if number in self.bad:
@@ -58,10 +60,13 @@ def as_look(number: int) -> Look:
 
 @pytest.mark.usefixtures("unchecked")
 class TestBackgroundSink:
-    def test_the_first_look_is_written_at_once(self) -> None:
+    def test_only_the_first_look_is_written_in_the_thread_that_trains(self) -> None:
         recorder = Recorder()
-        BackgroundSink(recorder).write(as_look(0))
-        assert recorder.written == [0]
+        sink = BackgroundSink(recorder)
+        for number in range(3):
+            sink.write(as_look(number))
+        sink.close()
+        assert [thread is threading.current_thread() for thread in recorder.threads] == [True, False, False]
 
     def test_a_look_waits_for_the_one_before_and_no_longer(self) -> None:
         recorder = Recorder(held=(1, 2))
