@@ -250,14 +250,16 @@ def test_what_is_a_little_off_black_is_mask(picture: Image.Image) -> None:
 
 ARRAY_KINDS = ["u1", "i1", ">u2", "i8", "f2", "f4", ">f8", "?", "c8", "O", "U3", "S2", "M8[s]", "V4", "u1,u1"]
 SHAPES = st.one_of(
-    st.sampled_from([(6, 10, 3), (3, 6, 10), (6, 10), (1, 1, 3), (0, 10, 3), (6, 10, 4)]),
+    st.sampled_from([(6, 10, 3), (3, 6, 10), (6, 10)]),
+    st.sampled_from([(1, 1, 3), (0, 10, 3), (3, 0, 10), (6, 10, 4)]),
     st.lists(st.integers(0, 4), max_size=5).map(tuple),
 )
 
 
 @pytest.mark.parametrize("field", ["image", "mask"])
-@given(kind=st.sampled_from(ARRAY_KINDS), shape=SHAPES, form=st.sampled_from(["C", "F", "view", "read-only", "masked"]))
-@examples(100)
+@pytest.mark.parametrize("kind", ARRAY_KINDS)
+@given(shape=SHAPES, form=st.sampled_from(["C", "F", "view", "read-only", "masked"]))
+@examples(15)
 def test_an_array_is_read_as_it_is_or_refused(field: str, kind: str, shape: tuple[int, ...], form: str) -> None:
     array = (
         np.zeros(shape, kind)

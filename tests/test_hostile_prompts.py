@@ -17,7 +17,7 @@ import tokenizers
 import torch
 import transformers
 from hostile import TEXTS, accepted, as_users_run, example_folder, examples, texts
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import TensorBoardLogger
 from modules import FineTuning, events, fit
@@ -127,7 +127,11 @@ def test_a_set_of_any_prompts_comes_back_from_its_file(prompts: list[str]) -> No
     assert (loaded.prompts, loaded.names, loaded.digest) == (prompts, probes.names, probes.digest)
 
 
-@given(text=texts.filter(str.strip), count=st.integers(2, 12))
+@given(
+    # Words that together are longer than a name may be, cut at any place of a word.
+    text=texts.filter(str.strip) | st.lists(st.text("ab.", min_size=1, max_size=9), min_size=12).map(" ".join),
+    count=st.integers(2, 12),
+)
 @examples(100)
 def test_a_prompt_that_is_there_several_times_gets_names_that_may_be_given_again(text: str, count: int) -> None:
     probes = ProbeSet((PIXELS, text) for _ in range(count))
@@ -172,6 +176,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 @given(prompts=prompt_lists)
+@example(prompts=list(USABLE.values()))
 @examples(40)
 def test_any_prompt_has_tokens_in_every_kind_of_tokenizer(tokenizer: Any, prompts: list[str]) -> None:
     made = find_clip(MODEL, tokenizer=tokenizer).tokenize(prompts)
