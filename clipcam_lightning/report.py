@@ -164,7 +164,7 @@ def _pixels(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
     try:
         with Image.open(io.BytesIO(file), formats=["JPEG"]) as picture:
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    except Exception as error:  # a damaged file can make its decoder raise almost anything
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SnapshotError(f"the picture of probe {name!r} is damaged ({error}); take the snapshot again.") from error
 
 
