@@ -11,12 +11,13 @@ test: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 benchmarks: .venv/.installed-test
 	$(BIN)/python benchmarks/localisation.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/drift_detection.py
+	$(BIN)/python benchmarks/overhead.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -127,7 +127,8 @@ class ClipCamCallback(Callback):
         self._tried_a_batch = False
         self._problem = ""  # of this rank, not yet told to the others
         self._warned: set[str] = set()
-        self._off = False
+        self._off = False  # no looks
+        self._silent = False  # and no figures for others to monitor
 
     @property
     @override
@@ -141,7 +142,7 @@ class ClipCamCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._off = stage != "fit" or bool(getattr(trainer, "fast_dev_run", False))
+        self._off = self._silent = stage != "fit" or bool(getattr(trainer, "fast_dev_run", False))
         if stage != "fit":
             return
         self._looked_at = self._logged_at = -1
@@ -233,7 +234,7 @@ class ClipCamCallback(Callback):
 
     def _look_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look if one is due, and log the figures in any case: a monitor must find them in every epoch."""
-        if self._off:
+        if self._silent:
             return
         due = self._looks and not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and trainer.global_step != self._looked_at:

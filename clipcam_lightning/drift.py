@@ -205,9 +205,11 @@ def check_comparable(baseline: Snapshot, snapshot: Snapshot) -> None:
         ("grid", "another grid"),
     ):
         if theirs[field] != ours[field]:
+            other = theirs["fingerprint"] != ours["fingerprint"]
             raise IncomparableError(
                 f"the baseline was made with {means}: {field} {theirs[field]!r}, now {ours[field]!r}. "
-                "Take a new baseline, or make the two agree."
+                + ("The two models are of different architectures. " if other and field in ("layers", "grid") else "")
+                + "Take a new baseline, or make the two agree."
             )
 
 

@@ -1,11 +1,14 @@
 """What the tests share: small models, trained once and then cached."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import open_clip
 import pytest
 import torch
+from filelock import FileLock
 
 from clipcam_lightning.cam.model import ClipModel, find_clip
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
@@ -27,14 +30,20 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+def pretrained_once(tower: str) -> open_clip.CLIP:
+    """From the cache, which only one of several test processes fills."""
+    with FileLock(Path(tempfile.gettempdir()) / f"clipcam-shapes-{tower}.lock"):
+        return pretrained_clip(tower)
+
+
 @pytest.fixture(scope="session")
 def shapes_vit() -> open_clip.CLIP:
-    return pretrained_clip("vit")
+    return pretrained_once("vit")
 
 
 @pytest.fixture(scope="session")
 def shapes_resnet() -> open_clip.CLIP:
-    return pretrained_clip("resnet")
+    return pretrained_once("resnet")
 
 
 @pytest.fixture

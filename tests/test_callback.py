@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from modules import FineTuning, Pairs, events, fit
 from PIL import Image
 from torch import nn
@@ -379,8 +380,27 @@ def test_a_module_built_in_its_own_setup_is_found(tmp_path: Path) -> None:
     assert "clipcam/drift" in fit(Late(), tmp_path, ClipCamCallback(method="hirescam")).callback_metrics
 
 
+class DeepSpeedStrategy(SingleDeviceStrategy):
+    """Of a name that is not served."""
+
+
+def test_under_a_strategy_that_is_not_served_it_switches_itself_off_with_a_warning(tmp_path: Path) -> None:
+    monitors = [Figures(), EarlyStopping("clipcam/drift", patience=99)]
+    strategy = DeepSpeedStrategy(device="cpu")
+    with pytest.warns(ClipCamWarning, match=r"under DeepSpeedStrategy\. The training goes on without looks"):
+        trainer = fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()), *monitors, strategy=strategy)
+    assert trainer.global_step == 8
+    assert [seen["drift"] for seen in monitors[0].seen] == [1, 1]  # type: ignore[attr-defined]  # unknown
+    assert not list(tmp_path.rglob("step-*"))
+
+
 class TestBadInput:
     """Said clearly; what can be said before training is said before training."""
+
+    def test_a_strategy_that_is_not_served_is_refused_if_errors_raise(self, tmp_path: Path) -> None:
+        strategy = DeepSpeedStrategy(device="cpu")
+        with pytest.raises(ConfigError, match="cannot look into a model under DeepSpeedStrategy"):
+            fit(FineTuning(), tmp_path, ClipCamCallback(on_error="raise"), strategy=strategy)
 
     def test_no_clip_in_the_module(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="no CLIP in FineTuning"):

@@ -16,6 +16,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from shell import ENVIRONMENT, OPTIONS, clipcam, files_in, make_project
 
+import clipcam_lightning
+
 COMMANDS = ("explain", "snapshot", "compare", "check", "demo")
 LIT = '''
 import lightning.pytorch as pl
@@ -86,6 +88,10 @@ def baseline(project: Path) -> Path:
     assert done.stdout.startswith("wrote before.safetensors: 2 probes, ")
     assert done.stdout.endswith(", step 7\n")
     return project / "before.safetensors"
+
+
+def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
+    assert clipcam(tmp_path, "--version").stdout == f"clipcam {clipcam_lightning.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

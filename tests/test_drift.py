@@ -111,6 +111,13 @@ def test_snapshots_made_differently_are_refused_and_the_difference_named(
         compare(snapshot(MAP), snapshot(MAP, **info))
 
 
+def test_of_models_of_two_architectures_it_is_said() -> None:
+    other = snapshot(MAP, layers=("m",))
+    other = replace(other, info=replace(other.info, fingerprint="g"))
+    with pytest.raises(IncomparableError, match=r"layers \('l',\), now \('m',\)\. The two models are of different"):
+        compare(snapshot(MAP), other)
+
+
 def test_maps_on_another_grid_are_refused() -> None:
     with pytest.raises(IncomparableError, match="grid '2x3', now '3x2'"):
         compare(snapshot(MAP), snapshot(MAP.T))

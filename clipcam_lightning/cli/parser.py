@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from clipcam_lightning import __version__
 from clipcam_lightning.errors import ConfigError
 
 DESCRIPTION = """\
@@ -79,6 +80,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[str, Namespace]:
 
 def _parser() -> ArgumentParser:
     parser = _new("clipcam", DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"clipcam {__version__}", help="print it and exit")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND", title="commands", description=None)
     for name, describe, description in (
         ("explain", _explain, EXPLAIN),
