@@ -140,6 +140,7 @@ def test_a_prompt_that_is_there_several_times_gets_names_that_may_be_given_again
 
 
 @given(prompts=st.lists(texts.filter(str.strip), min_size=2, max_size=2, unique=True))
+@example(prompts=["a \ud83d", "a \ud83e"])
 @examples(100)
 def test_two_prompts_have_two_digests(prompts: list[str]) -> None:
     first, second = (ProbeSet([(PIXELS, prompt)]).digest for prompt in prompts)
