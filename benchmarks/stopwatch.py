@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.writer import FileWriter
 
-from clipcam_lightning import ClipCamCallback, monitor
+from clipcam_lightning import ClipCamCallback, monitor, ranks
 from clipcam_lightning.probes import PreparedProbes
 from clipcam_lightning.sinks import files, pictures, tensorboard
 
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "explain": ((PreparedProbes, "embedded"), (monitor, "explain")),
+    "explain": ((PreparedProbes, "embedded"), (ranks, "explain_in_memory")),
     "compare": ((monitor, "take_snapshot"), (monitor, "compare")),
     "render": ((pictures, "probe_panel"), (pictures, "contact_sheet")),
     "encode": ((Image.Image, "save"),),
@@ -101,5 +101,5 @@ class Stopwatch:
         self._drawn += 1
 
 
-def _unknown(_clip: object, _prepared: object, maps: Tensor, **_settings: object) -> Tensor:
+def _unknown(_clip: object, _prepared: object, maps: Tensor, *_: object, **_settings: object) -> Tensor:
     return torch.full((len(maps),), torch.nan)
