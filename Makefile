@@ -16,8 +16,9 @@ test: .venv/.installed-test
 benchmarks: .venv/.installed-test
 	$(BIN)/python benchmarks/localisation.py
 	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/drift_detection.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/drift_detection.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
