@@ -28,13 +28,13 @@ import open_clip
 import torch
 from goals import Verdict
 from lightning.pytorch.loggers import TensorBoardLogger
+from look_parts import BACKGROUND, PARTS, WAITS, Stopwatch
 from memory import SETTLED, Growth, growth
 from photographs import probe_set
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from speed import THREADS, cpu_name, print_verdicts
-from stopwatch import BACKGROUND, PARTS, WAITS, Stopwatch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -51,9 +51,9 @@ STEPS, KILOBYTES, MEGABYTES = 1.0, 60.0, 2.0  # the goals at 8 probes
 MEMORY_LOOKS = 1000
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "lightning", "tensorboard", "pillow")
 NOTES = f"""\
-A look is what the training waits for, and what is done in the background. Of explaining and comparing the training
-waits for all, of rendering for nothing but at the first look, which also measures noise (up to {NOISE_UP_TO} probes).
-A panel is drawn of the 32 probes that drifted furthest. kB: what the last look, whose contact sheet is full, added."""
+A look is what the training waits for and what is done in the background. The training waits for explaining, comparing
+and figures, and at the first look, which also measures noise (up to {NOISE_UP_TO} probes), for the pictures as well. A
+panel is drawn of the 32 probes that drifted furthest. Event file: what the last look, whose sheet is full, added."""
 
 
 class FineTuning(pl.LightningModule):
@@ -205,9 +205,9 @@ def main() -> None:
         rows.append(overhead(FineTuning(model, tokenizer), data, probes, LOOKS[probes], size))
         print_rows(console, rows)
     console.print(NOTES)
-    found = verdicts(rows, grown)
-    print_verdicts(console, found)
-    if not options.quick:
+    if not options.quick:  # the goals are those of the large model
+        found = verdicts(rows, grown)
+        print_verdicts(console, found)
         RESULTS.write_text(record(rows, grown, found))
     console.print(f"{THREADS} threads, {(perf_counter() - start) / 60:.1f} minutes")
 
