@@ -364,7 +364,7 @@ def test_pixels_and_masks_that_are_not_finite_are_refused(number: float) -> None
 
 
 @pytest.mark.parametrize("field", ["image", "mask"])
-@pytest.mark.parametrize("value", [5, 0.5, b"a.png", ["a.png"], {"a": 1}, object(), True, PIXELS.tolist()], ids=repr)
+@pytest.mark.parametrize("value", [5, 0.5, b"a.png", ["a.png"], {"a": 1}, object(), True, PIXELS.tolist()], ids=lambda value: type(value).__name__)
 def test_what_is_no_picture_at_all_is_refused_by_its_type(field: str, value: Any) -> None:
     with as_users_run(), pytest.raises(ProbeError, match=f"must be a file.*got {type(value).__name__}"):
         read(**{field: value})
