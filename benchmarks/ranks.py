@@ -48,6 +48,8 @@ def measure(rank: int, quick: bool, times: "multiprocessing.Queue[tuple[float, f
     images = torch.randn(count, 3, *clip.preprocessing.size)
     with torch.no_grad():
         prompts = torch.randn(count, 1, clip.features(images[:1]).shape[1])
+    ranks = Ranks()
+    ranks.size = RANKS
     for i in range(-1, 1 if quick else ROUNDS):
         distributed.barrier()
         start = perf_counter()
@@ -56,7 +58,8 @@ def measure(rank: int, quick: bool, times: "multiprocessing.Queue[tuple[float, f
         alone = perf_counter() - start
         distributed.barrier()
         start = perf_counter()
-        Ranks().look(clip, SETTINGS, partial(explain, clip, images, prompts))
+        ranks.forget()
+        ranks.look(clip, clip.module, SETTINGS, partial(explain, clip, images, prompts))
         if rank == 0 and i >= 0:  # the first round is for warming up
             times.put((alone, perf_counter() - start))
     distributed.destroy_process_group()

@@ -19,7 +19,6 @@ from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, 
 from clipcam_lightning.fit_checks import builds_later, why_not
 from clipcam_lightning.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probe import PathLike
-from clipcam_lightning.ranks import on_rank_zero
 from clipcam_lightning.watch import ProbesLike, Watch
 
 
@@ -154,7 +153,7 @@ class ClipCamCallback(Callback):
             self._warn_once(reason, " The training goes on without looks.")
             return
         self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
-        self._watch.begin()
+        self._watch.begin(trainer.world_size)
         if not builds_later(pl_module):
             self._watch.find(pl_module)
 
@@ -167,11 +166,11 @@ class ClipCamCallback(Callback):
         if self._off:
             return
         self._watch.find(pl_module)  # again: a module may be built, compiled, wrapped or sharded since setup
-        resumed, self._resumed = self._resumed, None
-        if resumed is not None:
-            self._looks, self._metrics, problem = self._watch.resume(resumed)
-            if problem:
-                self._failed(problem)
+        self._resume()
+
+    @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._resume()  # a strategy that splits the model has its checkpoint read after on_fit_start
 
     @override
     def on_validation_batch_start(
@@ -184,6 +183,7 @@ class ClipCamCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._off:
             return
+        self._resume()
         self._tell_problem()
         if self._looks:  # resumed
             self._looked_at = trainer.global_step
@@ -225,6 +225,7 @@ class ClipCamCallback(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._resumed = None
         for problem in self._watch.release():
             self._warn_once(problem)  # and never raised: all else is done
 
@@ -251,7 +252,7 @@ class ClipCamCallback(Callback):
         outcome = self._watch.look(trainer.loggers, self._directory, self._root, step=step, epoch=epoch)
         self._looks += 1
         self._looked_at = trainer.global_step
-        self._metrics = outcome.metrics
+        self._metrics = outcome.metrics or self._metrics
         for problem in outcome.problems:
             self._failed(problem)
         if outcome.note:
@@ -264,9 +265,18 @@ class ClipCamCallback(Callback):
         trainer.should_stop = trainer.should_stop or stops
         rank_zero_warn(outcome.alarm + (". Training stops." if stops else ""), category=ClipCamWarning)
 
+    def _resume(self) -> None:
+        """Go on where a checkpoint left off, once it has been read."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is None or self._off:
+            return
+        self._looks, self._metrics, problem = self._watch.resume(resumed)
+        if problem:
+            self._failed(problem)
+
     def _tell_problem(self) -> None:
         """Let all ranks act on what went wrong on the first."""
-        problem, self._problem = on_rank_zero(lambda: self._problem), ""
+        problem, self._problem = self._watch.ranks.on_rank_zero(lambda: self._problem), ""
         if problem:
             self._failed(problem)
 

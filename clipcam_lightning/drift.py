@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from clipcam_lightning import metrics
 from clipcam_lightning.drift_rule import DriftRule
@@ -26,8 +28,8 @@ class ProbeDrift:
         top_iou: overlap of the hottest fifth of the cells, 0 to 1; 0 for a degenerate map.
         center_shift: of the centre of mass, as a fraction of the image's diagonal; NaN for a map
             without positive cell.
-        common_gain: share of the map's mass that is newly at the place where the other probes' maps gained most
-            (:func:`~clipcam_lightning.metrics.common_gain`), -1 to 1; NaN if there is no other sound probe.
+        common_gain: share of the map's mass that is newly at the place where the other pictures' maps gained most
+            (:func:`~clipcam_lightning.metrics.common_gain`), -1 to 1; NaN if there is no other sound picture.
         peak_gain: share of its mass that is newly in one spot (:func:`~clipcam_lightning.metrics.peak_gain`), 0 to 1.
         similarity: cosine now, -1 to 1.
         similarity_change: now minus baseline.
@@ -113,8 +115,6 @@ class DriftReport:
     @property
     def severity(self) -> float:
         """Of the look: that of the probe by which enough of them would break the rule; above 1 it is an alarm."""
-        if any(math.isinf(probe.severity) for probe in self._judged):
-            return math.inf
         ordered = sorted((probe.severity for probe in self._judged), reverse=True)
         return ordered[self.rule.breaking(len(ordered)) - 1]
 
@@ -130,11 +130,11 @@ class DriftReport:
     def __str__(self) -> str:
         alarms = self.alarms
         if not self.alarmed:
-            some = f"; {len(alarms)} of {len(self.probes)} probes break the rule, too few" if alarms else ""
+            some = f"; {len(alarms)} of {len(self._judged)} probes break the rule, too few" if alarms else ""
             return f"no alarm at step {self.step}; mean drift {self.drift:.2f}{some}"
         named = "; ".join(_described(probe) for probe in alarms[:5]) + ("; ..." if len(alarms) > 5 else "")
         return (
-            f"attention drifted on {len(alarms)} of {len(self.probes)} probes at step {self.step} "
+            f"attention drifted on {len(alarms)} of {len(self._judged)} probes at step {self.step} "
             f"(baseline: step {self.baseline_step}): {named}"
         )
 
@@ -156,7 +156,8 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     iou = metrics.top_iou(baseline.maps, snapshot.maps)
     shift = metrics.center_shift(baseline.maps, snapshot.maps)
     distance = metrics.js_distance(baseline.maps, snapshot.maps)
-    common, peak = (gain(baseline.maps, snapshot.maps) for gain in (metrics.common_gain, metrics.peak_gain))
+    common = metrics.common_gain(baseline.maps, snapshot.maps, _pictures(baseline))
+    peak = metrics.peak_gain(baseline.maps, snapshot.maps)
     unknown = torch.full_like(drift, torch.nan)
     floor = baseline.noise.clamp_min(LEAST_NOISE) if baseline.noise is not None else unknown
     rows = []
@@ -211,6 +212,14 @@ def check_comparable(baseline: Snapshot, snapshot: Snapshot) -> None:
                 + ("The two models are of different architectures. " if other and field in ("layers", "grid") else "")
                 + "Take a new baseline, or make the two agree."
             )
+
+
+def _pictures(baseline: Snapshot) -> Int[Tensor, "n"] | None:
+    """Which probes ask about the same picture; ``None`` where the pictures are not known."""
+    if not baseline.pictures:
+        return None
+    numbers = {picture: i for i, picture in enumerate(baseline.pictures)}
+    return torch.tensor([numbers[picture] for picture in baseline.pictures])
 
 
 def _judged(row: ProbeDrift, rule: DriftRule) -> ProbeDrift:

@@ -21,12 +21,12 @@ class DriftRule:
     By default a probe breaks the rule if its map moved further than its own noise moves it, and
 
     - gathers where the other pictures' maps gather too, as they do on a watermark; or
-    - left the object for a spot elsewhere, where it is known where the object is; or
+    - lost energy on the object, where it is known where that is, while it gathers in one spot; or
     - hardly resembles what it was.
 
-    Where the object is known, a map may move onto it as it likes. The look is an alarm if half of the probes break the
-    rule: what a shortcut does to a model it does to most pictures. A map that became degenerate always is an alarm, one
-    that never said anything is none.
+    Where the object is known, a map may move onto it as it likes. A map that became degenerate breaks the rule, one
+    that never said anything does not. The look is an alarm if half of the probes break the rule: what a shortcut does
+    to a model it does to most pictures.
 
     Attributes:
         max_drift: largest tolerated drift, 0 to 2, in place of all that: one probe beyond it is an alarm.
@@ -45,8 +45,8 @@ class DriftRule:
         if self.max_drift is not None:
             return f"drift above {self.max_drift:g}, or a map that no longer says anything"
         return (
-            f"on half of the probes, beyond their own noise, {COMMON:.0%} of a map gathered at a place common to the "
-            f"pictures, {LOST:.0%} of the energy on the object left for a spot, or drift above {MOVED:g}; "
+            f"on half of the probes, beyond their own noise, {COMMON:.0%} of a map newly at a place common to the "
+            f"pictures, {LOST:.0%} of the energy on the object lost to a spot, or drift above {MOVED:g}; "
             "or a map that no longer says anything"
         )
 
@@ -72,7 +72,7 @@ class DriftRule:
         onto_object = max(0.0, _known(energy_change))
         ways = {
             "attention gathers where it does in the other pictures": (_known(common_gain) - onto_object) / COMMON,
-            "its map hardly resembles what it was": 0.0 if onto_object else drift / MOVED,
+            "its map hardly resembles what it was": 0.0 if onto_object >= COMMON else drift / MOVED,
         }
         before = energy - energy_change
         if before > LEAST_ENERGY:

@@ -49,7 +49,7 @@ class ClipCamWarning(UserWarning):
     """Attention drifted, or a look failed and the training went on."""
 
 
-def in_words(error: Exception) -> str:
+def in_words(error: BaseException) -> str:
     """An error's message, after its type where it is neither ours nor the system's, which speak for themselves."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror

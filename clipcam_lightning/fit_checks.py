@@ -8,7 +8,7 @@ def why_not(strategy: object) -> str:
     kinds = [kind.__name__ for kind in type(strategy).__mro__ if kind.__name__ in NOT_SERVED]
     if not kinds:
         return ""
-    instead = "Shard with fully_shard under ModelParallelStrategy, which it can." if "FSDP" in kinds[0] else ""
+    instead = "Shard with fully_shard under ModelParallelStrategy, which it can." if kinds[0] == "FSDPStrategy" else ""
     return f"ClipCamCallback cannot look into a model under {kinds[0]}. {instead}".strip()
 
 

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,20 +64,29 @@ def js_distance(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[T
     return both.sum(1).clamp_min(0).sqrt().float()
 
 
-def common_gain(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
-    """Share of each map's mass that ``b`` newly has at the place where the other maps gained most, -1 to 1.
+def common_gain(
+    a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"], pictures: Int[Tensor, "n"] | None = None
+) -> Float[Tensor, "n"]:
+    """Share of each map's mass that ``b`` newly has at the place where the other pictures' maps gained most, -1 to 1.
 
-    The place is a twentieth of the cells, not necessarily connected, those with the highest mean gain of all other
-    maps. A map has no part in where it is looked at: if each moves to somewhere else, the expected gain is that of any
-    cells, about 0, however few the maps. NaN for a map without positive cell, and if there is no other.
+    The place is a twentieth of the cells, not necessarily connected, those with the highest mean gain of all maps of
+    other pictures. A picture has no part in where it is looked at: if each map moves to somewhere else, the expected
+    gain is that of any cells, about 0, however few the maps. NaN for a map without positive cell, and if there is no
+    sound map of another picture.
+
+    Args:
+        a: before.
+        b: now.
+        pictures: equal numbers where maps are of the same picture; by default each is of its own.
     """
     gained = _gained(a, b).flatten(1)
     sound = gained.isfinite().all(1)
     known = torch.where(sound[:, None], gained, 0.0)
-    others = known.sum(0) - known
-    places = others.topk(_few(gained.shape[1], COMMON_FRACTION), dim=1).indices
+    own = torch.arange(len(a)) if pictures is None else pictures
+    others = (own[:, None] != own).to(known)
+    places = (others @ known).topk(_few(gained.shape[1], COMMON_FRACTION), dim=1).indices
     at_place = known.gather(1, places).sum(1).float()
-    return at_place.where(sound & (sound.sum() > 1), torch.nan)
+    return at_place.where(sound & (others @ sound.to(others) > 0), torch.nan)
 
 
 def peak_gain(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:

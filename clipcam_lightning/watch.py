@@ -11,11 +11,11 @@ from clipcam_lightning.cam.methods import layers_of, method_of
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.drift_rule import DriftRule
-from clipcam_lightning.errors import in_words
+from clipcam_lightning.errors import ClipCamError, in_words
 from clipcam_lightning.monitor import UNKNOWN, Monitor, Outcome
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import ProbeLike, ProbeSet
-from clipcam_lightning.ranks import Explainer, Ranks, on_rank_zero
+from clipcam_lightning.ranks import Explainer, Ranks
 from clipcam_lightning.sinks import sinks_of
 from clipcam_lightning.snapshot import Snapshot
 
@@ -40,6 +40,7 @@ class Watch:
         monitor: ``None`` until there are probes, and on other ranks than the first.
         clip: ``None`` where it has not been looked for.
         error: what the last problem came from.
+        ranks: that look together.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Watch:
         self.monitor: Monitor | None = None
         self.clip: ClipModel | None = None
         self.error: Exception | None = None
+        self.ranks = Ranks()
+        self._root: nn.Module | None = None
         self._probes = probes
         self._num_probes = num_probes
         self._num_pictures = num_pictures
@@ -65,17 +68,18 @@ class Watch:
         self._rule = rule
         self._settings = settings
         self._where = clip, tokenizer, towers
-        self._ranks = Ranks()
 
-    def begin(self) -> None:
+    def begin(self, world_size: int) -> None:
         """Read what there is to read: a wrong file is found before training, and one deleted later is not missed."""
-        on_rank_zero(self._begin)
+        self.ranks.size = world_size
+        self.ranks.on_rank_zero(self._begin)
 
     def find(self, module: nn.Module) -> None:
         """Find the CLIP, and refuse a method, layers or probes that do not fit it."""
+        self._root = module
         self.clip = clip = find_clip(module, *self._where)
         layers_of(method_of(self._settings["method"], clip.tower), clip.tower, self._settings["layers"])
-        on_rank_zero(partial(self._prepare, clip))
+        self.ranks.on_rank_zero(partial(self._prepare, clip))
 
     def capture(self, batch: Any) -> str:
         """Take the probes from a batch if there are none yet; why that cannot be done, or nothing."""
@@ -93,7 +97,7 @@ class Watch:
 
     def has_probes(self) -> bool:
         """Whether a look can be taken."""
-        return on_rank_zero(lambda: self.monitor is not None)
+        return self.ranks.on_rank_zero(lambda: self.monitor is not None)
 
     def look(self, loggers: Iterable[object], folder: Path, root: str, *, step: int, epoch: int) -> Outcome:
         """Look with the help of all ranks; whatever goes wrong is a problem in the outcome, not an exception.
@@ -105,12 +109,17 @@ class Watch:
             step, epoch: of the training.
         """
         assert self.clip is not None
+        assert self._root is not None
         take = partial(self._look, self.clip, loggers, folder, root, step, epoch)
-        return self._ranks.look(self.clip, self._settings, take)
+        try:
+            return self.ranks.look(self.clip, self._root, self._settings, take)
+        except ClipCamError as error:  # the same on all ranks; any other means that they no longer hear each other
+            self.error = error
+            return Outcome(problems=(f"a look failed: {in_words(error)}",))
 
     def resume(self, state: dict[str, Any]) -> tuple[int, Mapping[str, float], str]:
         """Go on where a checkpoint left off: how many looks there were, their last figures, and what went wrong."""
-        return on_rank_zero(partial(self._resume, state))
+        return self.ranks.on_rank_zero(partial(self._resume, state))
 
     def state(self, looks: int) -> dict[str, Any]:
         """Probes, baseline and history for a checkpoint; empty where there are none."""
@@ -124,8 +133,8 @@ class Watch:
 
     def release(self) -> tuple[str, ...]:
         """Let go of the model, and of loggers and files once all is written; what could not be, in words."""
-        self.clip = None
-        self._ranks.forget()
+        self.clip = self._root = None
+        self.ranks.forget()
         return self.monitor.release() if self.monitor is not None else ()
 
     def _begin(self) -> None:

@@ -12,21 +12,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from modules import FineTuning, Pairs
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader
 
-from clipcam_lightning import Capture, ClipCamCallback, ClipCamWarning, Probe, ProbeSet
+from clipcam_lightning import Capture, ClipCamCallback, ClipCamError, ClipCamWarning, Probe, ProbeSet
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.shapes_world.models import build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 
-PROBES, EPOCHS = 5, 2
+PROBES = 5
 
 
 def probes() -> ProbeSet:
@@ -52,7 +53,8 @@ class Sharded(FineTuning):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model.logit_scale = nn.Parameter(self.model.logit_scale.detach()[None])  # FSDP takes no scalar
+        scale = self.model.logit_scale.detach()[None]  # FSDP takes no scalar
+        self.model.logit_scale = nn.Parameter(scale, requires_grad=False)
 
     def configure_model(self) -> None:
         if isinstance(next(self.model.parameters()), DTensor):
@@ -63,6 +65,15 @@ class Sharded(FineTuning):
         fully_shard(self.model, mesh=mesh)
         for name in ("encode_image", "encode_text"):
             torch.distributed.fsdp.register_fsdp_forward_method(self.model, name)
+
+
+class TensorParallel(FineTuning):
+    """The MLPs of the image tower, each split over the ranks."""
+
+    def configure_model(self) -> None:
+        for block in self.model.visual.transformer.resblocks:
+            plan = {"c_fc": ColwiseParallel(), "c_proj": RowwiseParallel()}
+            parallelize_module(block.mlp, self.device_mesh["tensor_parallel"], plan)
 
 
 class Seen(pl.Callback):
@@ -90,26 +101,32 @@ class Counting:
         return METHODS["gradcam"].function(capture)
 
 
-def train(module: pl.LightningModule, folder: Path, *callbacks: pl.Callback, **options: Any) -> dict[str, Any]:
+def train(
+    module: pl.LightningModule,
+    folder: Path,
+    *callbacks: pl.Callback,
+    epochs: int = 2,
+    start: Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Fit on both ranks; what is left afterwards."""
     pl.seed_everything(5, verbose=False)
     seen = Seen()
     trainer = pl.Trainer(
-        max_epochs=EPOCHS,
+        max_epochs=epochs,
         accelerator="cpu",
         devices=2,
         callbacks=[*callbacks, seen],
         logger=TensorBoardLogger(folder, name="", version="run"),
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
-        **{"strategy": "ddp_find_unused_parameters_true", **options},
+        **{"strategy": "ddp_find_unused_parameters_true", "enable_checkpointing": False, **options},
     )
     data = (DataLoader(Pairs("tokens", seed=seed), batch_size=4, shuffle=seed == 0) for seed in (0, 1))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(module, *data)
+        trainer.fit(module, *data, ckpt_path=start)
     weights = {
         name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
         for name, value in module.state_dict().items()
@@ -148,7 +165,9 @@ def captured(folder: Path) -> dict[str, Any]:
         "captured": train(FineTuning(), folder / "captured", ClipCamCallback(on_drift="log", on_error="raise")),
         "stopped by a monitor": train(FineTuning(), folder / "a", ClipCamCallback(probes(), on_drift="log"), stop),
         "stopped by an alarm": train(FineTuning(), folder / "b", ClipCamCallback(max_drift=0.0, on_drift="stop")),
-        "files of one rank": train(FineTuning(), folder / "c", ClipCamCallback(nowhere, on_drift="log")),
+        "files of one rank": train(
+            FineTuning(), folder / "c", ClipCamCallback(nowhere, on_drift="log", on_error="raise")
+        ),
         "failing on one rank": train(
             FineTuning(), folder / "d", ClipCamCallback(probes(), method=Counting(failing=1), on_drift="log")
         ),
@@ -158,23 +177,49 @@ def captured(folder: Path) -> dict[str, Any]:
 def sharded(folder: Path) -> dict[str, Any]:
     """``fully_shard`` with and without."""
     watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise")
-    options = {"strategy": ModelParallelStrategy()}
-    watched = train(Sharded(), folder / "watched", watcher, **options)
-    return {"watched": watched, "plain": train(Sharded(), folder / "plain", **{"strategy": ModelParallelStrategy()})}
+    module = Sharded()
+    watched = train(module, folder / "watched", watcher, strategy=ModelParallelStrategy(2, 1))
+    plain = train(Sharded(), folder / "plain", strategy=ModelParallelStrategy(2, 1))
+    rows = module.model.visual.conv1.weight.to_local().shape[0]
+    return {"watched": watched, "plain": plain, "rows": rows}
+
+
+def tensor_parallel(folder: Path) -> dict[str, Any]:
+    """Each layer on both ranks."""
+    watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise")
+    watched = train(TensorParallel(), folder / "watched", watcher, strategy=ModelParallelStrategy(1, 2))
+    return {
+        "watched": watched,
+        "plain": train(TensorParallel(), folder / "plain", strategy=ModelParallelStrategy(1, 2)),
+    }
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """``fully_shard``, one epoch, then another from its checkpoint."""
+    keeper = ModelCheckpoint(folder / "kept", save_last=True)
+    options: dict[str, Any] = {"enable_checkpointing": True}
+    for epochs, start in ((1, None), (2, folder / "kept" / "last.ckpt")):
+        watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise", dirpath=folder / "looks")
+        strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
+        train(Sharded(), folder / "run", watcher, keeper, strategy=strategy, epochs=epochs, start=start, **options)
+    steps = [] if watcher.monitor is None else [column.step for column in watcher.monitor.history]
+    return {"steps": steps}
 
 
 def raising(folder: Path) -> dict[str, Any]:
-    """An error of rank 1 alone, in a look."""
-    return train(FineTuning(), folder, ClipCamCallback(probes(), method=Counting(failing=1), on_error="raise"))
-
-
-def missing(folder: Path) -> dict[str, Any]:
-    """An error of rank 0 alone, before training."""
-    return train(FineTuning(), folder, ClipCamCallback(folder / "no such probes"))
+    """An error of rank 1 alone in a look, and one of rank 0 alone before training."""
+    found = {}
+    failing = ClipCamCallback(probes(), method=Counting(failing=1), on_error="raise")
+    for name, callback in (("in a look", failing), ("before training", ClipCamCallback(folder / "no such probes"))):
+        try:
+            train(FineTuning(), folder, callback)
+        except ClipCamError as error:
+            found[name] = str(error)
+    return found
 
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    scenario.__name__: scenario for scenario in (ddp, captured, sharded, raising, missing)
+    scenario.__name__: scenario for scenario in (ddp, captured, sharded, tensor_parallel, resumed, raising)
 }
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def test_an_identical_snapshot_drifts_by_exactly_nothing() -> None:
 @pytest.mark.parametrize("why", BROKEN)
 def test_a_map_that_vanished_is_an_alarm_and_never_a_nan(why: str, max_drift: float | None) -> None:
     report = compare(snapshot(MAP, MAP), snapshot(BROKEN[why], MAP), DriftRule(max_drift))
+    assert report.alarmed
 
     gone, kept = report.probes
     assert (gone.drift, gone.top_iou, gone.degenerate, gone.blind, gone.alarm) == (1.0, 0.0, why, False, True)
@@ -247,7 +248,7 @@ def test_nothing_counts_within_a_probe_s_own_noise(ratio: float, severity: float
         assert judged(**figures, noise_ratio=ratio)[0] == severity  # type: ignore[arg-type]
 
 
-def test_where_the_object_is_known_attention_must_leave_it_and_gather_elsewhere() -> None:
+def test_where_the_object_is_known_attention_must_leave_it_and_gather_in_a_spot() -> None:
     assert judged(energy=(0.5, 0.2), peak_gain=0.9) == (0.6 / LOST, LEFT)
     assert judged(energy=(0.5, 0.2), peak_gain=0.2) == (0.2 / PEAK, LEFT)
     assert judged(energy=(0.5, 0.5), peak_gain=0.9)[0] == 0.0
@@ -256,6 +257,7 @@ def test_where_the_object_is_known_attention_must_leave_it_and_gather_elsewhere(
 
 def test_what_comes_onto_the_object_is_no_offence() -> None:
     assert judged(drift=1.5, common_gain=0.3, energy=(0.2, 0.6))[0] == 0.0
+    assert judged(drift=1.6, energy=(0.2, 0.2001)) == (2.0, ANOTHER)  # a trifle is no excuse
     assert judged(common_gain=0.3, energy=(0.2, 0.3)) == (0.2 / COMMON, GATHERS)  # a third of that is on the object
 
 
@@ -295,9 +297,20 @@ def test_half_of_the_probes_make_an_alarm(count: int, enough: int) -> None:
         assert str(report).startswith("attention drifted on" if alarmed else "no alarm")
 
 
-def test_one_map_that_vanished_is_an_alarm_among_many() -> None:
-    report = compare(snapshot(*[turned(0)] * 8), snapshot(torch.zeros(2, 2), *[turned(0)] * 7))
-    assert (report.alarmed, report.severity, report.alarms[0].reason) == (True, math.inf, "its map is all zero")
+def test_maps_that_vanished_break_the_rule_and_half_of_them_are_an_alarm() -> None:
+    for gone, alarmed in ((3, False), (4, True)):
+        now = snapshot(*[torch.zeros(2, 2)] * gone, *[turned(0)] * (8 - gone))
+        report = compare(snapshot(*[turned(0)] * 8), now)
+        assert (report.alarmed, len(report.alarms)) == (alarmed, gone)
+        assert {(row.severity, row.reason) for row in report.alarms} == {(math.inf, "its map is all zero")}
+
+
+def test_two_prompts_of_one_picture_are_no_witness_to_each_other() -> None:
+    before = replace(snapshot(*[blob()] * 4), pictures=(b"one", b"one", b"two", b"two"))
+    now = snapshot(*[corner((0, 0), share=0.3)] * 2, *[corner((9, 9), share=0.3)] * 2)
+    report = compare(before, now)
+    assert [row.common_gain for row in report.probes] == [pytest.approx(0, abs=1e-6)] * 4
+    assert compare(replace(before, pictures=()), now).probes[0].common_gain == pytest.approx(0.3)
 
 
 def test_one_probe_beyond_a_limit_of_one_s_own_is_an_alarm() -> None:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 
 @contextmanager
-def put_together(module: nn.Module) -> Iterator[None]:
+def put_together(module: nn.Module, root: nn.Module) -> Iterator[None]:
     """Let every rank call any part of ``module`` by itself, as often as it likes, as if nothing were split.
 
     To be entered by all ranks together, since the parameters are gathered then. Inside, whole copies stand in their
@@ -19,8 +19,12 @@ def put_together(module: nn.Module) -> Iterator[None]:
     The split parameters themselves, and what FSDP knows of them, stay as they are.
 
     Serves ``fully_shard`` and tensor parallelism. A module that is not split is left alone.
+
+    Args:
+        module: what is to be called.
+        root: the module around it, whose FSDP may own parameters of ``module``.
     """
-    for part in module.modules():
+    for part in root.modules():
         if isinstance(part, FSDPModule):
             part.reshard()  # after a validation the outermost is still whole, in the type it computes in
     if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):

@@ -37,4 +37,4 @@ class UnreachableSink(Sink):
 
     def write(self, look: Look) -> None:
         """Raise why."""
-        raise self.error
+        raise self.error.with_traceback(None)  # which would grow at each look, and keep it
