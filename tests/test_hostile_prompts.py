@@ -36,7 +36,7 @@ from clipcam_lightning.prompts import TEMPLATES, wordings
 from clipcam_lightning.render import SheetColumn, for_display
 from clipcam_lightning.report import html_report
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
-from clipcam_lightning.sinks import FileSink, TensorBoardSink
+from clipcam_lightning.sinks import FileSink, PictureSink, TensorBoardSink
 from clipcam_lightning.sinks.tensorboard import escaped
 from clipcam_lightning.snapshot import Snapshot, SnapshotInfo
 
@@ -114,6 +114,7 @@ def tensorboard(folder: Path, look: Look) -> Iterator[EventAccumulator]:
     """What TensorBoard reads of the look."""
     with SummaryWriter(str(folder)) as writer:
         TensorBoardSink(writer).write(look)
+        PictureSink(folder, [writer], "clipcam", num_pictures=32).write(look)
     yield EventAccumulator(str(folder), {"images": 0, "tensors": 0}).Reload()
 
 
@@ -239,9 +240,7 @@ def test_the_history_has_one_line_a_look_and_files_stay_in_their_folder(prompts:
             FileSink(folder / "run").write(look)
         (line,) = (folder / "run" / "history.jsonl").read_bytes().splitlines()
         assert [probe["prompt"] for probe in json.loads(line)["probes"]] == prompts
-        assert set(files_in(folder)) == {
-            Path("run") / name for name in ("history.jsonl", "contact_sheet.png", "step-00000007.safetensors")
-        }
+        assert set(files_in(folder)) == {Path("run") / name for name in ("history.jsonl", "step-00000007.safetensors")}
 
 
 @given(prompts=prompt_lists)

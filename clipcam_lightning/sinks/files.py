@@ -26,10 +26,8 @@ class FileSink(Sink):
     def write(self, look: Look) -> None:
         """Write ``step-<n>.safetensors`` and a line of ``history.jsonl``."""
         info = look.snapshot.info
-        if (
-            look.history[-1].look == 0
-        ):  # of another run, whose lines are none of this one's, whatever can be written of it
-            (self.folder / HISTORY).unlink(missing_ok=True)
+        if look.history[-1].look == 0:
+            (self.folder / HISTORY).unlink(missing_ok=True)  # of another run, even if nothing of this can be written
         look.snapshot.save(self.folder / f"step-{info.step:08d}.safetensors")
         line = {"epoch": info.epoch, "metrics": dict(look.metrics), **report_as_json(look.report)}
         append_line(self.folder / HISTORY, json.dumps(line))
