@@ -245,7 +245,7 @@ PLACES = [in_a_tower, in_a_method, in_a_tokenizer, in_a_writer, in_a_logger]
 @pytest.fixture
 def interrupts() -> Iterator[None]:
     """Lightning ignores further Ctrl-C once it was interrupted, for good."""
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     yield
     signal.signal(signal.SIGINT, before)
 
