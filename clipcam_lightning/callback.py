@@ -155,7 +155,7 @@ class ClipCamCallback(Callback):
         self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
         self._watch.begin(trainer.world_size)
         if not builds_later(pl_module):
-            self._watch.find(pl_module)
+            self._watch.find(pl_module, trainer.strategy.model or pl_module)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -165,7 +165,9 @@ class ClipCamCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._off:
             return
-        self._watch.find(pl_module)  # again: a module may be built, compiled, wrapped or sharded since setup
+        self._watch.find(
+            pl_module, trainer.strategy.model or pl_module
+        )  # again: a module may be built, compiled, wrapped or sharded since setup
         self._resume()
 
     @override

@@ -1,15 +1,12 @@
 """What must be known of a strategy and a module before a fit; told by names, so that both Lightning packages are."""
 
-NOT_SERVED = ("DeepSpeedStrategy", "FSDPStrategy", "XLAFSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
+NOT_SERVED = ("DeepSpeedStrategy", "XLAFSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
 
 
 def why_not(strategy: object) -> str:
     """Why no look can be taken under a strategy; empty if it can."""
     kinds = [kind.__name__ for kind in type(strategy).__mro__ if kind.__name__ in NOT_SERVED]
-    if not kinds:
-        return ""
-    instead = "Shard with fully_shard under ModelParallelStrategy, which it can." if kinds[0] == "FSDPStrategy" else ""
-    return f"ClipCamCallback cannot look into a model under {kinds[0]}. {instead}".strip()
+    return f"ClipCamCallback cannot look into a model under {kinds[0]}." if kinds else ""
 
 
 def builds_later(module: object) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from clipcam_lightning.cam.methods import layers_of, method_of
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
+from clipcam_lightning.cam.sharded import unwrapped
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.errors import ClipCamError, in_words
@@ -74,10 +75,16 @@ class Watch:
         self.ranks.size = world_size
         self.ranks.on_rank_zero(self._begin)
 
-    def find(self, module: nn.Module) -> None:
-        """Find the CLIP, and refuse a method, layers or probes that do not fit it."""
-        self._root = module
-        self.clip = clip = find_clip(module, *self._where)
+    def find(self, module: nn.Module, root: nn.Module) -> None:
+        """Find the CLIP in a module, and refuse a method, layers or probes that do not fit it.
+
+        Args:
+            module: of the user.
+            root: what the strategy has wrapped around it, or the module itself.
+        """
+        self._root = root
+        with unwrapped(root):
+            self.clip = clip = find_clip(module, *self._where)
         layers_of(method_of(self._settings["method"], clip.tower), clip.tower, self._settings["layers"])
         self.ranks.on_rank_zero(partial(self._prepare, clip))
 

@@ -14,10 +14,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from modules import FineTuning, Pairs
 from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader
@@ -76,6 +76,30 @@ class TensorParallel(FineTuning):
             parallelize_module(block.mlp, self.device_mesh["tensor_parallel"], plan)
 
 
+class Wrapped(FineTuning):
+    """Each block of the image tower, and the CLIP, in a ``FullyShardedDataParallel``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.logit_scale = nn.Parameter(self.model.logit_scale.detach()[None])
+
+    def configure_model(self) -> None:
+        blocks = self.model.visual.transformer.resblocks
+        for i, block in enumerate(blocks):
+            blocks[i] = on_cpu(block)
+
+
+def on_cpu(module: nn.Module) -> FullyShardedDataParallel:
+    return FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+class OnCPU(FSDPStrategy):
+    """As on GPUs, but for the device, which neither Lightning's class nor torch takes unless told so."""
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        return on_cpu(model)
+
+
 class Seen(pl.Callback):
     """The figures of each epoch."""
 
@@ -127,16 +151,25 @@ def train(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(module, *data, ckpt_path=start)
-    weights = {
-        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
-        for name, value in module.state_dict().items()
-    }
+    weights = whole_weights(module, trainer.strategy.model)
     return {
         "weights": weights,
         "random": torch.get_rng_state(),
         "figures": seen.figures,
         "step": trainer.global_step,
         "warnings": [str(each.message) for each in caught if issubclass(each.category, ClipCamWarning)],
+    }
+
+
+def whole_weights(module: nn.Module, root: nn.Module) -> dict[str, Tensor]:
+    """By the names they have where nothing is split."""
+    if isinstance(root, FullyShardedDataParallel):
+        with FullyShardedDataParallel.summon_full_params(root, writeback=False):
+            named = [*module.named_parameters(), *module.named_buffers()]
+            return {name.replace("_fsdp_wrapped_module.", ""): value.detach().clone() for name, value in named}
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+        for name, value in module.state_dict().items()
     }
 
 
@@ -194,6 +227,13 @@ def tensor_parallel(folder: Path) -> dict[str, Any]:
     }
 
 
+def wrapped(folder: Path) -> dict[str, Any]:
+    """``FullyShardedDataParallel`` with and without."""
+    watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise")
+    watched = train(Wrapped(), folder / "watched", watcher, strategy=OnCPU())
+    return {"watched": watched, "plain": train(Wrapped(), folder / "plain", strategy=OnCPU())}
+
+
 def resumed(folder: Path) -> dict[str, Any]:
     """``fully_shard``, one epoch, then another from its checkpoint."""
     keeper = ModelCheckpoint(folder / "kept", save_last=True)
@@ -219,7 +259,7 @@ def raising(folder: Path) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    scenario.__name__: scenario for scenario in (ddp, captured, sharded, tensor_parallel, resumed, raising)
+    scenario.__name__: scenario for scenario in (ddp, captured, sharded, tensor_parallel, wrapped, resumed, raising)
 }
 
 if __name__ == "__main__":

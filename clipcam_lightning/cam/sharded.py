@@ -1,12 +1,12 @@
 """A model whose parameters are split over ranks, put together for a while."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 
@@ -18,20 +18,42 @@ def put_together(module: nn.Module, root: nn.Module) -> Iterator[None]:
     place, and the hooks that would gather and split them at each call are put aside: no rank's call waits for another.
     The split parameters themselves, and what FSDP knows of them, stay as they are.
 
-    Serves ``fully_shard`` and tensor parallelism. A module that is not split is left alone.
+    Serves ``fully_shard``, ``FullyShardedDataParallel`` and tensor parallelism. A module that is not split is left
+    alone.
 
     Args:
-        module: what is to be called.
-        root: the module around it, whose FSDP may own parameters of ``module``.
+        module: what is to be called; under ``FullyShardedDataParallel`` as it was found :func:`unwrapped`.
+        root: the outermost module around it, whose FSDP may own parameters of ``module``.
     """
-    for part in root.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()  # after a validation the outermost is still whole, in the type it computes in
-    if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+    with ExitStack() as stack:
+        if any(isinstance(part, FullyShardedDataParallel) for part in root.modules()):
+            stack.enter_context(FullyShardedDataParallel.summon_full_params(root, writeback=False))
+            stack.enter_context(unwrapped(root))
+        for part in root.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()  # after a validation the outermost is still whole, in the type it computes in
+        if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+            for aside in (_hooks_aside, _plain_methods, _whole_parameters):
+                stack.enter_context(aside(module))
         yield
-        return
-    with _hooks_aside(module), _plain_methods(module), _whole_parameters(module):
+
+
+@contextmanager
+def unwrapped(root: nn.Module) -> Iterator[None]:
+    """Without the wrappers of ``FullyShardedDataParallel`` below ``root``: what they wrap, in their place."""
+    wrappers = [
+        (part, name, child)
+        for part in root.modules()
+        for name, child in part.named_children()
+        if isinstance(child, FullyShardedDataParallel)
+    ]
+    try:
+        for part, name, child in wrappers:
+            part._modules[name] = child.module
         yield
+    finally:
+        for part, name, child in wrappers:
+            part._modules[name] = child
 
 
 @contextmanager
