@@ -35,7 +35,8 @@ from modules import FineTuning, Pairs, events
 from PIL import Image
 from torch import Tensor
 
-from clipcam_lightning import ClipCamCallback, ClipCamError, ClipCamWarning, Snapshot
+from clipcam_lightning import Capture, ClipCamCallback, ClipCamError, ClipCamWarning, Snapshot
+from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 
 # ModelCheckpoint's own advice, where a run is resumed.
@@ -548,6 +549,22 @@ def test_a_training_that_ends_early_leaves_whole_files_and_a_callback_that_let_g
     assert watching.monitor is not None
     assert [column.step for column in watching.monitor.history] == [*steps, 2, 4, 6]
     assert snapshots_in(tmp_path / "b" / "run" / "clipcam") == STEPS[1:]
+
+
+@pytest.mark.parametrize(("room", "taken"), [(1, STEPS), (0, [])], ids=["for one image at a time", "for none"])
+def test_a_look_that_does_not_fit_into_memory_takes_fewer_images_at_a_time(
+    room: int, taken: list[int], plain: dict[str, Tensor], tmp_path: Path
+) -> None:
+    def hungry(capture: Capture) -> Tensor:
+        if len(capture.activations) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return METHODS["gradcam"].function(capture)
+
+    said = warned(tmp_path, plain, watcher(method=hungry, dirpath=tmp_path / "looks"))
+
+    assert len(said) == (0 if taken else 1)
+    assert all("not enough memory to explain even one image at a time" in each for each in said)
+    assert (snapshots_in(tmp_path / "looks") if taken else []) == taken
 
 
 def test_a_callback_holds_no_model_after_a_training_that_failed(tmp_path: Path) -> None:
