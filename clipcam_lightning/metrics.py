@@ -135,7 +135,7 @@ def _top_cells(maps: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
 def _center_of_mass(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
     """(y, x) with the image's sides as unit; cell centres lie half a cell in."""
     mass = _mass(maps)
-    y, x = ((torch.arange(side, device=maps.device) + 0.5) / side for side in maps.shape[-2:])
+    y, x = ((torch.arange(side, device=maps.device, dtype=mass.dtype) + 0.5) / side for side in maps.shape[-2:])
     return torch.stack([(mass.sum(2) * y).sum(1), (mass.sum(1) * x).sum(1)], dim=1)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageFont
 from torch import Tensor
 
-from clipcam_lightning.colors import CHANGE, HEAT, colored, overlaid
+from clipcam_lightning.colors import CHANGE, HEAT, _overlays, colored, overlaid
 from clipcam_lightning.drift import ProbeDrift
 from clipcam_lightning.render import (
     ALARM,
@@ -148,6 +148,22 @@ def test_a_little_more_is_red_already_and_a_little_less_blue() -> None:
 
     assert less[2] > less[0] + 5
     assert more[0] > more[2] + 5
+
+
+def test_pictures_do_not_depend_on_torch_s_default_type() -> None:
+    """Another thread's training in bfloat16 changes it for all."""
+    pixels, (before, now) = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8), torch.rand(2, 7, 7)
+
+    def drawn() -> bytes:
+        _overlays.cache_clear()
+        return probe_panel(pixels, before, now, row(), steps=(0, 9)).tobytes()
+
+    plain = drawn()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert drawn() == plain
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_map_that_stayed_shows_no_change() -> None:

@@ -210,7 +210,6 @@ def test_the_figures_are_those_of_the_report() -> None:
     assert shown(articles["probe-2"]) == {
         "Drift": f"{furthest.drift:.2f}",
         "Drift / noise": f"{furthest.drift / 0.25:.1f}",
-        "Common gain": "100 %",
         "Top-20 % IoU": f"{furthest.top_iou:.2f}",
         "Centre shift": "75 %",  # from 1/8 to 7/8 along the diagonal
         "JS distance": "1.00",
