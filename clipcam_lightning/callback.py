@@ -292,4 +292,4 @@ class ClipCamCallback(Callback):
         kind, _, _ = text.partition(":")  # what follows may name a step or a temporary file, and differ each time
         if kind not in self._warned:
             self._warned.add(kind)
-            rank_zero_warn(f"{type(self).__name__}: {text}{consequence}", category=ClipCamWarning)
+            rank_zero_warn(f"{type(self).__name__}: {text.rstrip('.')}.{consequence}", category=ClipCamWarning)

@@ -132,7 +132,9 @@ class DriftReport:
         if not self.alarmed:
             some = f"; {len(alarms)} of {len(self._judged)} probes break the rule, too few" if alarms else ""
             return f"no alarm at step {self.step}; mean drift {self.drift:.2f}{some}"
-        named = "; ".join(_described(probe) for probe in alarms[:5]) + ("; ..." if len(alarms) > 5 else "")
+        named = "; ".join(_described(probe) for probe in alarms[:5]) + (
+            f"; and {len(alarms) - 5} more" if len(alarms) > 5 else ""
+        )
         return (
             f"attention drifted on {len(alarms)} of {len(self._judged)} probes at step {self.step} "
             f"(baseline: step {self.baseline_step}): {named}"
@@ -236,7 +238,7 @@ def _judged(row: ProbeDrift, rule: DriftRule) -> ProbeDrift:
 
 def _described(probe: ProbeDrift) -> str:
     figures = [f"drift {probe.drift:.2f}"]
-    if math.isfinite(probe.common_gain):
+    if probe.common_gain > 0:
         figures.append(f"common gain {probe.common_gain:.0%}")
     if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
         before = probe.energy_inside_mask - probe.energy_change

@@ -111,7 +111,7 @@ def figures(probe: ProbeDrift) -> dict[str, str]:
     known = {
         "Drift": (seen, f"{probe.drift:.2f}"),
         "Drift / noise": (math.isfinite(probe.noise_ratio), f"{probe.noise_ratio:.1f}"),
-        "Common gain": (math.isfinite(probe.common_gain), f"{100 * probe.common_gain:.0f} %"),
+        "Common gain": (math.isfinite(probe.common_gain), f"{100 * max(0.0, probe.common_gain):.0f} %"),
         "Top-20 % IoU": (seen, f"{probe.top_iou:.2f}"),
         "Centre shift": (math.isfinite(probe.center_shift), f"{100 * probe.center_shift:.0f} %"),
         "JS distance": (math.isfinite(probe.js_distance), f"{probe.js_distance:.2f}"),
