@@ -77,16 +77,17 @@ def common_gain(
     Args:
         a: before.
         b: now.
-        pictures: equal numbers where maps are of the same picture; by default each is of its own.
+        pictures: equal numbers, below ``n``, where maps are of the same picture; by default each is of its own.
     """
     gained = _gained(a, b).flatten(1)
     sound = gained.isfinite().all(1)
     known = torch.where(sound[:, None], gained, 0.0)
     own = torch.arange(len(a)) if pictures is None else pictures
-    others = (own[:, None] != own).to(known)
-    places = (others @ known).topk(_few(gained.shape[1], COMMON_FRACTION), dim=1).indices
+    others = _of_others(known, own)
+    places = others.topk(_few(gained.shape[1], COMMON_FRACTION), dim=1).indices
     at_place = known.gather(1, places).sum(1).float()
-    return at_place.where(sound & (others @ sound.to(others) > 0), torch.nan)
+    has_others = _of_others(sound[:, None].to(known), own)[:, 0] > 0
+    return at_place.where(sound & has_others, torch.nan)
 
 
 def peak_gain(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
@@ -141,6 +142,11 @@ def _center_of_mass(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
 
 def _few(cells: int, fraction: float) -> int:
     return math.ceil(fraction * cells)
+
+
+def _of_others(rows: Float[Tensor, "n k"], own: Int[Tensor, "n"]) -> Float[Tensor, "n k"]:
+    """The sum of all rows but those with the same number."""
+    return rows.sum(0) - torch.zeros_like(rows).index_add(0, own, rows)[own]
 
 
 def _gained(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:

@@ -1,13 +1,11 @@
 """What happens at one look: explain the probes, snapshot, compare, hand to the sinks."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
-from jaxtyping import Bool, UInt8
 from PIL import Image
-from torch import Tensor
 
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel
@@ -17,6 +15,7 @@ from clipcam_lightning.drift import DriftReport, compare
 from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.errors import IncomparableError, SnapshotError, in_words
 from clipcam_lightning.jpeg import as_jpeg
+from clipcam_lightning.look import Look, Outcome, Sink
 from clipcam_lightning.memory import explain_in_memory
 from clipcam_lightning.noise import noise_floor
 from clipcam_lightning.probe import PathLike
@@ -29,60 +28,6 @@ from clipcam_lightning.tensorfile import VERSION
 UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "alarms": 0.0, "alarmed": 0.0, "degenerate": 0.0}
 PICTURE_QUALITY = 90  # of the JPEGs in a baseline
 UNKNOWN_WITH_MASKS = {"energy_inside_mask": 0.0, "pointing": 0.0}
-
-
-@dataclass(frozen=True)
-class Look:
-    """One evaluation of the whole probe set, as the sinks get it.
-
-    Attributes:
-        pixels: what the model saw of each probe.
-        masks: at the size of ``pixels``; ``None`` where a probe has none.
-        snapshot: maps and figures now.
-        baseline: what they are compared with; the same object at the first look.
-        report: the comparison.
-        history: the looks so far, this one last; of many the first and evenly spaced later ones.
-        metrics: means over the probes by name (``drift``, ``similarity``, ...), all finite.
-    """
-
-    pixels: UInt8[Tensor, "n 3 y x"]
-    masks: Sequence[Bool[Tensor, "y x"] | None]
-    snapshot: Snapshot
-    baseline: Snapshot
-    report: DriftReport
-    history: Sequence[SheetColumn]
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a look came to, in figures and words: small enough to be sent to every rank.
-
-    Attributes:
-        metrics: as in :class:`Look`.
-        alarm: the report in words if the look is an alarm, else empty.
-        note: which probes cannot be judged because their baseline says nothing, why there is a new baseline, or why
-            noise is unknown.
-        problems: sinks that failed.
-    """
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    alarm: str = ""
-    note: str = ""
-    problems: tuple[str, ...] = ()
-
-
-@runtime_checkable
-class Sink(Protocol):
-    """Somewhere a look goes."""
-
-    def write(self, look: Look) -> None:
-        """Take one look."""
-        ...
-
-    def close(self) -> None:
-        """Wait until every look is written; raises what a late one failed with."""
-        return
 
 
 class Monitor:

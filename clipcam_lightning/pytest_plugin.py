@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clipcam_lightning.cam.targets import TargetLike
     from clipcam_lightning.drift import DriftReport
     from clipcam_lightning.drift_rule import DriftRule
-    from clipcam_lightning.monitor import Look
+    from clipcam_lightning.look import Look
     from clipcam_lightning.probe import PathLike
     from clipcam_lightning.probes import ProbeLike, ProbeSet
 

@@ -13,7 +13,8 @@ from clipcam_lightning.cam.sharded import unwrapped
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.drift_rule import DriftRule
 from clipcam_lightning.errors import ClipCamError, in_words
-from clipcam_lightning.monitor import UNKNOWN, Monitor, Outcome
+from clipcam_lightning.look import Outcome
+from clipcam_lightning.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probe import PathLike
 from clipcam_lightning.probes import ProbeLike, ProbeSet
 from clipcam_lightning.ranks import Explainer, Ranks

@@ -20,6 +20,7 @@ LAYERS = [
     {"drift_rule"},
     {"drift"},
     {"render"},
+    {"look"},
     {"monitor", "report"},
     {"sinks", "fit_checks"},
     {"watch"},

@@ -30,7 +30,7 @@ from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cli.pictures import captioned
 from clipcam_lightning.cli.reports import report_on
 from clipcam_lightning.drift import compare
-from clipcam_lightning.monitor import Look
+from clipcam_lightning.look import Look
 from clipcam_lightning.probes import ProbeSet
 from clipcam_lightning.prompts import TEMPLATES, wordings
 from clipcam_lightning.render import SheetColumn, for_display

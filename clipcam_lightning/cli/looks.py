@@ -2,7 +2,8 @@
 
 from clipcam_lightning.cli.models import ModelSource, load_clip
 from clipcam_lightning.cli.terminal import progress, warn
-from clipcam_lightning.monitor import Look, Monitor
+from clipcam_lightning.look import Look
+from clipcam_lightning.monitor import Monitor
 
 
 def look(monitor: Monitor, source: ModelSource) -> Look:

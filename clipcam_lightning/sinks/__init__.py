@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.monitor import Look, Sink
+from clipcam_lightning.look import Look, Sink
 from clipcam_lightning.sinks.background import BackgroundSink
 from clipcam_lightning.sinks.files import FileSink
 from clipcam_lightning.sinks.pictures import PictureSink

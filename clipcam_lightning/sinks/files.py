@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from clipcam_lightning.monitor import Look, Sink
+from clipcam_lightning.look import Look, Sink
 from clipcam_lightning.report import report_as_json
 from clipcam_lightning.tensorfile import append_line
 

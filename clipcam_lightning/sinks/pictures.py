@@ -10,7 +10,7 @@ from tensorboard.plugins.image.metadata import create_summary_metadata
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.jpeg import as_jpeg
-from clipcam_lightning.monitor import Look, Sink
+from clipcam_lightning.look import Look, Sink
 from clipcam_lightning.render import contact_sheet, probe_panel
 from clipcam_lightning.sinks.tensorboard import escaped
 from clipcam_lightning.tensorfile import write_atomically

@@ -6,7 +6,7 @@ import re
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.drift import ProbeDrift
-from clipcam_lightning.monitor import Look, Sink
+from clipcam_lightning.look import Look, Sink
 
 
 class TensorBoardSink(Sink):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from clipcam_lightning import ClipCamCallback, ClipCamWarning, Probe, ProbeSet
-from clipcam_lightning.monitor import Look, Sink
+from clipcam_lightning.look import Look, Sink
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from clipcam_lightning.sinks import pictures
 from clipcam_lightning.sinks.background import BackgroundSink

@@ -20,7 +20,8 @@ from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import Similarity
 from clipcam_lightning.drift_rule import DriftRule
-from clipcam_lightning.monitor import Look, Monitor, Sink
+from clipcam_lightning.look import Look, Sink
+from clipcam_lightning.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from clipcam_lightning.sinks.pictures import PictureSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink, escaped, probe_table
