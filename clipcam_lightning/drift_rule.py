@@ -43,11 +43,11 @@ class DriftRule:
 
     def __str__(self) -> str:
         if self.max_drift is not None:
-            return f"drift above {self.max_drift:g}, or a map that no longer says anything"
+            return f"one probe whose drift is above {self.max_drift:g}, or whose map vanished"
         return (
-            f"on half of the probes, beyond their own noise, {COMMON:.0%} of a map newly at a place common to the "
-            f"pictures, {LOST:.0%} of the energy on the object lost to a spot, or drift above {MOVED:g}; "
-            "or a map that no longer says anything"
+            f"half of the probes whose map moved beyond its own noise and gathers {COMMON:.0%} of its mass at a place "
+            f"common to the pictures, or left the object ({LOST:.0%} of the energy lost, {PEAK:.0%} of the mass in one "
+            f"spot), or drifted above {MOVED:g}; or whose map vanished"
         )
 
     def judged(

@@ -151,7 +151,7 @@ def test_the_verdict_comes_first_in_words() -> None:
     assert f"Mean drift {report.drift:.2f}" in head
     assert "Steps 0 → 120" in head
     assert f"Furthest, {report.worst.drift:.2f} {report.worst.name}" in head
-    assert "drift above 0.5, or a map that no longer says anything." in head
+    assert "one probe whose drift is above 0.5, or whose map vanished." in head
     assert "The baseline says nothing about 1 probe, whose drift is unknown." in head
     assert root.all("title")[0].text.startswith("Drifted")
 
