@@ -98,7 +98,7 @@ def test_pets(cam_regression, model):
     drifted.assert_outcomes(failed=1)
     drifted.stdout.re_match_lines(
         [
-            r".*attention drifted on \d of 3 probes \(alarm: drift above 0.1.*",
+            r".*attention drifted on \d of 3 probes \(alarm: one probe whose drift is above 0.1.*",
             r"  [a-z-]+: its map moved further than 0.1 \(Drift \d\.\d\d, Drift / noise [\d.]+, .*Similarity .*\)",
             r"baseline: .*test_pets\.safetensors",
             r"pictures: .*test_pets\.html",
