@@ -23,6 +23,7 @@ class Look:
         baseline: what they are compared with; the same object at the first look.
         report: the comparison.
         history: the looks so far, this one last; of many the first and evenly spaced later ones.
+        digests: of each probe, by which another run's looks at it are known.
         metrics: means over the probes by name (``drift``, ``similarity``, ...), all finite.
     """
 
@@ -32,6 +33,7 @@ class Look:
     baseline: Snapshot
     report: DriftReport
     history: Sequence[SheetColumn]
+    digests: Sequence[str]
     metrics: Mapping[str, float]
 
 

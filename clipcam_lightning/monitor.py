@@ -135,6 +135,7 @@ class Monitor:
             baseline=baseline,
             report=report,
             history=tuple(self.history),
+            digests=self.probes.digests,
             metrics=dict(self.metrics),
         )
         problems = self._hand_on(look)

@@ -6,6 +6,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -90,6 +91,11 @@ class ProbeSet(Sequence[Probe]):
     def prompts(self) -> list[str]:
         """One prompt a probe."""
         return [probe.prompt for probe in self]
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """One a probe: two sets that share a digest share this image with this prompt and mask."""
+        return [_digest([probe]) for probe in self]
 
     @classmethod
     def from_folder(cls, folder: PathLike) -> "ProbeSet":

@@ -11,7 +11,7 @@ import clipcam_lightning
 
 PACKAGE = Path(clipcam_lightning.__file__).parent
 LAYERS = [
-    {"errors", "colors", "jpeg"},
+    {"errors", "colors", "jpeg", "tab_events"},
     {"checks"},
     {"cam", "tensorfile"},
     {"metrics", "memory", "probe", "probe_folder", "probe_batch"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"sinks", "fit_checks"},
     {"watch"},
     {"callback", "checkpoints", "pytest_plugin"},
-    {"shapes_world"},
+    {"shapes_world", "tensorboard_tab"},
     {"cli"},
     {"__main__"},
     {"__init__"},

@@ -105,6 +105,7 @@ def look_at(prompts: list[str]) -> Look:
         baseline=now,
         report=report,
         history=(column,),
+        digests=[f"{i:064x}" for i in range(len(prompts))],
         metrics={"drift": 0.0},
     )
 

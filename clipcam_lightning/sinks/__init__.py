@@ -10,6 +10,7 @@ from clipcam_lightning.look import Look, Sink
 from clipcam_lightning.sinks.background import BackgroundSink
 from clipcam_lightning.sinks.files import FileSink
 from clipcam_lightning.sinks.pictures import PictureSink
+from clipcam_lightning.sinks.tab import TabSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
 
 
@@ -25,7 +26,7 @@ def sinks_of(loggers: Iterable[object], folder: Path, root: str, num_pictures: i
             continue
         if isinstance(writer, SummaryWriter):
             writers.append(writer)
-            sinks.append(TensorBoardSink(writer, root))
+            sinks += [TensorBoardSink(writer, root), TabSink(writer, root)]
     return [*sinks, BackgroundSink(PictureSink(folder, writers, root, num_pictures))]
 
 

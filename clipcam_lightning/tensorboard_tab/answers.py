@@ -1,0 +1,83 @@
+"""What the page gets: arrays and JSON in one safetensors file each, which a browser reads without a library."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import cmap
+import numpy as np
+from jaxtyping import Int32
+from safetensors.numpy import save
+
+from clipcam_lightning import tab_events as events
+from clipcam_lightning.tensorboard_tab.runs import Looks, Rows
+
+HEATS, CHANGE = ("inferno", "viridis", "magma", "turbo", "gray"), "crameri:vik"  # the first as in pictures
+UNKNOWN = -(2**31)  # which map a look is compared with
+_DRIFT, _SIMILARITY, _ALARM = (events.FIGURES.index(name) for name in ("drift", "similarity", "alarm"))
+
+
+def looks_answer(looks: Looks, names: Sequence[str], rows: Rows) -> bytes:
+    """All looks of a run in figures, and the maps of the probes that are shown first."""
+    last = looks.told[-1]
+    about = {
+        "probes": {key: looks.probes[key] for key in ("names", "prompts", "digests")},
+        "rule": str(looks.probes.get("rule", "")),
+        "made": {"method": str(last["method"]), "target": str(last["target"]), "layers": last["layers"]},
+        "figures": events.FIGURES,
+        "notes": [told["notes"] for told in looks.told],
+        "left_out": looks.left_out,
+    }
+    arrays = {
+        "wall_time": np.array([wall_time for _, wall_time in looks.moments]),
+        "epoch": np.array([told["epoch"] for told in looks.told], np.float64),
+        "baseline_step": np.array([told["baseline_step"] for told in looks.told], np.float64),
+        "baseline": _baselines(looks),
+        "alarmed": np.array([told["alarmed"] for told in looks.told], np.uint8),
+        "drift": looks.figures[:, :, _DRIFT].T,
+        "similarity": looks.figures[:, :, _SIMILARITY].T,
+        "alarm": (looks.figures[:, :, _ALARM].T > 0).astype(np.uint8),
+    }
+    return _file({**arrays, **_rows(looks, names, rows)}, {**about, "rows": names})
+
+
+def rows_answer(looks: Looks, names: Sequence[str], rows: Rows) -> bytes:
+    """Maps, pictures and all figures of some probes; with the steps, by which the page knows its looks again."""
+    return _file(_rows(looks, names, rows), {"rows": names})
+
+
+def colors_answer() -> bytes:
+    """256 colours, RGB, of each scale."""
+    tables = {name: cmap.Colormap(name).lut(256)[:, :3] for name in (*HEATS, CHANGE)}
+    scales = {name: (table * 255).round().astype(np.uint8) for name, table in tables.items()}
+    return _file(scales, {"heats": HEATS, "change": CHANGE})
+
+
+def _rows(looks: Looks, names: Sequence[str], rows: Rows) -> dict[str, np.ndarray]:
+    places = [looks.probes["names"].index(name) for name in names]
+    arrays = {
+        "step": np.array([step for step, _ in looks.moments], np.float64),
+        "maps": rows.maps,
+        "row_figures": looks.figures[:, places].swapaxes(0, 1),
+    }
+    if looks.foreign:
+        arrays["foreign"] = np.stack([maps[places] for maps in looks.foreign.values()])
+    return arrays | {f"picture.{i}": np.frombuffer(jpeg, np.uint8) for i, jpeg in enumerate(rows.pictures)}
+
+
+def _baselines(looks: Looks) -> Int32[np.ndarray, "l"]:
+    """Of each look the number of the one it is compared with, or ``-1 - i`` for the i-th of ``foreign``."""
+    steps = [step for step, _ in looks.moments]
+    numbers = {step: i for i, step in enumerate(steps)}
+    baselines, foreign, introduced = [], UNKNOWN, None
+    order = list(looks.foreign)
+    for moment, told in zip(looks.moments, looks.told, strict=True):
+        wanted = told["baseline_step"]
+        if moment in looks.foreign:
+            foreign, introduced = -1 - order.index(moment), wanted
+        baselines.append(foreign if introduced == wanted else numbers.get(wanted, UNKNOWN))
+    return np.array(baselines, np.int32)
+
+
+def _file(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> bytes:
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"about": json.dumps(about)})
