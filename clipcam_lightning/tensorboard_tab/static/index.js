@@ -1,5 +1,162 @@
+/** The CLIP CAM tab: TensorBoard loads this module into a frame and calls `render`. */
+
+import { Board } from "./board.js";
+import { Detail } from "./detail.js";
+import { element } from "./dom.js";
+import { Grid } from "./grid.js";
+import { headline } from "./headline.js";
+import { followDarkMode, onDataReloaded } from "./host.js";
+import { Player } from "./player.js";
+import { Run, keyOf } from "./run.js";
+import { State } from "./state.js";
+import { Toolbar } from "./toolbar.js";
+import { askArrays, askJson } from "./wire.js";
+
+const EMPTY = `trainer = Trainer(
+    logger=TensorBoardLogger("logs"),
+    callbacks=[ClipCamCallback()],
+)`;
+
 export async function render() {
-  const p = document.createElement("pre"); document.body.append(p);
-  const runs = await (await fetch("./runs")).json();
-  p.textContent = JSON.stringify(runs) + location.href;
+  document.head.append(element("link", { rel: "stylesheet", href: "./style.css" }));
+  document.documentElement.lang = "en";
+  followDarkMode();
+  const page = new Page(await askArrays("colors"));
+  document.body.replaceChildren(page.node);
+  onDataReloaded(() => page.load(true));
+  await page.load(false);
+}
+
+class Page {
+  constructor(colors) {
+    this.state = new State();
+    this.board = new Board(this.state, colors);
+    this.sources = [];
+    this.toolbar = new Toolbar(this.state, this.board);
+    this.grid = new Grid(this.board, (row, column) => this.#open(row, column));
+    this.player = new Player(this.board);
+    this.detail = new Detail(this.board, (by) => this.#openNext(by));
+    this.headline = element("div", { class: "headline" });
+    this.message = element("div", { class: "message", role: "status", hidden: true });
+    this.node = element(
+      "main",
+      {},
+      this.toolbar.node,
+      this.headline,
+      this.message,
+      this.grid.node,
+      this.player.node,
+      this.detail.node,
+    );
+    this.state.listen((changed) => this.#changed(changed));
+  }
+
+  /** Read the runs, and the chosen ones anew if `again`. */
+  async load(again) {
+    try {
+      this.sources = (await askJson("runs")).runs;
+      await this.#show(again);
+    } catch (error) {
+      this.#say(error.message);
+    }
+  }
+
+  async #show(again) {
+    if (!this.sources.length) {
+      this.#say(
+        "There are no CLIP CAM maps in this log directory yet. Add the callback to a Trainer that logs to TensorBoard; the first maps come with the first validation.",
+        EMPTY,
+      );
+      return;
+    }
+    const { values } = this.state;
+    const find = (key) => this.sources.find((source) => keyOf(source) === key);
+    const chosen = find(values.run) ?? this.sources.findLast(({ problem }) => !problem) ?? this.sources[0];
+    const beside = find(values.beside);
+    const wanted = beside && beside !== chosen ? [chosen, beside] : [chosen];
+    const problem = wanted.find((source) => source.problem);
+    this.state.values.run = keyOf(chosen);
+    if (problem) {
+      this.board.show([]);
+      this.toolbar.update(this.sources);
+      this.#say(`Run ${problem.run} cannot be shown. ${problem.problem}`);
+      return;
+    }
+    const runs = wanted.map((source) => this.board.runs.find(({ key }) => key === keyOf(source)) ?? new Run(source));
+    await Promise.all(runs.filter((run) => again || !run.steps).map((run) => run.load()));
+    for (const run of runs) {
+      run.arrived = () => this.#arrived(run);
+      run.failed = (error) => this.#say(error.message);
+    }
+    this.board.show(runs);
+    this.#say("");
+    this.#all();
+    this.grid.reveal();
+    this.grid.update(false);
+  }
+
+  /** Everything anew. */
+  #all() {
+    this.toolbar.update(this.sources);
+    this.headline.replaceChildren(...headline(this.board.runs));
+    if (this.board.unmatched) {
+      const text = `${this.board.unmatched} probes of the first run are not in the second.`;
+      this.headline.append(element("p", { class: "quiet", text }));
+    }
+    this.grid.reset();
+    this.player.update();
+    this.#showDetail();
+  }
+
+  #arrived(run) {
+    if (run.steps.length !== this.looks) this.board.show(this.board.runs);
+    this.grid.update(false);
+    this.headline.replaceChildren(...headline(this.board.runs));
+    this.#showDetail();
+  }
+
+  #changed(changed) {
+    const any = (...keys) => keys.some((key) => changed.has(key));
+    if (any("run", "beside")) {
+      this.#show(false).catch((error) => this.#say(error.message));
+      return;
+    }
+    if (!this.board.runs.length) return;
+    if (any("sort", "filter")) {
+      this.board.arrange();
+      this.grid.reset();
+    }
+    if (any("view", "opacity", "colors", "baseline", "scale")) this.grid.update(true);
+    if (changed.has("look")) {
+      this.grid.reveal();
+      this.grid.update(false);
+    }
+    this.toolbar.update(this.sources);
+    this.player.update();
+    this.#showDetail();
+  }
+
+  #open(row, column) {
+    const { board } = this;
+    const [probe] = board.probes[Math.floor(row / board.runs.length)];
+    board.go(column);
+    this.state.set({ open: board.runs[0].names[probe] });
+  }
+
+  #openNext(by) {
+    const { board } = this;
+    const at = board.probes.findIndex(([probe]) => board.runs[0].names[probe] === this.state.values.open) + by;
+    if (board.probes[at]) this.state.set({ open: board.runs[0].names[board.probes[at][0]] });
+  }
+
+  #showDetail() {
+    const { board, state } = this;
+    this.detail.update(board.probes.find(([probe]) => board.runs[0].names[probe] === state.values.open) ?? null);
+  }
+
+  #say(text, example) {
+    this.message.hidden = !text;
+    this.message.replaceChildren(element("p", { text }), ...(example ? [element("pre", { text: example })] : []));
+    for (const part of [this.headline, this.grid.node, this.player.node]) part.hidden = Boolean(text) && !this.board.runs.length;
+  }
 }

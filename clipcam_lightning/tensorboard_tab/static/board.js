@@ -1,0 +1,91 @@
+/** What is on the screen: which looks of which probes of which runs, in which order, and how each is painted. */
+
+import { painted, shown, top } from "./heat.js";
+import { LAST } from "./state.js";
+
+export class Board {
+  /** @param {import("./state.js").State} state @param {{about: Object, arrays: Object}} colors */
+  constructor(state, colors) {
+    this.state = state;
+    this.colors = colors;
+    this.runs = [];
+    this.columns = []; // {step, looks: the number of the look in each run, or undefined}
+    this.probes = []; // numbers in each run, in the order of the rows
+    this.unmatched = 0;
+  }
+
+  /** @param {import("./run.js").Run[]} runs one, or two that are compared */
+  show(runs) {
+    this.runs = runs;
+    const steps = [...new Set(runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
+    this.columns = steps.map((step) => ({ step, looks: runs.map((run) => run.lookAt.get(step)) }));
+    this.arrange();
+  }
+
+  /** Filter and sort the probes. */
+  arrange() {
+    const [first, second] = this.runs;
+    if (!first) return;
+    const { filter, sort } = this.state.values;
+    const partner = new Map(second?.digests.map((digest, i) => [digest, i]));
+    const all = first.names.map((_, i) => (second ? [i, partner.get(first.digests[i])] : [i]));
+    const matched = all.filter((pair) => !pair.includes(undefined));
+    this.unmatched = all.length - matched.length;
+    const words = filter.toLowerCase().split(/\s+/);
+    const text = (i) => `${first.names[i]} ${first.prompts[i]}`.toLowerCase();
+    this.probes = matched.filter(([i]) => words.every((word) => text(i).includes(word)));
+    const known = (value) => (Number.isNaN(value) ? -Infinity : value);
+    const order = {
+      drift: ([a], [b]) => known(first.drift(b, first.last)) - known(first.drift(a, first.last)) || a - b,
+      similarity: ([a], [b]) => first.similarity(a, first.last) - first.similarity(b, first.last) || a - b,
+      name: ([a], [b]) => first.names[a].localeCompare(first.names[b], undefined, { numeric: true }),
+    }[sort];
+    this.probes.sort(order ?? (([a], [b]) => a - b));
+  }
+
+  /** Number of the column that is shown now. */
+  get now() {
+    const { look } = this.state.values;
+    if (look === LAST) return this.columns.length - 1;
+    const at = this.columns.findIndex(({ step }) => step === Number(look));
+    return at < 0 ? this.columns.length - 1 : at;
+  }
+
+  /** Show a column, as far as there is one. */
+  go(column) {
+    const at = Math.max(0, Math.min(this.columns.length - 1, column));
+    this.state.set({ look: at === this.columns.length - 1 ? LAST : this.columns[at].step });
+  }
+
+  /** A look in words. */
+  title(column) {
+    const { step, looks } = this.columns[column];
+    const side = looks.findIndex((look) => look !== undefined);
+    return `step ${step}, epoch ${this.runs[side].epoch[looks[side]]}`;
+  }
+
+  alarmed(column) {
+    return this.columns[column].looks.some((look, side) => look !== undefined && this.runs[side].alarmed[look]);
+  }
+
+  /** Pixels of a probe at a look.
+   *
+   * @param {Object} [options] `picture` in another size than that of a tile, `view` instead of the chosen one, and
+   *     `before`: the baseline instead of the look
+   * @returns {?ImageData} null if there is no map; undefined if the row has not come yet
+   */
+  image(run, probe, look, { picture, view = this.state.values.view, before = false } = {}) {
+    const row = run.rows.get(probe);
+    if (!row) return undefined;
+    const { opacity, colors, baseline, scale } = this.state.values;
+    const at = (map) => map && shown(map, scale === "probe" ? row.top : top(map));
+    const now = view === "input" ? null : at(row.map(look));
+    const base = before || view === "change" ? at(run.baselineMap(probe, look, baseline)) : null;
+    return painted(picture ?? row.tile, row.shape, before ? base : now, base, {
+      view,
+      opacity: Number(opacity),
+      heatColors: (this.colors.arrays[colors] ?? this.colors.arrays.inferno).data,
+      changeColors: this.colors.arrays[this.colors.about.change].data,
+    });
+  }
+}

@@ -1,0 +1,169 @@
+/** Probes down, looks across; only what is in sight is in the page. */
+
+import { element } from "./dom.js";
+import { GridRow, SIZE } from "./row.js";
+
+const AHEAD = 6; // rows that are asked for before they come into sight
+
+export class Grid {
+  /**
+   * @param {import("./board.js").Board} board
+   * @param {(row: number, column: number) => void} open
+   */
+  constructor(board, open) {
+    this.board = board;
+    this.open = open;
+    this.live = new Map(); // rows in sight, by number
+    this.heads = new Map(); // column heads in sight
+    this.corner = element("div", { class: "corner", role: "columnheader" });
+    this.head = element("div", { class: "head", role: "row", "aria-rowindex": 1 }, this.corner);
+    this.body = element("div", { class: "body", role: "presentation" });
+    this.marker = element("div", { class: "marker" });
+    this.node = element(
+      "div",
+      { class: "grid", role: "grid", tabIndex: 0, "aria-label": "Maps of all probes at all looks", on: { scroll: () => this.#soon() } },
+      this.head,
+      this.body,
+    );
+    this.node.addEventListener("keydown", (event) => this.#key(event));
+    this.selected = 0; // row with the keyboard's cell
+    new ResizeObserver(() => this.#soon()).observe(this.node);
+  }
+
+  get count() {
+    return this.board.probes.length * this.board.runs.length;
+  }
+
+  /** Build anew: other runs, probes or looks. */
+  reset() {
+    for (const row of this.live.values()) row.node.remove();
+    for (const head of this.heads.values()) head.remove();
+    this.live.clear();
+    this.heads.clear();
+    const { columns } = this.board;
+    this.body.replaceChildren(this.marker);
+    this.body.style.height = `${this.count * SIZE.row}px`;
+    for (const part of [this.head, this.body]) part.style.width = `${SIZE.side + columns.length * SIZE.cell}px`;
+    this.node.setAttribute("aria-rowcount", this.count + 1);
+    this.node.setAttribute("aria-colcount", columns.length + 1);
+    this.selected = Math.min(this.selected, Math.max(0, this.count - 1));
+    this.update(true);
+  }
+
+  #soon() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      this.update(false);
+    });
+  }
+
+  /** Show what is in sight, painting what is new, or all. */
+  update(all) {
+    const { clientWidth, clientHeight, scrollLeft, scrollTop } = this.node;
+    if (!clientWidth || !this.board.columns.length) return; // another tab is shown
+    const first = Math.max(0, Math.floor(scrollTop / SIZE.row) - 1);
+    const last = Math.min(this.count - 1, Math.floor((scrollTop + clientHeight - SIZE.head) / SIZE.row) + 1);
+    const from = Math.max(0, Math.floor(scrollLeft / SIZE.cell) - 1);
+    const to = Math.min(
+      this.board.columns.length - 1,
+      Math.floor((scrollLeft + clientWidth - SIZE.side) / SIZE.cell) + 1,
+    );
+    this.#ask(first, last);
+    this.#updateHead(from, to);
+    for (const [number, row] of this.live) {
+      if (number < first || number > last) {
+        row.node.remove();
+        this.live.delete(number);
+      }
+    }
+    for (let number = first; number <= last; number++) {
+      if (!this.live.has(number)) {
+        const side = number % this.board.runs.length;
+        const row = new GridRow(this.board, number, side, (column) => this.open(number, column));
+        this.live.set(number, row);
+        this.body.append(row.node);
+      }
+      this.live.get(number).update(from, to, all);
+    }
+    this.marker.style.left = `${SIZE.side + this.board.now * SIZE.cell}px`;
+  }
+
+  /** Have the rows in sight come, and then those around them. */
+  #ask(first, last) {
+    const { board } = this;
+    const sides = board.runs.length;
+    const near = [];
+    for (let number = first; number <= last; number++) near.push(Math.floor(number / sides));
+    for (let i = 1; i <= AHEAD; i++) near.push(Math.floor(last / sides) + i, Math.floor(first / sides) - i);
+    const places = [...new Set(near)].filter((place) => place >= 0 && place < board.probes.length);
+    board.runs.forEach((run, side) => run.want(places.map((place) => board.probes[place][side])));
+  }
+
+  #updateHead(from, to) {
+    const { board } = this;
+    this.corner.textContent = `${board.probes.length} probes · shown: ${board.title(board.now)}`;
+    for (const [column, head] of this.heads) {
+      if (column < from || column > to) {
+        head.remove();
+        this.heads.delete(column);
+      }
+    }
+    for (let column = from; column <= to; column++) {
+      if (!this.heads.has(column)) this.heads.set(column, this.#columnHead(column));
+      this.heads.get(column).classList.toggle("now", column === board.now);
+    }
+  }
+
+  #columnHead(column) {
+    const { board } = this;
+    const [step, epoch] = board.title(column).split(", ");
+    const alarmed = board.alarmed(column);
+    const head = element(
+      "button",
+      {
+        class: "column",
+        role: "columnheader",
+        tabIndex: -1,
+        title: alarmed ? "At this look the callback raised an alarm." : "",
+        "aria-label": `${board.title(column)}${alarmed ? ", alarm" : ""}`,
+        "aria-colindex": column + 2,
+        on: { click: () => board.go(column) },
+      },
+      element("span", { class: alarmed ? "step alarm" : "step", text: step }),
+      element("span", { class: "epoch", text: epoch }),
+    );
+    head.style.left = `${SIZE.side + column * SIZE.cell}px`;
+    this.head.append(head);
+    return head;
+  }
+
+  /** Bring the look that is shown now into sight. */
+  reveal() {
+    const left = this.board.now * SIZE.cell;
+    const room = this.node.clientWidth - SIZE.side;
+    const { scrollLeft } = this.node;
+    if (left < scrollLeft) this.node.scrollLeft = left;
+    else if (left + SIZE.cell > scrollLeft + room) this.node.scrollLeft = left + SIZE.cell - room;
+  }
+
+  #key(event) {
+    const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -5, PageDown: 5, Home: -Infinity, End: Infinity }[event.key];
+    if (event.target.closest("button")) return;
+    if (event.key === "Enter") this.open(this.selected, this.board.now);
+    else if (by !== undefined && this.count) this.select(Math.max(0, Math.min(this.count - 1, this.selected + by)));
+    else return;
+    event.preventDefault();
+  }
+
+  /** Move the keyboard's cell to a row, at the look that is shown now. */
+  select(number) {
+    this.selected = number;
+    const top = number * SIZE.row;
+    const room = this.node.clientHeight - SIZE.head;
+    if (top < this.node.scrollTop) this.node.scrollTop = top;
+    else if (top + SIZE.row > this.node.scrollTop + room) this.node.scrollTop = top + SIZE.row - room;
+    this.reveal();
+    this.update(false);
+    this.live.get(number)?.cells.get(this.board.now)?.focus();
+  }
+}

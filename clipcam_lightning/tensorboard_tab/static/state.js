@@ -1,0 +1,67 @@
+/** What the user has chosen: kept in the address bar and, where that is not allowed, in this browser. */
+
+import { addressBar } from "./host.js";
+
+export const LAST = "last";
+export const DEFAULTS = {
+  run: "", // key of a run, see source_key
+  beside: "", // of a second one, or none
+  view: "overlay", // overlay, heat, change, input
+  opacity: "0.85",
+  colors: "inferno",
+  baseline: "callback", // callback, previous, or a step
+  scale: "map", // map, probe
+  sort: "drift", // drift, name, similarity
+  filter: "",
+  look: LAST, // a step, or the newest
+  open: "", // name of the probe that is shown large
+};
+const QUIET = 200; // milliseconds; browsers refuse an address that changes with each move of a slider
+const KEPT = `clipcam ${new URL("..", location.href).pathname}`;
+
+export class State {
+  constructor() {
+    this.listeners = [];
+    this.values = { ...DEFAULTS, ...known(stored()), ...known(addressBar.read()) };
+  }
+
+  /** Call `listener(changed keys)` after each change. */
+  listen(listener) {
+    this.listeners.push(listener);
+  }
+
+  set(patch) {
+    const changed = Object.keys(patch).filter((key) => this.values[key] !== String(patch[key]));
+    if (!changed.length) return;
+    for (const key of changed) this.values[key] = String(patch[key]);
+    this.timer ??= setTimeout(() => this.#keep(), QUIET);
+    for (const listener of this.listeners) listener(new Set(changed));
+  }
+
+  #keep() {
+    this.timer = null;
+    const chosen = Object.fromEntries(Object.entries(this.values).filter(([key, value]) => value !== DEFAULTS[key]));
+    addressBar.write(chosen);
+    store(chosen);
+  }
+}
+
+function known(values) {
+  return Object.fromEntries(Object.entries(values).filter(([key, value]) => key in DEFAULTS && typeof value === "string"));
+}
+
+function stored() {
+  try {
+    return JSON.parse(localStorage.getItem(KEPT)) ?? {};
+  } catch {
+    return {}; // storage is switched off, or holds something else
+  }
+}
+
+function store(values) {
+  try {
+    localStorage.setItem(KEPT, JSON.stringify(values));
+  } catch {
+    // then the choice lasts as long as the page
+  }
+}
