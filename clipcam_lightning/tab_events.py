@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_HALF, DT_STRING
@@ -64,24 +64,23 @@ def scaled(maps: Float[np.ndarray, "n h w"]) -> tuple[Float16[np.ndarray, "n h w
 def array_value(name: str, array: Float[np.ndarray, "..."]) -> Summary.Value:
     """A float16 or float32 array under a tag."""
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in array.shape])
-    tensor = TensorProto(dtype=_TYPES[array.dtype], tensor_shape=shape, tensor_content=array.tobytes())
-    return Summary.Value(tag=name, metadata=_metadata(DATA_CLASS_TENSOR), tensor=tensor)
+    return _value(name, TensorProto(dtype=_TYPES[array.dtype], tensor_shape=shape, tensor_content=array.tobytes()))
 
 
 def json_value(name: str, content: Mapping[str, object]) -> Summary.Value:
     """What JSON knows, in ASCII: a prompt may hold half a surrogate pair."""
     encoded = json.dumps({"version": VERSION, **content}).encode("ascii")
-    tensor = TensorProto(dtype=DT_STRING, string_val=[encoded])
-    return Summary.Value(tag=name, metadata=_metadata(DATA_CLASS_TENSOR), tensor=tensor)
+    return _value(name, TensorProto(dtype=DT_STRING, string_val=[encoded]))
 
 
 def picture_value(name: str, jpeg: bytes) -> Summary.Value:
-    """A picture under a tag."""
-    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
-    tensor = TensorProto(dtype=DT_STRING, tensor_shape=shape, string_val=[jpeg])
-    return Summary.Value(tag=name, metadata=_metadata(DATA_CLASS_BLOB_SEQUENCE), tensor=tensor)
+    """A picture under a tag. Not as a blob: those TensorBoard's fast loader hands out one by one, in 40 ms each."""
+    return _value(name, TensorProto(dtype=DT_STRING, string_val=[jpeg]))
 
 
-def _metadata(data_class: int) -> SummaryMetadata:
+def _value(name: str, tensor: TensorProto) -> Summary.Value:
     plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN, content=METADATA)
-    return SummaryMetadata(plugin_data=plugin, data_class=data_class)
+    # A value that names no data class is hidden by TensorBoard.
+    return Summary.Value(
+        tag=name, metadata=SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR), tensor=tensor
+    )

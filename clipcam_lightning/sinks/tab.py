@@ -49,7 +49,7 @@ class TabSink(Sink):
             events.array_value(self._tag(events.MAP, name), map_)
             for name, map_ in zip(look.snapshot.names, maps, strict=True)
         ]
-        # The writer's own add_tensor names no data class, without which TensorBoard hides a tensor.
+        # The writer's own add_tensor names neither plugin nor data class.
         self.writer._get_file_writer().add_summary(Summary(value=values), info.step)
         self.writer.flush()
         self._written = [look.baseline.maps, look.snapshot.maps]

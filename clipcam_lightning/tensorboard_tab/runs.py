@@ -127,11 +127,12 @@ class RunReader:
 
     def rows(self, run: str, root: str, names: Sequence[str], moments: Sequence[Moment]) -> Rows:
         """Maps and pictures of the probes ``names``; of one that is not known all is missing."""
-        read = self._read(run, [events.tag(root, events.MAP, name) for name in names])
+        kinds = [[events.tag(root, kind, name) for name in names] for kind in (events.MAP, events.PICTURE)]
+        read = self._read(run, kinds[0] + kinds[1])
         at = {moment: i for i, moment in enumerate(moments)}
         series = [
             {at[_moment(datum)]: datum.numpy for datum in read.get(tag, []) if _moment(datum) in at and _is_map(datum)}
-            for tag in (events.tag(root, events.MAP, name) for name in names)
+            for tag in kinds[0]
         ]
         newest = max(((max(maps), maps[max(maps)].shape) for maps in series if maps), default=(0, (1, 1)))
         joined = np.full((len(names), len(moments), *newest[1]), np.nan, np.float16)
@@ -139,14 +140,7 @@ class RunReader:
             for i, map_ in maps.items():
                 if map_.shape == newest[1]:
                     row[i] = map_
-        return Rows(joined, self._pictures(run, [events.tag(root, events.PICTURE, name) for name in names]))
-
-    def _pictures(self, run: str, tags: Sequence[str]) -> list[bytes]:
-        wanted = RunTagFilter(runs=[run], tags=tags)
-        read = self._provider.read_blob_sequences(**self._asked, run_tag_filter=wanted, downsample=ALL).get(run, {})
-        keys = [max(read[tag], key=lambda datum: datum.wall_time).values if read.get(tag) else () for tag in tags]
-        ctx = self._asked["ctx"]
-        return [self._provider.read_blob(ctx=ctx, blob_key=key[0].blob_key) if key else b"" for key in keys]
+        return Rows(joined, [_bytes(read.get(tag, [])) for tag in kinds[1]])
 
     def _read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[TensorDatum]]:
         wanted = RunTagFilter(runs=[run], tags=tags)
@@ -179,6 +173,12 @@ def _moment(datum: TensorDatum) -> Moment:
 def _is_map(datum: TensorDatum) -> bool:
     array: np.ndarray = datum.numpy
     return array.ndim == 2 and array.dtype == np.float16 and array.size > 0
+
+
+def _bytes(data: Sequence[TensorDatum]) -> bytes:
+    """The newest, if there is one."""
+    content = data[-1].numpy.item() if data and data[-1].numpy.size == 1 else b""
+    return content if isinstance(content, bytes) else b""
 
 
 def _version_problem(metadata: bytes) -> str:

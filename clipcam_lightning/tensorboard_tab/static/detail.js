@@ -76,6 +76,7 @@ export class Detail {
     this.prompt.textContent = first.prompts[pair[0]];
     this.look.textContent = board.title(board.now);
     if (!this.node.open) this.node.showModal();
+    this.waits = false;
     const shown = (this.shown = Symbol("newest")); // an older one may still wait for its pictures
     const panes = await Promise.all(board.runs.map((run, side) => this.#pane(run, pair[side], side)));
     if (shown !== this.shown) return;
@@ -90,8 +91,8 @@ export class Detail {
     const row = run.rows.get(probe);
     const heading = board.runs.length > 1 ? [element("h3", { text: nameOf(run.source) })] : [];
     const node = element("section", {}, ...heading);
+    if (!row) this.waits = true;
     if (!row || look === undefined) {
-      run.want([probe]);
       node.append(element("p", { class: "quiet", text: row ? "This run has no look at this step." : "Loading." }));
       return { node, stage: null };
     }

@@ -18,6 +18,9 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/** The pixels of a canvas, kept where the processor writes them: there are too many small ones for a graphics card. */
+export const context = (canvas) => canvas.getContext("2d", { willReadFrequently: true });
+
 let numbers = 0;
 
 /** A control with its label before it. */

@@ -3,7 +3,7 @@
 import { element } from "./dom.js";
 import { GridRow, SIZE } from "./row.js";
 
-const AHEAD = 6; // rows that are asked for before they come into sight
+const AHEAD = 12; // rows that are asked for before they come into sight
 
 export class Grid {
   /**
@@ -78,8 +78,7 @@ export class Grid {
     }
     for (let number = first; number <= last; number++) {
       if (!this.live.has(number)) {
-        const side = number % this.board.runs.length;
-        const row = new GridRow(this.board, number, side, (column) => this.open(number, column));
+        const row = new GridRow(this.board, number, (column) => this.open(number, column));
         this.live.set(number, row);
         this.body.append(row.node);
       }
@@ -90,13 +89,13 @@ export class Grid {
 
   /** Have the rows in sight come, and then those around them. */
   #ask(first, last) {
-    const { board } = this;
-    const sides = board.runs.length;
-    const near = [];
-    for (let number = first; number <= last; number++) near.push(Math.floor(number / sides));
-    for (let i = 1; i <= AHEAD; i++) near.push(Math.floor(last / sides) + i, Math.floor(first / sides) - i);
-    const places = [...new Set(near)].filter((place) => place >= 0 && place < board.probes.length);
-    board.runs.forEach((run, side) => run.want(places.map((place) => board.probes[place][side])));
+    const { probes, runs } = this.board;
+    const [top, bottom] = [first, last].map((number) => Math.floor(number / runs.length));
+    runs.forEach((run, side) => {
+      const visible = probes.slice(top, bottom + 1);
+      const near = [...probes.slice(bottom + 1, bottom + 1 + AHEAD), ...probes.slice(Math.max(0, top - AHEAD), top)];
+      run.want(...[visible, near].map((pairs) => pairs.map((pair) => pair[side])));
+    });
   }
 
   #updateHead(from, to) {

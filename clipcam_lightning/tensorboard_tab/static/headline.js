@@ -2,14 +2,12 @@
 
 import { element } from "./dom.js";
 import { moved, percent } from "./places.js";
-import { figure } from "./row.js";
-import { nameOf } from "./run.js";
+import { badge, figure } from "./row.js";
 
 /** @returns {Node[]} one line a run */
 export function headline(runs) {
   return runs.map((run, side) => {
-    const name = runs.length > 1 ? [element("span", { class: `run side-${side}`, text: "AB"[side], title: nameOf(run.source) })] : [];
-    return element("p", {}, ...name, ...verdict(run), ...most(run), ...leftOut(run));
+    return element("p", {}, ...badge(runs, side), ...verdict(run), ...most(run), ...leftOut(run));
   });
 }
 

@@ -83,20 +83,22 @@ class Page {
       return;
     }
     const runs = wanted.map((source) => this.board.runs.find(({ key }) => key === keyOf(source)) ?? new Run(source));
-    await Promise.all(runs.filter((run) => again || !run.steps).map((run) => run.load()));
+    const changed = await Promise.all(runs.map((run) => (again || !run.steps) && run.load()));
+    const same = runs.length === this.board.runs.length && runs.every((run, side) => run === this.board.runs[side]);
+    this.toolbar.update(this.sources);
+    if (same && !changed.some(Boolean)) return;
     for (const run of runs) {
-      run.arrived = () => this.#arrived(run);
+      run.arrived = () => this.#arrived();
+      run.changed = () => this.#all(this.board.runs);
       run.failed = (error) => this.#say(error.message);
     }
-    this.board.show(runs);
-    this.#say("");
-    this.#all();
-    this.grid.reveal();
-    this.grid.update(false);
+    this.#all(runs);
   }
 
   /** Everything anew. */
-  #all() {
+  #all(runs) {
+    this.board.show(runs);
+    this.#say("");
     this.toolbar.update(this.sources);
     this.headline.replaceChildren(...headline(this.board.runs));
     if (this.board.unmatched) {
@@ -104,15 +106,16 @@ class Page {
       this.headline.append(element("p", { class: "quiet", text }));
     }
     this.grid.reset();
+    this.grid.reveal();
+    this.grid.update(false);
     this.player.update();
     this.#showDetail();
   }
 
-  #arrived(run) {
-    if (run.steps.length !== this.looks) this.board.show(this.board.runs);
+  /** Rows have come. */
+  #arrived() {
     this.grid.update(false);
-    this.headline.replaceChildren(...headline(this.board.runs));
-    this.#showDetail();
+    if (this.detail.waits) this.#showDetail();
   }
 
   #changed(changed) {

@@ -1,83 +1,73 @@
 /** One row of the grid: a probe of one run, with a cell for each look that is in sight. */
 
-import { element } from "./dom.js";
+import { context, element } from "./dom.js";
 import { moved, percent } from "./places.js";
-import { nameOf, TILE } from "./run.js";
+import { TILE, nameOf } from "./run.js";
 import { sparkline } from "./sparkline.js";
 
-export const SIZE = { row: TILE + 40, cell: TILE + 10, side: 248 + TILE + 26, head: 46 };
-
-/** Draw the picture of a look into a cell's canvas.
- *
- * @returns {boolean} whether there is something to see, or it is known that there is nothing
- */
-export function drawInto(canvas, image) {
-  canvas.classList.toggle("waiting", image === undefined);
-  canvas.classList.toggle("missing", image === null);
-  if (!image) {
-    canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
-    return image === null;
-  }
-  if (canvas.width !== image.width || canvas.height !== image.height) {
-    [canvas.width, canvas.height] = [image.width, image.height];
-    const ratio = TILE / Math.max(image.width, image.height);
-    canvas.style.width = `${image.width * ratio}px`;
-    canvas.style.height = `${image.height * ratio}px`;
-  }
-  canvas.getContext("2d").putImageData(image, 0, 0);
-  return true;
-}
+export const SIZE = { row: TILE + 40, cell: TILE + 10, side: 370, head: 46 }; // CSS pixels, as in style.css
 
 export function figure(value, digits = 2) {
   return Number.isNaN(value) ? "unknown" : value.toFixed(digits);
+}
+
+/** The letter that stands for a run where two are compared. */
+export function badge(runs, side) {
+  const title = nameOf(runs[side].source);
+  return runs.length > 1 ? [element("span", { class: `run side-${side}`, text: "AB"[side], title })] : [];
 }
 
 export class GridRow {
   /**
    * @param {import("./board.js").Board} board
    * @param {number} number of the row, from 0
-   * @param {number} side which run
    * @param {(column: number) => void} open
    */
-  constructor(board, number, side, open) {
+  constructor(board, number, open) {
     this.board = board;
     this.number = number;
-    this.side = side;
     this.open = open;
-    this.run = board.runs[side];
-    this.probe = board.probes[Math.floor(number / board.runs.length)][side];
+    this.side = number % board.runs.length;
+    this.run = board.runs[this.side];
+    this.probe = board.probes[Math.floor(number / board.runs.length)][this.side];
     this.cells = new Map(); // by column
-    this.node = element("div", { class: "row", role: "row", "aria-rowindex": number + 2 });
-    this.node.classList.toggle("second", side > 0);
+    this.strip = new Strip();
+    this.node = element("div", { class: "row", role: "row", "aria-rowindex": number + 2 }, this.#header(), this.strip.canvas);
+    this.node.classList.toggle("second", this.side > 0);
     this.node.style.top = `${number * SIZE.row}px`;
-    this.node.append(this.#header());
   }
 
   #header() {
-    const { run, probe, board } = this;
-    const prompt = run.prompts[probe];
+    const { run, probe } = this;
+    const [name, prompt] = [run.names[probe], run.prompts[probe]];
     this.line = sparkline(run, probe, 234, 30);
     this.went = element("div", { class: "went" });
-    this.tile = element("canvas", { width: TILE, height: TILE, "aria-hidden": "true" });
+    this.present = new Strip();
+    this.presentFrame = element("div", { class: "frame" }, this.present.canvas);
     this.figure = element("div", { class: "figure" });
-    const label = board.runs.length > 1 ? [element("span", { class: `run side-${this.side}`, text: "AB"[this.side], title: nameOf(run.source) })] : [];
     return element(
       "div",
       { class: "side", role: "rowheader" },
       element(
         "div",
         { class: "about" },
-        element("div", { class: "name", title: run.names[probe] }, ...label, run.names[probe]),
+        element("div", { class: "name", title: name }, ...badge(this.board.runs, this.side), name),
         element("div", { class: "prompt", text: prompt, title: prompt }),
         this.line,
         this.went,
       ),
-      element("div", { class: "present" }, this.tile, this.figure),
+      element("div", { class: "present" }, this.presentFrame, this.figure),
     );
   }
 
+  /** The number of the look in a column, if this run has one. */
   look(column) {
     return this.board.columns[column].looks[this.side];
+  }
+
+  #image(column) {
+    const look = this.look(column);
+    return look === undefined ? null : this.board.image(this.run, this.probe, look);
   }
 
   /** Show the columns `from` to `to`, painting what is new, or all. */
@@ -88,54 +78,45 @@ export class GridRow {
         this.cells.delete(column);
       }
     }
+    this.strip.move(from, to, all);
     for (let column = from; column <= to; column++) {
-      const isNew = !this.cells.has(column);
-      if (isNew) this.cells.set(column, this.#cell(column));
-      const cell = this.cells.get(column);
-      const waits = cell.firstChild.classList.contains("waiting");
-      if ((isNew || all || waits) && this.look(column) !== undefined) this.#paint(cell, column);
+      if (!this.cells.has(column)) this.cells.set(column, this.#cell(column));
+      if (!this.strip.has(column)) mark(this.cells.get(column), this.strip.paint(column, this.#image(column)));
     }
-    if (all || this.tile.classList.contains("waiting") || this.shown !== this.board.now) this.#present();
+    if (all || this.shown !== this.board.now) this.#showNow(all);
   }
 
   #cell(column) {
     const cell = element(
       "div",
       { class: "cell", role: "gridcell", tabIndex: -1, "aria-colindex": column + 2, on: { click: () => this.open(column) } },
-      element("canvas", { width: TILE, height: TILE, "aria-hidden": "true" }),
+      element("div", { class: "frame" }),
       element("div", { class: "figure" }),
     );
-    cell.dataset.row = this.number;
-    cell.dataset.column = column;
+    Object.assign(cell.dataset, { row: this.number, column });
     cell.style.left = `${SIZE.side + column * SIZE.cell}px`;
     const look = this.look(column);
     const label = `${this.run.names[this.probe]}, ${this.board.title(column)}`;
-    cell.classList.toggle("absent", look === undefined);
     if (look === undefined) {
       cell.setAttribute("aria-label", `${label}: this run has no look there`);
     } else {
       const drift = figure(this.run.drift(this.probe, look));
-      const alarm = this.run.alarm(this.probe, look);
+      const alarm = this.run.alarm(this.probe, look) > 0;
       cell.lastChild.textContent = drift;
-      cell.classList.toggle("alarm", alarm > 0);
+      cell.classList.toggle("alarm", alarm);
       cell.setAttribute("aria-label", `${label}: drift ${drift}${alarm ? ", breaks the rule" : ""}`);
     }
     this.node.append(cell);
     return cell;
   }
 
-  #paint(cell, column) {
-    const image = this.board.image(this.run, this.probe, this.look(column));
-    drawInto(cell.firstChild, image);
-    cell.title = image === null ? "There is no map to show here." : "";
-  }
-
   /** The look that is shown now, beside the name. */
-  #present() {
+  #showNow() {
     const column = this.board.now;
     const look = this.look(column);
-    const image = look === undefined ? null : this.board.image(this.run, this.probe, look);
-    if (drawInto(this.tile, image)) this.shown = column;
+    this.present.move(0, 0, true);
+    mark(this.presentFrame.parentNode, this.present.paint(0, this.#image(column)));
+    if (this.present.has(0)) this.shown = column;
     this.line.mark(look);
     this.figure.textContent = look === undefined ? "no look" : `drift ${figure(this.run.drift(this.probe, look))}`;
     this.node.classList.toggle("alarm", look !== undefined && this.run.alarm(this.probe, look) > 0);
@@ -144,5 +125,64 @@ export class GridRow {
     const now = before && row.map(look);
     const way = now ? moved(before, now, row.shape) : null;
     this.went.textContent = way && way.gain > 0.02 ? `→ ${way.gained} +${percent(way.gain)}, ${way.lost} −${percent(way.loss)}` : "";
+  }
+}
+
+/** Say of a cell what {@link Strip#paint} found, and give its frame the shape of the picture. */
+function mark(cell, image) {
+  const frame = cell.querySelector(".frame");
+  cell.classList.toggle("waiting", image === undefined);
+  cell.classList.toggle("missing", image === null);
+  cell.title = image === null ? "There is no map to show here." : "";
+  const longer = image ? Math.max(image.width, image.height) : 1;
+  frame.style.width = image ? `${(TILE * image.width) / longer}px` : "";
+  frame.style.height = image ? `${(TILE * image.height) / longer}px` : "";
+}
+
+/** The pictures of neighbouring columns in one canvas: a browser cannot move hundreds of canvases smoothly. */
+class Strip {
+  constructor() {
+    this.canvas = element("canvas", { class: "strip", width: 0, height: 0, "aria-hidden": "true" });
+    this.painted = new Set();
+    this.from = 0;
+  }
+
+  /** Pixels of the screen from one column to the next. */
+  get #pitch() {
+    return Math.round(SIZE.cell * devicePixelRatio);
+  }
+
+  has(column) {
+    return this.painted.has(column);
+  }
+
+  /** Make room for the columns `from` to `to`, keeping what is painted unless it is to be painted anew. */
+  move(from, to, anew) {
+    const { canvas } = this;
+    const size = [(to - from + 1) * this.#pitch, Math.round(TILE * devicePixelRatio)];
+    if (canvas.width < size[0] || canvas.height !== size[1]) {
+      [canvas.width, canvas.height] = size; // which clears it
+      canvas.style.width = `${canvas.width / devicePixelRatio}px`;
+      this.painted.clear();
+    } else if (from !== this.from && !anew) {
+      const drawing = context(canvas);
+      drawing.globalCompositeOperation = "copy";
+      drawing.drawImage(canvas, (this.from - from) * this.#pitch, 0);
+      drawing.globalCompositeOperation = "source-over";
+    }
+    this.from = from;
+    canvas.dataset.from = from;
+    canvas.style.left = `${SIZE.side + from * SIZE.cell}px`;
+    for (const column of this.painted) if (anew || column < from || column > to) this.painted.delete(column);
+  }
+
+  /** Paint a column; `undefined` stands for a picture that is still to come, `null` for none. Returns the picture. */
+  paint(column, image) {
+    const left = (column - this.from) * this.#pitch;
+    const drawing = context(this.canvas);
+    drawing.clearRect(left, 0, this.#pitch, this.canvas.height);
+    if (image) drawing.putImageData(image, left, 0);
+    if (image !== undefined) this.painted.add(column);
+    return image;
   }
 }

@@ -1,5 +1,6 @@
 /** One run: all its looks in figures, and the maps of the probes that were asked for. */
 
+import { context } from "./dom.js";
 import { top } from "./heat.js";
 import { HALF, askArrays } from "./wire.js";
 
@@ -52,90 +53,98 @@ export class Run {
   constructor(source) {
     this.source = source;
     this.key = keyOf(source);
-    this.rows = new Map(); // by the number of the probe, oldest use first
+    this.rows = new Map(); // by the number of the probe, the longest unused first
+    this.coming = new Set(); // probes whose rows are asked for
+    this.requests = 0;
+    this.visible = [];
+    this.near = [];
     this.arrived = () => {}; // called when rows have come
+    this.changed = () => {}; // called when the run turns out to have other looks than it had
     this.failed = () => {};
-    this.wanted = [];
-    this.busy = false;
   }
 
-  /** Ask for all looks; what was kept of the rows is of looks that may be no more. */
+  /** Read all looks, and the rows in sight.
+   *
+   * @returns {Promise<boolean>} whether there is anything new
+   */
   async load() {
-    const answer = await askArrays("looks", Object.entries(this.source));
-    const { about, arrays } = answer;
+    const { about, arrays } = await askArrays("looks", Object.entries(this.source));
+    const stamp = JSON.stringify([...arrays.wall_time.data, about.probes.digests]);
+    if (stamp === this.stamp) return false;
+    const places = new Map(about.probes.names.map((name, i) => [name, i]));
+    const rows = await rowsOf(about, arrays, about.figures);
+    const inSight = this.visible.map((probe) => this.names[probe]);
+    const missing = inSight.filter((name) => places.has(name) && !about.rows.includes(name)).slice(0, AT_ONCE);
+    if (missing.length) {
+      const more = await this.#ask(missing);
+      if (sameSteps(more.arrays.step.data, arrays.step.data)) rows.push(...(await rowsOf(more.about, more.arrays, about.figures)));
+    }
+    this.stamp = stamp;
     Object.assign(this, about.probes); // names, prompts, digests
-    Object.assign(this, { rule: about.rule, made: about.made, notes: about.notes, leftOut: about.left_out });
-    this.columns = about.figures;
-    this.numbers = new Map(this.names.map((name, i) => [name, i]));
+    Object.assign(this, { figures: about.figures, notes: about.notes, leftOut: about.left_out });
+    this.places = places;
     this.steps = [...arrays.step.data];
     this.lookAt = new Map(this.steps.map((step, look) => [step, look]));
-    for (const name of ["wall_time", "epoch", "baseline_step", "baseline", "alarmed"]) this[name] = arrays[name].data;
+    for (const name of ["epoch", "baseline_step", "baseline", "alarmed"]) this[name] = arrays[name].data;
     for (const name of ["drift", "similarity", "alarm"]) {
       const { data, shape } = arrays[name];
       this[name] = (probe, look) => data[probe * shape[1] + look];
     }
     this.rows.clear();
-    await this.#take(answer);
-    return this;
+    this.#keep(rows);
+    return true;
   }
 
   get last() {
     return this.steps.length - 1;
   }
 
-  /** Have the rows of these probes come, the first ones first; rows that are here count as used. */
-  want(probes) {
-    for (const probe of probes) {
+  /** Have the rows of these probes come: those in sight, then those near them. */
+  want(visible, near) {
+    [this.visible, this.near] = [visible, near];
+    for (const probe of visible) {
       const row = this.rows.get(probe);
       if (row) {
         this.rows.delete(probe);
         this.rows.set(probe, row);
       }
     }
-    this.wanted = probes.filter((probe) => !this.rows.has(probe));
-    this.#ask();
+    this.#next();
   }
 
-  async #ask() {
-    if (this.busy || !this.wanted.length) return;
-    this.busy = true;
-    const probes = this.wanted.splice(0, AT_ONCE);
+  /** Two requests at a time for rows in sight; for others one, if nothing else is to do. */
+  async #next() {
+    const absent = (probe) => !this.rows.has(probe) && !this.coming.has(probe);
+    let probes = this.visible.filter(absent);
+    if (!probes.length && !this.requests) probes = this.near.filter(absent);
+    if (!probes.length || this.requests >= 2) return;
+    probes = probes.slice(0, AT_ONCE);
+    this.requests++;
+    for (const probe of probes) this.coming.add(probe);
     try {
-      const query = [...Object.entries(this.source), ...probes.map((probe) => ["probe", this.names[probe]])];
-      const answer = await askArrays("rows", query);
-      const steps = answer.arrays.step.data;
-      if (steps.length !== this.steps.length || steps.some((step, look) => step !== this.steps[look])) {
-        await this.load(); // the run has gone on
-      } else {
-        await this.#take(answer);
+      const { about, arrays } = await this.#ask(probes.map((probe) => this.names[probe]));
+      if (sameSteps(arrays.step.data, this.steps)) {
+        this.#keep(await rowsOf(about, arrays, this.figures));
+        this.arrived();
+      } else if (await this.load()) {
+        this.changed();
       }
-      this.arrived();
     } catch (error) {
       this.failed(error);
+      return; // what is wanted next may be asked for again
     } finally {
-      this.busy = false;
+      this.requests--;
+      for (const probe of probes) this.coming.delete(probe);
     }
-    this.#ask();
+    this.#next();
   }
 
-  async #take({ about, arrays }) {
-    const [, looks, ...shape] = arrays.maps.shape;
-    const cells = shape[0] * shape[1];
-    const count = this.columns.length;
-    const foreign = arrays.foreign;
-    const taken = about.rows.map(async (name, i) => {
-      const figures = arrays.row_figures.data.subarray(i * looks * count, (i + 1) * looks * count);
-      const row = new Row(
-        shape,
-        arrays.maps.data.slice(i * looks * cells, (i + 1) * looks * cells),
-        (look, figure) => figures[look * count + this.columns.indexOf(figure)],
-        foreign ? each(foreign.shape[0], (j) => part(foreign, j, i)) : [],
-        arrays[`picture.${i}`].data,
-      );
-      row.tile = await row.picture(Math.round(TILE * devicePixelRatio)).catch(() => blank(TILE, shape));
-      return [this.numbers.get(name), row];
-    });
-    for (const [probe, row] of await Promise.all(taken)) if (probe !== undefined) this.rows.set(probe, row);
+  #ask(names) {
+    return askArrays("rows", [...Object.entries(this.source), ...names.map((name) => ["probe", name])]);
+  }
+
+  #keep(rows) {
+    for (const [name, row] of rows) this.rows.set(this.places.get(name), row);
     for (const probe of this.rows.keys()) {
       if (this.rows.size <= MOST_KEPT) break;
       this.rows.delete(probe);
@@ -160,17 +169,39 @@ export class Run {
 
 const each = (count, make) => Array.from({ length: count }, (_, i) => make(i));
 
-/** `array[i, j]` of an array with more axes. */
-function part({ shape, data }, i, j) {
-  const size = shape.slice(2).reduce((product, length) => product * length, 1);
-  return data.slice((i * shape[1] + j) * size, (i * shape[1] + j + 1) * size);
+const sameSteps = (some, others) => some.length === others.length && some.every((step, look) => step === others[look]);
+
+/** The rows of an answer, by name. */
+function rowsOf(about, arrays, names) {
+  const [, looks, ...shape] = arrays.maps.shape;
+  return Promise.all(
+    about.rows.map(async (name, i) => {
+      const figures = part(arrays.row_figures, i);
+      const row = new Row(
+        shape,
+        part(arrays.maps, i),
+        (look, figure) => figures[look * names.length + names.indexOf(figure)],
+        arrays.foreign ? each(arrays.foreign.shape[0], (j) => part(arrays.foreign, j, i)) : [],
+        arrays[`picture.${i}`].data,
+      );
+      row.tile = await row.picture(Math.round(TILE * devicePixelRatio)).catch(() => blank(TILE, shape));
+      return [name, row];
+    }),
+  );
+}
+
+/** `array[indices]` of an array with more axes. */
+function part({ shape, data }, ...indices) {
+  const size = shape.slice(indices.length).reduce((product, length) => product * length, 1);
+  const at = indices.reduce((place, index, axis) => place * shape[axis] + index, 0);
+  return data.slice(at * size, (at + 1) * size);
 }
 
 function drawn(bitmap, width, height) {
-  const context = new OffscreenCanvas(width, height).getContext("2d");
-  context.imageSmoothingQuality = "high";
-  context.drawImage(bitmap, 0, 0, width, height);
-  return context.getImageData(0, 0, width, height);
+  const drawing = context(new OffscreenCanvas(width, height));
+  drawing.imageSmoothingQuality = "high";
+  drawing.drawImage(bitmap, 0, 0, width, height);
+  return drawing.getImageData(0, 0, width, height);
 }
 
 /** White paper in the shape of a map whose picture is not known. */

@@ -19,7 +19,7 @@ export function sparkline(run, probe, width, height) {
     svg("line", { x1: 0, x2: width, y1: y(0), y2: y(0), class: "axis" }),
     now,
     svg("polyline", { points: known.map(([look, value]) => `${x(look)},${y(value)}`).join(" "), class: "line" }),
-    ...alarms.map(([look, value]) => svg("circle", { cx: x(look), cy: y(value), r: 3, class: "alarm" })),
+    svg("path", { d: alarms.map(([look, value]) => `M${x(look)} ${y(value)}h0`).join(""), class: "alarm" }), // round dots
   );
   sketch.highest = highest.toFixed(highest > 1 ? 2 : 0);
   sketch.mark = (look) => {
