@@ -43,18 +43,23 @@ export class Board {
     this.probes.sort(order ?? (([a], [b]) => a - b));
   }
 
+  /** The last column in which every run has a look. */
+  get newest() {
+    const common = this.columns.findLastIndex(({ looks }) => !looks.includes(undefined));
+    return common < 0 ? this.columns.length - 1 : common;
+  }
+
   /** Number of the column that is shown now. */
   get now() {
     const { look } = this.state.values;
-    if (look === LAST) return this.columns.length - 1;
-    const at = this.columns.findIndex(({ step }) => step === Number(look));
-    return at < 0 ? this.columns.length - 1 : at;
+    const at = look === LAST ? -1 : this.columns.findIndex(({ step }) => step === Number(look));
+    return at < 0 ? this.newest : at;
   }
 
-  /** Show a column, as far as there is one. */
+  /** Show a column, as far as there is one; who shows the newest will see newer ones when they come. */
   go(column) {
     const at = Math.max(0, Math.min(this.columns.length - 1, column));
-    this.state.set({ look: at === this.columns.length - 1 ? LAST : this.columns[at].step });
+    this.state.set({ look: at === this.newest ? LAST : this.columns[at].step });
   }
 
   /** A look in words. */

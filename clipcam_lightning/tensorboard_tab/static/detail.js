@@ -81,6 +81,7 @@ export class Detail {
     const panes = await Promise.all(board.runs.map((run, side) => this.#pane(run, pair[side], side)));
     if (shown !== this.shown) return;
     this.stages = panes.map(({ stage }) => stage);
+    this.panes.classList.toggle("two", panes.length > 1);
     this.panes.replaceChildren(...panes.map(({ node }) => node));
     this.#draw();
   }
