@@ -2,7 +2,8 @@
 
 A look is one event, so that a reader finds all of it or nothing. Its values have tags that begin with ``<root>/tab/``:
 
-    look             JSON: epoch, step of the baseline, whether the look is an alarm, how the maps were made
+    look             JSON: epoch, step of the baseline, whether that is the newest ``baseline`` and no look (foreign),
+                     whether the look is an alarm, how the maps were made
     figures          float32 [n, f]: one row a probe, one column each of ``FIGURES``
     map/<probe>      float16 [h, w]: the raw map divided by the probe's figure ``scale``
     probes           JSON: names, prompts and digests in the order of the figures; once

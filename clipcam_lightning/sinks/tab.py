@@ -26,15 +26,20 @@ class TabSink(Sink):
         self.writer = writer
         self.root = root
         self._written: list[Tensor] = []  # maps a later look may be compared with: the baseline and the newest
+        self._foreign: Tensor | None = None  # the baseline that was written last
 
     def write(self, look: Look) -> None:
         """Write one event at the look's step and flush."""
-        info, first = look.snapshot.info, not self._written
+        described, baseline, first = _described(look), look.baseline.maps, not self._written
+        is_new = not any(baseline is known for known in [look.snapshot.maps, *self._written])
+        foreign = baseline if is_new else self._foreign
         maps, scale = events.scaled(look.snapshot.maps.numpy())
         notes = sorted({_note(probe) for probe in look.report.probes} - {""})
         table = np.array([[*_figures(probe), _index(notes, probe)] for probe in look.report.probes], np.float32)
         values = [
-            events.json_value(self._tag(events.LOOK), {**_described(look), "notes": notes}),
+            events.json_value(
+                self._tag(events.LOOK), {**_described(look), "foreign": baseline is foreign, "notes": notes}
+            ),
             events.array_value(self._tag(events.FIGURES_TAG), np.column_stack([table, scale])),
         ]
         if first:
@@ -43,16 +48,16 @@ class TabSink(Sink):
                 events.picture_value(self._tag(events.PICTURE, name), _picture(pixels))
                 for name, pixels in zip(look.snapshot.names, look.pixels, strict=True)
             ]
-        if not any(look.baseline.maps is known for known in [look.snapshot.maps, *self._written]):
-            values.append(events.array_value(self._tag(events.BASELINE), look.baseline.maps.numpy()))
+        if is_new:
+            values.append(events.array_value(self._tag(events.BASELINE), baseline.numpy()))
         values += [
             events.array_value(self._tag(events.MAP, name), map_)
             for name, map_ in zip(look.snapshot.names, maps, strict=True)
         ]
         # The writer's own add_tensor names neither plugin nor data class.
-        self.writer._get_file_writer().add_summary(Summary(value=values), info.step)
+        self.writer._get_file_writer().add_summary(Summary(value=values), look.snapshot.info.step)
         self.writer.flush()
-        self._written = [look.baseline.maps, look.snapshot.maps]
+        self._written, self._foreign = [baseline, look.snapshot.maps], foreign
 
     def _tag(self, kind: str, probe: str = "") -> str:
         return events.tag(self.root, kind, probe)
@@ -68,6 +73,7 @@ def _described(look: Look) -> dict[str, object]:
         "method": info.method,
         "target": info.target,
         "layers": list(info.layers),
+        "grid": list(look.snapshot.maps.shape[1:]),
     }
 
 

@@ -1,6 +1,7 @@
 """What the page gets: arrays and JSON in one safetensors file each, which a browser reads without a library."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def looks_answer(looks: Looks, names: Sequence[str], rows: Rows) -> bytes:
     about = {
         "probes": {key: looks.probes[key] for key in ("names", "prompts", "digests")},
         "rule": str(looks.probes.get("rule", "")),
-        "made": {"method": str(last["method"]), "target": str(last["target"]), "layers": last["layers"]},
+        "made": {key: last[key] for key in ("method", "target", "layers")},
         "figures": events.FIGURES,
         "notes": [told["notes"] for told in looks.told],
         "left_out": looks.left_out,
@@ -67,15 +68,14 @@ def _rows(looks: Looks, names: Sequence[str], rows: Rows) -> dict[str, np.ndarra
 
 def _baselines(looks: Looks) -> Int32[np.ndarray, "l"]:
     """Of each look the number of the one it is compared with, or ``-1 - i`` for the i-th of ``foreign``."""
-    steps = [step for step, _ in looks.moments]
-    numbers = {step: i for i, step in enumerate(steps)}
-    baselines, foreign, introduced = [], UNKNOWN, None
-    order = list(looks.foreign)
-    for moment, told in zip(looks.moments, looks.told, strict=True):
-        wanted = told["baseline_step"]
-        if moment in looks.foreign:
-            foreign, introduced = -1 - order.index(moment), wanted
-        baselines.append(foreign if introduced == wanted else numbers.get(wanted, UNKNOWN))
+    numbers = {step: i for i, (step, _) in enumerate(looks.moments)}
+    introduced = [wall_time for _, wall_time in looks.foreign]
+    baselines = [
+        -bisect_right(introduced, wall_time) or UNKNOWN
+        if told["foreign"]
+        else numbers.get(told["baseline_step"], UNKNOWN)
+        for (_, wall_time), told in zip(looks.moments, looks.told, strict=True)
+    ]
     return np.array(baselines, np.int32)
 
 

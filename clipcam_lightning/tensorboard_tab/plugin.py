@@ -60,7 +60,7 @@ class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no typ
     def _looks(self, request: Request) -> bytes:
         run, root, looks, reader = self._asked(request)
         names = looks.worst_first[:FIRST_ROWS]
-        return looks_answer(looks, names, reader.rows(run, root, names, looks.moments))
+        return looks_answer(looks, names, reader.rows(run, root, names, looks))
 
     def _rows(self, request: Request) -> bytes:
         run, root, looks, reader = self._asked(request)
@@ -69,7 +69,7 @@ class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no typ
             raise InvalidArgumentError(f"Ask for 1 to {MOST_ROWS} probes at a time, not for {len(names)}.")
         if unknown := set(names) - set(looks.probes["names"]):
             raise NotFoundError(f"Run {run!r} has no probe {min(unknown)!r}.")
-        return rows_answer(looks, names, reader.rows(run, root, names, looks.moments))
+        return rows_answer(looks, names, reader.rows(run, root, names, looks))
 
     def _asked(self, request: Request) -> tuple[str, str, Looks, RunReader]:
         run, root = request.args.get("run"), request.args.get("root")

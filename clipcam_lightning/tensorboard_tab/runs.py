@@ -5,9 +5,9 @@ What is read here may have been written by anyone: a look that cannot be underst
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 from jaxtyping import Float16, Float32
@@ -19,7 +19,12 @@ from clipcam_lightning import tab_events as events
 
 Moment: TypeAlias = tuple[int, float]  # step and wall time, which all values of one event share
 ALL = 1_000_000  # data points a tag: as many as the data provider has kept
-MADE = ("digest", "method", "target", "layers")  # looks that differ in one of these cannot be compared
+LONGEST_SIDE = 4096  # of a grid that is believed
+MADE = ("digest", "method", "target", "layers", "grid")  # looks that differ in one of these cannot be compared
+KINDS = {  # what a look's JSON must say
+    **{"epoch": int, "baseline_step": int, "alarmed": bool, "foreign": bool, "notes": list},
+    **{"digest": str, "method": str, "target": str, "layers": list, "grid": list},
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Looks:
         told: what each look's JSON says.
         figures: a row a probe, a column each of ``tab_events.FIGURES``.
         probes: JSON: names, prompts, digests, rule.
-        foreign: raw maps of baselines that are no looks of this run, by the moment of their first use.
+        foreign: raw maps of baselines that are no looks of this run, by the moment of their first use, in its order.
         left_out: reasons and how many looks are left out for each.
     """
 
@@ -50,6 +55,12 @@ class Looks:
     probes: Mapping[str, Any]
     foreign: Mapping[Moment, Float32[np.ndarray, "n h w"]]
     left_out: Mapping[str, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the maps."""
+        grid: tuple[int, int] = self.told[-1]["grid"]
+        return grid
 
     @property
     def worst_first(self) -> list[str]:
@@ -98,62 +109,60 @@ class RunReader:
         kinds = events.LOOK, events.FIGURES_TAG, events.PROBES, events.BASELINE
         read = self._read(run, [events.tag(root, kind) for kind in kinds])
         described, tables, sets, baselines = (read.get(events.tag(root, kind), []) for kind in kinds)
-        figures = {_moment(datum): datum.numpy for datum in tables}
-        probes = next((told for told in map(_probes, reversed(sets)) if told is not None), None)
-        looks: list[tuple[Moment, Mapping[str, Any], np.ndarray]] = []
-        left_out: Counter[str] = Counter()
-        if probes is not None:
-            shape = len(probes["names"]), len(events.FIGURES)
-            for datum in surviving(described):
-                told, table = _told(datum), figures.get(_moment(datum))
-                if told is None or table is None or table.shape != shape or table.dtype != np.float32:
-                    left_out["cannot be read"] += 1
-                else:
-                    looks.append((_moment(datum), told, table))
-        if probes is None or not looks:
+        looks = [(_moment(datum), _told(datum)) for datum in surviving(described)]
+        last = next((told for _, told in reversed(looks) if told is not None), None)
+        if last is None:
             raise NotFoundError(f"Run {run!r} has no look that can be read.")
-        last = looks[-1][1]
-        same = [look for look in looks if all(look[1][key] == last[key] for key in MADE)]
-        left_out["were made in another way or of other probes than the last"] += len(looks) - len(same)
-        if last["digest"] != probes["digest"]:
+        probes = next(
+            (told for told in map(_probes, reversed(sets)) if told and told["digest"] == last["digest"]), None
+        )
+        if probes is None:
             raise NotFoundError(f"Run {run!r} does not tell which probes its last look is of.")
-        moments, told, tables = zip(*same, strict=True)
-        foreign = {
-            _moment(datum): datum.numpy
-            for datum in baselines
-            if datum.numpy.ndim == 3 and len(datum.numpy) == shape[0] and datum.numpy.dtype == np.float32
-        }
-        return Looks(moments, told, np.stack(tables), probes, foreign, +left_out)
+        count = len(probes["names"])
+        figures = dict(_arrays(tables, (count, len(events.FIGURES)), np.float32))
+        kept: list[tuple[Moment, Mapping[str, Any]]] = []
+        left_out: Counter[str] = Counter()
+        for moment, told in looks:
+            if told is not None and any(told[key] != last[key] for key in MADE):
+                left_out["were made in another way or of other probes than the last"] += 1
+            elif told is None or moment not in figures:
+                left_out["cannot be read"] += 1
+            else:
+                kept.append((moment, told))
+        if not kept:
+            raise NotFoundError(f"Run {run!r} has no look whose figures can be read.")
+        return Looks(
+            moments=[moment for moment, _ in kept],
+            told=[told for _, told in kept],
+            figures=np.stack([figures[moment] for moment, _ in kept]),
+            probes=probes,
+            foreign=dict(_arrays(baselines, (count, *last["grid"]), np.float32)),
+            left_out=left_out,
+        )
 
-    def rows(self, run: str, root: str, names: Sequence[str], moments: Sequence[Moment]) -> Rows:
+    def rows(self, run: str, root: str, names: Sequence[str], looks: Looks) -> Rows:
         """Maps and pictures of the probes ``names``; of one that is not known all is missing."""
-        kinds = [[events.tag(root, kind, name) for name in names] for kind in (events.MAP, events.PICTURE)]
-        read = self._read(run, kinds[0] + kinds[1])
-        at = {moment: i for i, moment in enumerate(moments)}
-        series = [
-            {at[_moment(datum)]: datum.numpy for datum in read.get(tag, []) if _moment(datum) in at and _is_map(datum)}
-            for tag in kinds[0]
-        ]
-        newest = max(((max(maps), maps[max(maps)].shape) for maps in series if maps), default=(0, (1, 1)))
-        joined = np.full((len(names), len(moments), *newest[1]), np.nan, np.float16)
-        for row, maps in zip(joined, series, strict=True):
-            for i, map_ in maps.items():
-                if map_.shape == newest[1]:
-                    row[i] = map_
-        return Rows(joined, [_bytes(read.get(tag, [])) for tag in kinds[1]])
+        tags = [[events.tag(root, kind, name) for name in names] for kind in (events.MAP, events.PICTURE)]
+        read = self._read(run, tags[0] + tags[1])
+        maps = np.full((len(names), len(looks.moments), *looks.grid), np.nan, np.float16)
+        for row, tag in zip(maps, tags[0], strict=True):
+            known = dict(_arrays(read.get(tag, []), looks.grid, np.float16))
+            for i, moment in enumerate(looks.moments):
+                row[i] = known.get(moment, np.nan)
+        return Rows(maps, [_bytes(read.get(tag, [])) for tag in tags[1]])
 
     def _read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[TensorDatum]]:
+        """Of each tag what the provider has, in the order of writing."""
         wanted = RunTagFilter(runs=[run], tags=tags)
         try:
-            read = self._provider.read_tensors(**self._asked, run_tag_filter=wanted, downsample=ALL)
+            read = self._provider.read_tensors(**self._asked, run_tag_filter=wanted, downsample=ALL).get(run, {})
         except PublicError:
             raise
         except Exception:  # one tensor that does not fit its own shape spoils the answer for all
             if len(tags) == 1:
                 return {}
             return {tag: data for each in tags for tag, data in self._read(run, [each]).items()}
-        found: Mapping[str, Sequence[TensorDatum]] = read.get(run, {})
-        return {tag: sorted(data, key=lambda datum: datum.wall_time) for tag, data in found.items()}
+        return {tag: sorted(data, key=lambda datum: datum.wall_time) for tag, data in read.items()}
 
 
 def surviving(data: Iterable[TensorDatum]) -> list[TensorDatum]:
@@ -170,9 +179,21 @@ def _moment(datum: TensorDatum) -> Moment:
     return datum.step, datum.wall_time
 
 
-def _is_map(datum: TensorDatum) -> bool:
-    array: np.ndarray = datum.numpy
-    return array.ndim == 2 and array.dtype == np.float16 and array.size > 0
+def _arrays(
+    data: Iterable[TensorDatum], shape: tuple[int, ...], dtype: type[np.floating[Any]]
+) -> Iterator[tuple[Moment, np.ndarray]]:
+    """Those of this shape and type, and when they were written."""
+    for datum in data:
+        if datum.numpy.shape == shape and datum.numpy.dtype == dtype:
+            yield _moment(datum), datum.numpy
+
+
+def _parsed(content: Any) -> Any:
+    """What JSON says, ``None`` if it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def _bytes(data: Sequence[TensorDatum]) -> bytes:
@@ -182,39 +203,42 @@ def _bytes(data: Sequence[TensorDatum]) -> bytes:
 
 
 def _version_problem(metadata: bytes) -> str:
-    try:
-        version = json.loads(metadata)["version"]
-        newer = version > events.VERSION
-    except (ValueError, KeyError, TypeError):
+    told = _parsed(metadata)
+    version = told.get("version") if isinstance(told, dict) else None
+    if not isinstance(version, int):
         return "Its data is damaged: it does not tell the version of its format."
+    newer = version > events.VERSION
     return f"It was written by a later version (format {version}): update clipcam-lightning." if newer else ""
 
 
-def _json(datum: TensorDatum) -> Mapping[str, Any] | None:
-    """An object of this version, or ``None``."""
-    try:
-        value = json.loads(datum.numpy.item())
-        return value if value["version"] <= events.VERSION else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+def _object(datum: TensorDatum) -> Mapping[str, Any]:
+    """An object of this version, or an empty one."""
+    told = _parsed(datum.numpy.item()) if datum.numpy.size == 1 else None
+    return told if isinstance(told, dict) and told.get("version") == events.VERSION else {}
 
 
 def _told(datum: TensorDatum) -> Mapping[str, Any] | None:
-    value = _json(datum)
-    kinds = {"epoch": int, "baseline_step": int, "alarmed": bool, "notes": list, "digest": str}
-    if value is None or not all(type(value.get(key)) is kind for key, kind in kinds.items()):
-        return None
-    return value if all(key in value for key in MADE) and _are_texts(value["notes"]) else None
+    """What a look's JSON says, with its grid as a shape; ``None`` if it does not say all or something else."""
+    told = _object(datum)
+    sound = (
+        all(type(told.get(key)) is kind for key, kind in KINDS.items())
+        and _are_texts(told["notes"])
+        and _are_texts(told["layers"])
+        and all(type(side) is int and 0 < side <= LONGEST_SIDE for side in told["grid"])
+        and len(told["grid"]) == 2
+        and max(abs(told["epoch"]), abs(told["baseline_step"])) < 2**63
+    )
+    return {**told, "grid": tuple(told["grid"])} if sound else None
 
 
 def _probes(datum: TensorDatum) -> Mapping[str, Any] | None:
-    value = _json(datum)
-    if value is None or not all(_are_texts(value.get(key)) for key in ("names", "prompts", "digests")):
+    told = _object(datum)
+    names, prompts, digests = (told.get(key) for key in ("names", "prompts", "digests"))
+    if not (_are_texts(names) and _are_texts(prompts) and _are_texts(digests)):
         return None
-    count = len(value["names"])
-    sound = count > 0 and count == len(set(value["names"])) == len(value["prompts"]) == len(value["digests"])
-    return value if sound and "digest" in value else None
+    sound = len(names) == len(set(names)) == len(prompts) == len(digests) > 0 and "".join(names).isascii()
+    return told if sound and "digest" in told else None
 
 
-def _are_texts(values: object) -> bool:
+def _are_texts(values: Any) -> TypeGuard[list[str]]:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)

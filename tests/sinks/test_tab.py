@@ -316,3 +316,11 @@ def test_a_failed_first_look_leaves_nothing_out_of_the_next(tmp_path: Path, monk
     ((step, values),) = tab_events(tmp_path)
     assert step == 1
     assert {"probes", "picture/red", "baseline"} <= set(values), "its baseline is in no event"
+
+
+def test_a_look_says_whether_its_baseline_is_a_look(tmp_path: Path) -> None:
+    looks = looks_of(random_maps(range(4), 3), PROMPTS, NAMES)
+    foreign = replace(looks[0].snapshot, maps=torch.rand(3, 3, 5))
+    other = looks_of(random_maps([2, 3], 3), PROMPTS, NAMES, baseline=foreign)
+    told_foreign = [told(values["look"])["foreign"] for values in written_by(tmp_path, [*looks[:2], *other])]
+    assert told_foreign == [False, False, True, True]
