@@ -30,16 +30,15 @@ class TabSink(Sink):
 
     def write(self, look: Look) -> None:
         """Write one event at the look's step and flush."""
-        described, baseline, first = _described(look), look.baseline.maps, not self._written
+        baseline, first = look.baseline.maps, not self._written
         is_new = not any(baseline is known for known in [look.snapshot.maps, *self._written])
         foreign = baseline if is_new else self._foreign
         maps, scale = events.scaled(look.snapshot.maps.numpy())
         notes = sorted({_note(probe) for probe in look.report.probes} - {""})
         table = np.array([[*_figures(probe), _index(notes, probe)] for probe in look.report.probes], np.float32)
+        described = {**_described(look), "foreign": baseline is foreign, "notes": notes}
         values = [
-            events.json_value(
-                self._tag(events.LOOK), {**_described(look), "foreign": baseline is foreign, "notes": notes}
-            ),
+            events.json_value(self._tag(events.LOOK), described),
             events.array_value(self._tag(events.FIGURES_TAG), np.column_stack([table, scale])),
         ]
         if first:

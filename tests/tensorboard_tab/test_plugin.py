@@ -1,0 +1,555 @@
+"""The tab inside of TensorBoard: what it refuses, what it survives, and that it keeps nobody else from working."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from boards import LOADERS, Board, board_over, until, write_events
+from hostile import TEXTS, example_folder, examples, texts
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load
+from shell import ENVIRONMENT
+from synthetic_looks import looks_of, random_maps, write_run
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+
+import clipcam_lightning.tensorboard_tab as tab
+from clipcam_lightning.colors import CHANGE, HEAT, colored
+from clipcam_lightning.tensorboard_tab import ClipCamLoader
+
+PACKAGE = Path(tab.__file__).parents[1]
+NAMES = [f"probe-{i}" for i in range(70)]
+UNKNOWN_MAP = -(2**31)
+RUN = {"run": "run", "root": "clipcam"}
+
+
+@pytest.fixture(scope="module", params=LOADERS)
+def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    folder = tmp_path_factory.mktemp("logs")
+    write_run(folder / "run", looks_of(random_maps(range(3), 70), [f"a {i}" for i in range(70)]), panels=1)
+    with board_over(request.param, folder) as board:
+        yield board
+
+
+REFUSED = {
+    "no run": (400, "looks", {"root": "clipcam"}),
+    "no root": (400, "looks", {"run": "run"}),
+    "rows of no run": (400, "rows", {"root": "clipcam", "probe": "probe-0"}),
+    "no probe": (400, "rows", RUN),
+    "65 probes": (400, "rows", {**RUN, "probe": NAMES[:65]}),
+    "unknown run": (404, "looks", {**RUN, "run": "runs"}),
+    "unknown root": (404, "looks", {**RUN, "root": "clip"}),
+    "unknown probe": (404, "rows", {**RUN, "probe": ["probe-0", "probe"]}),
+    "empty names": (404, "looks", {"run": "", "root": ""}),
+    "a run above": (404, "looks", {**RUN, "run": "../run"}),
+    **{f"{kind} as run": (404, "looks", {**RUN, "run": text}) for kind, text in TEXTS.items() if kind != "half a pair"},
+    **{
+        f"{kind} as probe": (404, "rows", {**RUN, "probe": text})
+        for kind, text in TEXTS.items()
+        if kind != "half a pair"
+    },
+}
+
+
+@pytest.mark.parametrize(("status", "route", "query"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_answered_is_refused_as_text(
+    status: int, route: str, query: Mapping[str, object], board: Board
+) -> None:
+    answer = board.get(f"clipcam/{route}", query)
+    assert answer.status_code == status
+    assert answer.content_type == "text/plain; charset=utf-8"
+
+
+UNKNOWN = [
+    *("", "index.html", "static/index.js", "plugin.py", "Looks", "looks.json", "looks/x", "__init__.py", "static"),
+    *("../clipcam_/runs", "..%2f..%2fplugin.py", "%2e%2e/plugin.py", "....//plugin.py", "..\\plugin.py", "/etc/passwd"),
+    *("%2fetc%2fpasswd", "static/%2e%2e/plugin.py", "index.js%00", "index.js/../plugin.py", "%252e%252e%252fplugin.py"),
+]
+
+
+@pytest.mark.parametrize("route", UNKNOWN, ids=[route or "none" for route in UNKNOWN])
+def test_an_unknown_route_is_not_found(route: str, board: Board) -> None:
+    answer = board.get(f"clipcam/{route}")
+    assert answer.status_code == 404
+    assert answer.content_type == "text/plain; charset=utf-8"
+    assert b"import" not in answer.data
+
+
+def test_half_of_a_character_in_an_address_finds_nothing(board: Board) -> None:
+    for query in ("run=%ed%a0%bd&root=clipcam", "run=run&root=%ff", "run=%00&root=%c3"):
+        assert board.client.get(f"/data/plugin/clipcam/looks?{query}").status_code == 404
+
+
+def test_every_answer_says_what_it_is_and_never_that_it_is_a_page(board: Board) -> None:
+    static = {"clipcam/" + file.name for file in (PACKAGE / "tensorboard_tab" / "static").iterdir()}
+    answers = {
+        **{route: board.get(route) for route in ("clipcam/runs", "clipcam/colors", *static)},
+        "clipcam/looks": board.get("clipcam/looks", RUN),
+        "clipcam/rows": board.get("clipcam/rows", {**RUN, "probe": "probe-3"}),
+    }
+    types = {route: answer.content_type for route, answer in answers.items()}
+    assert {answer.status_code for answer in answers.values()} == {200}
+    assert set(types.values()) <= {
+        *("application/json", "application/octet-stream", "text/javascript; charset=utf-8", "text/css; charset=utf-8")
+    }
+    assert types["clipcam/runs"] == "application/json"
+    assert types["clipcam/looks"] == types["clipcam/rows"] == "application/octet-stream"
+
+
+def test_as_many_probes_as_can_be_asked_for_come_in_their_order(board: Board) -> None:
+    names = NAMES[66:2:-1]
+    arrays, about = board.arrays("rows", **RUN, probe=names)
+    assert about["rows"] == names
+    assert arrays["maps"].shape == (64, 3, 3, 5)
+
+
+def test_colors_are_those_of_the_pictures(board: Board) -> None:
+    arrays, about = board.arrays("colors")
+    assert (about["heats"][0], about["change"]) == (HEAT, CHANGE)
+    for name, table in arrays.items():
+        assert table.shape == (256, 3)
+        levels = colored(torch.linspace(0, 1, 256)[None], name)[:, 0].T
+        assert np.array_equal(table, (levels * 255).round().byte().numpy())
+
+
+def test_the_tab_is_listed_where_there_is_something_to_show(tmp_path: Path) -> None:
+    write_run(tmp_path / "with", looks_of(random_maps([0], 1), ["a"]))
+    write_run(tmp_path / "without" / "run", looks_of(random_maps([0], 1), ["a"]), tab=False)
+    for loader in LOADERS:
+        for folder, shown in (("with", True), ("without", False)):
+            with board_over(loader, tmp_path / folder) as board:
+                listed = board.client.get("/data/plugins_listing").json["clipcam"]
+                assert listed["enabled"] is shown
+                assert listed["tab_name"] == "CLIP CAM"
+                assert listed["loading_mechanism"] == {"type": "IFRAME", "module_path": "/data/plugin/clipcam/index.js"}
+
+
+def others(board: Board) -> dict[str, Any]:
+    """What the other tabs get."""
+    images = board.json("images/tags")["run"]
+    shown = {
+        tag: [
+            board.get(f"images/individualImage?{sample['query']}").data
+            for sample in board.json("images/images", {"run": "run", "tag": tag, "sample": 0})
+        ]
+        for tag in images
+    }
+    scalars = board.json("scalars/tags")["run"]
+    read = {tag: [point[1:] for point in board.json("scalars/scalars", {"run": "run", "tag": tag})] for tag in scalars}
+    texts = board.json("text/tags")["run"]
+    told = {tag: [row["text"] for row in board.json("text/text", {"run": "run", "tag": tag})] for tag in texts}
+    return {"images": images, "shown": shown, "scalars": scalars, "read": read, "told": told}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in TensorBoard's text plugin
+@pytest.mark.parametrize("loader", LOADERS)
+def test_the_other_tabs_get_what_they_get_without(loader: str, tmp_path: Path) -> None:
+    looks, seen = looks_of(random_maps(range(12), 2), ["a", "b"]), []
+    for with_tab in (False, True):
+        write_run(tmp_path / str(with_tab) / "run", looks, tab=with_tab, panels=1)
+        with board_over(loader, tmp_path / str(with_tab)) as board:
+            seen.append(others(board))
+    assert all(seen[0].values())
+    assert seen[0] == seen[1]
+
+
+# What anyone may have written
+
+
+def good_events() -> list[Event]:
+    with example_folder() as folder:
+        foreign = looks_of(random_maps([9], 2, seed=3), ["a", "b"])[0].snapshot
+        write_run(folder, looks_of(random_maps(range(2), 2), ["a", "b"], baseline=foreign))
+        (file,) = folder.iterdir()
+        events = list(LegacyEventFileLoader(str(file)).Load())
+    return [e for e in events if any("/tab/" in value.tag for value in e.summary.value)]
+
+
+GOOD = [event.SerializeToString() for event in good_events()]
+BOMBS = [
+    "[" * 100_000,
+    '{"version":1,"epoch":' + "[" * 50_000 + "]" * 50_000 + "}",
+    '{"version":' + "9" * 5000 + "}",
+    "1e999",
+]
+ANYTHING = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts, st.sampled_from([10**400, 2**63, 0.5, -1])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+KINDS = st.sampled_from([*range(1, 24), 101, 0])
+SIZES = st.lists(st.sampled_from([0, 1, 2, 3, 5, 13, -1]), max_size=4)
+TENSORS = st.builds(
+    lambda kind, sizes, content, strings, floats: TensorProto(
+        dtype=kind,
+        tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in sizes]),
+        tensor_content=content,
+        string_val=strings,
+        float_val=floats,
+    ),
+    KINDS,
+    SIZES,
+    st.sampled_from([b"", b"\0" * 4, b"\xff" * 30, b"\x7f\x80" * 15, b"\0" * 60, b"\0" * 104]) | st.binary(max_size=64),
+    st.lists(st.binary(max_size=8) | st.sampled_from(BOMBS).map(str.encode), max_size=2),
+    st.lists(st.floats(width=32), max_size=2),
+)
+METADATA = st.one_of(
+    st.sampled_from([b"", b"null", b"[]", b'{"version": 2}', b'{"version": "1"}', b'{"version": NaN}', b"[" * 100_000]),
+    st.binary(max_size=8),
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> list[Event]:
+    """Good events of which some parts are others."""
+    events = [Event.FromString(event) for event in GOOD]
+    for _ in range(draw(st.integers(1, 3))):
+        event = draw(st.sampled_from(events))
+        if not event.summary.value:
+            continue
+        value = draw(st.sampled_from(list(event.summary.value)))
+        kind = draw(st.sampled_from(["json", "text", "tensor", "cut", "metadata", "class", "remove", "double", "time"]))
+        if kind == "json" and value.tensor.string_val:
+            change_json(draw, value)
+        elif kind in ("json", "text"):
+            value.tensor.CopyFrom(TensorProto(dtype=7, string_val=[draw(st.sampled_from(BOMBS)).encode()]))
+        elif kind == "tensor":
+            value.tensor.CopyFrom(draw(TENSORS))
+        elif kind == "cut":
+            value.tensor.tensor_content = value.tensor.tensor_content[: draw(st.integers(0, 40))]
+        elif kind == "metadata":
+            value.metadata.plugin_data.content = draw(METADATA)
+        elif kind == "class":
+            value.metadata.data_class = draw(st.sampled_from([0, 1, 2, 3]))
+        elif kind == "remove":
+            event.summary.value.remove(value)
+        elif kind == "double":
+            event.summary.value.append(value)
+        else:
+            event.wall_time = draw(st.floats())
+            event.step = draw(st.sampled_from([-1, 0, 2**62, -(2**63), 2**63 - 1]))
+    return events
+
+
+def change_json(draw: st.DrawFn, value: Summary.Value) -> None:
+    try:
+        told = json.loads(value.tensor.string_val[0])
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(told, dict):
+        return
+    key = draw(st.sampled_from([*told, "extra"]))
+    if draw(st.booleans()):
+        told[key] = draw(ANYTHING)
+    elif isinstance(told.get(key), list) and draw(st.booleans()):
+        told[key] = [*told[key], draw(ANYTHING)]
+    elif key in told:
+        told[key] = draw(
+            st.sampled_from([[], [told[key]], {}, str(told[key]), 0.5, 2, [1, 1], ["a", "a"], "x" * 10**4])
+        )
+        if draw(st.booleans()):
+            del told[key]
+    value.tensor.string_val[0] = json.dumps(told).encode()
+
+
+def check(board: Board) -> bool:
+    """Nothing is answered with 500 (which the client would raise); whether there were looks."""
+    for watched in board.json("clipcam/runs")["runs"]:
+        assert set(watched) == {"run", "root", "problem"}
+    answer = board.get("clipcam/looks", RUN)
+    assert answer.status_code in (200, 404)
+    assert answer.status_code == 200 or len(answer.data) < 300
+    if answer.status_code == 200:
+        arrays, about = board.arrays("looks", **RUN)
+        names = about["probes"]["names"]
+        assert len(arrays["maps"]) == min(len(names), 16)
+        board.arrays("rows", **RUN, probe=names[:64])
+        assert json.dumps(about, allow_nan=False)
+        known = range(-len(arrays.get("foreign", ())), len(arrays["step"]))
+        assert set(arrays["baseline"].tolist()) <= {UNKNOWN_MAP, *known}
+    assert "loaded" in board.json("scalars/tags")["run"]
+    board.json("images/tags")
+    assert "clipcam" in board.client.get("/data/plugins_listing").json
+    return answer.status_code == 200
+
+
+def served(events: list[Event], loader: str) -> bool:
+    with example_folder() as folder:
+        write_events(folder / "run" / "events.out.tfevents.1.x", events)
+        with board_over(loader, folder) as board:
+            return check(board)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_the_good_events_are_good(loader: str) -> None:
+    assert served([Event.FromString(event) for event in GOOD], loader)
+
+
+def array(shape: list[int], content: bytes, kind: int = 1) -> TensorProto:
+    sizes = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in shape])
+    return TensorProto(dtype=kind, tensor_shape=sizes, tensor_content=content)
+
+
+def text(content: str, **wrong: object) -> TensorProto:
+    return TensorProto(dtype=7, string_val=[content.encode()], **wrong)
+
+
+IN_JSON = {
+    "a look of a later version": ("look", {"version": 2}, False),
+    "an epoch that is no integer": ("look", {"epoch": 0.5}, False),
+    "an epoch beyond 64 bits": ("look", {"epoch": 10**400}, False),
+    "a baseline beyond 64 bits": ("look", {"baseline_step": -(10**400)}, False),
+    "an alarm that is a number": ("look", {"alarmed": 1}, False),
+    "layers that are no list": ("look", {"layers": "visual"}, False),
+    "layers that are numbers": ("look", {"layers": [float("nan")]}, False),
+    "notes that are lists": ("look", {"notes": [[]]}, False),
+    "many long notes": ("look", {"notes": ["x" * 1000] * 1000}, True),
+    "a method that is an object": ("look", {"method": {}}, False),
+    "no grid": ("look", {"grid": None}, False),
+    "a grid of three sides": ("look", {"grid": [3, 5, 1]}, False),
+    "an endless grid": ("look", {"grid": [10**9, 10**9]}, False),
+    "a grid without cells": ("look", {"grid": [0, 5]}, False),
+    "probes of a later version": ("probes", {"version": 2}, False),
+    "two probes of one name": ("probes", {"names": ["probe-0"] * 2}, False),
+    "half of a character in a name": ("probes", {"names": ["probe-0", "\ud800"]}, False),
+    "more prompts than names": ("probes", {"prompts": ["a"] * 3}, False),
+    "no probes": ("probes", {"names": [], "prompts": [], "digests": []}, False),
+    "a digest that is a list": ("probes", {"digest": []}, False),
+    "a rule that is no number": ("probes", {"rule": float("nan")}, True),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes", "is_shown"), IN_JSON.values(), ids=IN_JSON)
+def test_what_json_should_not_say(kind: str, changes: dict[str, object], is_shown: bool) -> None:
+    events = [Event.FromString(event) for event in GOOD]
+    for value in (value for event in events for value in event.summary.value if value.tag.endswith(kind)):
+        told = {**json.loads(value.tensor.string_val[0]), **changes}
+        value.tensor.string_val[0] = json.dumps(told).encode()
+    assert served(events, "legacy") is is_shown
+
+
+IN_TENSORS = {
+    "a map of another grid": ("map/probe-0", array([5, 3], b"\0" * 30, 19), True),
+    "a map of another type": ("map/probe-0", array([3, 5], b"\0" * 60), True),
+    "a map that does not fit its shape": ("map/probe-0", array([3, 5], b"\0" * 29, 19), True),
+    "a map that is a text": ("map/probe-0", text("map"), True),
+    "a picture that does not fit its shape": ("picture/probe-0", array([2, 2], b"jpeg", 7), True),
+    "a picture without a shape": ("picture/probe-0", text("jpeg"), True),
+    "a picture of numbers": ("picture/probe-0", array([1], b"\0" * 4), True),
+    "no picture": ("picture/probe-0", array([0], b"", 7), True),
+    "baselines of another grid": ("baseline", array([2, 5, 3], b"\0" * 120), True),
+    "baselines of other probes": ("baseline", array([3, 3, 5], b"\0" * 180), True),
+    "figures of other probes": ("figures", array([3, 13], b"\0" * 156), False),
+    "figures that are not finite": ("figures", array([2, 13], b"\0\0\xc0\x7f\0\0\x80\xff" * 13), True),
+    "figures that do not fit their shape": ("figures", array([2, 13], b"\0"), False),
+    "figures of a type that there is not": ("figures", array([2, 13], b"\0" * 104, 99), False),
+    "a look of many texts": ("look", TensorProto(dtype=7, string_val=[b"{}", b"{}"]), False),
+    "a look that is no JSON": ("look", text("{"), False),
+    "a look that is a list": ("look", text("[]"), False),
+    "a look in bytes that are no text": ("look", TensorProto(dtype=7, string_val=[b"\xff"]), False),
+    "a look that is a number": ("look", array([], b"\0" * 4), False),
+    "a look that is nested deeply": ("look", text(BOMBS[1]), False),
+    "a look that is a very long number": ("look", text(BOMBS[2]), False),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(("kind", "tensor", "is_shown"), IN_TENSORS.values(), ids=IN_TENSORS)
+def test_tensors_that_are_others(kind: str, tensor: TensorProto, is_shown: bool, loader: str) -> None:
+    events = [Event.FromString(event) for event in GOOD]
+    for value in (value for event in events for value in event.summary.value if value.tag.endswith(f"/tab/{kind}")):
+        value.tensor.CopyFrom(tensor)
+    assert served(events, loader) is is_shown
+
+
+OF_VERSIONS = {
+    '{"version": 1}': "",
+    '{"version": 2}': "It was written by a later version (format 2): update clipcam-lightning.",
+    **dict.fromkeys(
+        ("", "null", "[]", "{}", '{"version": "1"}', '{"version": NaN}', "[" * 100_000, "\udcff"),
+        "Its data is damaged: it does not tell the version of its format.",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"), OF_VERSIONS.items(), ids=[ascii(content[:16]) for content in OF_VERSIONS]
+)
+def test_a_run_of_another_version_is_listed_with_what_to_do(metadata: str, problem: str) -> None:
+    events = [Event.FromString(event) for event in GOOD]
+    for value in (value for event in events for value in event.summary.value):
+        value.metadata.plugin_data.content = metadata.encode("utf-8", "surrogateescape")
+    with example_folder() as folder:
+        write_events(folder / "run" / "events.out.tfevents.1.x", events)
+        with board_over("legacy", folder) as board:
+            assert board.json("clipcam/runs")["runs"] == [{**RUN, "problem": problem}]
+            check(board)
+
+
+def test_a_look_that_cannot_be_read_takes_no_other_away() -> None:
+    events = [Event.FromString(event) for event in GOOD]
+    (value,) = (value for value in events[0].summary.value if value.tag.endswith("tab/look"))
+    value.tensor.string_val[0] = b"{}"
+    with example_folder() as folder:
+        write_events(folder / "run" / "events.out.tfevents.1.x", events)
+        with board_over("legacy", folder) as board:
+            arrays, about = board.arrays("looks", **RUN)
+    assert arrays["step"].tolist() == [1]
+    assert about["left_out"] == {"cannot be read": 1}
+    assert arrays["baseline"].tolist() == [-1], "its baseline was written with the damaged look"
+
+
+def test_a_map_that_is_missing_is_nan() -> None:
+    events = [Event.FromString(event) for event in GOOD]
+    (value,) = (value for value in events[1].summary.value if value.tag.endswith("map/probe-1"))
+    events[1].summary.value.remove(value)
+    with example_folder() as folder:
+        write_events(folder / "run" / "events.out.tfevents.1.x", events)
+        with board_over("legacy", folder) as board:
+            arrays, _ = board.arrays("rows", **RUN, probe=["probe-0", "probe-1"])
+    assert np.isnan(arrays["maps"].astype(np.float32)).all((2, 3)).tolist() == [[False, False], [False, True]]
+
+
+@given(events=damaged())
+@examples(100)
+def test_damaged_data_is_left_out(events: list[Event]) -> None:
+    served(events, "legacy")
+
+
+@given(events=damaged())
+@examples(20)
+def test_damaged_data_is_left_out_by_the_fast_loader(events: list[Event]) -> None:
+    served(events, "fast")
+
+
+# What TensorBoard is when it is started by its command
+
+
+LINE = re.compile(r"(http://\S+:\d+\S*)")
+
+
+@contextmanager
+def command(folder: Path, *flags: str, path: Path = PACKAGE.parent) -> Iterator[str]:
+    """The address of what the real command serves."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{path}{os.pathsep}{PACKAGE.parent}", "PYTHONUNBUFFERED": "1"}
+    order = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port=0", "--host=localhost", *flags]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(order, cwd=path, env=environment, **pipes) as board:
+        try:
+            assert board.stdout is not None
+            said = []
+            for line in board.stdout:
+                said.append(line)
+                if found := LINE.search(line) if "TensorBoard" in line else None:
+                    yield found[1].rstrip("/")
+                    return
+            raise AssertionError("".join(said))
+        finally:
+            board.terminate()
+
+
+def asked(url: str, route: str, **query: object) -> bytes | None:
+    """The answer, ``None`` if there is none of what is asked for."""
+    try:
+        with urllib.request.urlopen(f"{url}/data/{route}?{urllib.parse.urlencode(query, True)}", timeout=60) as answer:
+            content: bytes = answer.read()
+            return content
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 404:
+            return None
+        raise
+
+
+def steps(url: str) -> list[float]:
+    content = asked(url, "plugin/clipcam/looks", **RUN)
+    step: list[float] = load(content)["step"].tolist() if content else []
+    return step
+
+
+@pytest.mark.parametrize("flags", [["--load_fast=auto"], ["--load_fast=false"]], ids=["usual", "legacy"])
+def test_the_command_shows_sixty_looks_without_any_flag(flags: list[str], tmp_path: Path) -> None:
+    write_run(tmp_path / "run", looks_of(random_maps(range(60), 2), ["a", "b"]))
+    with command(tmp_path, *flags) as url:
+        until(lambda: steps(url) == list(range(60)))
+
+
+def test_what_a_user_asks_for_is_kept(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", looks_of(random_maps(range(60), 2), ["a", "b"]))
+    with command(tmp_path, "--samples_per_plugin", "clipcam=5,images=3", "--load_fast=false") as url:
+        until(lambda: len(steps(url)) == 5)
+
+
+@pytest.mark.parametrize("broken", ["plugin", "tab_events", "runs"])
+def test_the_other_tabs_are_served_if_this_cannot_be_loaded(broken: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "logs" / "run", looks_of(random_maps(range(2), 2), ["a", "b"]))
+    shutil.copytree(PACKAGE, tmp_path / "path" / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (module,) = (tmp_path / "path").rglob(f"{broken}.py")
+    module.write_text("raise SystemError('on purpose')")
+    with command(tmp_path / "logs", "--load_fast=false", path=tmp_path / "path") as url:
+        until(lambda: b"clipcam_drift/probe-0" in (asked(url, "plugin/scalars/tags") or b""))
+        assert b"scalars" in (asked(url, "plugins_listing") or b"")
+        assert asked(url, "plugin/clipcam/runs") is None
+
+
+SERVING = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import clipcam_lightning.tensorboard_tab
+heavy = {"torch", "lightning", "pytorch_lightning", "open_clip", "PIL", "cmap", "safetensors"}
+ours = {name for name in sys.modules if name.startswith("clipcam_lightning")}
+assert ours == {"clipcam_lightning", "clipcam_lightning.tensorboard_tab"}, ours
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+
+from pathlib import Path
+from boards import board_over
+with board_over("legacy", Path(sys.argv[1])) as board:
+    looks, about = board.arrays("looks", run="run", root="clipcam")
+    board.arrays("rows", run="run", root="clipcam", probe=about["rows"])
+    board.arrays("colors")
+    board.json("clipcam/runs")
+    board.get("clipcam/index.js")
+assert not {"torch", "lightning", "pytorch_lightning", "open_clip"} & set(sys.modules)
+print(len(looks["step"]))
+"""
+
+
+def test_neither_torch_nor_lightning_is_imported_to_serve(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", looks_of(random_maps(range(3), 2), ["a", "b"]))
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{PACKAGE.parent}{os.pathsep}{Path(__file__).parents[1]}"}
+    order = [sys.executable, "-c", SERVING, str(tmp_path)]
+    done = subprocess.run(order, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3\n"
+
+
+@pytest.mark.parametrize("flags", [argparse.Namespace(), argparse.Namespace(samples_per_plugin=()), None, ()], ids=str)
+def test_flags_of_another_kind_are_left_alone(flags: Any) -> None:
+    ClipCamLoader().fix_flags(flags)
+
+
+def test_flags_are_changed_only_for_this_tab() -> None:
+    flags = argparse.Namespace(samples_per_plugin={"images": 3})
+    ClipCamLoader().fix_flags(flags)
+    assert flags.samples_per_plugin == {"images": 3, "clipcam": 1000}
+    flags = argparse.Namespace(samples_per_plugin={"clipcam": 5})
+    ClipCamLoader().fix_flags(flags)
+    assert flags.samples_per_plugin == {"clipcam": 5}
