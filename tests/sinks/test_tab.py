@@ -15,7 +15,7 @@ from synthetic_looks import looks_of, ramps, random_maps, snapshot_of, write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, DATA_CLASS_TENSOR, Summary
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -152,8 +152,7 @@ def test_every_value_says_whose_it_is_and_in_which_version(tmp_path: Path) -> No
     for values in written_by(tmp_path, looks):
         for kind, value in values.items():
             kinds.add(kind.split("/")[0])
-            blob = kind.startswith("picture/")
-            assert value.metadata.data_class == (DATA_CLASS_BLOB_SEQUENCE if blob else DATA_CLASS_TENSOR)
+            assert value.metadata.data_class == DATA_CLASS_TENSOR
             assert value.metadata.plugin_data.plugin_name == "clipcam"
             assert json.loads(value.metadata.plugin_data.content) == {"version": 1}
         assert told(values["look"])["version"] == 1
