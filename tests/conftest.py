@@ -1,5 +1,7 @@
-"""What the tests share: small models, trained once and then cached."""
+"""What the tests share: small models, trained once and then cached, and a browser."""
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from filelock import FileLock
+from playwright.sync_api import Browser, sync_playwright
 
 from clipcam_lightning.cam.model import ClipModel, find_clip
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
@@ -54,3 +57,17 @@ def untrained() -> open_clip.CLIP:
 @pytest.fixture
 def clip(untrained: open_clip.CLIP) -> ClipModel:
     return find_clip(untrained, tokenizer=WordTokenizer())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        missing = "the page is not looked at: no chromium on the PATH"
+        if os.environ.get("CI"):
+            pytest.fail(f"{missing}, and CI is set; install one.")
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield launched
+        launched.close()

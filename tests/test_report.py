@@ -3,9 +3,7 @@
 import io
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from torch import Tensor
 
 from clipcam_lightning import report as report_module
@@ -387,20 +385,6 @@ def test_json_has_what_the_report_has_and_null_for_what_is_unknown() -> None:
             else:
                 assert value == expected, name
     assert probes[1]["energy_inside_mask"] is None
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        missing = "the page is not looked at: no chromium on the PATH"
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}, and CI is set; install one.")
-        pytest.skip(missing)
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @dataclass
