@@ -27,7 +27,7 @@ function verdict(run) {
 function most(run) {
   const { last, names, steps } = run;
   const known = names.map((_, probe) => probe).filter((probe) => !Number.isNaN(run.drift(probe, last)));
-  if (!known.length || !last) return ["There is nothing to compare yet."];
+  if (!known.length || run.baseline[last] === last) return ["There is nothing to compare yet."];
   const probe = known.reduce((worst, other) => (run.drift(other, last) > run.drift(worst, last) ? other : worst));
   const drift = steps.map((_, look) => run.drift(probe, look));
   const rises = drift.slice(1).map((value, look) => value - drift[look]);
