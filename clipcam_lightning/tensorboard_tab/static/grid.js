@@ -78,7 +78,7 @@ export class Grid {
     }
     for (let number = first; number <= last; number++) {
       if (!this.live.has(number)) {
-        const row = new GridRow(this.board, number, (column) => this.open(number, column));
+        const row = new GridRow(this.board, number, (column) => this.#openAt(number, column));
         this.live.set(number, row);
         this.body.append(row.node);
       }
@@ -143,6 +143,12 @@ export class Grid {
     const { scrollLeft } = this.node;
     if (left < scrollLeft) this.node.scrollLeft = left;
     else if (left + SIZE.cell > scrollLeft + room) this.node.scrollLeft = left + SIZE.cell - room;
+  }
+
+  /** As a click does: the keyboard goes on from there. */
+  #openAt(row, column) {
+    this.selected = row;
+    this.open(row, column);
   }
 
   #key(event) {
