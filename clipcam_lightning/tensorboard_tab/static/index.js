@@ -100,16 +100,20 @@ class Page {
     this.board.show(runs);
     this.#say("");
     this.toolbar.update(this.sources);
-    this.headline.replaceChildren(...headline(this.board.runs));
-    if (this.board.unmatched) {
-      const text = `${this.board.unmatched} probes of the first run are not in the second.`;
-      this.headline.append(element("p", { class: "quiet", text }));
-    }
+    this.#tell();
     this.grid.reset();
     this.grid.reveal();
     this.grid.update(false);
     this.player.update();
     this.#showDetail();
+  }
+
+  #tell() {
+    const { runs, unmatched } = this.board;
+    this.headline.replaceChildren(...headline(runs));
+    if (!unmatched) return;
+    const text = `${unmatched} probes of the first run are not in the second.`;
+    this.headline.append(element("p", { class: "quiet", text }));
   }
 
   /** Rows have come. */
