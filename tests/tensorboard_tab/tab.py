@@ -18,7 +18,7 @@ EXPECTED = "Multiple instances of Three.js"  # TensorBoard's own
 READY = """() => !document.querySelector('canvas.waiting') && (
     document.querySelector('[role=gridcell]') || document.querySelector('.message:not([hidden])')?.textContent
 )"""
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=10_000)
 
 
 class Tab:
@@ -149,11 +149,6 @@ class Tab:
         """The grid of maps."""
         return self.root.get_by_role("grid", name=MAPS)
 
-    @property
-    def rows(self) -> Locator:
-        """Rows in sight, the heads of the columns left out."""
-        return self.grid.get_by_role("row").filter(has=self.page.frame_locator("iframe").get_by_role("rowheader"))
-
     def order(self) -> list[str]:
         """Names of the probes from the top down."""
         rows = self.grid.locator("[role=row][aria-rowindex]:has([role=rowheader])")
@@ -165,8 +160,8 @@ class Tab:
 
     def row(self, name: str, side: int = 0) -> Locator:
         """The row of a probe; ``side`` 1 for the second run's."""
-        (number,) = (2 + i for i, other in enumerate(self.order()) if other == name)
-        return self.grid.locator(f"[role=row][aria-rowindex='{number + side}']")
+        number = 2 + self.order().index(name) + side
+        return self.grid.locator(f"[role=row][aria-rowindex='{number}']")
 
     def cell(self, name: str, step: int) -> Locator:
         """A probe at a look."""
@@ -179,6 +174,24 @@ class Tab:
     def head(self, step: int) -> Locator:
         """The head of a column."""
         return self.grid.get_by_role("columnheader", name=re.compile(rf"^step {step}, "))
+
+    def labels(self) -> list[str]:
+        """What each cell in sight is called."""
+        found: list[str] = self.grid.get_by_role("gridcell").evaluate_all(
+            "cells => cells.map(cell => cell.getAttribute('aria-label'))"
+        )
+        return found
+
+    def scroll(self, down: float = 0, across: float = 0) -> None:
+        """To these shares of the way, and wait until what comes into sight is painted."""
+        self.grid.evaluate(
+            "(grid, [down, across]) => new Promise(done => {"
+            " grid.scrollTo((grid.scrollWidth - grid.clientWidth) * across,"
+            " (grid.scrollHeight - grid.clientHeight) * down);"
+            " requestAnimationFrame(() => requestAnimationFrame(done)); })",
+            [down, across],
+        )
+        self.ready()
 
     # Player and detail.
 
