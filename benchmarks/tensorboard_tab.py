@@ -1,0 +1,283 @@
+"""What the CLIP CAM tab of TensorBoard costs: event files, the first screen, scrolling, the server's memory.
+
+A run of 1,024 probes and 200 looks on a grid of 14x14 cells is written, photographs and random maps, and shown by a real
+TensorBoard with each of its loaders in a headless Chromium of 1440x900 pixels. The page itself is asked for its times: how
+long after its start no cell in sight waits for its map, and, in each frame of a scroll, since when one does.
+
+Run it:  python benchmarks/tensorboard_tab.py  (``--quick``: 64 probes and 20 looks, writes nothing)
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from time import perf_counter, sleep
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import numpy as np
+from goals import Verdict
+from photographs import photographs
+from PIL import Image
+from playwright.sync_api import Browser, Frame, sync_playwright
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+from safetensors.numpy import load
+from speed import cpu_name, print_verdicts
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from clipcam_lightning import tab_events as events
+from clipcam_lightning.jpeg import as_jpeg
+from clipcam_lightning.sinks.tab import PICTURE_QUALITY
+
+RESULTS = Path(__file__).with_suffix(".json")
+PROBES, LOOKS, GRID, ROUNDS = 1024, 200, 14, 3
+SMALL = (50, 100)  # probes and looks of the event files that are weighed
+LOADERS = {"fast": "true", "legacy": "false"}  # --load_fast
+ROW = 136  # CSS pixels
+PACKAGES = ("clipcam-lightning", "tensorboard", "tensorboard-data-server", "playwright")
+GOALS = {"first_screen": 2000, "blank": 200, "megabytes": 3.0}
+
+PAINTED = """() => new Promise(done => {
+    const look = () => document.querySelector('.cell') && !document.querySelector('.waiting')
+        ? done([performance.now(), performance.timeOrigin]) : requestAnimationFrame(look);
+    look();
+})"""
+# Scroll by so many pixels in each of so many frames, rest so many frames, and tell how long a row in sight was blank.
+SCROLL = """([by, frames, rest, row]) => new Promise(done => {
+    const grid = document.querySelector('.grid'), since = new Map();
+    let [left, worst, before, slowest] = [frames + rest, 0, performance.now(), 0];
+    const tick = now => {
+        slowest = Math.max(slowest, now - before);
+        before = now;
+        const rows = new Map([...grid.querySelectorAll('.row')].map(found => [found.ariaRowIndex - 2, found]));
+        const first = Math.floor(grid.scrollTop / row);
+        const last = Math.min(grid.ariaRowCount - 2, Math.floor((grid.scrollTop + grid.clientHeight - 47) / row));
+        const blank = new Set();
+        for (let i = first; i <= last; i++) {
+            const found = rows.get(i);
+            if (!found || !found.querySelector('.cell') || found.querySelector('.waiting')) blank.add(i);
+        }
+        for (const i of since.keys()) if (!blank.has(i)) since.delete(i);
+        for (const i of blank) {
+            if (!since.has(i)) since.set(i, now);
+            worst = Math.max(worst, now - since.get(i));
+        }
+        if (left-- > rest) grid.scrollTop = Array.isArray(by) ? by[left % by.length] : grid.scrollTop + by;
+        if (left > 0) requestAnimationFrame(tick); else done([worst, slowest]);
+    };
+    requestAnimationFrame(tick);
+})"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One loader; times in milliseconds, medians of the rounds or the worst of them.
+
+    Attributes:
+        loader: of TensorBoard.
+        loaded: seconds until TensorBoard has read the run.
+        first_screen: from the start of the page until all that is in sight is painted.
+        with_tensorboard: the same from the start of TensorBoard's own page.
+        blank: longest time that a row in sight waited for its maps, by way of scrolling; the worst round.
+        slowest_frame: the same of the time between two frames.
+        megabytes: of the server's memory after loading and after each round.
+    """
+
+    loader: str
+    loaded: float
+    first_screen: float
+    with_tensorboard: float
+    blank: dict[str, float]
+    slowest_frame: dict[str, float]
+    megabytes: list[float]
+
+
+def write_run(folder: Path, probes: int, looks: int, grid: int) -> float:
+    """Write a run as the callback does, and return the megabytes it takes."""
+    rng = np.random.default_rng(0)
+    names = [f"a-photo-of-thing-{i}" for i in range(probes)]
+    writer = EventFileWriter(str(folder))
+    start, end = rng.random((2, probes, grid, grid), dtype=np.float32) ** 4
+    told = {"epoch": 0, "baseline_step": 0, "alarmed": False, "foreign": False, "notes": [], "digest": "0"}
+    told |= {"method": "hirescam", "target": "similarity", "layers": ["visual.ln_1"], "grid": [grid, grid]}
+    for look in range(looks):
+        maps, scale = events.scaled(start + (end - start) * look / looks)
+        figures = rng.random((probes, len(events.FIGURES)), dtype=np.float32)
+        figures[:, 0], figures[:, 2], figures[:, -2], figures[:, -1] = look / looks, look > looks / 2, -1, scale
+        figures[:, 0] *= np.linspace(0.1, 1, probes)
+        values = [
+            events.json_value(events.tag("clipcam", events.LOOK), {**told, "epoch": look}),
+            events.array_value(events.tag("clipcam", events.FIGURES_TAG), figures),
+        ]
+        if look == 0:
+            described = {"digest": "0", "names": names, "prompts": names, "digests": names}
+            values.append(events.json_value(events.tag("clipcam", events.PROBES), described))
+            values += [
+                events.picture_value(
+                    events.tag("clipcam", events.PICTURE, name), as_jpeg(Image.fromarray(photo), PICTURE_QUALITY)
+                )
+                for name, photo in zip(names, photographs(probes, 224), strict=True)
+            ]
+        values += [
+            events.array_value(events.tag("clipcam", events.MAP, name), map_)
+            for name, map_ in zip(names, maps, strict=True)
+        ]
+        writer.add_event(Event(step=10 * look, wall_time=float(look), summary=Summary(value=values)))
+    writer.close()
+    return sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+
+
+@contextmanager
+def tensorboard(logs: Path, loader: str) -> Iterator[tuple[str, int]]:
+    """Address and process of a TensorBoard."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", "0", "--host", "127.0.0.1"]
+    process = subprocess.Popen(
+        [*command, "--load_fast", LOADERS[loader]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None
+        address = next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+/)", line)))
+        yield address, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_until_read(address: str, looks: int) -> None:
+    """Until all looks of the run are known."""
+    while True:
+        try:
+            with urlopen(f"{address}data/plugin/clipcam/looks?run=run&root=clipcam") as answer:
+                if len(load(answer.read())["step"]) == looks:
+                    return
+        except HTTPError:
+            pass
+        sleep(0.2)
+
+
+def memory(pid: int) -> float:
+    """Resident megabytes of a process and its children."""
+    table = subprocess.run(["ps", "-Ao", "pid,ppid,rss"], capture_output=True, text=True, check=True).stdout
+    rows = [[int(value) for value in line.split()] for line in table.splitlines()[1:]]
+    return sum(size for own, parent, size in rows if pid in (own, parent)) / 1e3
+
+
+def page_of(browser: Browser, address: str) -> tuple[Frame, float, float]:
+    """The tab in a new window, and the milliseconds from its start and from TensorBoard's until it was painted."""
+    page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+    page.goto(f"{address}#clipcam", wait_until="commit")
+    while not (frames := [frame for frame in page.frames if "plugin_entry" in frame.url]):
+        page.wait_for_timeout(5)
+    painted, began = frames[0].evaluate(PAINTED)
+    return frames[0], painted, began + painted - page.evaluate("performance.timeOrigin")
+
+
+def scrolled(frame: Frame, probes: int) -> dict[str, tuple[float, float]]:
+    """Longest blank and slowest frame of each way to scroll."""
+    height = probes * ROW
+    ways = {
+        "a row in four frames": (ROW // 4, 240, 30),
+        "three rows a frame": (3 * ROW, min(200, probes // 4), 60),
+    }
+    found = {way: tuple(frame.evaluate(SCROLL, [*how, ROW])) for way, how in ways.items()}
+    jumps = [frame.evaluate(SCROLL, [[share * height], 1, 60, ROW]) for share in (0.2, 0.9, 0.05, 0.5, 0.7)]
+    return {**found, "a jump": (max(blank for blank, _ in jumps), max(slowest for _, slowest in jumps))}
+
+
+def measure(browser: Browser, logs: Path, loader: str, probes: int, looks: int) -> Shown:
+    """Show the run several times with one loader."""
+    start = perf_counter()
+    with tensorboard(logs, loader) as (address, pid):
+        wait_until_read(address, looks)
+        loaded, megabytes = perf_counter() - start, [memory(pid)]
+        times, ways = [], []
+        for _ in range(ROUNDS):
+            frame, alone, whole = page_of(browser, address)
+            times.append((alone, whole))
+            ways.append(scrolled(frame, probes))
+            frame.page.context.close()
+            megabytes.append(memory(pid))
+    return Shown(
+        loader=loader,
+        loaded=loaded,
+        first_screen=median(alone for alone, _ in times),
+        with_tensorboard=median(whole for _, whole in times),
+        blank={way: max(found[way][0] for found in ways) for way in ways[0]},
+        slowest_frame={way: max(found[way][1] for found in ways) for way in ways[0]},
+        megabytes=megabytes,
+    )
+
+
+def verdicts(shown: list[Shown], sizes: dict[int, float]) -> list[Verdict]:
+    """What was asked for and what came of it."""
+    found = []
+    for each in shown:
+        worst = max(each.blank.values())
+        first, blank = GOALS["first_screen"], GOALS["blank"]
+        figures = (
+            (f"first screen under {first} ms", each.first_screen, first),
+            (f"no cell blank for {blank} ms", worst, blank),
+        )
+        found += [Verdict(each.loader, goal, f"{value:.0f} ms", value < limit) for goal, value, limit in figures]
+    for grid, size in sizes.items():
+        where = f"{SMALL[0]} probes, {SMALL[1]} looks, {grid}x{grid} cells"
+        goal = f"at most {GOALS['megabytes']:g} MB"
+        found.append(Verdict(where, goal, f"{size:.2f} MB", size <= GOALS["megabytes"]))
+    return found
+
+
+def print_shown(console: Console, shown: list[Shown], title: str) -> None:
+    table = Table(title=title, box=MARKDOWN)
+    for column in ("loader", "read, s", "first screen, ms", "with TensorBoard's own page", "server, MB"):
+        table.add_column(column)
+    for way in shown[0].blank:
+        table.add_column(f"{way}: blank, ms / slowest frame")
+    for each in shown:
+        times = f"{each.loaded:.1f}", f"{each.first_screen:.0f}", f"{each.with_tensorboard:.0f}"
+        scrolls = [f"{each.blank[way]:.0f} / {each.slowest_frame[way]:.0f}" for way in each.blank]
+        table.add_row(each.loader, *times, " ".join(f"{size:.0f}" for size in each.megabytes), *scrolls)
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small run, to see that it works; writes nothing")
+    quick = parser.parse_args().quick
+    probes, looks = (64, 20) if quick else (PROBES, LOOKS)
+    console = Console(width=160)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        logs = Path(folder) / "logs"
+        sizes = {grid: write_run(Path(folder) / f"grid-{grid}", *SMALL, grid) for grid in (7, 14)}
+        size = write_run(logs / "run", probes, looks, GRID)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        shown = [measure(browser, logs, loader, probes, looks) for loader in LOADERS]
+        browser.close()
+    print_shown(console, shown, f"{probes} probes, {looks} looks: {size:.0f} MB of event file")
+    goals = verdicts(shown, sizes)
+    print_verdicts(console, goals)
+    if not quick:
+        content = {
+            "cpu": cpu_name(),
+            "versions": {package: version(package) for package in PACKAGES},
+            "run": {"probes": probes, "looks": looks, "grid": GRID, "megabytes": size},
+            "shown": [asdict(each) for each in shown],
+            "goals": [asdict(goal) for goal in goals],
+        }
+        RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
