@@ -428,6 +428,17 @@ def test_a_map_that_is_missing_is_nan() -> None:
     assert np.isnan(arrays["maps"].astype(np.float32)).all((2, 3)).tolist() == [[False, False], [False, True]]
 
 
+def test_a_map_that_does_not_fit_its_shape_takes_no_other_away() -> None:
+    events = [Event.FromString(event) for event in GOOD]
+    (value,) = (value for value in events[1].summary.value if value.tag.endswith("map/probe-1"))
+    value.tensor.tensor_content = b"\0"
+    with example_folder() as folder:
+        write_events(folder / "run" / "events.out.tfevents.1.x", events)
+        with board_over("legacy", folder) as board:
+            arrays, _ = board.arrays("rows", **RUN, probe=["probe-0", "probe-1"])
+    assert np.isfinite(arrays["maps"][0].astype(np.float32)).all()
+
+
 @given(events=damaged())
 @examples(100)
 def test_damaged_data_is_left_out(events: list[Event]) -> None:

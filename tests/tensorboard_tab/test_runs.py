@@ -1,5 +1,6 @@
 """What the tab's routes answer of event files as the callback writes them, whichever loader TensorBoard reads with."""
 
+import io
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from boards import LOADERS, Board, board_over, until
 from PIL import Image
-from synthetic_looks import looks_of, random_maps, write_run
+from synthetic_looks import looks_of, ramps, random_maps, write_run
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.look import Look
@@ -130,6 +131,31 @@ def test_looks_that_cannot_be_compared_with_the_last_are_left_out(change: str, l
     assert about["probes"]["prompts"] == prompts
     assert arrays["baseline"].tolist() == [0, 0]
     assert about["left_out"] == {"were made in another way or of other probes than the last": 3}
+
+
+def test_a_probe_shows_the_picture_that_was_written_last(loader: str, tmp_path: Path) -> None:
+    begun = looks_of(random_maps([0, 10], 1), ["a"], pixels=ramps(1))
+    after = looks_of(random_maps([20], 1), ["a"], pixels=255 - ramps(1), digests=["of another picture"])
+    resumed(tmp_path / "run", begun, after)
+    with board_over(loader, tmp_path) as board:
+        arrays, _ = board.arrays("looks", run="run", root="clipcam")
+    with Image.open(io.BytesIO(arrays["picture.0"].tobytes())) as picture:
+        seen = np.asarray(picture).transpose(2, 0, 1).astype(int)
+    assert np.abs(seen - after[0].pixels[0].numpy()).mean() < 4
+
+
+def test_two_baselines_from_elsewhere(loader: str, tmp_path: Path) -> None:
+    others = [looks_of(random_maps([0], 2, seed=seed), PROMPTS[:2], NAMES[:2])[0].snapshot for seed in (5, 6)]
+    parts = [
+        looks_of(random_maps(steps, 2), PROMPTS[:2], NAMES[:2], baseline=baseline)
+        for steps, baseline in zip(([0, 1], [2, 3]), others, strict=True)
+    ]
+    resumed(tmp_path / "run", *parts)
+    with board_over(loader, tmp_path) as board:
+        arrays, _ = board.arrays("rows", run="run", root="clipcam", probe=NAMES[1])
+        baseline = board.arrays("looks", run="run", root="clipcam")[0]["baseline"]
+    assert baseline.tolist() == [-1, -1, -2, -2]
+    np.testing.assert_array_equal(arrays["foreign"], np.stack([other.maps[[1]].numpy() for other in others]))
 
 
 def test_a_baseline_from_elsewhere(loader: str, tmp_path: Path) -> None:
