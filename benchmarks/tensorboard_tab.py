@@ -1,8 +1,8 @@
 """What the CLIP CAM tab of TensorBoard costs: event files, the first screen, scrolling, the server's memory.
 
-A run of 1,024 probes and 200 looks on a grid of 14x14 cells is written, photographs and random maps, and shown by a real
-TensorBoard with each of its loaders in a headless Chromium of 1440x900 pixels. The page itself is asked for its times: how
-long after its start no cell in sight waits for its map, and, in each frame of a scroll, since when one does.
+A run of 1,024 probes and 200 looks on a grid of 14x14 cells is written, photographs and random maps, and shown by a
+real TensorBoard with each of its loaders in a headless Chromium of 1440x900 pixels. The page itself is asked for its
+times: how long after its start no cell in sight waits for its map, and, in each frame of a scroll, since when one does.
 
 Run it:  python benchmarks/tensorboard_tab.py  (``--quick``: 64 probes and 20 looks, writes nothing)
 """
@@ -40,7 +40,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from clipcam_lightning import tab_events as events
 from clipcam_lightning.jpeg import as_jpeg
-from clipcam_lightning.sinks.tab import PICTURE_QUALITY
+from clipcam_lightning.sinks.tab import PICTURE_QUALITY, PICTURE_SIDE
 
 RESULTS = Path(__file__).with_suffix(".json")
 PROBES, LOOKS, GRID, ROUNDS = 1024, 200, 14, 3
@@ -129,7 +129,7 @@ def write_run(folder: Path, probes: int, looks: int, grid: int) -> float:
                 events.picture_value(
                     events.tag("clipcam", events.PICTURE, name), as_jpeg(Image.fromarray(photo), PICTURE_QUALITY)
                 )
-                for name, photo in zip(names, photographs(probes, 224), strict=True)
+                for name, photo in zip(names, photographs(probes, PICTURE_SIDE), strict=True)
             ]
         values += [
             events.array_value(events.tag("clipcam", events.MAP, name), map_)

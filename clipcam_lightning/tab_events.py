@@ -10,7 +10,7 @@ A look is one event, so that a reader finds all of it or nothing. Its values hav
     picture/<probe>  a JPEG of what the model saw; once
     baseline         float32 [n, h, w]: raw maps of a baseline that is no look of this event file; when it is first used
 
-Each value carries ``METADATA``, by which a reader knows the version and TensorBoard whose the value is.
+Each value's metadata names the plugin, and as its content the version of all this.
 """
 
 import json
@@ -25,7 +25,7 @@ from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_HALF, DT_STRING
 
 PLUGIN = "clipcam"
 VERSION = 1
-METADATA = json.dumps({"version": VERSION}).encode()
+METADATA = str(VERSION).encode()
 TAB = "/tab/"
 LOOK, FIGURES_TAG, PROBES, BASELINE, MAP, PICTURE = "look", "figures", "probes", "baseline", "map/", "picture/"
 FIGURES = (
@@ -37,9 +37,7 @@ FIGURES = (
     "peak_gain",
     "top_iou",
     "center_shift",
-    "similarity_change",
     "energy_inside_mask",
-    "energy_change",
     "note",  # which of the look's notes is the probe's: why it breaks the rule or cannot be judged; -1 for none
     "scale",  # of its map in the event file
 )

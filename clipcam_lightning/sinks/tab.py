@@ -11,7 +11,7 @@ from clipcam_lightning.drift import ProbeDrift
 from clipcam_lightning.jpeg import as_jpeg
 from clipcam_lightning.look import Look, Sink
 
-PICTURE_SIDE, PICTURE_QUALITY = 224, 75  # 8 kB where photographs are full of detail
+PICTURE_SIDE, PICTURE_QUALITY = 192, 70  # 7 kB where photographs are full of detail
 
 
 class TabSink(Sink):

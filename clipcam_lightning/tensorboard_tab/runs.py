@@ -203,9 +203,8 @@ def _bytes(data: Sequence[TensorDatum]) -> bytes:
 
 
 def _version_problem(metadata: bytes) -> str:
-    told = _parsed(metadata)
-    version = told.get("version") if isinstance(told, dict) else None
-    if not isinstance(version, int):
+    version = _parsed(metadata)
+    if type(version) is not int:
         return "Its data is damaged: it does not tell the version of its format."
     newer = version > events.VERSION
     return f"It was written by a later version (format {version}): update clipcam-lightning." if newer else ""

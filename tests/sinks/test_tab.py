@@ -105,7 +105,7 @@ def test_maps_times_their_scale_are_the_raw_maps(maps: Tensor, tmp_path: Path) -
 
 COLUMNS = [
     *("drift", "similarity", "alarm", "noise_ratio", "common_gain", "peak_gain", "top_iou", "center_shift"),
-    *("similarity_change", "energy_inside_mask", "energy_change", "note", "scale"),
+    *("energy_inside_mask", "note", "scale"),
 ]
 
 
@@ -154,7 +154,7 @@ def test_every_value_says_whose_it_is_and_in_which_version(tmp_path: Path) -> No
             kinds.add(kind.split("/")[0])
             assert value.metadata.data_class == DATA_CLASS_TENSOR
             assert value.metadata.plugin_data.plugin_name == "clipcam"
-            assert json.loads(value.metadata.plugin_data.content) == {"version": 1}
+            assert value.metadata.plugin_data.content == b"1"
         assert told(values["look"])["version"] == 1
     assert kinds == {"look", "figures", "probes", "picture", "map", "baseline"}
 
@@ -249,7 +249,7 @@ def photographs(count: int) -> Tensor:
     return torch.stack(pictures)
 
 
-@pytest.mark.parametrize(("grid", "megabytes"), [((7, 7), 1.7), ((14, 14), 3.15)], ids=["7x7", "14x14"])
+@pytest.mark.parametrize(("grid", "megabytes"), [((7, 7), 1.5), ((14, 14), 3.0)], ids=["7x7", "14x14"])
 def test_a_hundred_looks_at_fifty_probes_take_little_room(
     grid: tuple[int, int], megabytes: float, tmp_path: Path
 ) -> None:

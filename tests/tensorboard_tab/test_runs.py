@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boards import LOADERS, Board, board_over, until
+from in_process import LOADERS, Board, board_over, until
 from PIL import Image
 from synthetic_looks import looks_of, ramps, random_maps, write_run
 from torch.utils.tensorboard import SummaryWriter
