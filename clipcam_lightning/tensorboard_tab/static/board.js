@@ -73,6 +73,13 @@ export class Board {
     return this.columns[column].looks.some((look, side) => look !== undefined && this.runs[side].alarmed[look]);
   }
 
+  /** The chosen colours of heat, or the first there are. */
+  get heatColors() {
+    const { about, arrays } = this.colors;
+    const { colors } = this.state.values;
+    return arrays[about.heats.includes(colors) ? colors : about.heats[0]].data;
+  }
+
   /** Pixels of a probe at a look.
    *
    * @param {Object} [options] `picture` in another size than that of a tile, `view` instead of the chosen one, and
@@ -82,14 +89,14 @@ export class Board {
   image(run, probe, look, { picture, view = this.state.values.view, before = false } = {}) {
     const row = run.rows.get(probe);
     if (!row) return undefined;
-    const { opacity, colors, baseline, scale } = this.state.values;
+    const { opacity, baseline, scale } = this.state.values;
     const at = (map) => map && shown(map, scale === "probe" ? row.top : top(map));
     const now = view === "input" ? null : at(row.map(look));
     const base = before || view === "change" ? at(run.baselineMap(probe, look, baseline)) : null;
     return painted(picture ?? row.tile, row.shape, before ? base : now, base, {
       view,
       opacity: Number(opacity),
-      heatColors: (this.colors.arrays[colors] ?? this.colors.arrays.inferno).data,
+      heatColors: this.heatColors,
       changeColors: this.colors.arrays[this.colors.about.change].data,
     });
   }

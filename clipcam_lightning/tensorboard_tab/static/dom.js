@@ -29,11 +29,14 @@ export function labelled(text, control, properties = {}) {
   return element("span", { class: "control", ...properties }, element("label", { text, for: control.id }), control);
 }
 
-/** Replace the options of a `<select>`, each `[value, text]`, and choose one; nothing is touched if nothing changed. */
+/** Replace the options of a `<select>`, each `[value, text]`, and choose one, the first if there is no such; nothing is
+ * touched if nothing changed.
+ */
 export function setOptions(select, options, chosen) {
   const known = [...select.options].map((option) => [option.value, option.textContent]);
   if (JSON.stringify(known) !== JSON.stringify(options.map(([value, text]) => [String(value), text]))) {
     select.replaceChildren(...options.map(([value, text]) => element("option", { value, text })));
   }
   select.value = chosen;
+  if (select.selectedIndex < 0) select.selectedIndex = 0;
 }

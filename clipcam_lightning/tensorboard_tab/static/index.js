@@ -76,6 +76,7 @@ class Page {
     const wanted = beside && beside !== chosen ? [chosen, beside] : [chosen];
     const problem = wanted.find((source) => source.problem);
     this.state.values.run = keyOf(chosen);
+    this.state.values.beside = wanted.length > 1 ? keyOf(beside) : "";
     if (problem) {
       this.board.show([]);
       this.toolbar.update(this.sources);

@@ -16,6 +16,13 @@ export const DEFAULTS = {
   look: LAST, // a step, or the newest
   open: "", // name of the probe that is shown large
 };
+const SOUND = {
+  view: (value) => ["overlay", "heat", "change", "input"].includes(value),
+  opacity: (value) => value >= 0 && value <= 1,
+  baseline: (value) => /^(callback|previous|\d+)$/.test(value),
+  scale: (value) => ["map", "probe"].includes(value),
+  sort: (value) => ["drift", "name", "similarity"].includes(value),
+}; // what else can be chosen depends on the runs
 const QUIET = 200; // milliseconds; browsers refuse an address that changes with each move of a slider
 const KEPT = `clipcam ${new URL("..", location.href).pathname}`;
 
@@ -46,8 +53,10 @@ export class State {
   }
 }
 
+/** Of what an address or this browser says all that can be chosen. */
 function known(values) {
-  return Object.fromEntries(Object.entries(values).filter(([key, value]) => key in DEFAULTS && typeof value === "string"));
+  const sound = ([key, value]) => Object.hasOwn(DEFAULTS, key) && typeof value === "string" && (SOUND[key]?.(value) ?? true);
+  return Object.fromEntries(Object.entries(values).filter(sound));
 }
 
 function stored() {

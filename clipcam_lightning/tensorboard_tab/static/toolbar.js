@@ -94,8 +94,10 @@ export class Toolbar {
     setOptions(this.sort, SORTS, values.sort);
     setOptions(this.colors, this.board.colors.about.heats.map((name) => [name, name]), values.colors);
     setOptions(this.scale, SCALES, values.scale);
-    const steps = this.board.columns.map(({ step }) => [step, `step ${step}`]);
-    setOptions(this.baseline, [["callback", "the callback's own"], ["previous", "the look before"], ...steps], values.baseline);
+    const steps = this.board.columns.map(({ step }) => String(step));
+    const named = ["callback", "previous", ...steps].includes(values.baseline) ? [] : [values.baseline]; // of another run
+    const baselines = [...steps, ...named].map((step) => [step, `step ${step}`]);
+    setOptions(this.baseline, [["callback", "the callback's own"], ["previous", "the look before"], ...baselines], values.baseline);
     if (document.activeElement !== this.filter) this.filter.value = values.filter;
     this.opacity.value = values.opacity;
     for (const button of this.views) {
@@ -107,10 +109,10 @@ export class Toolbar {
     this.#legend(values);
   }
 
-  #legend({ view, colors }) {
+  #legend({ view }) {
     const change = view === "change";
     const { arrays, about } = this.board.colors;
-    const table = (change ? arrays[about.change] : (arrays[colors] ?? arrays[about.heats[0]])).data;
+    const table = change ? arrays[about.change].data : this.board.heatColors;
     const ramp = new ImageData(256, 1);
     for (let i = 0; i < 256; i++) ramp.data.set([...table.subarray(3 * i, 3 * i + 3), 255], 4 * i);
     this.ramp.getContext("2d").putImageData(ramp, 0, 0);
