@@ -85,8 +85,8 @@ export class Player {
   }
 
   #key(event) {
-    const typing = event.target.closest?.("input:not([type=range]), select, textarea");
-    if (typing || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    const control = event.target.closest?.("input, select, textarea"); // which has a use for these keys itself
+    if ((control && control !== this.slider) || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     if (event.key === "ArrowLeft") this.go(-1);
     else if (event.key === "ArrowRight") this.go(1);
     else if (event.key === " " && !event.target.closest?.("button, summary")) this.toggle();
