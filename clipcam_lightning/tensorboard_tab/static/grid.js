@@ -36,6 +36,7 @@ export class Grid {
 
   /** Build anew: other runs, probes or looks. */
   reset() {
+    const hadFocus = this.body.contains(document.activeElement);
     for (const row of this.live.values()) row.node.remove();
     for (const head of this.heads.values()) head.remove();
     this.live.clear();
@@ -48,6 +49,7 @@ export class Grid {
     this.node.setAttribute("aria-colcount", columns.length + 1);
     this.selected = Math.min(this.selected, Math.max(0, this.count - 1));
     this.update(true);
+    if (hadFocus) this.live.get(this.selected)?.cells.get(this.board.now)?.focus({ preventScroll: true });
   }
 
   #soon() {
