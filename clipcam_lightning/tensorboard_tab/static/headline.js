@@ -43,7 +43,7 @@ function where(run, probe) {
   const row = run.rows.get(probe);
   const [before, now] = row ? [run.baselineMap(probe, run.last, "callback"), row.map(run.last)] : [];
   const way = before && now ? moved(before, now, row.shape) : null;
-  if (!way || way.gain < 0.02) return "";
+  if (!way?.far) return "";
   return `, to the ${way.gained} (+${percent(way.gain)} of its map) from the ${way.lost} (−${percent(way.loss)})`;
 }
 

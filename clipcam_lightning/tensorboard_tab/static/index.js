@@ -77,34 +77,44 @@ class Page {
     const problem = wanted.find((source) => source.problem);
     this.state.values.run = keyOf(chosen);
     this.state.values.beside = wanted.length > 1 ? keyOf(beside) : "";
+    this.toolbar.update(this.sources); // so that another run can be chosen, whatever comes of this one
     if (problem) {
       this.board.show([]);
-      this.toolbar.update(this.sources);
       this.#say(`Run ${problem.run} cannot be shown. ${problem.problem}`);
       return;
     }
     const runs = wanted.map((source) => this.board.runs.find(({ key }) => key === keyOf(source)) ?? new Run(source));
-    const changed = await Promise.all(runs.map((run) => (again || !run.steps) && run.load()));
+    const asked = (this.asked = Symbol("newest")); // another choice may be made while this one is read
     const same = runs.length === this.board.runs.length && runs.every((run, side) => run === this.board.runs[side]);
-    this.toolbar.update(this.sources);
-    if (same && !changed.some(Boolean)) return;
+    try {
+      const changed = await Promise.all(runs.map((run) => (again || !run.steps) && run.load()));
+      if (asked !== this.asked) return;
+      this.#say("");
+      if (same && !changed.some(Boolean)) return;
+    } catch (error) {
+      if (asked !== this.asked) return;
+      if (!same) this.board.show([]); // nothing of the run that was chosen before
+      throw error;
+    }
     for (const run of runs) {
       run.arrived = () => this.#arrived();
-      run.changed = () => this.#all(this.board.runs);
+      run.changed = () => this.#all(runs);
       run.failed = (error) => this.#say(error.message);
     }
     this.#all(runs);
   }
 
-  /** Everything anew. */
+  /** Everything anew; who has scrolled to another look stays there if the same one is shown on. */
   #all(runs) {
+    const was = this.board.now;
     this.board.show(runs);
-    this.#say("");
     this.toolbar.update(this.sources);
     this.#tell();
     this.grid.reset();
-    this.grid.reveal();
-    this.grid.update(false);
+    if (this.board.now !== was) {
+      this.grid.reveal();
+      this.grid.update(false);
+    }
     this.player.update();
     this.#showDetail();
   }

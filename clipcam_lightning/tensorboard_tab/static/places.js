@@ -1,6 +1,7 @@
 /** Where attention went, in words. */
 
 const DOWN = ["top", "", "bottom"];
+const LEAST = 0.05; // of the mass; less is a map that moved within its place
 const ACROSS = ["left", "", "right"];
 
 /** Which ninth of the picture gained most of a map's mass and which lost most.
@@ -8,7 +9,8 @@ const ACROSS = ["left", "", "right"];
  * @param {Float32Array} before raw map
  * @param {Float32Array} now raw map
  * @param {number[]} shape `[h, w]`
- * @returns {?{gained: string, gain: number, lost: string, loss: number}} shares of the mass; null if a map has none
+ * @returns {?{gained: string, gain: number, lost: string, loss: number, far: boolean}} shares of the mass, and whether
+ *     they are worth a word; null if a map has no mass
  */
 export function moved(before, now, [h, w]) {
   const [was, is] = [shares(before), shares(now)];
@@ -22,7 +24,7 @@ export function moved(before, now, [h, w]) {
   }
   const gained = ninths.indexOf(Math.max(...ninths));
   const lost = ninths.indexOf(Math.min(...ninths));
-  return { gained: name(gained), gain: ninths[gained], lost: name(lost), loss: -ninths[lost] };
+  return { gained: name(gained), gain: ninths[gained], lost: name(lost), loss: -ninths[lost], far: ninths[gained] >= LEAST };
 }
 
 function name(ninth) {

@@ -124,7 +124,7 @@ export class GridRow {
     const before = row && look !== undefined && this.run.baselineMap(this.probe, look, this.board.state.values.baseline);
     const now = before && row.map(look);
     const way = now ? moved(before, now, row.shape) : null;
-    this.went.textContent = way && way.gain > 0.02 ? `→ ${way.gained} +${percent(way.gain)}, ${way.lost} −${percent(way.loss)}` : "";
+    this.went.textContent = way?.far ? `→ ${way.gained} +${percent(way.gain)}, ${way.lost} −${percent(way.loss)}` : "";
   }
 }
 
