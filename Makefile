@@ -17,6 +17,7 @@ benchmarks: .venv/.installed-test
 	$(BIN)/python benchmarks/localisation.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/tensorboard_tab.py
 	$(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/drift_detection.py
 

@@ -38,7 +38,8 @@ export class Detail {
       "aria-label": "Wipe between baseline and now",
       on: { input: () => this.#draw() },
     });
-    const button = (text, label, click) => element("button", { text, title: label, "aria-label": label, on: { click } });
+    const button = (text, label, click) =>
+      element("button", { text, title: label, "aria-label": label, on: { click } });
     this.node = element(
       "dialog",
       { class: "detail", "aria-labelledby": "detail-title", on: { close: () => board.state.set({ open: "" }) } },
@@ -102,14 +103,23 @@ export class Detail {
     const small = await row.picture(Math.round(SMALL * Math.min(2, devicePixelRatio)));
     const view = values.view === "heat" ? "heat" : "overlay";
     const stage = {
-      canvas: element("canvas", { class: "stage", role: "img", "aria-label": `${run.names[probe]}, baseline beside now` }),
+      canvas: element("canvas", {
+        class: "stage",
+        role: "img",
+        "aria-label": `${run.names[probe]}, baseline beside now`,
+      }),
       before: board.image(run, probe, look, { picture, view, before: true }),
       now: board.image(run, probe, look, { picture, view }),
     };
     stage.canvas.addEventListener("pointerdown", (event) => this.#drag(event));
     stage.canvas.addEventListener("pointermove", (event) => event.buttons && this.#drag(event));
     const tiles = ["change", "input"].map((kind) =>
-      element("figure", {}, canvas(board.image(run, probe, look, { picture: small, view: kind })), element("figcaption", { text: kind })),
+      element(
+        "figure",
+        {},
+        painting(board.image(run, probe, look, { picture: small, view: kind })),
+        element("figcaption", { text: kind }),
+      ),
     );
     const drift = sparkline(run, probe, STAGE, 64);
     drift.mark(look);
@@ -119,7 +129,12 @@ export class Detail {
       element("span", { text: `baseline: ${run.baselineName(look, values.baseline)}` }),
       element("span", { text: `now: step ${run.steps[look]}` }),
     );
-    const chart = element("figure", {}, drift, element("figcaption", { text: `drift, 0 to ${drift.highest}, at all looks` }));
+    const chart = element(
+      "figure",
+      {},
+      drift,
+      element("figcaption", { text: `drift, 0 to ${drift.highest}, at all looks` }),
+    );
     node.append(
       element("div", {}, stage.canvas, names, chart),
       element(
@@ -161,21 +176,31 @@ function words(run, probe, look, row, baseline) {
   const [before, now] = [run.baselineMap(probe, look, baseline), row.map(look)];
   const way = before && now ? moved(before, now, row.shape) : null;
   const note = run.notes[look][row.figures(look, "note")];
-  const went = way ? `The ${way.gained} gained ${percent(way.gain)} of the map, the ${way.lost} lost ${percent(way.loss)}. ` : "";
+  const went = way
+    ? `The ${way.gained} gained ${percent(way.gain)} of the map, the ${way.lost} lost ${percent(way.loss)}. `
+    : "";
   const node = element("p", { class: "words", text: went });
   const breaks = run.alarm(probe, look) > 0;
-  if (note) node.append(element("strong", { class: breaks ? "alarm" : "", text: `${breaks ? "Breaks the rule: " : ""}${note}.` }));
+  if (note)
+    node.append(
+      element("strong", { class: breaks ? "alarm" : "", text: `${breaks ? "Breaks the rule: " : ""}${note}.` }),
+    );
   return node;
 }
 
 function table(row, look) {
   const known = FIGURES.filter(([name]) => !Number.isNaN(row.figures(look, name)));
   const line = ([name, label, digits]) =>
-    element("tr", {}, element("th", { scope: "row", text: label }), element("td", { text: figure(row.figures(look, name), digits) }));
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row", text: label }),
+      element("td", { text: figure(row.figures(look, name), digits) }),
+    );
   return element("table", {}, element("tbody", {}, ...known.map(line)));
 }
 
-function canvas(image) {
+function painting(image) {
   const made = element("canvas", { "aria-hidden": "true" });
   if (image) {
     [made.width, made.height] = [image.width, image.height];

@@ -21,7 +21,13 @@ export class Grid {
     this.marker = element("div", { class: "marker" });
     this.node = element(
       "div",
-      { class: "grid", role: "grid", tabIndex: 0, "aria-label": "Maps of all probes at all looks", on: { scroll: () => this.#soon() } },
+      {
+        class: "grid",
+        role: "grid",
+        tabIndex: 0,
+        "aria-label": "Maps of all probes at all looks",
+        on: { scroll: () => this.#soon() },
+      },
       this.head,
       this.body,
     );

@@ -24,7 +24,9 @@ export function followDarkMode() {
     // a page of another origin has embedded TensorBoard
   }
   const follow = () => {
-    document.documentElement.dataset.theme = (body ? body.classList.contains("dark-mode") : dark.matches) ? "dark" : "light";
+    document.documentElement.dataset.theme = (body ? body.classList.contains("dark-mode") : dark.matches)
+      ? "dark"
+      : "light";
   };
   if (body) new MutationObserver(follow).observe(body, { attributes: true, attributeFilter: ["class"] });
   dark.addEventListener("change", follow);

@@ -18,7 +18,9 @@ const EMPTY = `trainer = Trainer(
 )`;
 
 export async function render() {
-  document.head.append(element("link", { rel: "stylesheet", href: "./style.css" }));
+  for (const href of ["./page.css", "./grid.css", "./detail.css"]) {
+    document.head.append(element("link", { rel: "stylesheet", href }));
+  }
   document.documentElement.lang = "en";
   followDarkMode();
   const page = new Page(await askArrays("colors"));
@@ -175,6 +177,7 @@ class Page {
   #say(text, example) {
     this.message.hidden = !text;
     this.message.replaceChildren(element("p", { text }), ...(example ? [element("pre", { text: example })] : []));
-    for (const part of [this.headline, this.grid.node, this.player.node]) part.hidden = Boolean(text) && !this.board.runs.length;
+    for (const part of [this.headline, this.grid.node, this.player.node])
+      part.hidden = Boolean(text) && !this.board.runs.length;
   }
 }

@@ -24,7 +24,13 @@ export function moved(before, now, [h, w]) {
   }
   const gained = ninths.indexOf(Math.max(...ninths));
   const lost = ninths.indexOf(Math.min(...ninths));
-  return { gained: name(gained), gain: ninths[gained], lost: name(lost), loss: -ninths[lost], far: ninths[gained] >= LEAST };
+  return {
+    gained: name(gained),
+    gain: ninths[gained],
+    lost: name(lost),
+    loss: -ninths[lost],
+    far: ninths[gained] >= LEAST,
+  };
 }
 
 function name(ninth) {

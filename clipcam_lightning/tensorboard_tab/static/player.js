@@ -86,7 +86,14 @@ export class Player {
 
   #key(event) {
     const control = event.target.closest?.("input, select, textarea"); // which has a use for these keys itself
-    if ((control && control !== this.slider) || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (
+      (control && control !== this.slider) ||
+      event.ctrlKey ||
+      event.metaKey ||
+      event.altKey ||
+      event.defaultPrevented
+    )
+      return;
     if (event.key === "ArrowLeft") this.go(-1);
     else if (event.key === "ArrowRight") this.go(1);
     else if (event.key === " " && !event.target.closest?.("button, summary")) this.toggle();

@@ -5,7 +5,7 @@ import { moved, percent } from "./places.js";
 import { TILE, nameOf } from "./run.js";
 import { sparkline } from "./sparkline.js";
 
-export const SIZE = { row: TILE + 40, cell: TILE + 10, side: 370, head: 46 }; // CSS pixels, as in style.css
+export const SIZE = { row: TILE + 40, cell: TILE + 10, side: 370, head: 46 }; // CSS pixels, as in grid.css
 
 export function figure(value, digits = 2) {
   return Number.isNaN(value) ? "unknown" : value.toFixed(digits);
@@ -32,7 +32,12 @@ export class GridRow {
     this.probe = board.probes[Math.floor(number / board.runs.length)][this.side];
     this.cells = new Map(); // by column
     this.strip = new Strip();
-    this.node = element("div", { class: "row", role: "row", "aria-rowindex": number + 2 }, this.#header(), this.strip.canvas);
+    this.node = element(
+      "div",
+      { class: "row", role: "row", "aria-rowindex": number + 2 },
+      this.#header(),
+      this.strip.canvas,
+    );
     this.node.classList.toggle("second", this.side > 0);
     this.node.style.top = `${number * SIZE.row}px`;
   }
@@ -89,7 +94,13 @@ export class GridRow {
   #cell(column) {
     const cell = element(
       "div",
-      { class: "cell", role: "gridcell", tabIndex: -1, "aria-colindex": column + 2, on: { click: () => this.open(column) } },
+      {
+        class: "cell",
+        role: "gridcell",
+        tabIndex: -1,
+        "aria-colindex": column + 2,
+        on: { click: () => this.open(column) },
+      },
       element("div", { class: "frame" }),
       element("div", { class: "figure" }),
     );
@@ -121,7 +132,8 @@ export class GridRow {
     this.figure.textContent = look === undefined ? "no look" : `drift ${figure(this.run.drift(this.probe, look))}`;
     this.node.classList.toggle("alarm", look !== undefined && this.run.alarm(this.probe, look) > 0);
     const row = this.run.rows.get(this.probe);
-    const before = row && look !== undefined && this.run.baselineMap(this.probe, look, this.board.state.values.baseline);
+    const before =
+      row && look !== undefined && this.run.baselineMap(this.probe, look, this.board.state.values.baseline);
     const now = before && row.map(look);
     const way = now ? moved(before, now, row.shape) : null;
     this.went.textContent = way?.far ? `→ ${way.gained} +${percent(way.gain)}, ${way.lost} −${percent(way.loss)}` : "";

@@ -77,7 +77,8 @@ export class Run {
     const missing = inSight.filter((name) => places.has(name) && !about.rows.includes(name)).slice(0, AT_ONCE);
     if (missing.length) {
       const more = await this.#ask(missing);
-      if (sameSteps(more.arrays.step.data, arrays.step.data)) rows.push(...(await rowsOf(more.about, more.arrays, about.figures)));
+      if (sameSteps(more.arrays.step.data, arrays.step.data))
+        rows.push(...(await rowsOf(more.about, more.arrays, about.figures)));
     }
     this.stamp = stamp;
     Object.assign(this, about.probes); // names, prompts, digests
@@ -173,7 +174,7 @@ const sameSteps = (some, others) => some.length === others.length && some.every(
 
 /** The rows of an answer, by name. */
 function rowsOf(about, arrays, names) {
-  const [, looks, ...shape] = arrays.maps.shape;
+  const shape = arrays.maps.shape.slice(2);
   return Promise.all(
     about.rows.map(async (name, i) => {
       const figures = part(arrays.row_figures, i);

@@ -14,7 +14,15 @@ export function sparkline(run, probe, width, height) {
   const known = drift.map((value, look) => [look, value]).filter(([, value]) => !Number.isNaN(value));
   const alarms = known.filter(([look]) => run.alarm(probe, look));
   const now = svg("line", { y1: 0, y2: height, class: "now" });
-  const sketch = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", class: "sparkline", "aria-label": spoken(run, drift, alarms) });
+  const sketch = svg("svg", {
+    width,
+    height,
+    viewBox: `0 0 ${width} ${height}`,
+    preserveAspectRatio: "none",
+    role: "img",
+    class: "sparkline",
+    "aria-label": spoken(run, drift, alarms),
+  });
   sketch.append(
     svg("line", { x1: 0, x2: width, y1: y(0), y2: y(0), class: "axis" }),
     now,

@@ -55,7 +55,8 @@ export class State {
 
 /** Of what an address or this browser says all that can be chosen. */
 function known(values) {
-  const sound = ([key, value]) => Object.hasOwn(DEFAULTS, key) && typeof value === "string" && (SOUND[key]?.(value) ?? true);
+  const sound = ([key, value]) =>
+    Object.hasOwn(DEFAULTS, key) && typeof value === "string" && (SOUND[key]?.(value) ?? true);
   return Object.fromEntries(Object.entries(values).filter(sound));
 }
 

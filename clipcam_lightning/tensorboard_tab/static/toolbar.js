@@ -92,12 +92,20 @@ export class Toolbar {
     setOptions(this.run, names, values.run);
     setOptions(this.beside, [["", "none"], ...names.filter(([key]) => key !== values.run)], values.beside);
     setOptions(this.sort, SORTS, values.sort);
-    setOptions(this.colors, this.board.colors.about.heats.map((name) => [name, name]), values.colors);
+    setOptions(
+      this.colors,
+      this.board.colors.about.heats.map((name) => [name, name]),
+      values.colors,
+    );
     setOptions(this.scale, SCALES, values.scale);
     const steps = this.board.columns.map(({ step }) => String(step));
     const named = ["callback", "previous", ...steps].includes(values.baseline) ? [] : [values.baseline]; // of another run
     const baselines = [...steps, ...named].map((step) => [step, `step ${step}`]);
-    setOptions(this.baseline, [["callback", "the callback's own"], ["previous", "the look before"], ...baselines], values.baseline);
+    setOptions(
+      this.baseline,
+      [["callback", "the callback's own"], ["previous", "the look before"], ...baselines],
+      values.baseline,
+    );
     if (document.activeElement !== this.filter) this.filter.value = values.filter;
     this.opacity.value = values.opacity;
     for (const button of this.views) {

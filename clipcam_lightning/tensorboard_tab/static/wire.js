@@ -15,7 +15,14 @@ export async function askArrays(route, query = []) {
   const start = 8 + Number(new DataView(buffer).getBigUint64(0, true));
   const { __metadata__, ...places } = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, start - 8)));
   const arrays = {};
-  for (const [name, { dtype, shape, data_offsets: [from, to] }] of Object.entries(places)) {
+  for (const [
+    name,
+    {
+      dtype,
+      shape,
+      data_offsets: [from, to],
+    },
+  ] of Object.entries(places)) {
     arrays[name] = { shape, data: new TYPES[dtype](buffer.slice(start + from, start + to)) };
   }
   return { about: JSON.parse(__metadata__.about), arrays };
