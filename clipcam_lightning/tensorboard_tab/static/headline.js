@@ -34,7 +34,7 @@ function most(run) {
   const jump = 1 + rises.indexOf(Math.max(...rises.filter((rise) => !Number.isNaN(rise))));
   const when = jump ? `, most of it between steps ${steps[jump - 1]} and ${steps[jump]}` : "";
   return [
-    element("strong", { text: names[probe] }),
+    element("strong", {}, element("bdi", { text: names[probe] })), // a name may turn the direction of what follows
     ` moved most: drift ${figure(drift[last])}${when}${where(run, probe)}.`,
   ];
 }

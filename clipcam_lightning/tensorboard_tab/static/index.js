@@ -82,7 +82,7 @@ class Page {
     this.toolbar.update(this.sources); // so that another run can be chosen, whatever comes of this one
     if (problem) {
       this.board.show([]);
-      this.#say(`Run ${problem.run} cannot be shown. ${problem.problem}`);
+      this.#say(`Run \u2068${problem.run}\u2069 cannot be shown. ${problem.problem}`);
       return;
     }
     const runs = wanted.map((source) => this.board.runs.find(({ key }) => key === keyOf(source)) ?? new Run(source));
