@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Frame, Locator, Page, R
 
 Pixels = UInt8[np.ndarray, "y x 4"]
 MAPS = "Maps of all probes at all looks"
-EXPECTED = "Multiple instances of Three.js"  # TensorBoard's own
+EXPECTED = re.compile("Multiple instances of Three.js|/font-roboto/")  # TensorBoard's own: no fonts below a prefix
 READY = """() => !document.querySelector('canvas.waiting') && (
     document.querySelector('[role=gridcell]') || document.querySelector('.message:not([hidden])')?.textContent
 )"""
@@ -33,6 +33,7 @@ class Tab:
     def __init__(self, browser: Browser, board: str, **options: Any) -> None:
         self.board = board
         self.context = browser.new_context(**{"viewport": {"width": 1500, "height": 1000}, **options})
+        self.context.set_default_timeout(10_000)
         self.noise: list[str] = []  # what a page that works does not do
         self.page = self._watched(self.context.new_page())
 
@@ -44,8 +45,9 @@ class Tab:
 
     def _watched(self, page: Page) -> Page:
         def console(message: ConsoleMessage) -> None:
-            if message.type in ("error", "warning") and EXPECTED not in message.text:
-                self.noise.append(f"console: {message.text}")
+            said = f"{message.text} {message.location.get('url', '')}"
+            if message.type in ("error", "warning") and not EXPECTED.search(said):
+                self.noise.append(f"console: {said}")
 
         def request(asked: Request) -> None:
             url = urlsplit(asked.url)
@@ -91,9 +93,13 @@ class Tab:
         self.frame.wait_for_function(READY)
         return self
 
-    def reload_data(self) -> None:
-        """TensorBoard's own button."""
-        self.page.locator("app-header-reload button").click()
+    def reload_data(self, by: str = "mouse") -> None:
+        """TensorBoard's own button; by anything else than the mouse as TensorBoard presses it from time to time."""
+        button = self.page.locator("app-header-reload button")
+        if by == "mouse":
+            button.click()
+        else:
+            button.dispatch_event("click")
 
     @property
     def state(self) -> dict[str, str]:
@@ -122,9 +128,9 @@ class Tab:
 
     # What can be chosen.
 
-    def choose(self, label: str, value: str | None = None, **option: str) -> None:
-        """An entry of a select, by its value or by its ``label``."""
-        self.root.get_by_label(label, exact=True).select_option(value, **option)
+    def choose(self, name: str, entry: str) -> None:
+        """An entry of a select, by its value or its text."""
+        self.root.get_by_label(name, exact=True).select_option(entry)
 
     def chosen(self, label: str) -> str:
         """The value of a control."""
