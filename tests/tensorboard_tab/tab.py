@@ -15,9 +15,22 @@ from playwright.sync_api import Browser, ConsoleMessage, Frame, Locator, Page, R
 Pixels = UInt8[np.ndarray, "y x 4"]
 MAPS = "Maps of all probes at all looks"
 EXPECTED = re.compile("Multiple instances of Three.js|/font-roboto/")  # TensorBoard's own: no fonts below a prefix
-READY = """() => !document.querySelector('canvas.waiting') && (
+READY = """() => !document.querySelector('.waiting') && (
     document.querySelector('[role=gridcell]') || document.querySelector('.message:not([hidden])')?.textContent
 )"""
+# What a canvas has on it, or what the canvas behind a cell's frame has at the frame's place.
+SHOWN = """found => {
+    if (found.matches('canvas')) return found.toDataURL('image/png');
+    const frame = found.querySelector('.frame').getBoundingClientRect();
+    const strip = found.querySelector('canvas') ?? found.closest('[role=row]').querySelector(':scope > canvas');
+    const { left, top } = strip.getBoundingClientRect();
+    const [x, y, width, height] = [frame.left - left, frame.top - top, frame.width, frame.height].map(
+        length => Math.round(length * devicePixelRatio));
+    const cut = document.createElement('canvas');
+    [cut.width, cut.height] = [width, height];
+    cut.getContext('2d').drawImage(strip, -x, -y);
+    return cut.toDataURL('image/png');
+}"""
 expect.set_options(timeout=10_000)
 
 
@@ -175,7 +188,7 @@ class Tab:
 
     def present(self, name: str) -> Locator:
         """The look that is shown now, beside the probe's name."""
-        return self.row(name).get_by_role("rowheader").locator(".present canvas")
+        return self.row(name).get_by_role("rowheader").locator(".present")
 
     def head(self, step: int) -> Locator:
         """The head of a column."""
@@ -246,18 +259,15 @@ def all_pixels(tab: Tab) -> dict[tuple[str, int], Pixels]:
     """Of every cell in sight, by the names in :meth:`Tab.order` and the number of the look."""
     found = tab.grid.evaluate(
         "grid => [...grid.querySelectorAll('[role=gridcell]')].map(cell => [Number(cell.dataset.row),"
-        " Number(cell.dataset.column), cell.querySelector('canvas').toDataURL('image/png')])"
+        f" Number(cell.dataset.column), ({SHOWN})(cell)])"
     )
     order = tab.order()
     return {(order[row], column): _decoded(url) for row, column, url in found}
 
 
 def pixels(element: Locator) -> Pixels:
-    """What a canvas, or the only canvas in an element, has on it."""
-    url = element.evaluate(
-        "found => (found.matches('canvas') ? found : found.querySelector('canvas')).toDataURL('image/png')"
-    )
-    return _decoded(url)
+    """What is painted in a cell, or on a canvas."""
+    return _decoded(element.evaluate(SHOWN))
 
 
 def _decoded(url: str) -> Pixels:
