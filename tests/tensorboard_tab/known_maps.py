@@ -13,11 +13,11 @@ TOP_LEFT, TOP_RIGHT, BOTTOM_LEFT, BOTTOM_RIGHT = (0, 0), (0, -1), (-1, 0), (-1, 
 CORNERS = (TOP_LEFT, TOP_RIGHT, BOTTOM_LEFT, BOTTOM_RIGHT)
 NOWHERE = None
 PROBES = {  # where each probe's map is lit at each step, and how brightly
+    "blind": [(NOWHERE, 0.0), (TOP_LEFT, 1.0), (BOTTOM_RIGHT, 1.0), (BOTTOM_RIGHT, 1.0)],
     "still": [(BOTTOM_LEFT, 2.0)] * 4,
     "walks": [(TOP_LEFT, 1.0), (TOP_RIGHT, 1.0), (BOTTOM_RIGHT, 1.0), (BOTTOM_RIGHT, 1.0)],
     "fades": [(TOP_RIGHT, 4.0), (TOP_RIGHT, 2.0), (TOP_RIGHT, 1.0), (TOP_RIGHT, 0.0625)],
     "vanishes": [(TOP_LEFT, 1.0), (TOP_LEFT, 1.0), (TOP_LEFT, 1.0), (NOWHERE, 0.0)],
-    "blind": [(NOWHERE, 0.0), (TOP_LEFT, 1.0), (BOTTOM_RIGHT, 1.0), (BOTTOM_RIGHT, 1.0)],
     "slow": [(TOP_LEFT, 1.0), (TOP_LEFT, 1.0), (TOP_LEFT, 1.0), (TOP_RIGHT, 1.0)],
 }
 NAMES = tuple(PROBES)
