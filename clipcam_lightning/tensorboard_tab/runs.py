@@ -4,6 +4,7 @@ What is read here may have been written by anyone: a look that cannot be underst
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -235,8 +236,9 @@ def _probes(datum: TensorDatum) -> Mapping[str, Any] | None:
     names, prompts, digests = (told.get(key) for key in ("names", "prompts", "digests"))
     if not (_are_texts(names) and _are_texts(prompts) and _are_texts(digests)):
         return None
-    sound = len(names) == len(set(names)) == len(prompts) == len(digests) > 0 and "".join(names).isascii()
-    return told if sound and "digest" in told else None
+    sound = len(names) == len(set(names)) == len(prompts) == len(digests) > 0
+    half = re.search(r"[\ud800-\udfff]", "".join(names))  # of a character, which no tag can hold
+    return told if sound and not half and "digest" in told else None
 
 
 def _are_texts(values: Any) -> TypeGuard[list[str]]:

@@ -151,7 +151,7 @@ def write_broken(folder: Path, kind: str) -> None:
     write_run(folder, known_looks(), tab=False, panels=1)
     look, figures, probes = (events.tag("clipcam", name) for name in (events.LOOK, events.FIGURES_TAG, events.PROBES))
     values = {
-        "future": [value(look, text(b'{"version": 99}'), b'{"version": 99}')],
+        "future": [value(look, text(b'{"version": 99}'), b"99")],
         "nameless": [value(look, text(b"{}"), b"\xff not JSON")],
         "garbage": [value(look, text(b"\xff\xfe{")), value(probes, text(b"[" * 100_000)), value(figures, floats(3))],
         "torn": [value(look, text(b"{}")), value(figures, floats(6, 13, content=b"abc"))],

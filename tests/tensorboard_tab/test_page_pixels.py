@@ -103,7 +103,7 @@ def assert_same(canvas: Pixels, expected: object, near: int = NEAR) -> None:
 def test_a_tile_has_the_shape_of_its_picture_and_as_many_pixels_as_the_screen(tab: Tab) -> None:
     ratio = tab.frame.evaluate("devicePixelRatio")
     assert pixels(tab.cell("walks", 0)).shape == (round(96 * ratio * 0.6), 96 * ratio, 4)
-    box = tab.cell("walks", 0).locator("canvas").bounding_box()
+    box = tab.cell("walks", 0).locator(".frame").bounding_box()
     assert box is not None
     assert box["width"] / box["height"] == pytest.approx(160 / 96, rel=0.02)
 

@@ -212,17 +212,6 @@ def test_the_arrows_move_the_slider_that_has_the_focus(tab: Tab, key: str) -> No
     expect(tab.title).to_contain_text("step 20")
 
 
-def test_new_data_leaves_the_keyboard_where_it_is(tab: Tab) -> None:
-    tab.grid.focus()
-    tab.page.keyboard.press("ArrowDown")
-    cell = tab.cell(tab.order()[1], 30)
-    expect(cell).to_be_focused()
-    cell.evaluate("cell => { cell.title = 'old'; }")
-    tab.reload_data(by="nobody")
-    expect(cell).not_to_have_attribute("title", "old")
-    assert cell.evaluate("cell => cell === document.activeElement")
-
-
 def test_named_folders(browser: Browser, logs: Path) -> None:
     with tensorboard("--logdir_spec", f"a:{logs}/known,b:{logs}/other") as url:
         wait_for(url, "a/.", STEPS)
