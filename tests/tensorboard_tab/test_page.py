@@ -159,7 +159,7 @@ def test_a_run_that_is_still_written_grows_and_the_player_follows_if_it_stood_at
     tab.page.keyboard.press("ArrowDown")
     sink.write(found[3])
     wait_for(board, run, EVERY[:4])
-    tab.reload_data()
+    tab.reload_data(by="nobody")
     expect(tab.title).to_contain_text("step 10, epoch 1 (2 of 4)")
     focused = tab.frame.evaluate("document.activeElement.ariaLabel")
     assert focused.startswith(f"{tab.order()[1]}, step 10, "), "new data leave the keyboard where it is"
