@@ -111,20 +111,18 @@ def write_run(folder: Path, probes: int, looks: int, grid: int) -> float:
     names = [f"a-photo-of-thing-{i}" for i in range(probes)]
     writer = EventFileWriter(str(folder))
     start, end = rng.random((2, probes, grid, grid), dtype=np.float32) ** 4
-    told = {"epoch": 0, "baseline_step": 0, "alarmed": False, "foreign": False, "notes": [], "digest": "0"}
+    told = {"epoch": 0, "baseline_step": 0, "alarmed": False, "stored_baseline": True, "notes": [], "digest": "0"}
     told |= {"method": "hirescam", "target": "similarity", "layers": ["visual.ln_1"], "grid": [grid, grid]}
     for look in range(looks):
         maps, scale = events.scaled(start + (end - start) * look / looks)
         figures = rng.random((probes, len(events.FIGURES)), dtype=np.float32)
         figures[:, 0], figures[:, 2], figures[:, -2], figures[:, -1] = look / looks, look > looks / 2, -1, scale
         figures[:, 0] *= np.linspace(0.1, 1, probes)
-        values = [
-            events.json_value(events.tag("clipcam", events.LOOK), {**told, "epoch": look}),
-            events.array_value(events.tag("clipcam", events.FIGURES_TAG), figures),
-        ]
+        values = []
         if look == 0:
             described = {"digest": "0", "names": names, "prompts": names, "digests": names}
             values.append(events.json_value(events.tag("clipcam", events.PROBES), described))
+            values.append(events.array_value(events.tag("clipcam", events.BASELINE), start))
             values += [
                 events.picture_value(
                     events.tag("clipcam", events.PICTURE, name), as_jpeg(Image.fromarray(photo), PICTURE_QUALITY)
@@ -135,6 +133,8 @@ def write_run(folder: Path, probes: int, looks: int, grid: int) -> float:
             events.array_value(events.tag("clipcam", events.MAP, name), map_)
             for name, map_ in zip(names, maps, strict=True)
         ]
+        values.append(events.array_value(events.tag("clipcam", events.FIGURES_TAG), figures))
+        values.append(events.json_value(events.tag("clipcam", events.LOOK), {**told, "epoch": look}))
         writer.add_event(Event(step=10 * look, wall_time=float(look), summary=Summary(value=values)))
     writer.close()
     return sum(file.stat().st_size for file in folder.iterdir()) / 1e6

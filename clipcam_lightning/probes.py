@@ -6,7 +6,6 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -71,7 +70,8 @@ class ProbeSet(Sequence[Probe]):
         read = [read_probe(probe, place) for probe, place in zip(given, places, strict=True)]
         names = _names(given, places)
         self._probes = tuple(replace(probe, name=name) for probe, name in zip(read, names, strict=True))
-        self.digest = _digest(self._probes)
+        self.digests = [_digest(probe) for probe in self._probes]
+        self.digest = hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._probes)
@@ -91,11 +91,6 @@ class ProbeSet(Sequence[Probe]):
     def prompts(self) -> list[str]:
         """One prompt a probe."""
         return [probe.prompt for probe in self]
-
-    @cached_property
-    def digests(self) -> list[str]:
-        """One a probe: two sets that share a digest share this image with this prompt and mask."""
-        return [_digest([probe]) for probe in self]
 
     @classmethod
     def from_folder(cls, folder: PathLike) -> "ProbeSet":
@@ -268,14 +263,13 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9_.]+", "-", text.lower()).strip("-.")[:NAME_LENGTH].strip("-.") or "probe"
 
 
-def _digest(probes: Sequence[Probe]) -> str:
-    """sha256 over pixels, prompts and masks, in order; names do not count."""
+def _digest(probe: Probe) -> str:
+    """sha256 over pixels, prompt and mask; the name does not count."""
     digest = hashlib.sha256()
-    for probe in probes:
-        image: Any = probe.image
-        pixels = image.numpy() if isinstance(image, Tensor) else image
-        for part in (pixels, probe.mask, None if probe.tokens is None else probe.tokens.numpy()):
-            array: Any = part
-            digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode() + array.tobytes())
-        digest.update(probe.prompt.encode("utf-8", "surrogatepass") + b"\0")
+    image: Any = probe.image
+    pixels = image.numpy() if isinstance(image, Tensor) else image
+    for part in (pixels, probe.mask, None if probe.tokens is None else probe.tokens.numpy()):
+        array: Any = part
+        digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    digest.update(probe.prompt.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()

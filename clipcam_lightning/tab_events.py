@@ -1,14 +1,14 @@
 """What stands in an event file for the CLIP CAM tab of TensorBoard: its tags, its figures, and how each is encoded.
 
-A look is one event, so that a reader finds all of it or nothing. Its values have tags that begin with ``<root>/tab/``:
+A look is one event, whose values have tags that begin with ``<root>/tab/``, in this order:
 
-    look             JSON: epoch, step of the baseline, whether that is the newest ``baseline`` and no look (foreign),
-                     whether the look is an alarm, how the maps were made
-    figures          float32 [n, f]: one row a probe, one column each of ``FIGURES``
-    map/<probe>      float16 [h, w]: the raw map divided by the probe's figure ``scale``
     probes           JSON: names, prompts and digests in the order of the figures; once
     picture/<probe>  a JPEG of what the model saw; once
-    baseline         float32 [n, h, w]: raw maps of a baseline that is no look of this event file; when it is first used
+    baseline         float32 [n, h, w]: raw maps of the baseline, when it is first used and is not the look before
+    map/<probe>      float16 [h, w]: the raw map divided by the probe's figure ``scale``
+    figures          float32 [n, f]: one row a probe, one column each of ``FIGURES``
+    look             JSON: epoch, step of the baseline, whether that is the newest ``baseline`` or the look at that
+                     step, whether the look is an alarm, how the maps were made
 
 Each value's metadata names the plugin, and as its content the version of all this.
 """

@@ -1,5 +1,7 @@
 """A look as data for the CLIP CAM tab of TensorBoard."""
 
+import hashlib
+
 import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -25,38 +27,38 @@ class TabSink(Sink):
     def __init__(self, writer: SummaryWriter, root: str) -> None:
         self.writer = writer
         self.root = root
-        self._written: list[Tensor] = []  # maps a later look may be compared with: the baseline and the newest
-        self._foreign: Tensor | None = None  # the baseline that was written last
+        # Maps by which a baseline is known again, itself and not by its values: those that were written last.
+        self._baseline: Tensor | None = None
+        self._newest: Tensor | None = None
 
     def write(self, look: Look) -> None:
         """Write one event at the look's step and flush."""
-        baseline, first = look.baseline.maps, not self._written
-        is_new = not any(baseline is known for known in [look.snapshot.maps, *self._written])
-        foreign = baseline if is_new else self._foreign
-        maps, scale = events.scaled(look.snapshot.maps.numpy())
-        notes = sorted({_note(probe) for probe in look.report.probes} - {""})
-        table = np.array([[*_figures(probe), _index(notes, probe)] for probe in look.report.probes], np.float32)
-        described = {**_described(look), "foreign": baseline is foreign, "notes": notes}
-        values = [
-            events.json_value(self._tag(events.LOOK), described),
-            events.array_value(self._tag(events.FIGURES_TAG), np.column_stack([table, scale])),
-        ]
+        snapshot, baseline, first = look.snapshot, look.baseline.maps, self._newest is None
+        values = []
         if first:
             values.append(events.json_value(self._tag(events.PROBES), _probes(look)))
             values += [
                 events.picture_value(self._tag(events.PICTURE, name), _picture(pixels))
-                for name, pixels in zip(look.snapshot.names, look.pixels, strict=True)
+                for name, pixels in zip(snapshot.names, look.pixels, strict=True)
             ]
-        if is_new:
+        stored = self._baseline
+        if first or not any(baseline is known for known in (self._baseline, self._newest)):
             values.append(events.array_value(self._tag(events.BASELINE), baseline.numpy()))
+            stored = baseline
+        maps, scale = events.scaled(snapshot.maps.numpy())
         values += [
             events.array_value(self._tag(events.MAP, name), map_)
-            for name, map_ in zip(look.snapshot.names, maps, strict=True)
+            for name, map_ in zip(snapshot.names, maps, strict=True)
         ]
+        notes = sorted({_note(probe) for probe in look.report.probes} - {""})
+        table = np.array([[*_figures(probe), _index(notes, probe)] for probe in look.report.probes], np.float32)
+        values.append(events.array_value(self._tag(events.FIGURES_TAG), np.column_stack([table, scale])))
+        told = {**_described(look), "stored_baseline": baseline is stored, "notes": notes}
+        values.append(events.json_value(self._tag(events.LOOK), told))  # last: who finds it finds the rest
         # The writer's own add_tensor names neither plugin nor data class.
-        self.writer._get_file_writer().add_summary(Summary(value=values), look.snapshot.info.step)
+        self.writer._get_file_writer().add_summary(Summary(value=values), snapshot.info.step)
         self.writer.flush()
-        self._written, self._foreign = [baseline, look.snapshot.maps], foreign
+        self._baseline, self._newest = stored, snapshot.maps
 
     def _tag(self, kind: str, probe: str = "") -> str:
         return events.tag(self.root, kind, probe)
@@ -68,7 +70,7 @@ def _described(look: Look) -> dict[str, object]:
         "epoch": info.epoch,
         "baseline_step": look.baseline.info.step,
         "alarmed": look.report.alarmed,
-        "digest": info.digest,
+        "digest": _digest(look),
         "method": info.method,
         "target": info.target,
         "layers": list(info.layers),
@@ -79,12 +81,17 @@ def _described(look: Look) -> dict[str, object]:
 def _probes(look: Look) -> dict[str, object]:
     snapshot = look.snapshot
     return {
-        "digest": snapshot.info.digest,
+        "digest": _digest(look),
         "names": list(snapshot.names),
         "prompts": list(snapshot.prompts),
         "digests": list(look.digests),
         "rule": str(look.report.rule),
     }
+
+
+def _digest(look: Look) -> str:
+    """Of the probes by their names too, since these are in the tags of their maps."""
+    return hashlib.sha256("\0".join([look.snapshot.info.digest, *look.snapshot.names]).encode()).hexdigest()
 
 
 def _figures(probe: ProbeDrift) -> list[float]:

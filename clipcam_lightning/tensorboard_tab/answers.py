@@ -30,7 +30,6 @@ def looks_answer(looks: Looks, names: Sequence[str], rows: Rows) -> bytes:
         "left_out": looks.left_out,
     }
     arrays = {
-        "wall_time": np.array([wall_time for _, wall_time in looks.moments]),
         "epoch": np.array([told["epoch"] for told in looks.told], np.float64),
         "baseline_step": np.array([told["baseline_step"] for told in looks.told], np.float64),
         "baseline": _baselines(looks),
@@ -43,7 +42,7 @@ def looks_answer(looks: Looks, names: Sequence[str], rows: Rows) -> bytes:
 
 
 def rows_answer(looks: Looks, names: Sequence[str], rows: Rows) -> bytes:
-    """Maps, pictures and all figures of some probes; with the steps, by which the page knows its looks again."""
+    """Maps, pictures and all figures of some probes; by the times of the looks the page knows its own again."""
     return _file(_rows(looks, names, rows), {"rows": names})
 
 
@@ -58,21 +57,22 @@ def _rows(looks: Looks, names: Sequence[str], rows: Rows) -> dict[str, np.ndarra
     places = [looks.probes["names"].index(name) for name in names]
     arrays = {
         "step": np.array([step for step, _ in looks.moments], np.float64),
+        "wall_time": np.array([wall_time for _, wall_time in looks.moments]),
         "maps": rows.maps,
         "row_figures": looks.figures[:, places].swapaxes(0, 1),
     }
-    if looks.foreign:
-        arrays["foreign"] = np.stack([maps[places] for maps in looks.foreign.values()])
+    if looks.baselines:
+        arrays["baselines"] = np.stack([maps[places] for maps in looks.baselines.values()])
     return arrays | {f"picture.{i}": np.frombuffer(jpeg, np.uint8) for i, jpeg in enumerate(rows.pictures)}
 
 
 def _baselines(looks: Looks) -> Int32[np.ndarray, "l"]:
-    """Of each look the number of the one it is compared with, or ``-1 - i`` for the i-th of ``foreign``."""
+    """Of each look the number of the one it is compared with, or ``-1 - i`` for the i-th of ``baselines``."""
     numbers = {step: i for i, (step, _) in enumerate(looks.moments)}
-    introduced = [wall_time for _, wall_time in looks.foreign]
+    introduced = [wall_time for _, wall_time in looks.baselines]
     baselines = [
         -bisect_right(introduced, wall_time) or UNKNOWN
-        if told["foreign"]
+        if told["stored_baseline"]
         else numbers.get(told["baseline_step"], UNKNOWN)
         for (_, wall_time), told in zip(looks.moments, looks.told, strict=True)
     ]

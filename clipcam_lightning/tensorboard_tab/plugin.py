@@ -83,7 +83,8 @@ class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no typ
 
 
 def _page() -> dict[str, Callable[..., Any]]:
-    return {f"/{file.name}": _file(file) for file in Path(__file__).with_name("static").iterdir() if file.is_file()}
+    static = Path(__file__).with_name("static").iterdir()
+    return {f"/{file.name}": _file(file) for file in static if file.suffix in TYPES}
 
 
 def _file(file: Path) -> Callable[..., Any]:

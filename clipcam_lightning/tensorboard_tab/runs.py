@@ -4,6 +4,7 @@ What is read here may have been written by anyone: a look that cannot be underst
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,27 +15,36 @@ import numpy as np
 from jaxtyping import Float16, Float32
 from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider, RunTagFilter, TensorDatum
-from tensorboard.errors import NotFoundError, PublicError
+from tensorboard.errors import InvalidArgumentError, NotFoundError, PublicError
 
 from clipcam_lightning import tab_events as events
 
 Moment: TypeAlias = tuple[int, float]  # step and wall time, which all values of one event share
 ALL = 1_000_000  # data points a tag: as many as the data provider has kept
 LONGEST_SIDE = 4096  # of a grid that is believed
+MOST_BYTES = 2**28  # of the maps in one answer
 MADE = ("digest", "method", "target", "layers", "grid")  # looks that differ in one of these cannot be compared
 KINDS = {  # what a look's JSON must say
-    **{"epoch": int, "baseline_step": int, "alarmed": bool, "foreign": bool, "notes": list},
+    **{"epoch": int, "baseline_step": int, "alarmed": bool, "stored_baseline": bool, "notes": list},
     **{"digest": str, "method": str, "target": str, "layers": list, "grid": list},
 }
 
 
 @dataclass(frozen=True)
 class Watched:
-    """One callback in one run: the run's name, the first word of the callback's tags, why it cannot be shown."""
+    """One callback in one run.
+
+    Attributes:
+        run: its name.
+        root: first word of the callback's tags.
+        problem: why it cannot be shown; empty if it can.
+        wall_time: of its last look.
+    """
 
     run: str
     root: str
     problem: str
+    wall_time: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Looks:
         told: what each look's JSON says.
         figures: a row a probe, a column each of ``tab_events.FIGURES``.
         probes: JSON: names, prompts, digests, rule.
-        foreign: raw maps of baselines that are no looks of this run, by the moment of their first use, in its order.
+        baselines: raw maps, by the moment of their first use, in its order.
         left_out: reasons and how many looks are left out for each.
     """
 
@@ -54,7 +64,7 @@ class Looks:
     told: Sequence[Mapping[str, Any]]
     figures: Float32[np.ndarray, "l n f"]
     probes: Mapping[str, Any]
-    foreign: Mapping[Moment, Float32[np.ndarray, "n h w"]]
+    baselines: Mapping[Moment, Float32[np.ndarray, "n h w"]]
     left_out: Mapping[str, int]
 
     @property
@@ -95,8 +105,8 @@ class RunReader:
         listed = self._provider.list_tensors(**self._asked)
         end = events.tag("", events.LOOK)
         return [
-            Watched(run, tag.removesuffix(end), _version_problem(series.plugin_content))
-            for run, tags in sorted(listed.items())
+            Watched(run, tag.removesuffix(end), _version_problem(series.plugin_content), _finite(series.max_wall_time))
+            for run, tags in sorted(listed.items(), key=lambda item: _natural(item[0]))
             for tag, series in sorted(tags.items())
             if tag.endswith(end)
         ]
@@ -137,12 +147,22 @@ class RunReader:
             told=[told for _, told in kept],
             figures=np.stack([figures[moment] for moment, _ in kept]),
             probes=probes,
-            foreign=dict(_arrays(baselines, (count, *last["grid"]), np.float32)),
+            baselines=dict(_arrays(baselines, (count, *last["grid"]), np.float32)),
             left_out=left_out,
         )
 
     def rows(self, run: str, root: str, names: Sequence[str], looks: Looks) -> Rows:
-        """Maps and pictures of the probes ``names``; of one that is not known all is missing."""
+        """Maps and pictures of the probes ``names``; of one that is not known all is missing.
+
+        Raises:
+            InvalidArgumentError: the maps would take too much memory.
+        """
+        size = 2 * len(names) * len(looks.moments) * looks.grid[0] * looks.grid[1]
+        if size > MOST_BYTES:
+            raise InvalidArgumentError(
+                f"The maps of {len(names)} probes at {len(looks.moments)} looks take {size / 2**20:.0f} MB, "
+                f"of which {MOST_BYTES / 2**20:.0f} are answered."
+            )
         tags = [[events.tag(root, kind, name) for name in names] for kind in (events.MAP, events.PICTURE)]
         read = self._read(run, tags[0] + tags[1])
         maps = np.full((len(names), len(looks.moments), *looks.grid), np.nan, np.float16)
@@ -174,6 +194,15 @@ def surviving(data: Iterable[TensorDatum]) -> list[TensorDatum]:
             kept.pop()
         kept.append(datum)
     return kept
+
+
+def _finite(time: float | None) -> float:
+    return time if time is not None and math.isfinite(time) else 0.0
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """By which ``version_10`` comes after ``version_9``."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _moment(datum: TensorDatum) -> Moment:

@@ -273,7 +273,7 @@ def change_json(draw: st.DrawFn, value: Summary.Value) -> None:
 def check(board: Board) -> bool:
     """Nothing is answered with 500 (which the client would raise); whether there were looks."""
     for watched in board.json("clipcam/runs")["runs"]:
-        assert set(watched) == {"run", "root", "problem"}
+        assert set(watched) == {"run", "root", "problem", "wall_time"}
     answer = board.get("clipcam/looks", RUN)
     assert answer.status_code in (200, 404)
     assert answer.status_code == 200 or len(answer.data) < 300
@@ -283,7 +283,7 @@ def check(board: Board) -> bool:
         assert len(arrays["maps"]) == min(len(names), 16)
         board.arrays("rows", **RUN, probe=names[:64])
         assert json.dumps(about, allow_nan=False)
-        known = range(-len(arrays.get("foreign", ())), len(arrays["step"]))
+        known = range(-len(arrays.get("baselines", ())), len(arrays["step"]))
         assert set(arrays["baseline"].tolist()) <= {UNKNOWN_MAP, *known}
     assert "loaded" in board.json("scalars/tags")["run"]
     board.json("images/tags")
@@ -400,7 +400,8 @@ def test_a_run_of_another_version_is_listed_with_what_to_do(metadata: str, probl
     with example_folder() as folder:
         write_events(folder / "run" / "events.out.tfevents.1.x", events)
         with board_over("legacy", folder) as board:
-            assert board.json("clipcam/runs")["runs"] == [{**RUN, "problem": problem}]
+            (watched,) = board.json("clipcam/runs")["runs"]
+            assert watched == {**RUN, "problem": problem, "wall_time": watched["wall_time"]}
             check(board)
 
 

@@ -1,6 +1,7 @@
 """What the tab's routes answer of event files as the callback writes them, whichever loader TensorBoard reads with."""
 
 import io
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,13 +52,15 @@ def test_all_is_answered_as_it_was_looked(loader: str, tmp_path: Path) -> None:
     drift = [probe.drift for probe in looks[-1].report.probes]
     worst = sorted(range(20), key=lambda i: (-np.float32(drift[i]), i))
     with board_over(loader, tmp_path) as board:
-        assert board.json("clipcam/runs") == {"runs": [{"run": "run", "root": "clipcam", "problem": ""}]}
+        (watched,) = board.json("clipcam/runs")["runs"]
+        assert (watched["run"], watched["root"], watched["problem"]) == ("run", "clipcam", "")
+        assert abs(watched["wall_time"] - time.time()) < 600
         arrays, about = board.arrays("looks", run="run", root="clipcam")
         assert about["rows"] == [NAMES[i] for i in worst[:16]]
         assert about["probes"] == {"names": NAMES, "prompts": PROMPTS, "digests": looks[0].digests}
         assert about["made"] == {"method": "hirescam", "target": "similarity", "layers": ["visual.ln_1"]}
         assert about["left_out"] == {}
-        assert arrays["baseline"].tolist() == [0] * 6
+        assert arrays["baseline"].tolist() == [-1] * 6
         scale = about["figures"].index("scale")
         check_figures(arrays, about, looks)
         check_maps(arrays, looks, worst[:16], scale)
@@ -112,8 +115,8 @@ def test_a_resumed_run_overtakes_the_looks_it_takes_again(loader: str, tmp_path:
     )
     assert about["left_out"] == {}
     # The checkpoint gave the resumed run a baseline, which the second file holds too.
-    assert arrays["baseline"].tolist() == [0, 0, -1, -1]
-    np.testing.assert_array_equal(arrays["foreign"][0], begun[0].snapshot.maps[places].numpy())
+    assert arrays["baseline"].tolist() == [-1, -1, -2, -2]
+    np.testing.assert_array_equal(arrays["baselines"][1], begun[0].snapshot.maps[places].numpy())
 
 
 @pytest.mark.parametrize("change", ["probes", "more probes", "method", "grid"])
@@ -129,7 +132,8 @@ def test_looks_that_cannot_be_compared_with_the_last_are_left_out(change: str, l
     places = [NAMES.index(name) for name in about["rows"]]
     check_maps(arrays, after, places, about["figures"].index("scale"))
     assert about["probes"]["prompts"] == prompts
-    assert arrays["baseline"].tolist() == [0, 0]
+    assert arrays["baseline"].tolist() == [-1 if change == "grid" or count == 5 else -2] * 2
+    np.testing.assert_array_equal(arrays["baselines"][-1], after[0].snapshot.maps[places].numpy())
     assert about["left_out"] == {"were made in another way or of other probes than the last": 3}
 
 
@@ -155,7 +159,7 @@ def test_two_baselines_from_elsewhere(loader: str, tmp_path: Path) -> None:
         arrays, _ = board.arrays("rows", run="run", root="clipcam", probe=NAMES[1])
         baseline = board.arrays("looks", run="run", root="clipcam")[0]["baseline"]
     assert baseline.tolist() == [-1, -1, -2, -2]
-    np.testing.assert_array_equal(arrays["foreign"], np.stack([other.maps[[1]].numpy() for other in others]))
+    np.testing.assert_array_equal(arrays["baselines"], np.stack([other.maps[[1]].numpy() for other in others]))
 
 
 def test_a_baseline_from_elsewhere(loader: str, tmp_path: Path) -> None:
@@ -168,8 +172,8 @@ def test_a_baseline_from_elsewhere(loader: str, tmp_path: Path) -> None:
     assert arrays["baseline"].tolist() == [-1, -1, -1]
     assert arrays["baseline_step"].tolist() == [1, 1, 1]
     places = [NAMES.index(name) for name in about["rows"]]
-    np.testing.assert_array_equal(arrays["foreign"][0], foreign.maps[places].numpy())
-    np.testing.assert_array_equal(rows["foreign"], foreign.maps[None, [2]].numpy())
+    np.testing.assert_array_equal(arrays["baselines"][0], foreign.maps[places].numpy())
+    np.testing.assert_array_equal(rows["baselines"], foreign.maps[None, [2]].numpy())
 
 
 def test_a_baseline_from_elsewhere_whose_first_look_is_no_longer_kept(loader: str, tmp_path: Path) -> None:
@@ -187,8 +191,7 @@ def test_each_look_against_the_one_before(loader: str, tmp_path: Path) -> None:
     write_run(tmp_path / "run", looks_of(random_maps(range(5), 3), PROMPTS[:3], NAMES[:3], previous=True))
     with board_over(loader, tmp_path) as board:
         arrays, _ = board.arrays("looks", run="run", root="clipcam")
-    assert arrays["baseline"].tolist() == [0, 0, 1, 2, 3]
-    assert "foreign" not in arrays
+    assert arrays["baseline"].tolist() == [-1, -1, 1, 2, 3]
 
 
 def test_two_runs_and_two_callbacks(loader: str, tmp_path: Path) -> None:

@@ -27,8 +27,7 @@ export class Board {
     const [first, second] = this.runs;
     if (!first) return;
     const { filter, sort } = this.state.values;
-    const partner = new Map(second?.digests.map((digest, i) => [digest, i]));
-    const all = first.names.map((_, i) => (second ? [i, partner.get(first.digests[i])] : [i]));
+    const all = second ? partners(first, second) : first.names.map((_, i) => [i]);
     const matched = all.filter((pair) => !pair.includes(undefined));
     this.unmatched = all.length - matched.length;
     const words = filter.toLowerCase().split(/\s+/);
@@ -37,7 +36,8 @@ export class Board {
     const known = (value) => (Number.isNaN(value) ? -Infinity : value);
     const order = {
       drift: ([a], [b]) => known(first.drift(b, first.last)) - known(first.drift(a, first.last)) || a - b,
-      similarity: ([a], [b]) => first.similarity(a, first.last) - first.similarity(b, first.last) || a - b,
+      similarity: ([a], [b]) =>
+        known(first.similarity(a, first.last)) - known(first.similarity(b, first.last)) || a - b,
       name: ([a], [b]) => first.names[a].localeCompare(first.names[b], undefined, { numeric: true }),
     }[sort];
     this.probes.sort(order ?? (([a], [b]) => a - b));
@@ -58,8 +58,14 @@ export class Board {
 
   /** Show a column, as far as there is one; who shows the newest will see newer ones when they come. */
   go(column) {
+    if (!this.columns.length) return;
     const at = Math.max(0, Math.min(this.columns.length - 1, column));
     this.state.set({ look: at === this.newest ? LAST : this.columns[at].step });
+  }
+
+  /** The probe that is shown large, as in `probes`; undefined if none is. */
+  get open() {
+    return this.probes.find(([probe]) => this.runs[0].names[probe] === this.state.values.open);
   }
 
   /** A look in words. */
@@ -100,4 +106,18 @@ export class Board {
       changeColors: this.colors.arrays[this.colors.about.change].data,
     });
   }
+}
+
+/** Each probe of one run with its partner in the other: of the same digest and, where several have it, the same name. */
+function partners(first, second) {
+  const free = new Set(second.digests.keys());
+  const pairs = first.digests.map((digest, i) => {
+    const named = second.places.get(first.names[i]);
+    return [i, second.digests[named] === digest && free.delete(named) ? named : undefined];
+  });
+  for (const pair of pairs) {
+    pair[1] ??= [...free].find((j) => second.digests[j] === first.digests[pair[0]]);
+    free.delete(pair[1]);
+  }
+  return pairs;
 }

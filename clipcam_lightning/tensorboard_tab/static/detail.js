@@ -25,6 +25,7 @@ export class Detail {
    */
   constructor(board, go) {
     this.board = board;
+    this.stages = [];
     this.title = element("h2", { id: "detail-title" });
     this.prompt = element("p", { class: "prompt" });
     this.look = element("output", { "aria-live": "polite" });
@@ -143,6 +144,10 @@ export class Detail {
         element("div", { class: "tiles" }, ...tiles),
         words(run, probe, look, row, values.baseline),
         table(row, look),
+        element("p", {
+          class: "quiet",
+          text: `Maps: ${run.made.method}, ${run.made.target}, ${run.made.layers.join(", ")}`,
+        }),
       ),
     );
     return { node, stage };
@@ -176,7 +181,7 @@ function words(run, probe, look, row, baseline) {
   const [before, now] = [run.baselineMap(probe, look, baseline), row.map(look)];
   const way = before && now ? moved(before, now, row.shape) : null;
   const note = run.notes[look][row.figures(look, "note")];
-  const went = way
+  const went = way?.far
     ? `The ${way.gained} gained ${percent(way.gain)} of the map, the ${way.lost} lost ${percent(way.loss)}. `
     : "";
   const node = element("p", { class: "words", text: went });

@@ -55,7 +55,7 @@ export class Grid {
     this.node.setAttribute("aria-colcount", columns.length + 1);
     this.selected = Math.min(this.selected, Math.max(0, this.count - 1));
     this.update(true);
-    if (hadFocus) this.live.get(this.selected)?.cells.get(this.board.now)?.focus({ preventScroll: true });
+    if (hadFocus) this.#focus();
   }
 
   #soon() {
@@ -76,6 +76,7 @@ export class Grid {
       this.board.columns.length - 1,
       Math.floor((scrollLeft + clientWidth - SIZE.side) / SIZE.cell) + 1,
     );
+    const hadFocus = this.body.contains(document.activeElement);
     this.#ask(first, last);
     this.#updateHead(from, to);
     for (const [number, row] of this.live) {
@@ -92,6 +93,7 @@ export class Grid {
       }
       this.live.get(number).update(from, to, all);
     }
+    if (hadFocus && !this.body.contains(document.activeElement)) this.node.focus({ preventScroll: true });
     this.marker.style.left = `${SIZE.side + this.board.now * SIZE.cell}px`;
   }
 
@@ -99,8 +101,9 @@ export class Grid {
   #ask(first, last) {
     const { probes, runs } = this.board;
     const [top, bottom] = [first, last].map((number) => Math.floor(number / runs.length));
+    const large = this.board.open;
     runs.forEach((run, side) => {
-      const visible = probes.slice(top, bottom + 1);
+      const visible = [...(large ? [large] : []), ...probes.slice(top, bottom + 1)];
       const near = [...probes.slice(bottom + 1, bottom + 1 + AHEAD), ...probes.slice(Math.max(0, top - AHEAD), top)];
       run.want(...[visible, near].map((pairs) => pairs.map((pair) => pair[side])));
     });
@@ -144,6 +147,18 @@ export class Grid {
     return head;
   }
 
+  /** Go along to the look that is shown now, with the keyboard if it is here. */
+  follow() {
+    const hadFocus = this.body.contains(document.activeElement);
+    this.reveal();
+    this.update(false);
+    if (hadFocus) this.#focus();
+  }
+
+  #focus() {
+    this.live.get(this.selected)?.cells.get(this.board.now)?.focus({ preventScroll: true });
+  }
+
   /** Bring the look that is shown now into sight. */
   reveal() {
     const left = this.board.now * SIZE.cell;
@@ -177,6 +192,6 @@ export class Grid {
     else if (top + SIZE.row > this.node.scrollTop + room) this.node.scrollTop = top + SIZE.row - room;
     this.reveal();
     this.update(false);
-    this.live.get(number)?.cells.get(this.board.now)?.focus();
+    this.#focus();
   }
 }

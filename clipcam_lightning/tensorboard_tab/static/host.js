@@ -33,6 +33,12 @@ export function followDarkMode() {
   follow();
 }
 
+/** Call `listener` when the page is zoomed or moves to another screen. */
+export function onResolutionChange(listener) {
+  const told = window.matchMedia(`(resolution: ${devicePixelRatio}dppx)`);
+  told.addEventListener("change", () => [listener(), onResolutionChange(listener)], { once: true });
+}
+
 /** The part of TensorBoard's address that is ours: `#clipcam&p.clipcam.view=heat`. */
 export const addressBar = {
   read() {
@@ -42,6 +48,15 @@ export const addressBar = {
       return Object.fromEntries(pairs.map(([key, value]) => [key.slice(PREFIX.length), value]));
     } catch {
       return {};
+    }
+  },
+
+  /** Call `listener` when another address is opened in the same window. */
+  listen(listener) {
+    try {
+      window.parent.addEventListener("hashchange", listener);
+    } catch {
+      // then a link takes a window of its own
     }
   },
 

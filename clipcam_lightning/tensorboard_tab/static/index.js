@@ -5,7 +5,7 @@ import { Detail } from "./detail.js";
 import { element } from "./dom.js";
 import { Grid } from "./grid.js";
 import { headline } from "./headline.js";
-import { followDarkMode, onDataReloaded } from "./host.js";
+import { followDarkMode, onDataReloaded, onResolutionChange } from "./host.js";
 import { Player } from "./player.js";
 import { Run, keyOf } from "./run.js";
 import { State } from "./state.js";
@@ -23,10 +23,15 @@ export async function render() {
   }
   document.documentElement.lang = "en";
   followDarkMode();
-  const page = new Page(await askArrays("colors"));
-  document.body.replaceChildren(page.node);
-  onDataReloaded(() => page.load(true));
-  await page.load(false);
+  try {
+    const page = new Page(await askArrays("colors"));
+    document.body.replaceChildren(page.node);
+    onDataReloaded(() => page.load(true));
+    onResolutionChange(() => page.fit());
+    await page.load(false);
+  } catch (error) {
+    document.body.replaceChildren(element("p", { class: "message", text: error.message }));
+  }
 }
 
 class Page {
@@ -64,6 +69,7 @@ class Page {
   }
 
   async #show(again) {
+    const asked = (this.asked = Symbol("newest")); // another choice may be made while this one is read
     if (!this.sources.length) {
       this.#say(
         "There are no CLIP CAM maps in this log directory yet. Add the callback to a Trainer that logs to TensorBoard; the first maps come with the first validation.",
@@ -73,12 +79,13 @@ class Page {
     }
     const { values } = this.state;
     const find = (key) => this.sources.find((source) => keyOf(source) === key);
-    const chosen = find(values.run) ?? this.sources.findLast(({ problem }) => !problem) ?? this.sources[0];
+    const newest = (some, other) => (other.wall_time > some.wall_time ? other : some);
+    const sound = this.sources.filter(({ problem }) => !problem);
+    const chosen = find(values.run) ?? (sound.length ? sound : this.sources).reduce(newest);
     const beside = find(values.beside);
     const wanted = beside && beside !== chosen ? [chosen, beside] : [chosen];
     const problem = wanted.find((source) => source.problem);
-    this.state.values.run = keyOf(chosen);
-    this.state.values.beside = wanted.length > 1 ? keyOf(beside) : "";
+    this.state.adopt({ run: keyOf(chosen), beside: wanted.length > 1 ? keyOf(beside) : "" });
     this.toolbar.update(this.sources); // so that another run can be chosen, whatever comes of this one
     if (problem) {
       this.board.show([]);
@@ -86,7 +93,6 @@ class Page {
       return;
     }
     const runs = wanted.map((source) => this.board.runs.find(({ key }) => key === keyOf(source)) ?? new Run(source));
-    const asked = (this.asked = Symbol("newest")); // another choice may be made while this one is read
     const same = runs.length === this.board.runs.length && runs.every((run, side) => run === this.board.runs[side]);
     try {
       const changed = await Promise.all(runs.map((run) => (again || !run.steps) && run.load()));
@@ -98,12 +104,20 @@ class Page {
       if (!same) this.board.show([]); // nothing of the run that was chosen before
       throw error;
     }
+    const ifShown = (act) => (news) => this.board.runs === runs && act(news);
     for (const run of runs) {
-      run.arrived = () => this.#arrived();
-      run.changed = () => this.#all(runs);
-      run.failed = (error) => this.#say(error.message);
+      run.arrived = ifShown(() => this.#arrived());
+      run.changed = ifShown(() => this.#all(runs));
+      run.failed = ifShown((error) => this.#say(error.message));
     }
     this.#all(runs);
+  }
+
+  /** Tiles for another resolution of the screen. */
+  async fit() {
+    await Promise.all(this.board.runs.flatMap((run) => [...run.rows.values()].map((row) => row.fit())));
+    this.grid.update(true);
+    this.#showDetail();
   }
 
   /** Everything anew; who has scrolled to another look stays there if the same one is shown on. */
@@ -131,6 +145,7 @@ class Page {
 
   /** Rows have come. */
   #arrived() {
+    this.#say("");
     this.grid.update(false);
     if (this.detail.waits) this.#showDetail();
   }
@@ -147,10 +162,8 @@ class Page {
       this.grid.reset();
     }
     if (any("view", "opacity", "colors", "baseline", "scale")) this.grid.update(true);
-    if (changed.has("look")) {
-      this.grid.reveal();
-      this.grid.update(false);
-    }
+    if (changed.has("look")) this.grid.follow();
+    if (changed.has("open")) this.grid.update(false); // which asks for its row
     this.toolbar.update(this.sources);
     this.player.update();
     this.#showDetail();
@@ -170,8 +183,7 @@ class Page {
   }
 
   #showDetail() {
-    const { board, state } = this;
-    this.detail.update(board.probes.find(([probe]) => board.runs[0].names[probe] === state.values.open) ?? null);
+    this.detail.update(this.board.open ?? null);
   }
 
   #say(text, example) {

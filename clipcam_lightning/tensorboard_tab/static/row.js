@@ -52,7 +52,7 @@ export class GridRow {
     this.figure = element("div", { class: "figure" });
     return element(
       "div",
-      { class: "side", role: "rowheader" },
+      { class: "side", role: "rowheader", "aria-colindex": 1 },
       element(
         "div",
         { class: "about" },
@@ -84,7 +84,7 @@ export class GridRow {
       }
     }
     this.strip.move(from, to, all);
-    for (let column = from; column <= to; column++) {
+    for (let column = to; column >= from; column--) {
       if (!this.cells.has(column)) this.cells.set(column, this.#cell(column));
       if (!this.strip.has(column)) mark(this.cells.get(column), this.strip.paint(column, this.#image(column)));
     }
@@ -117,7 +117,7 @@ export class GridRow {
       cell.classList.toggle("alarm", alarm);
       cell.setAttribute("aria-label", `${label}: drift ${drift}${alarm ? ", breaks the rule" : ""}`);
     }
-    this.node.append(cell);
+    this.node.insertBefore(cell, this.cells.get(column + 1) ?? null); // a screen reader meets them in their order
     return cell;
   }
 
@@ -159,40 +159,42 @@ class Strip {
     this.from = 0;
   }
 
-  /** Pixels of the screen from one column to the next. */
-  get #pitch() {
-    return Math.round(SIZE.cell * devicePixelRatio);
-  }
-
   has(column) {
     return this.painted.has(column);
+  }
+
+  /** Where a column begins, in pixels of the screen. */
+  #left(column) {
+    return Math.round((column - this.from) * SIZE.cell * devicePixelRatio);
   }
 
   /** Make room for the columns `from` to `to`, keeping what is painted unless it is to be painted anew. */
   move(from, to, anew) {
     const { canvas } = this;
-    const size = [(to - from + 1) * this.#pitch, Math.round(TILE * devicePixelRatio)];
+    const shift = (this.from - from) * SIZE.cell * devicePixelRatio;
+    this.from = from;
+    const size = [this.#left(to + 1), Math.round(TILE * devicePixelRatio)];
     if (canvas.width < size[0] || canvas.height !== size[1]) {
       [canvas.width, canvas.height] = size; // which clears it
       canvas.style.width = `${canvas.width / devicePixelRatio}px`;
       this.painted.clear();
-    } else if (from !== this.from && !anew) {
+    } else if (anew || !Number.isInteger(shift)) {
+      this.painted.clear();
+    } else if (shift) {
       const drawing = context(canvas);
       drawing.globalCompositeOperation = "copy";
-      drawing.drawImage(canvas, (this.from - from) * this.#pitch, 0);
+      drawing.drawImage(canvas, shift, 0);
       drawing.globalCompositeOperation = "source-over";
     }
-    this.from = from;
-    canvas.dataset.from = from;
     canvas.style.left = `${SIZE.side + from * SIZE.cell}px`;
-    for (const column of this.painted) if (anew || column < from || column > to) this.painted.delete(column);
+    for (const column of this.painted) if (column < from || column > to) this.painted.delete(column);
   }
 
   /** Paint a column; `undefined` stands for a picture that is still to come, `null` for none. Returns the picture. */
   paint(column, image) {
-    const left = (column - this.from) * this.#pitch;
+    const left = this.#left(column);
     const drawing = context(this.canvas);
-    drawing.clearRect(left, 0, this.#pitch, this.canvas.height);
+    drawing.clearRect(left, 0, this.#left(column + 1) - left, this.canvas.height);
     if (image) drawing.putImageData(image, left, 0);
     if (image !== undefined) this.painted.add(column);
     return image;

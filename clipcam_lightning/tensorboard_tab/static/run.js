@@ -5,7 +5,7 @@ import { top } from "./heat.js";
 import { HALF, askArrays } from "./wire.js";
 
 export const TILE = 96; // side of a picture in the grid, in CSS pixels
-const MOST_KEPT = 400; // rows in memory; at 200 looks of 14x14 cells 50 MB
+const MOST_BYTES = 64e6; // of maps in memory
 const AT_ONCE = 32; // rows a request
 
 export const keyOf = ({ run, root }) => `${root}@${run}`;
@@ -13,11 +13,11 @@ export const nameOf = ({ run, root }) => (root === "clipcam" ? run : `${run} · 
 
 /** One probe at all looks. */
 class Row {
-  constructor(shape, maps, figures, foreign, jpeg) {
+  constructor(shape, maps, figures, baselines, jpeg) {
     this.shape = shape; // [h, w]
     this.maps = maps;
     this.figures = figures; // (look, name) => number
-    this.foreign = foreign;
+    this.baselines = baselines;
     this.jpeg = jpeg.length ? new Blob([jpeg], { type: "image/jpeg" }) : null;
     this.tile = null; // the picture at the size of a tile
   }
@@ -34,17 +34,21 @@ class Row {
   /** Largest value of all its maps. */
   get top() {
     const looks = this.maps.length / (this.shape[0] * this.shape[1]);
-    this.largest ??= Math.max(...each(looks, (look) => top(this.map(look) ?? [])));
+    const maps = [...each(looks, (look) => this.map(look) ?? []), ...this.baselines];
+    this.largest ??= Math.max(...maps.map(top));
     return this.largest;
   }
 
   /** The picture, `longer` pixels along its longer side. */
   async picture(longer) {
-    if (!this.jpeg) return blank(longer, this.shape);
-    const whole = await createImageBitmap(this.jpeg);
-    const ratio = longer / Math.max(whole.width, whole.height);
-    const size = [whole.width, whole.height].map((length) => Math.max(1, Math.round(length * ratio)));
-    return drawn(whole, ...size);
+    const whole = this.jpeg && (await createImageBitmap(this.jpeg).catch(() => null)); // it may be damaged
+    return whole ? drawn(whole, longer) : blank(longer, this.shape);
+  }
+
+  /** Make the tile for the resolution of the screen. */
+  async fit() {
+    this.tile = await this.picture(Math.round(TILE * devicePixelRatio));
+    return this;
   }
 }
 
@@ -67,7 +71,12 @@ export class Run {
    *
    * @returns {Promise<boolean>} whether there is anything new
    */
-  async load() {
+  load() {
+    this.loading ??= this.#load().finally(() => (this.loading = null));
+    return this.loading;
+  }
+
+  async #load() {
     const { about, arrays } = await askArrays("looks", Object.entries(this.source));
     const stamp = JSON.stringify([...arrays.wall_time.data, about.probes.digests]);
     if (stamp === this.stamp) return false;
@@ -77,16 +86,22 @@ export class Run {
     const missing = inSight.filter((name) => places.has(name) && !about.rows.includes(name)).slice(0, AT_ONCE);
     if (missing.length) {
       const more = await this.#ask(missing);
-      if (sameSteps(more.arrays.step.data, arrays.step.data))
+      if (sameLooks(more.arrays.wall_time.data, arrays.wall_time.data))
         rows.push(...(await rowsOf(more.about, more.arrays, about.figures)));
     }
     this.stamp = stamp;
     Object.assign(this, about.probes); // names, prompts, digests
-    Object.assign(this, { figures: about.figures, notes: about.notes, leftOut: about.left_out });
+    Object.assign(this, {
+      figures: about.figures,
+      notes: about.notes,
+      leftOut: about.left_out,
+      rule: about.rule,
+      made: about.made,
+    });
     this.places = places;
     this.steps = [...arrays.step.data];
     this.lookAt = new Map(this.steps.map((step, look) => [step, look]));
-    for (const name of ["epoch", "baseline_step", "baseline", "alarmed"]) this[name] = arrays[name].data;
+    for (const name of ["wall_time", "epoch", "baseline_step", "baseline", "alarmed"]) this[name] = arrays[name].data;
     for (const name of ["drift", "similarity", "alarm"]) {
       const { data, shape } = arrays[name];
       this[name] = (probe, look) => data[probe * shape[1] + look];
@@ -124,7 +139,7 @@ export class Run {
     for (const probe of probes) this.coming.add(probe);
     try {
       const { about, arrays } = await this.#ask(probes.map((probe) => this.names[probe]));
-      if (sameSteps(arrays.step.data, this.steps)) {
+      if (sameLooks(arrays.wall_time.data, this.wall_time)) {
         this.#keep(await rowsOf(about, arrays, this.figures));
         this.arrived();
       } else if (await this.load()) {
@@ -146,8 +161,9 @@ export class Run {
 
   #keep(rows) {
     for (const [name, row] of rows) this.rows.set(this.places.get(name), row);
+    const most = Math.max(2 * AT_ONCE, Math.floor(MOST_BYTES / rows[0]?.[1].maps.byteLength));
     for (const probe of this.rows.keys()) {
-      if (this.rows.size <= MOST_KEPT) break;
+      if (this.rows.size <= most) break;
       this.rows.delete(probe);
     }
   }
@@ -157,8 +173,8 @@ export class Run {
     const row = this.rows.get(probe);
     if (choice === "previous") return row.map(Math.max(0, look - 1));
     const chosen = choice === "callback" ? this.baseline[look] : (this.lookAt.get(Number(choice)) ?? null);
-    if (chosen === null || chosen < -row.foreign.length) return null;
-    return chosen < 0 ? row.foreign[-1 - chosen] : row.map(chosen);
+    if (chosen === null || chosen < -row.baselines.length) return null;
+    return chosen < 0 ? row.baselines[-1 - chosen] : row.map(chosen);
   }
 
   /** In words what {@link baselineMap} returns. */
@@ -170,7 +186,7 @@ export class Run {
 
 const each = (count, make) => Array.from({ length: count }, (_, i) => make(i));
 
-const sameSteps = (some, others) => some.length === others.length && some.every((step, look) => step === others[look]);
+const sameLooks = (some, others) => some.length === others.length && some.every((time, look) => time === others[look]);
 
 /** The rows of an answer, by name. */
 function rowsOf(about, arrays, names) {
@@ -182,11 +198,10 @@ function rowsOf(about, arrays, names) {
         shape,
         part(arrays.maps, i),
         (look, figure) => figures[look * names.length + names.indexOf(figure)],
-        arrays.foreign ? each(arrays.foreign.shape[0], (j) => part(arrays.foreign, j, i)) : [],
+        arrays.baselines ? each(arrays.baselines.shape[0], (j) => part(arrays.baselines, j, i)) : [],
         arrays[`picture.${i}`].data,
       );
-      row.tile = await row.picture(Math.round(TILE * devicePixelRatio)).catch(() => blank(TILE, shape));
-      return [name, row];
+      return [name, await row.fit()];
     }),
   );
 }
@@ -198,10 +213,13 @@ function part({ shape, data }, ...indices) {
   return data.slice(at * size, (at + 1) * size);
 }
 
-function drawn(bitmap, width, height) {
+function drawn(bitmap, longer) {
+  const ratio = longer / Math.max(bitmap.width, bitmap.height);
+  const [width, height] = [bitmap.width, bitmap.height].map((length) => Math.max(1, Math.round(length * ratio)));
   const drawing = context(new OffscreenCanvas(width, height));
   drawing.imageSmoothingQuality = "high";
   drawing.drawImage(bitmap, 0, 0, width, height);
+  bitmap.close();
   return drawing.getImageData(0, 0, width, height);
 }
 

@@ -1,10 +1,10 @@
-/** What the user has chosen: kept in the address bar and, where that is not allowed, in this browser. */
+/** What the user has chosen: kept in the address bar and, for one that says nothing, in this browser. */
 
 import { addressBar } from "./host.js";
 
 export const LAST = "last";
 export const DEFAULTS = {
-  run: "", // key of a run, see source_key
+  run: "", // key of a run, see keyOf
   beside: "", // of a second one, or none
   view: "overlay", // overlay, heat, change, input
   opacity: "0.85",
@@ -29,7 +29,14 @@ const KEPT = `clipcam ${new URL("..", location.href).pathname}`;
 export class State {
   constructor() {
     this.listeners = [];
-    this.values = { ...DEFAULTS, ...known(stored()), ...known(addressBar.read()) };
+    this.values = { ...DEFAULTS, ...(addressed() ?? known(stored())) };
+    addressBar.listen(() => addressed() && this.set({ ...DEFAULTS, ...addressed() }));
+  }
+
+  /** Take over what was found out, not chosen: nobody is told. */
+  adopt(patch) {
+    Object.assign(this.values, patch);
+    this.timer ??= setTimeout(() => this.#keep(), QUIET);
   }
 
   /** Call `listener(changed keys)` after each change. */
@@ -51,6 +58,12 @@ export class State {
     addressBar.write(chosen);
     store(chosen);
   }
+}
+
+/** What the address says, if it says anything: a link shows what its sender saw. */
+function addressed() {
+  const told = known(addressBar.read());
+  return Object.keys(told).length ? told : null;
 }
 
 /** Of what an address or this browser says all that can be chosen. */

@@ -29,7 +29,9 @@ export async function askArrays(route, query = []) {
 }
 
 async function ask(route, query = []) {
-  const answer = await fetch(`./${route}?${new URLSearchParams(query)}`);
+  const answer = await fetch(`./${route}?${new URLSearchParams(query)}`).catch(() => {
+    throw new Refused("TensorBoard does not answer. Is it still running?");
+  });
   if (!answer.ok) throw new Refused((await answer.text()) || `TensorBoard answered ${answer.status}.`);
   return answer;
 }
