@@ -11,7 +11,9 @@ test: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --ignore tests/tensorboard_tab
+	# In processes of its own: others fork, which threads of TensorBoard's fast loader do not outlive.
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile tests/tensorboard_tab
 
 benchmarks: .venv/.installed-test
 	$(BIN)/python benchmarks/localisation.py

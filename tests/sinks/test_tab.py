@@ -72,7 +72,7 @@ def test_every_look_is_one_event_at_its_step(tmp_path: Path) -> None:
     write_run(tmp_path, looks_of(random_maps([0, 7, 30], 3), PROMPTS, NAMES))
     written = tab_events(tmp_path)
     assert [step for step, _ in written] == [0, 7, 30]
-    once = {"probes", "picture/red", "picture/green", "picture/half"}
+    once = {"probes", "baseline", "picture/red", "picture/green", "picture/half"}
     always = {"look", "figures", "map/red", "map/green", "map/half"}
     assert [set(values) for _, values in written] == [always | once, always, always]
 

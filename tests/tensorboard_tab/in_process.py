@@ -1,6 +1,7 @@
 """TensorBoards in this process, over event files of any content."""
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from werkzeug.test import Client, TestResponse
 
 from clipcam_lightning.tensorboard_tab import ClipCamLoader
 
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # a test that forks later would wait for its threads
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of a library that TensorBoard has a copy of
     from tensorboard import default

@@ -52,7 +52,7 @@ export class Detail {
         button("↓", "Probe below (down arrow)", () => go(1)),
         button("✕", "Close (escape)", () => this.node.close()),
       ),
-      element("div", { class: "look" }, this.look, "baseline", this.wipe, "now"),
+      element("div", { class: "look" }, this.look, "wipe", this.wipe),
       this.panes,
     );
     this.node.addEventListener("keydown", (event) => {
@@ -124,12 +124,11 @@ export class Detail {
     );
     const drift = sparkline(run, probe, STAGE, 64);
     drift.mark(look);
-    const names = element(
-      "div",
-      { class: "names" },
+    stage.captions = [
       element("span", { text: `baseline: ${run.baselineName(look, values.baseline)}` }),
       element("span", { text: `now: step ${run.steps[look]}` }),
-    );
+    ];
+    const names = element("div", { class: "names" }, ...stage.captions);
     const chart = element(
       "figure",
       {},
@@ -169,6 +168,8 @@ export class Detail {
       [canvas.width, canvas.height] = [whole.width, whole.height];
       const context = canvas.getContext("2d");
       const edge = Math.round(this.wipe.value * whole.width);
+      stage.captions[0].style.visibility = edge > 0 ? "" : "hidden"; // of what is not to be seen
+      stage.captions[1].style.visibility = edge < whole.width ? "" : "hidden";
       if (before) context.putImageData(before, 0, 0, 0, 0, edge, whole.height);
       if (now) context.putImageData(now, 0, 0, edge, 0, whole.width - edge, whole.height);
       context.fillStyle = "#fff";
