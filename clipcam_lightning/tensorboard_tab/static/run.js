@@ -34,8 +34,7 @@ class Row {
   /** Largest value of all its maps. */
   get top() {
     const looks = this.maps.length / (this.shape[0] * this.shape[1]);
-    const maps = [...each(looks, (look) => this.map(look) ?? []), ...this.baselines];
-    this.largest ??= Math.max(...maps.map(top));
+    this.largest ??= Math.max(...[...each(looks, (look) => this.map(look) ?? []), ...this.baselines].map(top));
     return this.largest;
   }
 
@@ -142,8 +141,9 @@ export class Run {
       if (sameLooks(arrays.wall_time.data, this.wall_time)) {
         this.#keep(await rowsOf(about, arrays, this.figures));
         this.arrived();
-      } else if (await this.load()) {
-        this.changed();
+      } else {
+        if (await this.load()) this.changed();
+        return; // what is in sight then is asked for anew
       }
     } catch (error) {
       this.failed(error);
