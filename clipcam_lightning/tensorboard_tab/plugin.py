@@ -14,10 +14,11 @@ from werkzeug.wrappers import Request
 
 from clipcam_lightning.tab_events import PLUGIN
 from clipcam_lightning.tensorboard_tab.answers import colors_answer, looks_answer, rows_answer
-from clipcam_lightning.tensorboard_tab.runs import Looks, RunReader
+from clipcam_lightning.tensorboard_tab.runs import Looks, Moment, RunReader
 
 FIRST_ROWS = 16  # as many as a large screen shows
 MOST_ROWS = 64  # in one answer, whose size they bound
+MOST_KNOWN = 2  # runs whose looks are kept: as many as are shown side by side
 BINARY = "application/octet-stream"
 TYPES = {".js": "text/javascript", ".css": "text/css"}  # of the page's files
 
@@ -25,13 +26,14 @@ TYPES = {".js": "text/javascript", ".css": "text/css"}  # of the page's files
 class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no types
     """The CLIP CAM tab.
 
-    It keeps nothing between two requests and reads through TensorBoard's data provider alone.
+    It reads through TensorBoard's data provider alone and keeps, between two requests, the figures of two runs at most.
     """
 
     plugin_name = PLUGIN
 
     def __init__(self, context: TBContext) -> None:
         self._provider = context.data_provider
+        self._known: dict[tuple[str, str, str], tuple[Moment | None, Looks]] = {}
 
     @override
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
@@ -58,12 +60,16 @@ class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no typ
         return json.dumps({"runs": [vars(watched) for watched in self._reader(request).watched()]}).encode()
 
     def _looks(self, request: Request) -> bytes:
-        run, root, looks, reader = self._asked(request)
+        run, root, reader = self._asked(request)
+        looks = self._read(reader, run, root)
         names = looks.worst_first[:FIRST_ROWS]
         return looks_answer(looks, names, reader.rows(run, root, names, looks))
 
     def _rows(self, request: Request) -> bytes:
-        run, root, looks, reader = self._asked(request)
+        run, root, reader = self._asked(request)
+        newest, looks = self._known.get((reader.experiment, run, root), (None, None))
+        if looks is None or newest != reader.newest(run, root):
+            looks = self._read(reader, run, root)
         names = request.args.getlist("probe")
         if not 0 < len(names) <= MOST_ROWS:
             raise InvalidArgumentError(f"Ask for 1 to {MOST_ROWS} probes at a time, not for {len(names)}.")
@@ -71,12 +77,19 @@ class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no typ
             raise NotFoundError(f"Run {run!r} has no probe {min(unknown)!r}.")
         return rows_answer(looks, names, reader.rows(run, root, names, looks))
 
-    def _asked(self, request: Request) -> tuple[str, str, Looks, RunReader]:
+    def _read(self, reader: RunReader, run: str, root: str) -> Looks:
+        """All looks of a run; kept, since its rows are asked for next and reading them takes less than this."""
+        newest = reader.newest(run, root)  # before the rest: what is written in between is read next time
+        looks, key = reader.looks(run, root), (reader.experiment, run, root)
+        others = [(other, known) for other, known in self._known.items() if other != key]
+        self._known = dict([*others, (key, (newest, looks))][-MOST_KNOWN:])
+        return looks
+
+    def _asked(self, request: Request) -> tuple[str, str, RunReader]:
         run, root = request.args.get("run"), request.args.get("root")
         if run is None or root is None:
             raise InvalidArgumentError("Say which run and which root.")
-        reader = self._reader(request)
-        return run, root, reader.looks(run, root), reader
+        return run, root, self._reader(request)
 
     def _reader(self, request: Request) -> RunReader:
         return RunReader(self._provider, context(request.environ), experiment_id(request.environ))

@@ -97,6 +97,7 @@ class RunReader:
     """Reads through ``provider`` alone, which is all that both of TensorBoard's loaders have; keeps nothing."""
 
     def __init__(self, provider: DataProvider, ctx: RequestContext, experiment: str) -> None:
+        self.experiment = experiment
         self._provider = provider
         self._asked = {"ctx": ctx, "experiment_id": experiment, "plugin_name": events.PLUGIN}
 
@@ -110,6 +111,13 @@ class RunReader:
             for tag, series in sorted(tags.items())
             if tag.endswith(end)
         ]
+
+    def newest(self, run: str, root: str) -> Moment | None:
+        """When the last look of one callback was taken; ``None`` if there is none."""
+        tag = events.tag(root, events.LOOK)
+        wanted = RunTagFilter(runs=[run], tags=[tag])
+        series = self._provider.list_tensors(**self._asked, run_tag_filter=wanted).get(run, {}).get(tag)
+        return series and (series.max_step, series.max_wall_time)
 
     def looks(self, run: str, root: str) -> Looks:
         """All looks of one callback.

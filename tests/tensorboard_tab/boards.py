@@ -12,6 +12,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load
@@ -45,9 +46,18 @@ def tensorboard(*options: object) -> Iterator[str]:
             assert isinstance(found, re.Match), said()
             yield found[1].rstrip("/")
         finally:
-            process.terminate()
-            process.wait()
+            stop(process)
         assert "Traceback" not in said(), said()
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """End a TensorBoard; one that has lost the signal, as happens once in hundreds of times, is killed."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def until(condition: Callable[[], object], what: str) -> object:

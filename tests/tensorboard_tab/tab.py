@@ -201,8 +201,8 @@ class Tab:
         )
         return found
 
-    def scroll(self, down: float = 0, across: float = 0) -> None:
-        """To these shares of the way, and wait until what comes into sight is painted."""
+    def scroll(self, down: float = 0, across: float = 0, *, wait: bool = True) -> None:
+        """To these shares of the way, and wait until what comes into sight is painted, or do not."""
         self.grid.evaluate(
             "(grid, [down, across]) => new Promise(done => {"
             " grid.scrollTo((grid.scrollWidth - grid.clientWidth) * across,"
@@ -210,7 +210,8 @@ class Tab:
             " requestAnimationFrame(() => requestAnimationFrame(done)); })",
             [down, across],
         )
-        self.ready()
+        if wait:
+            self.ready()
 
     # Player and detail.
 
@@ -261,8 +262,8 @@ def all_pixels(tab: Tab) -> dict[tuple[str, int], Pixels]:
         "grid => [...grid.querySelectorAll('[role=gridcell]')].map(cell => [Number(cell.dataset.row),"
         f" Number(cell.dataset.column), ({SHOWN})(cell)])"
     )
-    order = tab.order()
-    return {(order[row], column): _decoded(url) for row, column, url in found}
+    order, top = tab.order(), min(row for row, _, _ in found)
+    return {(order[row - top], column): _decoded(url) for row, column, url in found}
 
 
 def pixels(element: Locator) -> Pixels:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 from synthetic_looks import looks_of, random_maps, write_run
 from tensorboard_tab.boards import tensorboard, wait_for
 from tensorboard_tab.known_maps import BOTTOM_LEFT, NAMES, PROMPTS, STEPS, known_looks, known_maps, pictures
-from tensorboard_tab.tab import Tab, pixels
+from tensorboard_tab.tab import Tab, all_pixels, pixels
 
 from clipcam_lightning.drift import DriftReport, ProbeDrift
 from clipcam_lightning.look import Look
@@ -119,6 +119,20 @@ def test_of_many_probes_the_first_by_drift_are_in_sight_and_the_last_when_one_sc
     tab.choose("Sort", "name")
     tab.scroll(down=0)
     assert tab.order()[:3] == ["probe-0", "probe-1", "probe-2"], "numbers in names count as numbers"
+
+
+def test_a_row_that_is_still_to_come_shows_nothing_of_the_rows_before(tab: Tab) -> None:
+    tab.fresh(run=MANY)
+    before = tab.order()
+    assert all(shown[..., 3].all() for shown in all_pixels(tab).values())
+    tab.page.route("**/rows?*", lambda route: None)  # which goes on at the end
+    tab.scroll(down=1, wait=False)
+    came = {key: shown for key, shown in all_pixels(tab).items() if key[0] not in before}
+    assert len(came) > 4 * len(STEPS)
+    assert not any(shown.any() for shown in came.values())
+    tab.page.unroute("**/rows?*")
+    tab.ready()
+    assert all(shown[..., 3].all() for shown in all_pixels(tab).values())
 
 
 def test_a_filter_leaves_the_probes_with_all_of_its_words_in_name_or_prompt(tab: Tab) -> None:

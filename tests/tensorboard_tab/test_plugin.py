@@ -30,10 +30,12 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard_tab.boards import stop
 
 import clipcam_lightning.tensorboard_tab as tab
 from clipcam_lightning.colors import CHANGE, HEAT, colored
 from clipcam_lightning.tensorboard_tab import ClipCamLoader
+from clipcam_lightning.tensorboard_tab.runs import RunReader
 
 PACKAGE = Path(tab.__file__).parents[1]
 NAMES = [f"probe-{i}" for i in range(70)]
@@ -119,6 +121,30 @@ def test_as_many_probes_as_can_be_asked_for_come_in_their_order(board: Board) ->
     arrays, about = board.arrays("rows", **RUN, probe=names)
     assert about["rows"] == names
     assert arrays["maps"].shape == (64, 3, 3, 5)
+
+
+def test_rows_read_the_figures_of_all_looks_again_only_if_there_is_a_newer_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = looks_of(random_maps(range(3), 2), ["a", "b"])
+    read: list[str] = []
+    original = RunReader.looks
+    monkeypatch.setattr(RunReader, "looks", lambda self, run, root: (read.append(run), original(self, run, root))[1])
+    for run in ("run", "other", "third"):
+        write_run(tmp_path / run, looks[:2])
+    with board_over("legacy", tmp_path, growing=True) as board:
+        for _ in range(3):
+            for run in ("run", "other"):
+                assert len(board.arrays("rows", run=run, root="clipcam", probe="probe-0")[0]["step"]) == 2
+        assert read == ["run", "other"]
+        board.arrays("rows", run="third", root="clipcam", probe="probe-0")
+        board.arrays("rows", run="run", root="clipcam", probe="probe-0")
+        assert read == ["run", "other", "third", "run"], "two runs are kept, those that were asked for last"
+        write_run(tmp_path / "run", looks[2:])
+        until(lambda: len(board.arrays("rows", **RUN, probe="probe-0")[0]["step"]) == 3)
+        assert read.count("run") == 3
+        board.arrays("looks", **RUN)
+        assert read.count("run") == 4, "whoever begins anew gets what there is, whatever its clock says"
 
 
 def test_colors_are_those_of_the_pictures(board: Board) -> None:
@@ -475,7 +501,7 @@ def command(folder: Path, *flags: str, path: Path = PACKAGE.parent) -> Iterator[
                     return
             raise AssertionError("".join(said))
         finally:
-            board.terminate()
+            stop(board)
 
 
 def asked(url: str, route: str, **query: object) -> bytes | None:

@@ -43,7 +43,7 @@ export class Grid {
   /** Build anew: other runs, probes or looks. */
   reset() {
     const hadFocus = this.body.contains(document.activeElement);
-    for (const row of this.live.values()) row.node.remove();
+    for (const row of this.live.values()) row.remove();
     for (const head of this.heads.values()) head.remove();
     this.live.clear();
     this.heads.clear();
@@ -81,7 +81,7 @@ export class Grid {
     this.#updateHead(from, to);
     for (const [number, row] of this.live) {
       if (number < first || number > last) {
-        row.node.remove();
+        row.remove();
         this.live.delete(number);
       }
     }

@@ -17,6 +17,8 @@ export function badge(runs, side) {
   return runs.length > 1 ? [element("span", { class: `run side-${side}`, text: "AB"[side], title })] : [];
 }
 
+const spare = []; // strips of rows that are gone: a browser may wait for new canvases longer than for all else
+
 export class GridRow {
   /**
    * @param {import("./board.js").Board} board
@@ -31,7 +33,7 @@ export class GridRow {
     this.run = board.runs[this.side];
     this.probe = board.probes[Math.floor(number / board.runs.length)][this.side];
     this.cells = new Map(); // by column
-    this.strip = new Strip();
+    [this.strip, this.present] = spare.pop() ?? [new Strip(), new Strip()];
     this.node = element(
       "div",
       { class: "row", role: "row", "aria-rowindex": number + 2 },
@@ -47,7 +49,6 @@ export class GridRow {
     const [name, prompt] = [run.names[probe], run.prompts[probe]];
     this.line = sparkline(run, probe, 234, 30);
     this.went = element("div", { class: "went" });
-    this.present = new Strip();
     this.presentFrame = element("div", { class: "frame" }, this.present.canvas);
     this.figure = element("div", { class: "figure" });
     return element(
@@ -63,6 +64,13 @@ export class GridRow {
       ),
       element("div", { class: "present" }, this.presentFrame, this.figure),
     );
+  }
+
+  /** Take it off the page; it is not used again. */
+  remove() {
+    this.node.remove();
+    for (const strip of [this.strip, this.present]) strip.clear();
+    spare.push([this.strip, this.present]);
   }
 
   /** The number of the look in a column, if this run has one. */
@@ -157,6 +165,13 @@ class Strip {
     this.canvas = element("canvas", { class: "strip", width: 0, height: 0, "aria-hidden": "true" });
     this.painted = new Set();
     this.from = 0;
+  }
+
+  /** For another row, with nothing of this one. */
+  clear() {
+    const { width, height } = this.canvas;
+    if (width) context(this.canvas).clearRect(0, 0, width, height);
+    this.painted.clear();
   }
 
   has(column) {

@@ -6,7 +6,8 @@ import { HALF, askArrays } from "./wire.js";
 
 export const TILE = 96; // side of a picture in the grid, in CSS pixels
 const MOST_BYTES = 64e6; // of maps in memory
-const AT_ONCE = 32; // rows a request
+const AT_ONCE = 8; // rows a request: by the time more have come, others may be in sight
+const MOST_ROWS = 64; // that one request may ask for, and that are kept whatever they take
 
 export const keyOf = ({ run, root }) => `${root}@${run}`;
 export const nameOf = ({ run, root }) => (root === "clipcam" ? run : `${run} · ${root.replace(/^clipcam_/, "")}`);
@@ -82,7 +83,7 @@ export class Run {
     const places = new Map(about.probes.names.map((name, i) => [name, i]));
     const rows = await rowsOf(about, arrays, about.figures);
     const inSight = this.visible.map((probe) => this.names[probe]);
-    const missing = inSight.filter((name) => places.has(name) && !about.rows.includes(name)).slice(0, AT_ONCE);
+    const missing = inSight.filter((name) => places.has(name) && !about.rows.includes(name)).slice(0, MOST_ROWS);
     if (missing.length) {
       const more = await this.#ask(missing);
       if (sameLooks(more.arrays.wall_time.data, arrays.wall_time.data))
@@ -137,22 +138,20 @@ export class Run {
     this.requests++;
     for (const probe of probes) this.coming.add(probe);
     try {
-      const { about, arrays } = await this.#ask(probes.map((probe) => this.names[probe]));
+      const names = probes.map((probe) => this.names[probe]);
+      const { about, arrays } = await this.#ask(names).finally(() => this.requests--);
       if (sameLooks(arrays.wall_time.data, this.wall_time)) {
+        this.#next(); // while the pictures are decoded
         this.#keep(await rowsOf(about, arrays, this.figures));
         this.arrived();
-      } else {
-        if (await this.load()) this.changed();
-        return; // what is in sight then is asked for anew
+      } else if (await this.load()) {
+        this.changed(); // what is in sight then is asked for anew
       }
     } catch (error) {
-      this.failed(error);
-      return; // what is wanted next may be asked for again
+      this.failed(error); // what is wanted next may be asked for again
     } finally {
-      this.requests--;
       for (const probe of probes) this.coming.delete(probe);
     }
-    this.#next();
   }
 
   #ask(names) {
@@ -161,7 +160,7 @@ export class Run {
 
   #keep(rows) {
     for (const [name, row] of rows) this.rows.set(this.places.get(name), row);
-    const most = Math.max(2 * AT_ONCE, Math.floor(MOST_BYTES / rows[0]?.[1].maps.byteLength));
+    const most = Math.max(MOST_ROWS, Math.floor(MOST_BYTES / rows[0]?.[1].maps.byteLength));
     for (const probe of this.rows.keys()) {
       if (this.rows.size <= most) break;
       this.rows.delete(probe);
