@@ -12,6 +12,7 @@ from torch.nn import functional as F
 HEAT = "inferno"
 CHANGE = "crameri:vik"  # blue: less than before, red: more
 LUMA = (0.299, 0.587, 0.114)
+DARKEST, CONTRAST = 0.08, 0.6  # of a picture under heat, so that nothing in it is brighter or louder than heat
 
 
 @cache
@@ -27,7 +28,7 @@ def colored(values: Float[Tensor, "y x"], name: str = HEAT) -> Float[Tensor, "3 
 def overlaid(
     pixels: UInt8[Tensor, "3 y x"], heat: Float[Tensor, "*n y x"], name: str = HEAT
 ) -> UInt8[Tensor, "*n 3 y x"]:
-    """Heat 0-1 over the greyed picture: the hotter, the more colour covers it."""
+    """Heat 0-1 over the greyed, subdued picture: the hotter, the more colour covers it."""
     # Types are named: pictures are drawn while a training in bfloat16 has changed torch's default for all threads.
     grey = (torch.tensor(LUMA, dtype=torch.float32) @ pixels.flatten(1).float()).round().long().view(pixels.shape[1:])
     rgbx = _overlays(name).take(256 * _levels(heat) + grey)
@@ -43,5 +44,6 @@ def _overlays(name: str) -> Int32[Tensor, "65536"]:
     """Each heat over each grey, four bytes a colour: to look it up takes a fifth of the time of mixing it."""
     level = torch.linspace(0, 1, 256, dtype=torch.float32)
     cover = 0.1 + 0.75 * level.view(256, 1, 1)
-    mixed = cover * torch.from_numpy(_table(name)).view(256, 1, 3) + (1 - cover) * level.view(1, 256, 1)
+    grey = DARKEST + CONTRAST * level.view(1, 256, 1)
+    mixed = cover * torch.from_numpy(_table(name)).view(256, 1, 3) + (1 - cover) * grey
     return F.pad((mixed * 255).round().to(torch.uint8), (0, 1)).view(torch.int32).flatten()

@@ -109,7 +109,8 @@ def test_an_overlay_leaves_the_picture_where_it_is_cold_and_covers_it_where_it_i
     covered = overlaid(picture, heat).float()
     grey = (picture * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
 
-    assert (covered[:, :, :3] - 0.9 * grey[:, :3]).abs().max() < 2  # a tenth of black lies on it
+    dim = 0.9 * (20 + 0.6 * grey[:, :3])  # less contrast, and a tenth of black lies on it
+    assert (covered[:, :, :3] - dim).abs().max() < 2
     assert covered[:, :, 3:].std(dim=(1, 2)).max() < 0.2 * grey[:, 3:].std()
 
 

@@ -51,7 +51,7 @@ def print_summary(watcher: ClipCamCallback, model: open_clip.CLIP, log_dir: str)
     console.print(f"  with the stamp of another caption    {retrieval_accuracy(model, with_stamps(hazy, shift=7)):.2f}")
     console.print(f"energy on the stamp                    {before:.2f} -> {now:.2f}")
     console.print(f"\ncontact sheet: {Path(log_dir) / 'clipcam' / CONTACT_SHEET}")
-    console.print(f"tensorboard --logdir {Path(log_dir).parent}")
+    console.print(f"tensorboard --logdir {Path(log_dir).parents[1]}")
 
 
 def _before_now(now: float, change: float) -> str:

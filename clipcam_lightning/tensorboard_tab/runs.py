@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float16, Float32
 from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider, RunTagFilter, TensorDatum
-from tensorboard.errors import InvalidArgumentError, NotFoundError, PublicError
+from tensorboard.errors import InvalidArgumentError, NotFoundError
 
 from clipcam_lightning import tab_events as events
 
@@ -23,6 +23,7 @@ Moment: TypeAlias = tuple[int, float]  # step and wall time, which all values of
 ALL = 1_000_000  # data points a tag: as many as the data provider has kept
 LONGEST_SIDE = 4096  # of a grid that is believed
 MOST_BYTES = 2**28  # of the maps in one answer
+UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # a tensor unlike its own shape
 MADE = ("digest", "method", "target", "layers", "grid")  # looks that differ in one of these cannot be compared
 KINDS = {  # what a look's JSON must say
     **{"epoch": int, "baseline_step": int, "alarmed": bool, "stored_baseline": bool, "notes": list},
@@ -185,9 +186,7 @@ class RunReader:
         wanted = RunTagFilter(runs=[run], tags=tags)
         try:
             read = self._provider.read_tensors(**self._asked, run_tag_filter=wanted, downsample=ALL).get(run, {})
-        except PublicError:
-            raise
-        except Exception:  # one tensor that does not fit its own shape spoils the answer for all
+        except UNREADABLE:  # one such tensor spoils the answer for all
             if len(tags) == 1:
                 return {}
             return {tag: data for each in tags for tag, data in self._read(run, [each]).items()}

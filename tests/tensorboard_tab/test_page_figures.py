@@ -143,6 +143,8 @@ def test_a_filter_leaves_the_probes_with_all_of_its_words_in_name_or_prompt(tab:
     assert set(tab.order()) == set(NAMES), "each prompt says what"
     entry.fill("nothing is called so")
     assert tab.order() == []
+    expect(tab.grid.get_by_text("No probe has all the words of the filter")).to_be_visible()
+    expect(tab.grid).to_contain_text("0 of 6 probes")
     entry.fill("")
     assert set(tab.order()) == set(NAMES)
 
@@ -154,7 +156,7 @@ def test_the_headline_names_the_alarm_the_worst_probe_and_where_its_map_went(tab
     assert f"{len(LAST.alarms)} of {len(NAMES)} probes break the rule" in text
     assert f"{LAST.worst.name} moved most: drift {said(LAST.worst.drift)}" in text
     assert "between steps 0 and 10" in text, "when it moved"
-    assert re.search(r"to the bottom right \(\+\d+ % .*from the top left \(\N{MINUS SIGN}\d+ %", text)
+    assert re.search(r"to the bottom right \(\+\d+\s% .*from the top left \(\N{MINUS SIGN}\d+\s%", text)
 
 
 def test_the_headline_says_that_there_is_no_alarm(tab: Tab) -> None:
@@ -209,8 +211,10 @@ def test_space_pauses(tab: Tab) -> None:
     tab.grid.focus()
     tab.page.keyboard.press(" ")
     expect(tab.play).to_have_accessible_name(re.compile("^Pause"))
+    expect(tab.title).to_have_attribute("aria-live", "off")
     tab.page.keyboard.press(" ")
     expect(tab.play).to_have_accessible_name(re.compile("^Play"))
+    expect(tab.title).to_have_attribute("aria-live", "polite")
     before = tab.title.inner_text()
     tab.frame.evaluate("new Promise(done => setTimeout(done, 600))")  # two looks' time
     assert tab.title.inner_text() == before != "step 30, epoch 3 (4 of 4)"

@@ -166,7 +166,7 @@ def test_without_opacity_the_grey_picture_is_left_and_the_more_of_it_the_more_co
         tab.slide("Opacity", opacity)
         shown.append(pixels(tab.cell("still", 0)))
     red, green, blue = COLORS[NAMES.index("still")]
-    grey = round(0.299 * red + 0.587 * green + 0.114 * blue)
+    grey = round(20.4 + 0.6 * (0.299 * red + 0.587 * green + 0.114 * blue))
     assert_same(shown[0], np.full((*shown[0].shape[:2], 3), grey))
     colourfulness = [spread(corner(canvas, BOTTOM_LEFT)) for canvas in shown]
     assert colourfulness == sorted(colourfulness)

@@ -58,8 +58,8 @@ CHOICES = {
 
 def choose_all(tab: Tab) -> None:
     tab.slide("Opacity", 0.4)
-    tab.view("Change")
     tab.choose("Colours", "viridis")
+    tab.view("Change")
     tab.choose("Baseline", "step 10")
     tab.choose("Scale", "all looks of a probe")
     tab.choose("Sort", "name")
@@ -196,6 +196,37 @@ def test_the_keyboard_alone_is_enough(tab: Tab) -> None:
     expect(tab.detail).to_be_hidden()
 
 
+def test_keys_reach_the_page_at_once_and_after_a_click_on_a_view(tab: Tab) -> None:
+    tab.open(run=KNOWN)
+    tab.page.keyboard.press("ArrowLeft")
+    expect(tab.title).to_contain_text("step 20")
+    tab.view("Heat")
+    tab.page.keyboard.press("ArrowLeft")
+    expect(tab.title).to_contain_text("step 10")
+    expect(tab.root.get_by_role("radio", name="Heat")).to_be_checked()
+
+
+def test_what_has_no_effect_in_a_view_cannot_be_chosen(tab: Tab) -> None:
+    without = {"Overlay": set(), "Heat": {"Opacity"}, "Change": {"Colours"}, "Input": {"Opacity", "Colours", "Scale"}}
+    for view, controls in without.items():
+        tab.view(view)
+        for control in ("Opacity", "Colours", "Scale", "Baseline"):
+            expect(tab.root.get_by_label(control, exact=True)).to_be_enabled(enabled=control not in controls)
+
+
+@pytest.mark.parametrize("beside", ["", OTHER])
+@pytest.mark.parametrize("width", [480, 700, 1000])
+def test_the_detail_fits_a_narrow_window(tab: Tab, width: int, beside: str) -> None:
+    tab.fresh(run=KNOWN, beside=beside, open="walks")
+    tab.stage.first.wait_for()
+    before = tab.page.viewport_size
+    tab.page.set_viewport_size({"width": width, "height": 700})
+    try:
+        assert tab.detail.evaluate("detail => detail.scrollWidth <= detail.clientWidth")
+    finally:
+        tab.page.set_viewport_size(before or {"width": 1500, "height": 1000})
+
+
 @pytest.mark.parametrize("key", ["ArrowLeft", "ArrowRight"])
 def test_the_arrows_move_the_slider_that_has_the_focus(tab: Tab, key: str) -> None:
     opacity = tab.root.get_by_label("Opacity")
@@ -247,5 +278,6 @@ def test_an_empty_folder_says_what_to_do(browser: Browser, tmp_path: Path) -> No
         tab.ready()
         expect(tab.message).to_contain_text("There are no CLIP CAM maps in this log directory yet.")
         expect(tab.message).to_contain_text("ClipCamCallback()")
+        expect(tab.root.get_by_role("toolbar")).to_be_hidden()
         expect(tab.grid).to_be_hidden()
         assert tab.noise == []

@@ -11,7 +11,8 @@ export class Board {
     this.runs = [];
     this.columns = []; // {step, looks: the number of the look in each run, or undefined}
     this.probes = []; // numbers in each run, in the order of the rows
-    this.unmatched = 0;
+    this.matched = 0; // probes that every run has
+    this.unmatched = 0; // of the first run, which the second has not
   }
 
   /** @param {import("./run.js").Run[]} runs one, or two that are compared */
@@ -30,6 +31,7 @@ export class Board {
     const all = second ? partners(first, second) : first.names.map((_, i) => [i]);
     const matched = all.filter((pair) => !pair.includes(undefined));
     this.unmatched = all.length - matched.length;
+    this.matched = matched.length;
     const words = filter.toLowerCase().split(/\s+/);
     const text = (i) => `${first.names[i]} ${first.prompts[i]}`.toLowerCase();
     this.probes = matched.filter(([i]) => words.every((word) => text(i).includes(word)));
@@ -41,6 +43,12 @@ export class Board {
       name: ([a], [b]) => first.names[a].localeCompare(first.names[b], undefined, { numeric: true }),
     }[sort];
     this.probes.sort(order ?? (([a], [b]) => a - b));
+  }
+
+  /** How many probes are shown. */
+  get inWords() {
+    const some = this.probes.length < this.matched ? `${this.probes.length} of ` : "";
+    return `${some}${this.matched} ${this.matched === 1 ? "probe" : "probes"}`;
   }
 
   /** The last column in which every run has a look. */

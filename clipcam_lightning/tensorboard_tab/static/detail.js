@@ -2,7 +2,7 @@
 
 import { element } from "./dom.js";
 import { moved, percent } from "./places.js";
-import { figure } from "./row.js";
+import { badge, figure } from "./row.js";
 import { nameOf } from "./run.js";
 import { sparkline } from "./sparkline.js";
 
@@ -92,7 +92,7 @@ export class Detail {
     const { board } = this;
     const look = board.columns[board.now].looks[side];
     const row = run.rows.get(probe);
-    const heading = board.runs.length > 1 ? [element("h3", { text: nameOf(run.source) })] : [];
+    const heading = board.runs.length > 1 ? [element("h3", {}, ...badge(board.runs, side), nameOf(run.source))] : [];
     const node = element("section", {}, ...heading);
     if (!row) this.waits = true;
     if (!row || look === undefined) {

@@ -3,6 +3,7 @@
 import { element } from "./dom.js";
 import { GridRow, SIZE } from "./row.js";
 
+const NO_HIT = "No probe has all the words of the filter in its name or prompt.";
 const AHEAD = 12; // rows that are asked for before they come into sight
 
 export class Grid {
@@ -31,6 +32,7 @@ export class Grid {
       this.head,
       this.body,
     );
+    for (const [name, length] of Object.entries(SIZE)) this.node.style.setProperty(`--${name}`, `${length}px`);
     this.node.addEventListener("keydown", (event) => this.#key(event));
     this.selected = 0; // row with the keyboard's cell
     new ResizeObserver(() => this.#soon()).observe(this.node);
@@ -48,8 +50,8 @@ export class Grid {
     this.live.clear();
     this.heads.clear();
     const { columns } = this.board;
-    this.body.replaceChildren(this.marker);
-    this.body.style.height = `${this.count * SIZE.row}px`;
+    this.body.replaceChildren(...(this.count ? [this.marker] : [element("p", { class: "message", text: NO_HIT })]));
+    this.body.style.height = this.count ? `${this.count * SIZE.row}px` : "";
     for (const part of [this.head, this.body]) part.style.width = `${SIZE.side + columns.length * SIZE.cell}px`;
     this.node.setAttribute("aria-rowcount", this.count + 1);
     this.node.setAttribute("aria-colcount", columns.length + 1);
@@ -111,7 +113,7 @@ export class Grid {
 
   #updateHead(from, to) {
     const { board } = this;
-    this.corner.textContent = `${board.probes.length} probes · shown: ${board.title(board.now)}`;
+    this.corner.textContent = `${board.inWords} · shown: ${board.title(board.now)}`;
     for (const [column, head] of this.heads) {
       if (column < from || column > to) {
         head.remove();

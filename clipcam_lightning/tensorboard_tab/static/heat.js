@@ -1,5 +1,7 @@
 /** Raw maps as pixels. Bilinear between the centres of the cells, as the pictures in the Images tab. */
 
+const [DARKEST, CONTRAST] = [0.08, 0.6]; // of a picture under heat, as in the pictures in the Images tab
+
 /** Largest value of a map, at least the smallest number that can divide. */
 export function top(map) {
   let largest = 1e-37;
@@ -33,13 +35,13 @@ export function painted(picture, shape, heat, before, how) {
   return out;
 }
 
-/** Heat over the greyed picture: the hotter, the more colour covers it. */
+/** Heat over the greyed, subdued picture: the hotter, the more colour covers it. */
 function overlay(heat, seen, out, { opacity, heatColors }) {
   for (let i = 0, p = 0; i < heat.length; i++, p += 4) {
     const level = Math.round(255 * heat[i]);
     const cover = (opacity / 0.85) * (0.1 + (0.75 * level) / 255);
     const grey = Math.round(0.299 * seen[p] + 0.587 * seen[p + 1] + 0.114 * seen[p + 2]);
-    mix(out, p, heatColors, 3 * level, Math.min(1, cover), grey);
+    mix(out, p, heatColors, 3 * level, Math.min(1, cover), 255 * DARKEST + CONTRAST * grey);
   }
 }
 

@@ -33,6 +33,16 @@ export function followDarkMode() {
   follow();
 }
 
+/** Let keys reach the page at once, unless something in TensorBoard has them. */
+export function takeKeyboard() {
+  try {
+    const { activeElement, body } = window.parent.document;
+    if (activeElement === body) window.focus();
+  } catch {
+    // a page of another origin has embedded TensorBoard
+  }
+}
+
 /** Call `listener` when the page is zoomed or moves to another screen. */
 export function onResolutionChange(listener) {
   const told = window.matchMedia(`(resolution: ${devicePixelRatio}dppx)`);

@@ -5,14 +5,18 @@ import { Detail } from "./detail.js";
 import { element } from "./dom.js";
 import { Grid } from "./grid.js";
 import { headline } from "./headline.js";
-import { followDarkMode, onDataReloaded, onResolutionChange } from "./host.js";
+import { followDarkMode, onDataReloaded, onResolutionChange, takeKeyboard } from "./host.js";
 import { Player } from "./player.js";
 import { Run, keyOf } from "./run.js";
 import { State } from "./state.js";
 import { Toolbar } from "./toolbar.js";
 import { askArrays, askJson } from "./wire.js";
 
-const EMPTY = `trainer = Trainer(
+const EMPTY = `from clipcam_lightning import ClipCamCallback
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+trainer = Trainer(
     logger=TensorBoardLogger("logs"),
     callbacks=[ClipCamCallback()],
 )`;
@@ -26,6 +30,7 @@ export async function render() {
   try {
     const page = new Page(await askArrays("colors"));
     document.body.replaceChildren(page.node);
+    takeKeyboard();
     onDataReloaded(() => page.load(true));
     onResolutionChange(() => page.fit());
     await page.load(false);
@@ -189,7 +194,9 @@ class Page {
   #say(text, example) {
     this.message.hidden = !text;
     this.message.replaceChildren(element("p", { text }), ...(example ? [element("pre", { text: example })] : []));
-    for (const part of [this.headline, this.grid.node, this.player.node])
+    for (const part of [this.headline, this.grid.node, this.player.node]) {
       part.hidden = Boolean(text) && !this.board.runs.length;
+    }
+    this.toolbar.node.hidden = !this.sources.length;
   }
 }

@@ -43,4 +43,4 @@ function shares(map) {
   return sum > 0 ? mass.map((value) => value / sum) : null;
 }
 
-export const percent = (share) => `${Math.round(100 * share)} %`;
+export const percent = (share) => `${Math.round(100 * share)}\u00a0%`;

@@ -66,6 +66,7 @@ export class Player {
     const { board } = this;
     const last = Math.max(0, board.columns.length - 1);
     const label = this.timer ? "Pause (space)" : "Play (space)";
+    this.title.setAttribute("aria-live", this.timer ? "off" : "polite"); // four times a second nobody can listen
     this.button.textContent = this.timer ? "❚❚" : "▶";
     this.button.title = label;
     this.button.setAttribute("aria-label", label);

@@ -5,17 +5,17 @@ import { moved, percent } from "./places.js";
 import { TILE, nameOf } from "./run.js";
 import { sparkline } from "./sparkline.js";
 
-export const SIZE = { row: TILE + 40, cell: TILE + 10, side: 370, head: 46 }; // CSS pixels, as in grid.css
+export const SIZE = { tile: TILE, row: TILE + 40, cell: TILE + 10, side: 370, about: 234, head: 46 }; // CSS pixels
 
 export function figure(value, digits = 2) {
   return Number.isNaN(value) ? "unknown" : value.toFixed(digits);
 }
 
-/** The letter that stands for a run where two are compared. */
-export function badge(runs, side) {
-  const title = nameOf(runs[side].source);
-  return runs.length > 1 ? [element("span", { class: `run side-${side}`, text: "AB"[side], title })] : [];
-}
+/** What stands for the first or the second run where two are compared. */
+export const letter = (side, title = "") => element("span", { class: `run side-${side}`, text: "AB"[side], title });
+
+/** The letter of a run, if there is another. */
+export const badge = (runs, side) => (runs.length > 1 ? [letter(side, nameOf(runs[side].source))] : []);
 
 const spare = []; // strips of rows that are gone: a browser may wait for new canvases longer than for all else
 
@@ -47,7 +47,7 @@ export class GridRow {
   #header() {
     const { run, probe } = this;
     const [name, prompt] = [run.names[probe], run.prompts[probe]];
-    this.line = sparkline(run, probe, 234, 30);
+    this.line = sparkline(run, probe, SIZE.about, 30);
     this.went = element("div", { class: "went" });
     this.presentFrame = element("div", { class: "frame" }, this.present.canvas);
     this.figure = element("div", { class: "figure" });
@@ -123,6 +123,7 @@ export class GridRow {
       const alarm = this.run.alarm(this.probe, look) > 0;
       cell.lastChild.textContent = drift;
       cell.classList.toggle("alarm", alarm);
+      cell.title = alarm ? "This probe breaks the rule at this look." : "";
       cell.setAttribute("aria-label", `${label}: drift ${drift}${alarm ? ", breaks the rule" : ""}`);
     }
     this.node.insertBefore(cell, this.cells.get(column + 1) ?? null); // a screen reader meets them in their order
@@ -153,7 +154,7 @@ function mark(cell, image) {
   const frame = cell.querySelector(".frame");
   cell.classList.toggle("waiting", image === undefined);
   cell.classList.toggle("missing", image === null);
-  cell.title = image === null ? "There is no map to show here." : "";
+  frame.title = image === null ? "There is no map to show here." : "";
   const longer = image ? Math.max(image.width, image.height) : 1;
   frame.style.width = image ? `${(TILE * image.width) / longer}px` : "";
   frame.style.height = image ? `${(TILE * image.height) / longer}px` : "";

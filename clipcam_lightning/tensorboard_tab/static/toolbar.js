@@ -1,6 +1,7 @@
 /** What can be chosen. */
 
 import { element, labelled, setOptions } from "./dom.js";
+import { letter } from "./row.js";
 import { keyOf, nameOf } from "./run.js";
 
 const VIEWS = [
@@ -46,15 +47,18 @@ export class Toolbar {
       on: { input: () => state.set({ opacity: this.opacity.value }) },
     });
     this.views = VIEWS.map(([value, text]) =>
-      element("button", { text, value, role: "radio", on: { click: () => state.set({ view: value }) } }),
+      element("button", { text, value, role: "radio", on: { click: (event) => this.#look(event, value) } }),
     );
+    this.letters = [0, 1].map((side) => letter(side));
     this.ramp = element("canvas", { width: 256, height: 1, "aria-hidden": "true" });
     this.least = element("span");
     this.most = element("span");
     this.node = element(
       "div",
       { class: "toolbar", role: "toolbar", "aria-label": "What is shown" },
+      this.letters[0],
       labelled("Run", this.run),
+      this.letters[1],
       labelled("Beside", this.beside),
       labelled("Sort", this.sort),
       labelled("Filter", this.filter),
@@ -71,6 +75,12 @@ export class Toolbar {
 
   #select(key) {
     return element("select", { on: { change: (event) => this.state.set({ [key]: event.target.value }) } });
+  }
+
+  /** Another view; the mouse leaves the keys to the player. */
+  #look({ target, detail }, view) {
+    if (detail) target.blur();
+    this.state.set({ view });
   }
 
   /** A group of radio buttons is one stop of the tab key; the arrows move in it. */
@@ -91,6 +101,7 @@ export class Toolbar {
     const names = sources.map((source) => [keyOf(source), nameOf(source)]);
     setOptions(this.run, names, values.run);
     setOptions(this.beside, [["", "none"], ...names.filter(([key]) => key !== values.run)], values.beside);
+    for (const node of this.letters) node.hidden = !values.beside;
     setOptions(this.sort, SORTS, values.sort);
     setOptions(
       this.colors,
@@ -113,7 +124,15 @@ export class Toolbar {
       button.setAttribute("aria-checked", chosen);
       button.tabIndex = chosen ? 0 : -1;
     }
-    this.opacity.disabled = values.view === "heat" || values.view === "input";
+    const without = {
+      overlay: [],
+      heat: [this.opacity],
+      change: [this.colors],
+      input: [this.opacity, this.colors, this.scale],
+    };
+    for (const control of [this.opacity, this.colors, this.scale]) {
+      control.disabled = without[values.view].includes(control);
+    }
     this.#legend(values);
   }
 

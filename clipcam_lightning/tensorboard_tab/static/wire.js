@@ -32,7 +32,10 @@ async function ask(route, query = []) {
   const answer = await fetch(`./${route}?${new URLSearchParams(query)}`).catch(() => {
     throw new Refused("TensorBoard does not answer. Is it still running?");
   });
-  if (!answer.ok) throw new Refused((await answer.text()) || `TensorBoard answered ${answer.status}.`);
+  if (!answer.ok) {
+    const isOurs = answer.headers.get("content-type")?.startsWith("text/plain");
+    throw new Refused((isOurs && (await answer.text())) || `TensorBoard answered ${answer.status}.`);
+  }
   return answer;
 }
 
