@@ -46,7 +46,6 @@ RESULTS = Path(__file__).with_suffix(".json")
 PROBES, LOOKS, GRID, ROUNDS = 1024, 200, 14, 3
 SMALL = (50, 100)  # probes and looks of the event files that are weighed
 LOADERS = {"fast": "true", "legacy": "false"}  # --load_fast
-ROW = 136  # CSS pixels
 PACKAGES = ("clipcam-lightning", "tensorboard", "tensorboard-data-server", "playwright")
 GOALS = {"first_screen": 2000, "blank": 200, "megabytes": 3.0}
 
@@ -55,16 +54,18 @@ PAINTED = """() => new Promise(done => {
         ? done([performance.now(), performance.timeOrigin]) : requestAnimationFrame(look);
     look();
 })"""
-# Scroll by so many pixels in each of so many frames, rest so many frames, and tell how long a row in sight was blank.
-SCROLL = """([by, frames, rest, row]) => new Promise(done => {
+# Scroll by so many rows in each of so many frames, or to a share of the way, and rest so many frames; returns how long
+# a row in sight was blank, and the slowest frame.
+SCROLL = """([by, frames, rest]) => new Promise(done => {
     const grid = document.querySelector('.grid'), since = new Map();
+    const [row, head] = ['--row', '--head'].map(name => parseInt(getComputedStyle(grid).getPropertyValue(name)));
     let [left, worst, before, slowest] = [frames + rest, 0, performance.now(), 0];
     const tick = now => {
         slowest = Math.max(slowest, now - before);
         before = now;
         const rows = new Map([...grid.querySelectorAll('.row')].map(found => [found.ariaRowIndex - 2, found]));
         const first = Math.floor(grid.scrollTop / row);
-        const last = Math.min(grid.ariaRowCount - 2, Math.floor((grid.scrollTop + grid.clientHeight - 47) / row));
+        const last = Math.min(grid.ariaRowCount - 2, Math.floor((grid.scrollTop + grid.clientHeight - head - 1) / row));
         const blank = new Set();
         for (let i = first; i <= last; i++) {
             const found = rows.get(i);
@@ -75,7 +76,7 @@ SCROLL = """([by, frames, rest, row]) => new Promise(done => {
             if (!since.has(i)) since.set(i, now);
             worst = Math.max(worst, now - since.get(i));
         }
-        if (left-- > rest) grid.scrollTop = Array.isArray(by) ? by[left % by.length] : grid.scrollTop + by;
+        if (left-- > rest) grid.scrollTop = by.rows ? grid.scrollTop + by.rows * row : by.to * grid.scrollHeight;
         if (left > 0) requestAnimationFrame(tick); else done([worst, slowest]);
     };
     requestAnimationFrame(tick);
@@ -152,7 +153,7 @@ def tensorboard(logs: Path, loader: str) -> Iterator[tuple[str, int]]:
         address = next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+/)", line)))
         yield address, process.pid
     finally:
-        process.terminate()
+        process.kill()
         process.wait()
 
 
@@ -187,13 +188,12 @@ def page_of(browser: Browser, address: str) -> tuple[Frame, float, float]:
 
 def scrolled(frame: Frame, probes: int) -> dict[str, tuple[float, float]]:
     """Longest blank and slowest frame of each way to scroll."""
-    height = probes * ROW
     ways = {
-        "a row in four frames": (ROW // 4, 240, 30),
-        "three rows a frame": (3 * ROW, min(200, probes // 4), 60),
+        "a row in four frames": ({"rows": 1 / 4}, 240, 30),
+        "three rows a frame": ({"rows": 3}, min(200, probes // 4), 60),
     }
-    found = {way: tuple(frame.evaluate(SCROLL, [*how, ROW])) for way, how in ways.items()}
-    jumps = [frame.evaluate(SCROLL, [[share * height], 1, 60, ROW]) for share in (0.2, 0.9, 0.05, 0.5, 0.7)]
+    found = {way: tuple(frame.evaluate(SCROLL, how)) for way, how in ways.items()}
+    jumps = [frame.evaluate(SCROLL, [{"to": share}, 1, 60]) for share in (0.2, 0.9, 0.05, 0.5, 0.7)]
     return {**found, "a jump": (max(blank for blank, _ in jumps), max(slowest for _, slowest in jumps))}
 
 
