@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter, sleep
 from urllib.error import HTTPError
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import numpy as np
@@ -44,6 +45,8 @@ from clipcam_lightning.sinks.tab import PICTURE_QUALITY, PICTURE_SIDE
 
 RESULTS = Path(__file__).with_suffix(".json")
 PROBES, LOOKS, GRID, ROUNDS = 1024, 200, 14, 3
+NAME = "a-photo-of-thing-{}"
+REQUESTS = 1000
 SMALL = (50, 100)  # probes and looks of the event files that are weighed
 LOADERS = {"fast": "true", "legacy": "false"}  # --load_fast
 PACKAGES = ("clipcam-lightning", "tensorboard", "tensorboard-data-server", "playwright")
@@ -94,7 +97,7 @@ class Shown:
         with_tensorboard: the same from the start of TensorBoard's own page.
         blank: longest time that a row in sight waited for its maps, by way of scrolling; the worst round.
         slowest_frame: the same of the time between two frames.
-        megabytes: of the server's memory after loading and after each round.
+        megabytes: of the server's memory after loading, after each round, and after ``REQUESTS`` requests for rows.
     """
 
     loader: str
@@ -109,7 +112,7 @@ class Shown:
 def write_run(folder: Path, probes: int, looks: int, grid: int) -> float:
     """Write a run as the callback does, and return the megabytes it takes."""
     rng = np.random.default_rng(0)
-    names = [f"a-photo-of-thing-{i}" for i in range(probes)]
+    names = [NAME.format(i) for i in range(probes)]
     writer = EventFileWriter(str(folder))
     start, end = rng.random((2, probes, grid, grid), dtype=np.float32) ** 4
     told = {"epoch": 0, "baseline_step": 0, "alarmed": False, "stored_baseline": True, "notes": [], "digest": "0"}
@@ -176,6 +179,15 @@ def memory(pid: int) -> float:
     return sum(size for own, parent, size in rows if pid in (own, parent)) / 1e3
 
 
+def ask_for_rows(address: str, probes: int) -> None:
+    """Many more requests than the pages made, for eight rows each, all over the run."""
+    for i in range(REQUESTS):
+        rows = {(i * 37 + j) % probes for j in range(8)}
+        query = urlencode([("run", "run"), ("root", "clipcam"), *(("probe", NAME.format(row)) for row in rows)])
+        with urlopen(f"{address}data/plugin/clipcam/rows?{query}") as answer:
+            answer.read()
+
+
 def page_of(browser: Browser, address: str) -> tuple[Frame, float, float]:
     """The tab in a new window, and the milliseconds from its start and from TensorBoard's until it was painted."""
     page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
@@ -210,6 +222,8 @@ def measure(browser: Browser, logs: Path, loader: str, probes: int, looks: int) 
             ways.append(scrolled(frame, probes))
             frame.page.context.close()
             megabytes.append(memory(pid))
+        ask_for_rows(address, probes)
+        megabytes.append(memory(pid))
     return Shown(
         loader=loader,
         loaded=loaded,
