@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from playwright.sync_api import Browser
 from synthetic_looks import write_run
-from tensorboard_tab.boards import tensorboard, wait_for
+from tensorboard_tab.boards import tensorboard, until, wait_for
 from tensorboard_tab.known_maps import (
     BOTTOM_LEFT,
     BOTTOM_RIGHT,
@@ -106,6 +106,20 @@ def test_a_tile_has_the_shape_of_its_picture_and_as_many_pixels_as_the_screen(ta
     box = tab.cell("walks", 0).locator(".frame").bounding_box()
     assert box is not None
     assert box["width"] / box["height"] == pytest.approx(160 / 96, rel=0.02)
+
+
+def test_tiles_are_made_anew_for_another_screen(tab: Tab) -> None:
+    session = tab.context.new_cdp_session(tab.page)
+    size = {"height": 1000, "mobile": False}
+    session.send("Emulation.setDeviceMetricsOverride", {**size, "width": 1200, "deviceScaleFactor": 2})
+    tab.frame.wait_for_function("devicePixelRatio === 2")
+    until(lambda: pixels(tab.cell("walks", 20))[..., 3].all(), "all is painted")
+    picture = picture_at("walks", pixels(tab.cell("walks", 20)))
+    assert picture.shape[2] == 192
+    expected = overlaid(picture, render._at(heat_of("walks", 20), picture)).permute(1, 2, 0)
+    assert_same(pixels(tab.cell("walks", 20)), expected)
+    session.send("Emulation.setDeviceMetricsOverride", {**size, "width": 1500, "deviceScaleFactor": 1})
+    tab.frame.wait_for_function("devicePixelRatio === 1")
 
 
 def test_the_lit_corner_is_hot_and_no_other(tab: Tab) -> None:

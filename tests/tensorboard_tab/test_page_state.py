@@ -97,6 +97,29 @@ def test_without_an_address_the_browser_remembers(tab: Tab, board: str) -> None:
     assert_all_chosen(tab)
 
 
+def test_a_link_shows_what_its_sender_saw_whatever_this_browser_remembers(tab: Tab, board: str) -> None:
+    choose_all(tab)
+    tab.open(run=OTHER, sort="similarity")
+    assert (tab.chosen("Run"), tab.chosen("Sort"), tab.chosen("Filter")) == (OTHER, "similarity", "")
+    expect(tab.root.get_by_role("radio", name="Overlay")).to_be_checked()
+    expect(tab.title).to_contain_text("step 30")
+
+
+def test_a_slow_answer_does_not_replace_what_was_chosen_after_it(tab: Tab) -> None:
+    tab.fresh(run=KNOWN, view="heat")
+    expected = pixels(tab.cell("walks", 20))
+    tab.page.route("**/looks?*other*", lambda route: None)  # which goes on at the end
+    with tab.page.expect_request("**/looks?*other*"):
+        tab.choose("Run", OTHER)
+    tab.choose("Run", KNOWN)
+    with tab.page.expect_response("**/looks?*other*"):
+        tab.page.unroute("**/looks?*other*")
+    tab.frame.evaluate("new Promise(done => setTimeout(done, 200))")
+    assert tab.chosen("Run") == KNOWN
+    assert np.array_equal(pixels(tab.cell("walks", 20)), expected)
+    expect(tab.grid).to_have_attribute("aria-rowcount", str(1 + len(NAMES)))
+
+
 def test_the_detail_opens_at_its_address(tab: Tab) -> None:
     tab.fresh(run=KNOWN, open="walks", look=20)
     expect(tab.detail).to_have_accessible_name("walks")

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.look import Look
 from clipcam_lightning.sinks.tab import TabSink
+from clipcam_lightning.tensorboard_tab import runs
 
 PROMPTS = [f"a thing {i} \ud83d <b>" for i in range(20)]
 NAMES = [f"thing-{i}" for i in range(20)]
@@ -210,6 +211,27 @@ def test_two_runs_and_two_callbacks(loader: str, tmp_path: Path) -> None:
             arrays, about = board.arrays("looks", run=run, root=root)
             places = [int(name.removeprefix("probe-")) for name in about["rows"]]
             check_maps(arrays, given, places, about["figures"].index("scale"))
+
+
+def test_the_tenth_run_comes_after_the_ninth(loader: str, tmp_path: Path) -> None:
+    for number in (10, 9, 1):
+        write_run(tmp_path / f"version_{number}", looks_of(random_maps(range(1), 1), PROMPTS[:1]))
+    with board_over(loader, tmp_path) as board:
+        listed = [watched["run"] for watched in board.json("clipcam/runs")["runs"]]
+        assert listed == ["version_1", "version_9", "version_10"]
+
+
+def test_maps_that_would_fill_the_memory_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", looks_of(random_maps(range(4), 3), PROMPTS[:3]))
+    asked = {"run": "run", "root": "clipcam", "probe": ["probe-0", "probe-1"]}
+    with board_over("legacy", tmp_path) as board:
+        monkeypatch.setattr(runs, "MOST_BYTES", 2 * 4 * 3 * 5 * 2)  # probes, looks, cells, bytes of a half float
+        assert board.get("clipcam/rows", asked).status_code == 200
+        refused = board.get("clipcam/rows", {**asked, "probe": ["probe-0", "probe-1", "probe-2"]})
+        assert refused.status_code == 400
+        assert "The maps of 3 probes at 4 looks take" in refused.text
 
 
 def test_a_run_that_is_the_log_folder_itself(loader: str, tmp_path: Path) -> None:

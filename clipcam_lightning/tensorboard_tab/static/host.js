@@ -45,8 +45,16 @@ export function takeKeyboard() {
 
 /** Call `listener` when the page is zoomed or moves to another screen. */
 export function onResolutionChange(listener) {
-  const told = window.matchMedia(`(resolution: ${devicePixelRatio}dppx)`);
-  told.addEventListener("change", () => [listener(), onResolutionChange(listener)], { once: true });
+  let ratio = devicePixelRatio;
+  const changed = () => {
+    if (devicePixelRatio === ratio) return;
+    ratio = devicePixelRatio;
+    follow();
+    listener();
+  };
+  const follow = () => window.matchMedia(`(resolution: ${ratio}dppx)`).addEventListener("change", changed);
+  window.addEventListener("resize", changed); // in a frame not every browser tells the former
+  follow();
 }
 
 /** The part of TensorBoard's address that is ours: `#clipcam&p.clipcam.view=heat`. */
