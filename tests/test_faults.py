@@ -183,6 +183,8 @@ class TestDisk:
 
         def restore() -> None:
             looks.unlink()
+            for left in aside.glob(".contact_sheet.png.*"):  # which was being written just when the folder moved
+                left.unlink()
             aside.rename(looks)
 
         (said,) = but_of_a_picture(warned(tmp_path, plain, Disturbed(4, replace, restore), watcher(dirpath=looks)))
