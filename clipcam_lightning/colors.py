@@ -12,7 +12,7 @@ from torch.nn import functional as F
 HEAT = "inferno"
 CHANGE = "crameri:vik"  # blue: less than before, red: more
 LUMA = (0.299, 0.587, 0.114)
-DARKEST, CONTRAST = 0.08, 0.6  # of a picture under heat, so that nothing in it is brighter or louder than heat
+DARKEST, CONTRAST = 0.08, 0.6  # of a picture under heat, so that heat stands out on black and on white
 
 
 @cache

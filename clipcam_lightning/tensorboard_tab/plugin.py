@@ -26,7 +26,8 @@ TYPES = {".js": "text/javascript", ".css": "text/css"}  # of the page's files
 class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no types
     """The CLIP CAM tab.
 
-    It reads through TensorBoard's data provider alone and keeps, between two requests, the figures of two runs at most.
+    It reads through TensorBoard's data provider alone. Between two requests it keeps, of two runs at most, all but the
+    maps and pictures of the looks.
     """
 
     plugin_name = PLUGIN

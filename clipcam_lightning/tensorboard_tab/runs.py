@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Float16, Float32
 from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider, RunTagFilter, TensorDatum
-from tensorboard.errors import InvalidArgumentError, NotFoundError
+from tensorboard.errors import InvalidArgumentError, NotFoundError, PublicError
 
 from clipcam_lightning import tab_events as events
 
 Moment: TypeAlias = tuple[int, float]  # step and wall time, which all values of one event share
 ALL = 1_000_000  # data points a tag: as many as the data provider has kept
 LONGEST_SIDE = 4096  # of a grid that is believed
-MOST_BYTES = 2**28  # of the maps in one answer
+MOST_BYTES = 2**27  # of the maps in one answer; the fast loader sends 2**28 at once, with all that is around them
 UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # a tensor unlike its own shape
 MADE = ("digest", "method", "target", "layers", "grid")  # looks that differ in one of these cannot be compared
 KINDS = {  # what a look's JSON must say
@@ -186,11 +186,21 @@ class RunReader:
         wanted = RunTagFilter(runs=[run], tags=tags)
         try:
             read = self._provider.read_tensors(**self._asked, run_tag_filter=wanted, downsample=ALL).get(run, {})
-        except UNREADABLE:  # one such tensor spoils the answer for all
+        except PublicError:
+            raise
+        except Exception as error:  # one such tensor spoils the answer for all
+            if len(tags) == 1 and not _is_of_data(error):
+                raise
             if len(tags) == 1:
                 return {}
             return {tag: data for each in tags for tag, data in self._read(run, [each]).items()}
         return {tag: sorted(data, key=lambda datum: datum.wall_time) for tag, data in read.items()}
+
+
+def _is_of_data(error: Exception) -> bool:
+    """Whether a tensor cannot be had as it is, damaged or too large for the fast loader; not that nobody answers."""
+    code = error.code() if hasattr(error, "code") else None  # of gRPC, which the legacy loader does not import
+    return isinstance(error, UNREADABLE) or getattr(code, "name", "") == "RESOURCE_EXHAUSTED"
 
 
 def surviving(data: Iterable[TensorDatum]) -> list[TensorDatum]:

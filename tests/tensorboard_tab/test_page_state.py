@@ -229,7 +229,7 @@ def test_keys_reach_the_page_at_once_and_after_a_click_on_a_view(tab: Tab) -> No
     expect(tab.root.get_by_role("radio", name="Heat")).to_be_checked()
 
 
-def test_what_has_no_effect_in_a_view_cannot_be_chosen(tab: Tab) -> None:
+def test_what_has_no_effect_on_the_grid_in_a_view_cannot_be_chosen(tab: Tab) -> None:
     without = {"Overlay": set(), "Heat": {"Opacity"}, "Change": {"Colours"}, "Input": {"Opacity", "Colours", "Scale"}}
     for view, controls in without.items():
         tab.view(view)

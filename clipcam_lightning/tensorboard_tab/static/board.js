@@ -26,7 +26,10 @@ export class Board {
   /** Filter and sort the probes. */
   arrange() {
     const [first, second] = this.runs;
-    if (!first) return;
+    if (!first) {
+      [this.probes, this.matched, this.unmatched] = [[], 0, 0];
+      return;
+    }
     const { filter, sort } = this.state.values;
     const all = second ? partners(first, second) : first.names.map((_, i) => [i]);
     const matched = all.filter((pair) => !pair.includes(undefined));

@@ -4,6 +4,7 @@ import { element } from "./dom.js";
 import { GridRow, SIZE } from "./row.js";
 
 const NO_HIT = "No probe has all the words of the filter in its name or prompt.";
+const NO_PAIR = "The two runs have no probe in common.";
 const AHEAD = 12; // rows that are asked for before they come into sight
 
 export class Grid {
@@ -50,7 +51,7 @@ export class Grid {
     this.live.clear();
     this.heads.clear();
     const { columns } = this.board;
-    this.body.replaceChildren(...(this.count ? [this.marker] : [element("p", { class: "message", text: NO_HIT })]));
+    this.body.replaceChildren(...(this.count ? [this.marker] : [this.#nothing()]));
     this.body.style.height = this.count ? `${this.count * SIZE.row}px` : "";
     for (const part of [this.head, this.body]) part.style.width = `${SIZE.side + columns.length * SIZE.cell}px`;
     this.node.setAttribute("aria-rowcount", this.count + 1);
@@ -58,6 +59,10 @@ export class Grid {
     this.selected = Math.min(this.selected, Math.max(0, this.count - 1));
     this.update(true);
     if (hadFocus) this.#focus();
+  }
+
+  #nothing() {
+    return element("p", { class: "message nothing", role: "status", text: this.board.matched ? NO_HIT : NO_PAIR });
   }
 
   #soon() {
@@ -179,7 +184,7 @@ export class Grid {
   #key(event) {
     const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -5, PageDown: 5, Home: -Infinity, End: Infinity }[event.key];
     if (event.target.closest("button")) return;
-    if (event.key === "Enter") this.open(this.selected, this.board.now);
+    if (event.key === "Enter" && this.count) this.open(this.selected, this.board.now);
     else if (by !== undefined && this.count) this.select(Math.max(0, Math.min(this.count - 1, this.selected + by)));
     else return;
     event.preventDefault();

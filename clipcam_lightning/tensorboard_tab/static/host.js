@@ -37,7 +37,7 @@ export function followDarkMode() {
 export function takeKeyboard() {
   try {
     const { activeElement, body } = window.parent.document;
-    if (activeElement === body) window.focus();
+    if (activeElement === body || !activeElement.matches(":focus-visible")) window.focus(); // a click on a tab leaves it
   } catch {
     // a page of another origin has embedded TensorBoard
   }

@@ -76,6 +76,7 @@ class Page {
   async #show(again) {
     const asked = (this.asked = Symbol("newest")); // another choice may be made while this one is read
     if (!this.sources.length) {
+      this.board.show([]);
       this.#say(
         "There are no CLIP CAM maps in this log directory yet. Add the callback to a Trainer that logs to TensorBoard; the first maps come with the first validation.",
         EMPTY,
@@ -97,23 +98,27 @@ class Page {
       this.#say(`Run \u2068${problem.run}\u2069 cannot be shown. ${problem.problem}`);
       return;
     }
-    const runs = wanted.map((source) => this.board.runs.find(({ key }) => key === keyOf(source)) ?? new Run(source));
-    const same = runs.length === this.board.runs.length && runs.every((run, side) => run === this.board.runs[side]);
+    const shown = wanted.map((source) => this.board.runs.find(({ key }) => key === keyOf(source)));
+    const chosenAnew =
+      wanted.length !== this.board.runs.length || shown.some((run, side) => run !== this.board.runs[side]);
+    let runs;
     try {
-      const changed = await Promise.all(runs.map((run) => (again || !run.steps) && run.load()));
-      if (asked !== this.asked) return;
-      this.#say("");
-      if (same && !changed.some(Boolean)) return;
+      runs = await Promise.all(
+        wanted.map((source, side) => (shown[side] && !again ? shown[side] : Run.read(source, shown[side]))),
+      );
     } catch (error) {
       if (asked !== this.asked) return;
-      if (!same) this.board.show([]); // nothing of the run that was chosen before
+      if (chosenAnew) this.board.show([]); // nothing of the run that was chosen before
       throw error;
     }
-    const ifShown = (act) => (news) => this.board.runs === runs && act(news);
+    if (asked !== this.asked) return;
+    this.#say("");
+    if (!chosenAnew && runs.every((run, side) => run === shown[side])) return;
     for (const run of runs) {
-      run.arrived = ifShown(() => this.#arrived());
-      run.changed = ifShown(() => this.#all(runs));
-      run.failed = ifShown((error) => this.#say(error.message));
+      run.isShown = () => this.board.runs === runs;
+      run.arrived = () => run.isShown() && this.#arrived();
+      run.outdated = async () => run.isShown() && this.load(true);
+      run.failed = (error) => this.#say(error.message);
     }
     this.#all(runs);
   }
@@ -144,7 +149,7 @@ class Page {
     const { runs, unmatched } = this.board;
     this.headline.replaceChildren(...headline(runs));
     if (!unmatched) return;
-    const text = `${unmatched} probes of the first run are not in the second.`;
+    const text = `${unmatched} ${unmatched === 1 ? "probe of the first run is" : "probes of the first run are"} not in the second.`;
     this.headline.append(element("p", { class: "quiet", text }));
   }
 

@@ -2,11 +2,12 @@
 
 import { context } from "./dom.js";
 import { top } from "./heat.js";
-import { HALF, askArrays } from "./wire.js";
+import { HALF, Refused, askArrays } from "./wire.js";
 
 export const TILE = 96; // side of a picture in the grid, in CSS pixels
 const MOST_BYTES = 64e6; // of maps in memory
 const AT_ONCE = 8; // rows a request: by the time more have come, others may be in sight
+const RETRY = 5000; // milliseconds until what could not be had is asked for again
 const MOST_ROWS = 64; // that one request may ask for, and that are kept whatever they take
 
 export const keyOf = ({ run, root }) => `${root}@${run}`;
@@ -52,44 +53,44 @@ class Row {
   }
 }
 
+/** What was read of a run at one time; whoever reads it anew gets another. */
 export class Run {
-  /** @param {{run: string, root: string}} source */
-  constructor(source) {
+  /** Read all looks, and the rows in sight.
+   *
+   * @param {{run: string, root: string}} source
+   * @param {?Run} before what was read of it last
+   * @returns {Promise<Run>} `before` if there is nothing new
+   */
+  static async read(source, before) {
+    const { about, arrays } = await askArrays("looks", Object.entries(source));
+    const stamp = JSON.stringify([...arrays.wall_time.data, about.probes.digests]);
+    if (stamp === before?.stamp) return before;
+    const run = new Run(source, stamp, about, arrays);
+    const rows = await rowsOf(about, arrays, run.figures);
+    const inSight = before ? before.visible.map((probe) => before.names[probe]) : [];
+    const missing = inSight.filter((name) => run.places.has(name) && !about.rows.includes(name)).slice(0, MOST_ROWS);
+    if (missing.length) {
+      const more = await run.#ask(missing);
+      if (run.#isOf(more.arrays)) rows.push(...(await rowsOf(more.about, more.arrays, run.figures)));
+    }
+    run.#keep(rows);
+    return run;
+  }
+
+  constructor(source, stamp, about, arrays) {
     this.source = source;
     this.key = keyOf(source);
+    this.stamp = stamp; // tells it from what is read later
     this.rows = new Map(); // by the number of the probe, the longest unused first
     this.coming = new Set(); // probes whose rows are asked for
+    this.failing = new Set(); // probes whose rows did not come
     this.requests = 0;
     this.visible = [];
     this.near = [];
+    this.isShown = () => false;
     this.arrived = () => {}; // called when rows have come
-    this.changed = () => {}; // called when the run turns out to have other looks than it had
+    this.outdated = async () => {}; // called when the server has other looks by now
     this.failed = () => {};
-  }
-
-  /** Read all looks, and the rows in sight.
-   *
-   * @returns {Promise<boolean>} whether there is anything new
-   */
-  load() {
-    this.loading ??= this.#load().finally(() => (this.loading = null));
-    return this.loading;
-  }
-
-  async #load() {
-    const { about, arrays } = await askArrays("looks", Object.entries(this.source));
-    const stamp = JSON.stringify([...arrays.wall_time.data, about.probes.digests]);
-    if (stamp === this.stamp) return false;
-    const places = new Map(about.probes.names.map((name, i) => [name, i]));
-    const rows = await rowsOf(about, arrays, about.figures);
-    const inSight = this.visible.map((probe) => this.names[probe]);
-    const missing = inSight.filter((name) => places.has(name) && !about.rows.includes(name)).slice(0, MOST_ROWS);
-    if (missing.length) {
-      const more = await this.#ask(missing);
-      if (sameLooks(more.arrays.wall_time.data, arrays.wall_time.data))
-        rows.push(...(await rowsOf(more.about, more.arrays, about.figures)));
-    }
-    this.stamp = stamp;
     Object.assign(this, about.probes); // names, prompts, digests
     Object.assign(this, {
       figures: about.figures,
@@ -98,7 +99,7 @@ export class Run {
       rule: about.rule,
       made: about.made,
     });
-    this.places = places;
+    this.places = new Map(this.names.map((name, i) => [name, i]));
     this.steps = [...arrays.step.data];
     this.lookAt = new Map(this.steps.map((step, look) => [step, look]));
     for (const name of ["wall_time", "epoch", "baseline_step", "baseline", "alarmed"]) this[name] = arrays[name].data;
@@ -106,9 +107,6 @@ export class Run {
       const { data, shape } = arrays[name];
       this[name] = (probe, look) => data[probe * shape[1] + look];
     }
-    this.rows.clear();
-    this.#keep(rows);
-    return true;
   }
 
   get last() {
@@ -126,32 +124,48 @@ export class Run {
       }
     }
     this.#next();
+    this.#next();
   }
 
   /** Two requests at a time for rows in sight; for others one, if nothing else is to do. */
   async #next() {
-    const absent = (probe) => !this.rows.has(probe) && !this.coming.has(probe);
+    const absent = (probe) => !this.rows.has(probe) && !this.coming.has(probe) && !this.failing.has(probe);
     let probes = this.visible.filter(absent);
     if (!probes.length && !this.requests) probes = this.near.filter(absent);
-    if (!probes.length || this.requests >= 2) return;
+    if (!probes.length || this.requests >= 2 || !this.isShown()) return;
     probes = probes.slice(0, AT_ONCE);
     this.requests++;
     for (const probe of probes) this.coming.add(probe);
     try {
       const names = probes.map((probe) => this.names[probe]);
       const { about, arrays } = await this.#ask(names).finally(() => this.requests--);
-      if (sameLooks(arrays.wall_time.data, this.wall_time)) {
-        this.#next(); // while the pictures are decoded
-        this.#keep(await rowsOf(about, arrays, this.figures));
-        this.arrived();
-      } else if (await this.load()) {
-        this.changed(); // what is in sight then is asked for anew
-      }
+      if (!this.#isOf(arrays)) throw new Refused("TensorBoard has other looks of this run by now.", 404);
+      this.#next(); // while the pictures are decoded
+      this.#keep(await rowsOf(about, arrays, this.figures));
+      this.arrived();
     } catch (error) {
-      this.failed(error); // what is wanted next may be asked for again
+      if (error.status === 404) await this.outdated();
+      this.#fail(probes, error);
     } finally {
       for (const probe of probes) this.coming.delete(probe);
     }
+  }
+
+  /** Let others go before these, and ask for them again after a while if they are still wanted then. */
+  #fail(probes, error) {
+    if (!this.isShown()) return;
+    for (const probe of probes) this.failing.add(probe);
+    this.failed(error);
+    this.#next();
+    setTimeout(() => {
+      for (const probe of probes) this.failing.delete(probe);
+      this.#next();
+    }, RETRY);
+  }
+
+  /** Whether arrays of rows are of the same looks. */
+  #isOf({ wall_time: { data } }) {
+    return data.length === this.wall_time.length && data.every((time, look) => time === this.wall_time[look]);
   }
 
   #ask(names) {
@@ -184,8 +198,6 @@ export class Run {
 }
 
 const each = (count, make) => Array.from({ length: count }, (_, i) => make(i));
-
-const sameLooks = (some, others) => some.length === others.length && some.every((time, look) => time === others[look]);
 
 /** The rows of an answer, by name. */
 function rowsOf(about, arrays, names) {

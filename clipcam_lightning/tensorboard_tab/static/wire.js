@@ -3,7 +3,12 @@
 const TYPES = { F64: Float64Array, F32: Float32Array, I32: Int32Array, F16: Uint16Array, U8: Uint8Array };
 
 /** An answer that says in words what is wrong. */
-export class Refused extends Error {}
+export class Refused extends Error {
+  constructor(text, status) {
+    super(text);
+    this.status = status;
+  }
+}
 
 export async function askJson(route) {
   return (await ask(route)).json();
@@ -34,7 +39,7 @@ async function ask(route, query = []) {
   });
   if (!answer.ok) {
     const isOurs = answer.headers.get("content-type")?.startsWith("text/plain");
-    throw new Refused((isOurs && (await answer.text())) || `TensorBoard answered ${answer.status}.`);
+    throw new Refused((isOurs && (await answer.text())) || `TensorBoard answered ${answer.status}.`, answer.status);
   }
   return answer;
 }
