@@ -1,6 +1,9 @@
 """What the demo says at its end: who looks where, and what accuracy does not show."""
 
 import math
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import open_clip
@@ -51,7 +54,13 @@ def print_summary(watcher: ClipCamCallback, model: open_clip.CLIP, log_dir: str)
     console.print(f"  with the stamp of another caption    {retrieval_accuracy(model, with_stamps(hazy, shift=7)):.2f}")
     console.print(f"energy on the stamp                    {before:.2f} -> {now:.2f}")
     console.print(f"\ncontact sheet: {Path(log_dir) / 'clipcam' / CONTACT_SHEET}")
-    console.print(f"tensorboard --logdir {Path(log_dir).parents[1]}")
+    console.print(f"{_tensorboard()} --logdir {Path(log_dir).parents[1]}")
+
+
+def _tensorboard() -> str:
+    """How to call the one that is installed beside this package, which has the tab."""
+    own = Path(sys.executable).with_name("tensorboard")
+    return "tensorboard" if shutil.which("tensorboard") == str(own) else os.path.relpath(own)
 
 
 def _before_now(now: float, change: float) -> str:

@@ -1,5 +1,6 @@
 """The page in TensorBoard as users start it: both loaders, runs of all kinds, what it remembers, who can use it."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -171,3 +172,53 @@ def test_a_run_that_is_still_written_grows_and_the_player_follows_if_it_stood_at
     expect(tab.head(40)).to_be_visible()
     expect(tab.grid).to_have_attribute("aria-colcount", "6")
     writer.close()
+
+
+def test_one_run_grows_while_the_other_cannot_be_read(
+    tab: Tab, board: str, logs: Path, request: pytest.FixtureRequest
+) -> None:
+    run = f"beside-{request.node.callspec.params['board']}"
+    found = corner_looks(TOP_LEFT, (0, 10, 20))
+    writer = SummaryWriter(logs / run)
+    sink = TabSink(writer, "clipcam")
+    for look in found[:2]:
+        sink.write(look)
+    wait_for(board, run, (0, 10))
+    tab.fresh(run=f"clipcam@{run}", beside="clipcam@long")
+    expect(tab.grid).to_have_attribute("aria-colcount", "61")
+    tab.scroll(across=0)
+    sink.write(found[2])
+    wait_for(board, run, (0, 10, 20))
+    tab.page.route(
+        "**/looks?*long*", lambda route: route.fulfill(status=500, content_type="text/plain", body="not now")
+    )
+    tab.reload_data()
+    expect(tab.message).to_contain_text("not now")
+    assert "no look" in (tab.cell("thing", 20).first.get_attribute("aria-label") or ""), "both as they were"
+    tab.page.unroute("**/looks?*long*")
+    tab.reload_data()
+    expect(tab.message).to_be_hidden()
+    label = tab.cell("thing", 20).first
+    expect(label).to_have_accessible_name(re.compile("drift"))
+    assert all("500" in noise for noise in tab.noise)
+    tab.noise.clear()
+
+
+def test_the_keys_reach_the_page_after_a_click_on_its_tab(tab: Tab, board: str) -> None:
+    tab.page.goto("about:blank")
+    tab.page.goto(f"{board}/#scalars")
+    tab.page.get_by_role("tab", name="CLIP CAM").or_(tab.page.get_by_text("CLIP CAM", exact=True)).first.click()
+    tab.root.wait_for()
+    tab.ready()
+    tab.choose("Run", "clipcam@known")
+    tab.grid.evaluate("() => document.activeElement.blur()")
+    expect(tab.title).to_contain_text("(4 of 4)")
+    tab.page.keyboard.press("ArrowLeft")
+    expect(tab.title).to_contain_text("(3 of 4)")
+
+
+def test_a_link_to_a_run_that_is_gone_says_so(tab: Tab) -> None:
+    tab.fresh(run="clipcam@gone")
+    expect(tab.headline).to_contain_text("There is no clipcam@gone here")
+    tab.choose("Run", "clipcam@known")
+    expect(tab.headline).not_to_contain_text("gone")

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ from in_process import LOADERS, Board, board_over, until, write_events
 from safetensors.numpy import load
 from shell import ENVIRONMENT
 from synthetic_looks import looks_of, random_maps, write_run
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.data.provider import RunTagFilter
 from tensorboard_tab.boards import stop
 from torch.utils.tensorboard import SummaryWriter
 
@@ -137,6 +140,7 @@ def test_rows_read_the_figures_of_all_looks_again_only_if_there_is_a_newer_look(
             write_run(tmp_path / run, looks[:2])
             until(lambda run=run: has_rows(board, run, 2))
         until(lambda: has_rows(board, "run", 2))
+        assert has_rows(board, "run", 2)  # once more: what came while they were read is known by now
         read: list[str] = []
         original = RunReader.looks
         monkeypatch.setattr(
@@ -158,6 +162,37 @@ def has_rows(board: Board, run: str, looks: int) -> bool:
     """Whether a run answers rows of so many looks."""
     answer = board.get("clipcam/rows", {"run": run, "root": "clipcam", "probe": "probe-0"})
     return answer.status_code == 200 and len(load(answer.data)["step"]) == looks
+
+
+class AnswerError(Exception):
+    """Of a data server, with a code as gRPC's have."""
+
+    def __init__(self, code: str) -> None:
+        self.code = lambda: SimpleNamespace(name=code)
+
+
+def test_what_is_too_large_for_the_data_server_is_left_out_but_a_dead_one_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", looks_of(random_maps(range(2), 2), ["a", "b"]))
+    with board_over("legacy", tmp_path) as board:
+        whole = MultiplexerDataProvider.read_tensors
+
+        def limited(self: Any, *args: Any, run_tag_filter: RunTagFilter, **options: Any) -> Any:
+            if any(tag.endswith("map/probe-0") for tag in run_tag_filter.tags):
+                raise AnswerError("RESOURCE_EXHAUSTED")
+            return whole(self, *args, run_tag_filter=run_tag_filter, **options)
+
+        monkeypatch.setattr(MultiplexerDataProvider, "read_tensors", limited)
+        arrays, _ = board.arrays("rows", **RUN, probe=["probe-0", "probe-1"])
+        assert np.isnan(arrays["maps"].astype(np.float32)).all((1, 2, 3)).tolist() == [True, False]
+
+        def dead(*args: Any, **options: Any) -> Any:
+            raise AnswerError("UNAVAILABLE")
+
+        monkeypatch.setattr(MultiplexerDataProvider, "read_tensors", dead)
+        with pytest.raises(AnswerError):
+            board.get("clipcam/looks", RUN)
 
 
 def test_colors_are_those_of_the_pictures(board: Board) -> None:

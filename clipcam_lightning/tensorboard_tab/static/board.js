@@ -54,10 +54,15 @@ export class Board {
     return `${some}${this.matched} ${this.matched === 1 ? "probe" : "probes"}`;
   }
 
-  /** The last column in which every run has a look. */
+  /** Number of the last column. */
   get newest() {
-    const common = this.columns.findLastIndex(({ looks }) => !looks.includes(undefined));
-    return common < 0 ? this.columns.length - 1 : common;
+    return this.columns.length - 1;
+  }
+
+  /** The last look that a run has up to a column, if it has one by then. */
+  lookUntil(column, side) {
+    const until = this.columns.slice(0, column + 1);
+    return until.findLast(({ looks }) => looks[side] !== undefined)?.looks[side];
   }
 
   /** Number of the column that is shown now. */

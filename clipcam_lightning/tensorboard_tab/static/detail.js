@@ -43,7 +43,12 @@ export class Detail {
       element("button", { text, title: label, "aria-label": label, on: { click } });
     this.node = element(
       "dialog",
-      { class: "detail", "aria-labelledby": "detail-title", on: { close: () => board.state.set({ open: "" }) } },
+      {
+        class: "detail",
+        tabIndex: -1,
+        "aria-labelledby": "detail-title",
+        on: { close: () => board.state.set({ open: "" }) },
+      },
       element(
         "header",
         {},
@@ -77,7 +82,10 @@ export class Detail {
     this.title.textContent = first.names[pair[0]];
     this.prompt.textContent = first.prompts[pair[0]];
     this.look.textContent = board.title(board.now);
-    if (!this.node.open) this.node.showModal();
+    if (!this.node.open) {
+      this.node.showModal();
+      this.node.focus(); // and not the first button, which space would press
+    }
     this.waits = false;
     const shown = (this.shown = Symbol("newest")); // an older one may still wait for its pictures
     const panes = await Promise.all(board.runs.map((run, side) => this.#pane(run, pair[side], side)));
@@ -90,13 +98,13 @@ export class Detail {
 
   async #pane(run, probe, side) {
     const { board } = this;
-    const look = board.columns[board.now].looks[side];
+    const look = board.lookUntil(board.now, side);
     const row = run.rows.get(probe);
     const heading = board.runs.length > 1 ? [element("h3", {}, ...badge(board.runs, side), nameOf(run.source))] : [];
     const node = element("section", {}, ...heading);
     if (!row) this.waits = true;
     if (!row || look === undefined) {
-      node.append(element("p", { class: "quiet", text: row ? "This run has no look at this step." : "Loading." }));
+      node.append(element("p", { class: "quiet", text: row ? "This run has no look up to this step." : "Loading." }));
       return { node, stage: null };
     }
     const { values } = board.state;

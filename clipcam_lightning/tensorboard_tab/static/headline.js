@@ -51,7 +51,8 @@ function where(run, probe) {
   const row = run.rows.get(probe);
   const [before, now] = row ? [run.baselineMap(probe, run.last, "callback"), row.map(run.last)] : [];
   const way = before && now ? moved(before, now, row.shape) : null;
-  if (!way?.far) return "";
+  if (!way) return "";
+  if (!way.far) return ", but to no one place";
   return `, to the ${way.gained} (+${percent(way.gain)} of its map) from the ${way.lost} (−${percent(way.loss)})`;
 }
 

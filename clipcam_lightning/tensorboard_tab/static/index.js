@@ -88,6 +88,7 @@ class Page {
     const newest = (some, other) => (other.wall_time > some.wall_time ? other : some);
     const sound = this.sources.filter(({ problem }) => !problem);
     const chosen = find(values.run) ?? (sound.length ? sound : this.sources).reduce(newest);
+    this.absent = values.run && !find(values.run) ? values.run : "";
     const beside = find(values.beside);
     const wanted = beside && beside !== chosen ? [chosen, beside] : [chosen];
     const problem = wanted.find((source) => source.problem);
@@ -148,6 +149,10 @@ class Page {
   #tell() {
     const { runs, unmatched } = this.board;
     this.headline.replaceChildren(...headline(runs));
+    if (this.absent) {
+      const text = `There is no ${this.absent} here, which was asked for; this is another run.`;
+      this.headline.append(element("p", { class: "quiet", text }));
+    }
     if (!unmatched) return;
     const text = `${unmatched} ${unmatched === 1 ? "probe of the first run is" : "probes of the first run are"} not in the second.`;
     this.headline.append(element("p", { class: "quiet", text }));

@@ -62,7 +62,12 @@ export class GridRow {
         this.line,
         this.went,
       ),
-      element("div", { class: "present" }, this.presentFrame, this.figure),
+      element(
+        "div",
+        { class: "present", on: { click: () => this.open(this.board.now) } },
+        this.presentFrame,
+        this.figure,
+      ),
     );
   }
 
@@ -78,8 +83,7 @@ export class GridRow {
     return this.board.columns[column].looks[this.side];
   }
 
-  #image(column) {
-    const look = this.look(column);
+  #image(look) {
     return look === undefined ? null : this.board.image(this.run, this.probe, look);
   }
 
@@ -94,7 +98,8 @@ export class GridRow {
     this.strip.move(from, to, all);
     for (let column = to; column >= from; column--) {
       if (!this.cells.has(column)) this.cells.set(column, this.#cell(column));
-      if (!this.strip.has(column)) mark(this.cells.get(column), this.strip.paint(column, this.#image(column)));
+      if (!this.strip.has(column))
+        mark(this.cells.get(column), this.strip.paint(column, this.#image(this.look(column))));
     }
     if (all || this.shown !== this.board.now) this.#showNow(all);
   }
@@ -130,15 +135,20 @@ export class GridRow {
     return cell;
   }
 
-  /** The look that is shown now, beside the name. */
+  #told(look, isEarlier) {
+    const drift = figure(this.run.drift(this.probe, look));
+    return isEarlier ? `${drift}, step ${this.run.steps[look]}` : `drift ${drift}`;
+  }
+
+  /** The look that is shown now, or the last before it, beside the name. */
   #showNow() {
     const column = this.board.now;
-    const look = this.look(column);
+    const look = this.board.lookUntil(column, this.side);
     this.present.move(0, 0, true);
-    mark(this.presentFrame.parentNode, this.present.paint(0, this.#image(column)));
+    mark(this.presentFrame.parentNode, this.present.paint(0, this.#image(look)));
     if (this.present.has(0)) this.shown = column;
     this.line.mark(look);
-    this.figure.textContent = look === undefined ? "no look" : `drift ${figure(this.run.drift(this.probe, look))}`;
+    this.figure.textContent = look === undefined ? "no look" : this.#told(look, this.look(column) !== look);
     this.node.classList.toggle("alarm", look !== undefined && this.run.alarm(this.probe, look) > 0);
     const row = this.run.rows.get(this.probe);
     const before =
