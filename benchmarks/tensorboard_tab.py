@@ -58,9 +58,9 @@ PAINTED = """() => new Promise(done => {
     look();
 })"""
 # Scroll by so many rows in each of so many frames, or to a share of the way, and rest so many frames; returns how long
-# a row in sight was blank, and the slowest frame.
+# a row in sight was blank, the slowest frame, and the share of rows that passed without having been painted.
 SCROLL = """([by, frames, rest]) => new Promise(done => {
-    const grid = document.querySelector('.grid'), since = new Map();
+    const grid = document.querySelector('.grid'), since = new Map(), painted = new Map();
     const [row, head] = ['--row', '--head'].map(name => parseInt(getComputedStyle(grid).getPropertyValue(name)));
     let [left, worst, before, slowest] = [frames + rest, 0, performance.now(), 0];
     const tick = now => {
@@ -73,6 +73,7 @@ SCROLL = """([by, frames, rest]) => new Promise(done => {
         for (let i = first; i <= last; i++) {
             const found = rows.get(i);
             if (!found || !found.querySelector('.cell') || found.querySelector('.waiting')) blank.add(i);
+            painted.set(i, painted.get(i) || !blank.has(i));
         }
         for (const i of since.keys()) if (!blank.has(i)) since.delete(i);
         for (const i of blank) {
@@ -80,7 +81,8 @@ SCROLL = """([by, frames, rest]) => new Promise(done => {
             worst = Math.max(worst, now - since.get(i));
         }
         if (left-- > rest) grid.scrollTop = by.rows ? grid.scrollTop + by.rows * row : by.to * grid.scrollHeight;
-        if (left > 0) requestAnimationFrame(tick); else done([worst, slowest]);
+        if (left > 0) requestAnimationFrame(tick);
+        else done([worst, slowest, [...painted.values()].filter(was => !was).length / painted.size]);
     };
     requestAnimationFrame(tick);
 })"""
@@ -97,6 +99,7 @@ class Shown:
         with_tensorboard: the same from the start of TensorBoard's own page.
         blank: longest time that a row in sight waited for its maps, by way of scrolling; the worst round.
         slowest_frame: the same of the time between two frames.
+        passed_blank: the same of the share of rows that left sight before they were painted.
         megabytes: of the server's memory after loading, after each round, and after ``REQUESTS`` requests for rows.
     """
 
@@ -106,6 +109,7 @@ class Shown:
     with_tensorboard: float
     blank: dict[str, float]
     slowest_frame: dict[str, float]
+    passed_blank: dict[str, float]
     megabytes: list[float]
 
 
@@ -198,15 +202,16 @@ def page_of(browser: Browser, address: str) -> tuple[Frame, float, float]:
     return frames[0], painted, began + painted - page.evaluate("performance.timeOrigin")
 
 
-def scrolled(frame: Frame, probes: int) -> dict[str, tuple[float, float]]:
-    """Longest blank and slowest frame of each way to scroll."""
+def scrolled(frame: Frame, probes: int) -> dict[str, tuple[float, ...]]:
+    """Longest blank, slowest frame and share of rows that passed blank, of each way to scroll."""
     ways = {
         "a row in four frames": ({"rows": 1 / 4}, 240, 30),
+        "a row in two frames": ({"rows": 1 / 2}, min(400, probes), 30),
         "three rows a frame": ({"rows": 3}, min(200, probes // 4), 60),
     }
     found = {way: tuple(frame.evaluate(SCROLL, how)) for way, how in ways.items()}
     jumps = [frame.evaluate(SCROLL, [{"to": share}, 1, 60]) for share in (0.2, 0.9, 0.05, 0.5, 0.7)]
-    return {**found, "a jump": (max(blank for blank, _ in jumps), max(slowest for _, slowest in jumps))}
+    return {**found, "a jump": tuple(map(max, zip(*jumps, strict=True)))}
 
 
 def measure(browser: Browser, logs: Path, loader: str, probes: int, looks: int) -> Shown:
@@ -231,6 +236,7 @@ def measure(browser: Browser, logs: Path, loader: str, probes: int, looks: int) 
         with_tensorboard=median(whole for _, whole in times),
         blank={way: max(found[way][0] for found in ways) for way in ways[0]},
         slowest_frame={way: max(found[way][1] for found in ways) for way in ways[0]},
+        passed_blank={way: max(found[way][2] for found in ways) for way in ways[0]},
         megabytes=megabytes,
     )
 
@@ -258,10 +264,13 @@ def print_shown(console: Console, shown: list[Shown], title: str) -> None:
     for column in ("loader", "read, s", "first screen, ms", "with TensorBoard's own page", "server, MB"):
         table.add_column(column)
     for way in shown[0].blank:
-        table.add_column(f"{way}: blank, ms / slowest frame")
+        table.add_column(f"{way}: blank, ms / slowest frame / passed blank")
     for each in shown:
         times = f"{each.loaded:.1f}", f"{each.first_screen:.0f}", f"{each.with_tensorboard:.0f}"
-        scrolls = [f"{each.blank[way]:.0f} / {each.slowest_frame[way]:.0f}" for way in each.blank]
+        scrolls = [
+            f"{each.blank[way]:.0f} / {each.slowest_frame[way]:.0f} / {each.passed_blank[way]:.0%}"
+            for way in each.blank
+        ]
         table.add_row(each.loader, *times, " ".join(f"{size:.0f}" for size in each.megabytes), *scrolls)
     console.print(table)
 
