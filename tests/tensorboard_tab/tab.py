@@ -20,6 +20,7 @@ READY = """() => !document.querySelector('.waiting') && (
 )"""
 # What a canvas has on it, or what the canvas behind a cell's frame has at the frame's place.
 SHOWN = """found => {
+    if (!found.isConnected) return null;
     if (found.matches('canvas')) return found.toDataURL('image/png');
     const frame = found.querySelector('.frame').getBoundingClientRect();
     const strip = found.querySelector('canvas') ?? found.closest('[role=row]').querySelector(':scope > canvas');
@@ -268,7 +269,9 @@ def all_pixels(tab: Tab) -> dict[tuple[str, int], Pixels]:
 
 def pixels(element: Locator) -> Pixels:
     """What is painted in a cell, or on a canvas."""
-    return _decoded(element.evaluate(SHOWN))
+    while (url := element.evaluate(SHOWN)) is None:
+        pass  # it was replaced by another just then
+    return _decoded(url)
 
 
 def _decoded(url: str) -> Pixels:
