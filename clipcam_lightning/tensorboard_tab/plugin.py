@@ -68,12 +68,12 @@ class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no typ
 
     def _rows(self, request: Request) -> bytes:
         run, root, reader = self._asked(request)
-        newest, looks = self._known.get((reader.experiment, run, root), (None, None))
-        if looks is None or newest != reader.newest(run, root):
-            looks = self._read(reader, run, root)
         names = request.args.getlist("probe")
         if not 0 < len(names) <= MOST_ROWS:
             raise InvalidArgumentError(f"Ask for 1 to {MOST_ROWS} probes at a time, not for {len(names)}.")
+        newest, looks = self._known.get((reader.experiment, run, root), (None, None))
+        if looks is None or newest != reader.newest(run, root):
+            looks = self._read(reader, run, root)
         if unknown := set(names) - set(looks.probes["names"]):
             raise NotFoundError(f"Run {run!r} has no probe {min(unknown)!r}.")
         return rows_answer(looks, names, reader.rows(run, root, names, looks))

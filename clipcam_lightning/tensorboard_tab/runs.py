@@ -3,32 +3,28 @@
 What is read here may have been written by anyone: a look that cannot be understood is left out and counted.
 """
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeGuard
+from time import sleep
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float16, Float32
 from tensorboard.context import RequestContext
-from tensorboard.data.provider import DataProvider, RunTagFilter, TensorDatum
+from tensorboard.data.provider import DataProvider, RunTagFilter, TensorDatum, TensorTimeSeries
 from tensorboard.errors import InvalidArgumentError, NotFoundError, PublicError
 
 from clipcam_lightning import tab_events as events
+from clipcam_lightning.tensorboard_tab.parsing import look_of, newest_bytes, probes_of, version_problem
 
 Moment: TypeAlias = tuple[int, float]  # step and wall time, which all values of one event share
 ALL = 1_000_000  # data points a tag: as many as the data provider has kept
-LONGEST_SIDE = 4096  # of a grid that is believed
 MOST_BYTES = 2**27  # of the maps in one answer; the fast loader sends 2**28 at once, with all that is around them
 UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # a tensor unlike its own shape
 MADE = ("digest", "method", "target", "layers", "grid")  # looks that differ in one of these cannot be compared
-KINDS = {  # what a look's JSON must say
-    **{"epoch": int, "baseline_step": int, "alarmed": bool, "stored_baseline": bool, "notes": list},
-    **{"digest": str, "method": str, "target": str, "layers": list, "grid": list},
-}
 
 
 @dataclass(frozen=True)
@@ -104,10 +100,10 @@ class RunReader:
 
     def watched(self) -> list[Watched]:
         """All callbacks of all runs."""
-        listed = self._provider.list_tensors(**self._asked)
+        listed = self._list(None)
         end = events.tag("", events.LOOK)
         return [
-            Watched(run, tag.removesuffix(end), _version_problem(series.plugin_content), _finite(series.max_wall_time))
+            Watched(run, tag.removesuffix(end), version_problem(series.plugin_content), _finite(series.max_wall_time))
             for run, tags in sorted(listed.items(), key=lambda item: _natural(item[0]))
             for tag, series in sorted(tags.items())
             if tag.endswith(end)
@@ -116,8 +112,7 @@ class RunReader:
     def newest(self, run: str, root: str) -> Moment | None:
         """When the last look of one callback was taken; ``None`` if there is none."""
         tag = events.tag(root, events.LOOK)
-        wanted = RunTagFilter(runs=[run], tags=[tag])
-        series = self._provider.list_tensors(**self._asked, run_tag_filter=wanted).get(run, {}).get(tag)
+        series = self._list(RunTagFilter(runs=[run], tags=[tag])).get(run, {}).get(tag)
         return series and (series.max_step, series.max_wall_time)
 
     def looks(self, run: str, root: str) -> Looks:
@@ -129,12 +124,12 @@ class RunReader:
         kinds = events.LOOK, events.FIGURES_TAG, events.PROBES, events.BASELINE
         read = self._read(run, [events.tag(root, kind) for kind in kinds])
         described, tables, sets, baselines = (read.get(events.tag(root, kind), []) for kind in kinds)
-        looks = [(_moment(datum), _told(datum)) for datum in surviving(described)]
+        looks = [(_moment(datum), look_of(datum)) for datum in surviving(described)]
         last = next((told for _, told in reversed(looks) if told is not None), None)
         if last is None:
             raise NotFoundError(f"Run {run!r} has no look that can be read.")
         probes = next(
-            (told for told in map(_probes, reversed(sets)) if told and told["digest"] == last["digest"]), None
+            (told for told in map(probes_of, reversed(sets)) if told and told["digest"] == last["digest"]), None
         )
         if probes is None:
             raise NotFoundError(f"Run {run!r} does not tell which probes its last look is of.")
@@ -179,7 +174,18 @@ class RunReader:
             known = dict(_arrays(read.get(tag, []), looks.grid, np.float16))
             for i, moment in enumerate(looks.moments):
                 row[i] = known.get(moment, np.nan)
-        return Rows(maps, [_bytes(read.get(tag, [])) for tag in tags[1]])
+        return Rows(maps, [newest_bytes(read.get(tag, [])) for tag in tags[1]])
+
+    def _list(self, wanted: RunTagFilter | None) -> Mapping[str, Mapping[str, TensorTimeSeries]]:
+        """Which tensors there are, by run and tag."""
+        asked = {**self._asked, "run_tag_filter": wanted}
+        listed: Mapping[str, Mapping[str, TensorTimeSeries]]
+        try:
+            listed = self._provider.list_tensors(**asked)
+        except KeyError:  # the legacy loader, while it reads, knows a tag a moment before its first tensor
+            sleep(0.02)
+            listed = self._provider.list_tensors(**asked)
+        return listed
 
     def _read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[TensorDatum]]:
         """Of each tag what the provider has, in the order of writing."""
@@ -188,19 +194,20 @@ class RunReader:
             read = self._provider.read_tensors(**self._asked, run_tag_filter=wanted, downsample=ALL).get(run, {})
         except PublicError:
             raise
-        except Exception as error:  # one such tensor spoils the answer for all
-            if len(tags) == 1 and not _is_of_data(error):
-                raise
-            if len(tags) == 1:
+        except Exception as error:
+            if len(tags) > 1:  # one tensor spoils the answer for all
+                return {tag: data for each in tags for tag, data in self._read(run, [each]).items()}
+            if _is_of_data(error):
                 return {}
-            return {tag: data for each in tags for tag, data in self._read(run, [each]).items()}
+            raise
         return {tag: sorted(data, key=lambda datum: datum.wall_time) for tag, data in read.items()}
 
 
 def _is_of_data(error: Exception) -> bool:
     """Whether a tensor cannot be had as it is, damaged or too large for the fast loader; not that nobody answers."""
-    code = error.code() if hasattr(error, "code") else None  # of gRPC, which the legacy loader does not import
-    return isinstance(error, UNREADABLE) or getattr(code, "name", "") == "RESOURCE_EXHAUSTED"
+    code = getattr(error, "code", None)  # of gRPC, which the legacy loader does not import
+    too_large = callable(code) and getattr(code(), "name", "") == "RESOURCE_EXHAUSTED"
+    return too_large or isinstance(error, UNREADABLE)
 
 
 def surviving(data: Iterable[TensorDatum]) -> list[TensorDatum]:
@@ -233,59 +240,3 @@ def _arrays(
     for datum in data:
         if datum.numpy.shape == shape and datum.numpy.dtype == dtype:
             yield _moment(datum), datum.numpy
-
-
-def _parsed(content: Any) -> Any:
-    """What JSON says, ``None`` if it is none."""
-    try:
-        return json.loads(content)
-    except (ValueError, TypeError, RecursionError):
-        return None
-
-
-def _bytes(data: Sequence[TensorDatum]) -> bytes:
-    """The newest, if there is one."""
-    content = data[-1].numpy.item() if data and data[-1].numpy.size == 1 else b""
-    return content if isinstance(content, bytes) else b""
-
-
-def _version_problem(metadata: bytes) -> str:
-    version = _parsed(metadata)
-    if type(version) is not int:
-        return "Its data is damaged: it does not tell the version of its format."
-    newer = version > events.VERSION
-    return f"It was written by a later version (format {version}): update clipcam-lightning." if newer else ""
-
-
-def _object(datum: TensorDatum) -> Mapping[str, Any]:
-    """An object of this version, or an empty one."""
-    told = _parsed(datum.numpy.item()) if datum.numpy.size == 1 else None
-    return told if isinstance(told, dict) and told.get("version") == events.VERSION else {}
-
-
-def _told(datum: TensorDatum) -> Mapping[str, Any] | None:
-    """What a look's JSON says, with its grid as a shape; ``None`` if it does not say all or something else."""
-    told = _object(datum)
-    sound = (
-        all(type(told.get(key)) is kind for key, kind in KINDS.items())
-        and _are_texts(told["notes"])
-        and _are_texts(told["layers"])
-        and all(type(side) is int and 0 < side <= LONGEST_SIDE for side in told["grid"])
-        and len(told["grid"]) == 2
-        and max(abs(told["epoch"]), abs(told["baseline_step"])) < 2**63
-    )
-    return {**told, "grid": tuple(told["grid"])} if sound else None
-
-
-def _probes(datum: TensorDatum) -> Mapping[str, Any] | None:
-    told = _object(datum)
-    names, prompts, digests = (told.get(key) for key in ("names", "prompts", "digests"))
-    if not (_are_texts(names) and _are_texts(prompts) and _are_texts(digests)):
-        return None
-    sound = len(names) == len(set(names)) == len(prompts) == len(digests) > 0
-    half = re.search(r"[\ud800-\udfff]", "".join(names))  # of a character, which no tag can hold
-    return told if sound and not half and "digest" in told else None
-
-
-def _are_texts(values: Any) -> TypeGuard[list[str]]:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)

@@ -96,7 +96,7 @@ def board_over(
     app = application.TensorBoardWSGIApp(board.flags, board.plugin_loaders, provider, None, multiplexer)
     served = Board(Client(app), prefix)
     try:
-        until(lambda: sum(LOADED in tags for tags in served.json("scalars/tags").values()) == len(runs))
+        until(lambda: marks(served) == len(runs))
         yield served
     finally:
         if not multiplexer:
@@ -110,6 +110,14 @@ def mark(folder: Path) -> set[Path]:
     for run in runs:
         write_events(run / "events.out.tfevents.99999999999.last", [event_of([value], step=0, wall_time=1e11)])
     return runs
+
+
+def marks(board: Board) -> int:
+    """How many runs have been read up to their mark."""
+    try:
+        return sum(LOADED in tags for tags in board.json("scalars/tags").values())
+    except KeyError:  # TensorBoard's own while it reads: it knows a tag a moment before its first value
+        return -1
 
 
 def event_of(values: Iterable[Summary.Value], step: int, wall_time: float) -> Event:

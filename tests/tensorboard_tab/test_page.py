@@ -23,6 +23,9 @@ LONG = range(0, 600, 10)
 EVERY = [*STEPS, 40]
 
 
+RUNS = re.compile("/clipcam/runs")  # the route
+
+
 def corner_looks(corner: tuple[int, int], steps: tuple[int, ...]) -> list[Look]:
     return looks_of({step: lit(corner, 1.0)[None] for step in steps}, ["a thing"], ["thing"])
 
@@ -217,8 +220,20 @@ def test_the_keys_reach_the_page_after_a_click_on_its_tab(tab: Tab, board: str) 
     expect(tab.title).to_contain_text("(3 of 4)")
 
 
+def test_a_log_directory_that_is_emptied_shows_nothing_of_what_was_there(tab: Tab) -> None:
+    tab.page.route(RUNS, lambda route: route.fulfill(json={"runs": []}))
+    tab.reload_data()
+    expect(tab.message).to_contain_text("There are no CLIP CAM maps")
+    expect(tab.grid).to_be_hidden()
+    expect(tab.headline).to_be_hidden()
+    tab.page.unroute(RUNS)
+    tab.reload_data()
+    expect(tab.cell("walks", 20)).to_be_visible()
+    expect(tab.message).to_be_hidden()
+
+
 def test_a_link_to_a_run_that_is_gone_says_so(tab: Tab) -> None:
     tab.fresh(run="clipcam@gone")
-    expect(tab.headline).to_contain_text("There is no clipcam@gone here")
+    expect(tab.headline).to_contain_text("There is no run \u2068gone\u2069 here")
     tab.choose("Run", "clipcam@known")
     expect(tab.headline).not_to_contain_text("gone")

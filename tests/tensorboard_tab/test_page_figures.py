@@ -11,7 +11,17 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 from synthetic_looks import looks_of, random_maps, write_run
 from tensorboard_tab.boards import tensorboard, wait_for
-from tensorboard_tab.known_maps import BOTTOM_LEFT, NAMES, PROMPTS, STEPS, known_looks, known_maps, pictures
+from tensorboard_tab.known_maps import (
+    BOTTOM_LEFT,
+    NAMES,
+    PROMPTS,
+    STEPS,
+    TOP_LEFT,
+    known_looks,
+    known_maps,
+    lit,
+    pictures,
+)
 from tensorboard_tab.tab import Tab, all_pixels, pixels
 
 from clipcam_lightning.drift import DriftReport, ProbeDrift
@@ -47,11 +57,16 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(folder / "other", many_looks(seed=2, names=[*MANY_NAMES[:-3], "x", "y", "z"]))
     write_run(folder / "shuffled", shuffled_looks())
     write_run(folder / "filed", known_looks(baseline=BOTTOM_LEFT)[1:2])
+    still, near = lit(TOP_LEFT, 1.0), lit((0, 1), 1.0)  # in the same third of five columns
+    write_run(folder / "vanished", looks_of({0: still[None], 10: 0 * still[None]}, ["a"]))
+    write_run(folder / "near", looks_of({0: still[None], 10: near[None]}, ["a"]))
     with tensorboard("--logdir", folder) as url:
         for run in ("known", "many", "other"):
             wait_for(url, run, STEPS)
         wait_for(url, "shuffled", SHUFFLED_STEPS)
         wait_for(url, "filed", STEPS[1:2])
+        for run in ("vanished", "near"):
+            wait_for(url, run, (0, 10))
         yield url
 
 
@@ -148,16 +163,31 @@ def test_rows_that_fail_hold_no_other_up_and_are_asked_for_again(tab: Tab) -> No
             route.continue_()
 
     tab.page.route("**/rows?*", answer)
-    with tab.page.expect_response(lambda response: response.status == 500):
-        tab.scroll(down=1, wait=False)
+    tab.scroll(down=1, wait=False)
+    expect(tab.message).to_contain_text("out of order")
     failed = set(parse_qs(urlsplit(asked[0]).query)["probe"])
     others = [name for name in tab.order() if name not in failed]
     for name in others[-3:]:
         expect(tab.cell(name, 0)).not_to_have_class(re.compile("waiting"))
+    expect(tab.message).to_contain_text("out of order")
     tab.ready()
     expect(tab.message).to_be_hidden()
     tab.page.unroute("**/rows?*")
     assert all("500" in noise for noise in tab.noise)
+    tab.noise.clear()
+
+
+def test_a_run_that_has_other_probes_by_now_is_read_again(tab: Tab) -> None:
+    tab.fresh(run=MANY)
+    tab.page.route(
+        "**/rows?*", lambda route: route.fulfill(status=404, content_type="text/plain", body="no such probe"), times=1
+    )
+    with tab.page.expect_request("**/looks?*"):
+        tab.scroll(down=1, wait=False)
+    expect(tab.message).to_contain_text("no such probe")  # which is still true: nothing is new
+    tab.ready()
+    expect(tab.message).to_be_hidden()
+    assert all("404" in noise for noise in tab.noise)
     tab.noise.clear()
 
 
@@ -201,6 +231,21 @@ def test_the_headline_names_the_alarm_the_worst_probe_and_where_its_map_went(tab
     assert f"{LAST.worst.name} moved most: drift {said(LAST.worst.drift)}" in text
     assert "between steps 0 and 10" in text, "when it moved"
     assert re.search(r"to the bottom right \(\+\d+\s% .*from the top left \(\N{MINUS SIGN}\d+\s%", text)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("vanished", "has no heat to follow."),
+        ("near", "; no part of the picture gained 5\N{NO-BREAK SPACE}% of its map."),
+    ],
+)
+def test_the_headline_names_no_place_where_there_is_none(tab: Tab, run: str, words: str) -> None:
+    tab.fresh(run=f"clipcam@{run}")
+    text = tab.headline.inner_text()
+    assert "moved most" in text
+    assert words in text
+    assert "to the" not in text
 
 
 def test_the_headline_says_that_there_is_no_alarm(tab: Tab) -> None:

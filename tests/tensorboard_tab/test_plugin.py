@@ -138,9 +138,9 @@ def test_rows_read_the_figures_of_all_looks_again_only_if_there_is_a_newer_look(
             sink.write(look)
         for run in ("other", "third"):
             write_run(tmp_path / run, looks[:2])
+        for run in ("other", "third", "run"):
             until(lambda run=run: has_rows(board, run, 2))
-        until(lambda: has_rows(board, "run", 2))
-        assert has_rows(board, "run", 2)  # once more: what came while they were read is known by now
+            assert has_rows(board, run, 2)  # once more: what came while they were read is known by now
         read: list[str] = []
         original = RunReader.looks
         monkeypatch.setattr(
@@ -193,6 +193,20 @@ def test_what_is_too_large_for_the_data_server_is_left_out_but_a_dead_one_is_not
         monkeypatch.setattr(MultiplexerDataProvider, "read_tensors", dead)
         with pytest.raises(AnswerError):
             board.get("clipcam/looks", RUN)
+
+
+def test_a_tag_that_has_no_tensor_yet_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "run", looks_of(random_maps(range(2), 2), ["a", "b"]))
+    with board_over("legacy", tmp_path) as board:
+        whole, failures = MultiplexerDataProvider.list_tensors, [KeyError("clipcam/tab/look")]
+
+        def racing(*args: Any, **options: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return whole(*args, **options)
+
+        monkeypatch.setattr(MultiplexerDataProvider, "list_tensors", racing)
+        assert [told["run"] for told in board.json("clipcam/runs")["runs"]] == ["run"]
 
 
 def test_colors_are_those_of_the_pictures(board: Board) -> None:
@@ -584,7 +598,7 @@ def test_what_a_user_asks_for_is_kept(tmp_path: Path) -> None:
         until(lambda: len(steps(url)) == 5)
 
 
-@pytest.mark.parametrize("broken", ["plugin", "tab_events", "runs"])
+@pytest.mark.parametrize("broken", ["plugin", "tab_events", "runs", "parsing"])
 def test_the_other_tabs_are_served_if_this_cannot_be_loaded(broken: str, tmp_path: Path) -> None:
     write_run(tmp_path / "logs" / "run", looks_of(random_maps(range(2), 2), ["a", "b"]))
     shutil.copytree(PACKAGE, tmp_path / "path" / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))

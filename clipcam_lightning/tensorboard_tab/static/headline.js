@@ -1,7 +1,7 @@
 /** The run in a sentence: which probe moved most, when, and where to. */
 
 import { element } from "./dom.js";
-import { moved, percent } from "./places.js";
+import { LEAST, moved, percent } from "./places.js";
 import { badge, figure } from "./row.js";
 
 /** @returns {Node[]} one line a run */
@@ -50,9 +50,10 @@ function when(run, probe) {
 function where(run, probe) {
   const row = run.rows.get(probe);
   const [before, now] = row ? [run.baselineMap(probe, run.last, "callback"), row.map(run.last)] : [];
-  const way = before && now ? moved(before, now, row.shape) : null;
-  if (!way) return "";
-  if (!way.far) return ", but to no one place";
+  if (!before || !now) return "";
+  const way = moved(before, now, row.shape);
+  if (!way) return "; its map now, or that of its baseline, has no heat to follow";
+  if (!way.far) return `; no part of the picture gained ${percent(LEAST)} of its map`;
   return `, to the ${way.gained} (+${percent(way.gain)} of its map) from the ${way.lost} (−${percent(way.loss)})`;
 }
 

@@ -88,7 +88,7 @@ class Page {
     const newest = (some, other) => (other.wall_time > some.wall_time ? other : some);
     const sound = this.sources.filter(({ problem }) => !problem);
     const chosen = find(values.run) ?? (sound.length ? sound : this.sources).reduce(newest);
-    this.absent = values.run && !find(values.run) ? values.run : "";
+    this.absent = find(values.run) ? "" : values.run.replace(/^[^@]*@/, ""); // without the root of the tags
     const beside = find(values.beside);
     const wanted = beside && beside !== chosen ? [chosen, beside] : [chosen];
     const problem = wanted.find((source) => source.problem);
@@ -150,7 +150,7 @@ class Page {
     const { runs, unmatched } = this.board;
     this.headline.replaceChildren(...headline(runs));
     if (this.absent) {
-      const text = `There is no ${this.absent} here, which was asked for; this is another run.`;
+      const text = `There is no run \u2068${this.absent}\u2069 here, which was asked for; this is another.`;
       this.headline.append(element("p", { class: "quiet", text }));
     }
     if (!unmatched) return;
@@ -160,7 +160,7 @@ class Page {
 
   /** Rows have come. */
   #arrived() {
-    this.#say("");
+    if (!this.board.runs.some(({ failing }) => failing.size)) this.#say("");
     this.grid.update(false);
     if (this.detail.waits) this.#showDetail();
   }

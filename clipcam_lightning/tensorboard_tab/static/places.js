@@ -1,7 +1,7 @@
 /** Where attention went, in words. */
 
 const DOWN = ["top", "", "bottom"];
-const LEAST = 0.05; // of the mass; less is a map that moved within its place
+export const LEAST = 0.05; // of the mass; less is a map that moved within its place
 const ACROSS = ["left", "", "right"];
 
 /** Which ninth of the picture gained most of a map's mass and which lost most.

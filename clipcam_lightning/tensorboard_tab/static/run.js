@@ -10,6 +10,10 @@ const AT_ONCE = 8; // rows a request: by the time more have come, others may be 
 const RETRY = 5000; // milliseconds until what could not be had is asked for again
 const MOST_ROWS = 64; // that one request may ask for, and that are kept whatever they take
 
+const address = ({ run, root }) => [
+  ["run", run],
+  ["root", root],
+];
 export const keyOf = ({ run, root }) => `${root}@${run}`;
 export const nameOf = ({ run, root }) => (root === "clipcam" ? run : `${run} · ${root.replace(/^clipcam_/, "")}`);
 
@@ -62,7 +66,7 @@ export class Run {
    * @returns {Promise<Run>} `before` if there is nothing new
    */
   static async read(source, before) {
-    const { about, arrays } = await askArrays("looks", Object.entries(source));
+    const { about, arrays } = await askArrays("looks", address(source));
     const stamp = JSON.stringify([...arrays.wall_time.data, about.probes.digests]);
     if (stamp === before?.stamp) return before;
     const run = new Run(source, stamp, about, arrays);
@@ -144,7 +148,7 @@ export class Run {
       this.#keep(await rowsOf(about, arrays, this.figures));
       this.arrived();
     } catch (error) {
-      if (error.status === 404) await this.outdated();
+      if (error.status === 404) await this.outdated(); // the run may have been begun anew, with other probes
       this.#fail(probes, error);
     } finally {
       for (const probe of probes) this.coming.delete(probe);
@@ -169,7 +173,7 @@ export class Run {
   }
 
   #ask(names) {
-    return askArrays("rows", [...Object.entries(this.source), ...names.map((name) => ["probe", name])]);
+    return askArrays("rows", [...address(this.source), ...names.map((name) => ["probe", name])]);
   }
 
   #keep(rows) {

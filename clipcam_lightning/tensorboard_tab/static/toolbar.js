@@ -19,6 +19,7 @@ const SCALES = [
   ["map", "each map by itself"],
   ["probe", "all looks of a probe"],
 ];
+const WITHOUT_EFFECT = { overlay: [], heat: ["opacity"], change: ["colors"], input: ["opacity", "colors", "scale"] };
 
 export class Toolbar {
   /**
@@ -124,15 +125,7 @@ export class Toolbar {
       button.setAttribute("aria-checked", chosen);
       button.tabIndex = chosen ? 0 : -1;
     }
-    const without = {
-      overlay: [],
-      heat: [this.opacity],
-      change: [this.colors],
-      input: [this.opacity, this.colors, this.scale],
-    };
-    for (const control of [this.opacity, this.colors, this.scale]) {
-      control.disabled = without[values.view].includes(control);
-    }
+    for (const name of WITHOUT_EFFECT.input) this[name].disabled = WITHOUT_EFFECT[values.view].includes(name);
     this.#legend(values);
   }
 
