@@ -50,7 +50,7 @@ example:
 
 DEMO = """\
 Fine-tune a small CLIP on pictures with a stamp that gives the answer away, and watch its attention go there.
-Needs no data and no network; takes minutes on two CPU cores.
+Needs no data and no network; takes about a minute on two CPU cores.
 
 example:
   clipcam demo --out clipcam_demo
