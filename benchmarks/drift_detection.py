@@ -29,13 +29,13 @@ from pathlib import Path
 from statistics import fmean, median
 
 import torch
-from detectors import DETECTORS, roc_auc
-from finetunes import EPOCHS, FineTune, Use, fine_tune, harmless, shortcuts
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.detectors import DETECTORS, roc_auc
+from benchmarks.finetunes import EPOCHS, FineTune, Use, fine_tune, harmless, shortcuts
 from clipcam_lightning import Snapshot
 
 RESULTS = Path(__file__).with_suffix(".json")

@@ -12,13 +12,13 @@ import open_clip
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from photographs import probe_set
 from rich.progress import track
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
+from benchmarks.photographs import probe_set
 from clipcam_lightning import find_clip
-from clipcam_lightning.drift import DriftRule
-from clipcam_lightning.monitor import Monitor
+from clipcam_lightning.drift.compare import DriftRule
+from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.sinks import sinks_of
 

@@ -26,19 +26,19 @@ import lightning.pytorch as pl
 import numpy as np
 import open_clip
 import torch
-from goals import Verdict
 from lightning.pytorch.loggers import TensorBoardLogger
-from look_parts import BACKGROUND, PARTS, WAITS, Stopwatch
-from memory import SETTLED, Growth, growth
-from photographs import probe_set
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from speed import THREADS, cpu_name, print_verdicts
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.evaluation_parts import BACKGROUND, PARTS, WAITS, Stopwatch
+from benchmarks.goals import Verdict
+from benchmarks.memory import SETTLED, Growth, growth
+from benchmarks.photographs import probe_set
+from benchmarks.speed import THREADS, cpu_name, print_verdicts
 from clipcam_lightning import ClipCamCallback
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 

@@ -26,22 +26,22 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import numpy as np
-from goals import Verdict
-from photographs import photographs
 from PIL import Image
 from playwright.sync_api import Browser, Frame, sync_playwright
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load
-from speed import cpu_name, print_verdicts
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from clipcam_lightning import tab_events as events
-from clipcam_lightning.jpeg import as_jpeg
-from clipcam_lightning.sinks.tab import PICTURE_QUALITY, PICTURE_SIDE
+from benchmarks.goals import Verdict
+from benchmarks.photographs import photographs
+from benchmarks.speed import cpu_name, print_verdicts
+from clipcam_lightning.sinks.tensorboard_tab import PICTURE_QUALITY, PICTURE_SIDE
+from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.tensorboard_tab import events
 
 RESULTS = Path(__file__).with_suffix(".json")
 PROBES, LOOKS, GRID, ROUNDS = 1024, 200, 14, 3

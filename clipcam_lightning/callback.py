@@ -9,17 +9,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+from clipcam_lightning.cam.arguments import require_choice, require_positive
 from clipcam_lightning.cam.methods import Layers, MethodLike, check_method
 from clipcam_lightning.cam.model import Tokenizer
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.checks import require_choice, require_positive
-from clipcam_lightning.drift_rule import DriftRule
+from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm
-from clipcam_lightning.fit_checks import builds_later, why_not
-from clipcam_lightning.monitor import UNKNOWN, Monitor
-from clipcam_lightning.probe import PathLike
-from clipcam_lightning.watch import ProbesLike, Watch
+from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
+from clipcam_lightning.probes.probe import PathLike
+from clipcam_lightning.training.session import ProbesLike, Watch
+from clipcam_lightning.training.support import builds_later, why_not
 
 
 class ClipCamCallback(Callback):

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from clipcam_lightning.cam.methods import Layers, MethodLike
     from clipcam_lightning.cam.model import Tokenizer
     from clipcam_lightning.cam.targets import TargetLike
-    from clipcam_lightning.drift import DriftReport
-    from clipcam_lightning.drift_rule import DriftRule
-    from clipcam_lightning.look import Look
-    from clipcam_lightning.probe import PathLike
-    from clipcam_lightning.probes import ProbeLike, ProbeSet
+    from clipcam_lightning.drift.compare import DriftReport
+    from clipcam_lightning.drift.rule import DriftRule
+    from clipcam_lightning.monitoring.evaluation import Look
+    from clipcam_lightning.probes.probe import PathLike
+    from clipcam_lightning.probes.probe_set import ProbeLike, ProbeSet
 
 FOLDER = "clipcam_baselines"
 NAME_LENGTH = 80
@@ -102,10 +102,10 @@ class CamRegression:
             ProbeError, ConfigError: the probes or settings do not fit the model.
         """
         from clipcam_lightning.cam.model import find_clip
-        from clipcam_lightning.drift_rule import DriftRule
+        from clipcam_lightning.drift.rule import DriftRule
         from clipcam_lightning.errors import ClipCamWarning, SnapshotError
-        from clipcam_lightning.monitor import Monitor
-        from clipcam_lightning.probes import ProbeSet
+        from clipcam_lightning.monitoring.monitor import Monitor
+        from clipcam_lightning.probes.probe_set import ProbeSet
 
         file = self._baseline(name)
         writes = self._updates or not file.exists()
@@ -158,8 +158,8 @@ class CamRegression:
 
     def _page(self, look: "Look", file: Path) -> Path:
         """The comparison for people."""
-        from clipcam_lightning.report import html_report
-        from clipcam_lightning.tensorfile import write_atomically
+        from clipcam_lightning.storage.tensorfile import write_atomically
+        from clipcam_lightning.visualization.report import html_report
 
         page = self._reports / f"{file.stem}.html"
         write_atomically(page, html_report(look.baseline, look.snapshot, look.report).encode())
@@ -209,7 +209,7 @@ def file_name(text: str) -> str:
 
 def _in_words(report: "DriftReport") -> str:
     """The alarm, probe by probe."""
-    from clipcam_lightning.report import figures
+    from clipcam_lightning.visualization.report import figures
 
     alarms = report.alarms
     lines = [f"attention drifted on {len(alarms)} of {len(report.probes)} probes (alarm: {report.rule})"]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from modules import FineTuning, Pairs, events, fit
 from PIL import Image
 from torch import nn
 
@@ -26,10 +25,11 @@ from clipcam_lightning import (
     compare,
 )
 from clipcam_lightning.cam.targets import Contrast
-from clipcam_lightning.drift import LEAST_NOISE
+from clipcam_lightning.drift.compare import LEAST_NOISE
 from clipcam_lightning.errors import ConfigError, IncomparableError, ModelError, ProbeError, SnapshotError
 from clipcam_lightning.shapes_world.models import build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+from tests.support.modules import FineTuning, Pairs, events, fit
 
 # Nets of random weights that learn for a few steps do look elsewhere afterwards.
 pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")

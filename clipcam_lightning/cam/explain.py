@@ -8,6 +8,7 @@ from itertools import product
 import torch
 from torch import nn
 
+from clipcam_lightning.cam.arguments import require_choice, require_positive
 from clipcam_lightning.cam.capture import AttentionCapture
 from clipcam_lightning.cam.explanation import Explanation, gathered
 from clipcam_lightning.cam.fuse import FUSIONS, fused
@@ -18,7 +19,6 @@ from clipcam_lightning.cam.passes import Pass, maps_of
 from clipcam_lightning.cam.targets import TargetLike, target_of
 from clipcam_lightning.cam.texts import Prompts, embedded_prompts
 from clipcam_lightning.cam.untouched import checkpointed, untouched
-from clipcam_lightning.checks import require_choice, require_positive
 from clipcam_lightning.errors import ConfigError
 
 BATCH_SIZE = 32

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from clipcam_lightning.cam.colors import overlaid
 from clipcam_lightning.cam.fuse import resized
-from clipcam_lightning.colors import overlaid
 
 
 @dataclass(frozen=True)

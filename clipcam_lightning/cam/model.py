@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.dialects import Dialect, Tokenizer, Tokens, dialect_of
+from clipcam_lightning.cam.adapters import Dialect, Tokenizer, Tokens, dialect_of
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import tower_of
 from clipcam_lightning.cam.towers.tower import Tower

@@ -2,17 +2,17 @@
 
 from typing import Any
 
+from clipcam_lightning.cam.arguments import require_positive
 from clipcam_lightning.cam.methods import METHODS, check_method
-from clipcam_lightning.checks import require_positive
-from clipcam_lightning.cli.looks import look
+from clipcam_lightning.cli.evaluate import look
 from clipcam_lightning.cli.models import source_of
 from clipcam_lightning.cli.outputs import check_outputs
 from clipcam_lightning.cli.reports import report_on, save_snapshot, write_reports
-from clipcam_lightning.drift_rule import DriftRule
+from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import ConfigError, SnapshotError
-from clipcam_lightning.monitor import Monitor
-from clipcam_lightning.probes import ProbeSet
-from clipcam_lightning.snapshot import Snapshot, SnapshotInfo
+from clipcam_lightning.monitoring.monitor import Monitor
+from clipcam_lightning.probes.probe_set import ProbeSet
 
 
 def run(options: Any) -> int:

@@ -10,19 +10,19 @@ from jaxtyping import UInt8
 from rich.table import Table
 from torch import Tensor
 
+from clipcam_lightning.cam.arguments import require_positive
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.methods import check_method
-from clipcam_lightning.checks import require_positive
 from clipcam_lightning.cli.models import ModelSource, load_clip, source_of
 from clipcam_lightning.cli.outputs import check_folder, writing
-from clipcam_lightning.cli.pictures import captioned, magnified
 from clipcam_lightning.cli.terminal import Output, plain, progress, warn
+from clipcam_lightning.drift.metrics import degeneracy
 from clipcam_lightning.errors import ConfigError
-from clipcam_lightning.metrics import degeneracy
-from clipcam_lightning.probe import Probe
-from clipcam_lightning.probes import ProbeSet
-from clipcam_lightning.tensorfile import write_atomically
+from clipcam_lightning.probes.probe import Probe
+from clipcam_lightning.probes.probe_set import ProbeSet
+from clipcam_lightning.storage.tensorfile import write_atomically
+from clipcam_lightning.visualization.captioned import captioned, magnified
 
 
 @dataclass(frozen=True)

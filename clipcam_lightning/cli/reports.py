@@ -7,10 +7,10 @@ from rich.table import Table
 
 from clipcam_lightning.cli.outputs import writing
 from clipcam_lightning.cli.terminal import Output, plain
-from clipcam_lightning.drift import DriftReport, ProbeDrift
-from clipcam_lightning.report import figures, html_report, report_as_json
-from clipcam_lightning.snapshot import Snapshot
-from clipcam_lightning.tensorfile import write_atomically
+from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
+from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.storage.tensorfile import write_atomically
+from clipcam_lightning.visualization.report import figures, html_report, report_as_json
 
 PASSED, DRIFTED = 0, 1
 ROWS = 40  # probes of a table; more would push the verdict's neighbours off the screen

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, Scenes, draw_scenes, with_haze
-from clipcam_lightning.tensorfile import load_tensors, save_tensors
+from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 BATCH, POOL = 64, 4000  # pictures a step; pictures of each kind to draw batches from
 STEPS = {"vit": 750, "resnet": 280}

@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from clipcam_lightning import metrics
 from clipcam_lightning.callback import ClipCamCallback
-from clipcam_lightning.drift import ProbeDrift
+from clipcam_lightning.drift import metrics
+from clipcam_lightning.drift.compare import ProbeDrift
 from clipcam_lightning.shapes_world.pretraining import retrieval_accuracy
 from clipcam_lightning.shapes_world.scenes import draw_scenes, stamp_mask, with_haze, with_stamps
-from clipcam_lightning.sinks.pictures import CONTACT_SHEET
+from clipcam_lightning.sinks.images import CONTACT_SHEET
 
 HELD_OUT = 300  # scenes
 

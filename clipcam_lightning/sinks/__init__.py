@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.look import Look, Sink
+from clipcam_lightning.monitoring.evaluation import Look, Sink
 from clipcam_lightning.sinks.background import BackgroundSink
 from clipcam_lightning.sinks.files import FileSink
-from clipcam_lightning.sinks.pictures import PictureSink
-from clipcam_lightning.sinks.tab import TabSink
+from clipcam_lightning.sinks.images import PictureSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
+from clipcam_lightning.sinks.tensorboard_tab import TabSink
 
 
 def sinks_of(loggers: Iterable[object], folder: Path, root: str, num_pictures: int) -> list[Sink]:

@@ -2,7 +2,7 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from clipcam_lightning.look import Look, Sink
+from clipcam_lightning.monitoring.evaluation import Look, Sink
 
 
 class BackgroundSink(Sink):

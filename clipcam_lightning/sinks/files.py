@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from clipcam_lightning.look import Look, Sink
-from clipcam_lightning.report import report_as_json
-from clipcam_lightning.tensorfile import append_line
+from clipcam_lightning.monitoring.evaluation import Look, Sink
+from clipcam_lightning.storage.tensorfile import append_line
+from clipcam_lightning.visualization.report import report_as_json
 
 HISTORY = "history.jsonl"
 

@@ -5,8 +5,8 @@ import re
 
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.drift import ProbeDrift
-from clipcam_lightning.look import Look, Sink
+from clipcam_lightning.drift.compare import ProbeDrift
+from clipcam_lightning.monitoring.evaluation import Look, Sink
 
 
 class TensorBoardSink(Sink):

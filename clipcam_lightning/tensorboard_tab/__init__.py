@@ -18,7 +18,7 @@ class ClipCamLoader(TBLoader):  # type: ignore[misc]  # TensorBoard ships no typ
     def fix_flags(self, flags: Any) -> None:
         """Set how many looks are kept, unless the user has."""
         with suppress(Exception):
-            from clipcam_lightning.tab_events import PLUGIN
+            from clipcam_lightning.tensorboard_tab.events import PLUGIN
 
             flags.samples_per_plugin.setdefault(PLUGIN, LOOKS_KEPT)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int32
 from safetensors.numpy import save
 
-from clipcam_lightning import tab_events as events
+from clipcam_lightning.tensorboard_tab import events
 from clipcam_lightning.tensorboard_tab.runs import Looks, Rows
 
 HEATS, CHANGE = ("inferno", "viridis", "magma", "turbo", "gray"), "crameri:vik"  # the first as in pictures

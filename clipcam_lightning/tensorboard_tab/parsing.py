@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from tensorboard.data.provider import TensorDatum
 
-from clipcam_lightning import tab_events as events
+from clipcam_lightning.tensorboard_tab import events
 
 LONGEST_SIDE = 4096  # of a grid that is believed
 KINDS = {  # what a look's JSON must say

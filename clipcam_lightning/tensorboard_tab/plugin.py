@@ -12,8 +12,8 @@ from tensorboard.plugins.base_plugin import FrontendMetadata, TBContext, TBPlugi
 from typing_extensions import override
 from werkzeug.wrappers import Request
 
-from clipcam_lightning.tab_events import PLUGIN
 from clipcam_lightning.tensorboard_tab.answers import colors_answer, looks_answer, rows_answer
+from clipcam_lightning.tensorboard_tab.events import PLUGIN
 from clipcam_lightning.tensorboard_tab.runs import Looks, Moment, RunReader
 
 FIRST_ROWS = 16  # as many as a large screen shows

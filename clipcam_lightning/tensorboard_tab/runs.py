@@ -17,7 +17,7 @@ from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider, RunTagFilter, TensorDatum, TensorTimeSeries
 from tensorboard.errors import InvalidArgumentError, NotFoundError, PublicError
 
-from clipcam_lightning import tab_events as events
+from clipcam_lightning.tensorboard_tab import events
 from clipcam_lightning.tensorboard_tab.parsing import look_of, newest_bytes, probes_of, version_problem
 
 Moment: TypeAlias = tuple[int, float]  # step and wall time, which all values of one event share

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from clipcam_lightning import explain, find_clip, metrics
+from clipcam_lightning import explain, find_clip
+from clipcam_lightning.drift import metrics
 from clipcam_lightning.shapes_world import pretraining
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
 from clipcam_lightning.shapes_world.pretraining import contrastive_loss, pretrained_clip, retrieval_accuracy

@@ -11,15 +11,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from modules import FineTuning, Pairs, events, fit
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from clipcam_lightning import ClipCamCallback, ClipCamWarning, Probe, ProbeSet
-from clipcam_lightning.look import Look, Sink
+from clipcam_lightning.monitoring.evaluation import Look, Sink
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.sinks import pictures
+from clipcam_lightning.sinks import images as pictures
 from clipcam_lightning.sinks.background import BackgroundSink
+from tests.support.modules import FineTuning, Pairs, events, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
 

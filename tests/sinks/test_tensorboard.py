@@ -19,11 +19,11 @@ from clipcam_lightning import Probe, ProbeSet
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import Similarity
-from clipcam_lightning.drift_rule import DriftRule
-from clipcam_lightning.look import Look, Sink
-from clipcam_lightning.monitor import Monitor
+from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.monitoring.evaluation import Look, Sink
+from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.sinks.pictures import PictureSink
+from clipcam_lightning.sinks.images import PictureSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink, escaped, probe_table
 
 HOSTILE = "<img src=x onerror=alert(1)> **bold** | `code` [a](javascript:1) 'quotes' _x_ 猫"

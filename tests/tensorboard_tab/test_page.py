@@ -6,17 +6,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from modules import FineTuning, fit
 from playwright.sync_api import Browser, expect
-from synthetic_looks import looks_of, random_maps, write_run
-from tensorboard_tab.boards import looks, tensorboard, until, wait_for
-from tensorboard_tab.known_maps import BOTTOM_RIGHT, NAMES, STEPS, TOP_LEFT, known_looks, lit
-from tensorboard_tab.tab import Tab, pixels
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning import ClipCamCallback
-from clipcam_lightning.look import Look
-from clipcam_lightning.sinks.tab import TabSink
+from clipcam_lightning.monitoring.evaluation import Look
+from clipcam_lightning.sinks.tensorboard_tab import TabSink
+from tests.support.boards import looks, tensorboard, until, wait_for
+from tests.support.known_maps import BOTTOM_RIGHT, NAMES, STEPS, TOP_LEFT, known_looks, lit
+from tests.support.modules import FineTuning, fit
+from tests.support.synthetic_evaluations import looks_of, random_maps, write_run
+from tests.support.tab_page import Tab, pixels
 
 LOADERS = ("true", "false")  # what --load_fast says
 LONG = range(0, 600, 10)

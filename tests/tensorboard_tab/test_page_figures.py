@@ -9,9 +9,11 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Route, expect
-from synthetic_looks import looks_of, random_maps, write_run
-from tensorboard_tab.boards import tensorboard, wait_for
-from tensorboard_tab.known_maps import (
+
+from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
+from clipcam_lightning.monitoring.evaluation import Look
+from tests.support.boards import tensorboard, wait_for
+from tests.support.known_maps import (
     BOTTOM_LEFT,
     NAMES,
     PROMPTS,
@@ -22,10 +24,8 @@ from tensorboard_tab.known_maps import (
     lit,
     pictures,
 )
-from tensorboard_tab.tab import Tab, all_pixels, pixels
-
-from clipcam_lightning.drift import DriftReport, ProbeDrift
-from clipcam_lightning.look import Look
+from tests.support.synthetic_evaluations import looks_of, random_maps, write_run
+from tests.support.tab_page import Tab, all_pixels, pixels
 
 KNOWN, MANY, OTHER, SHUFFLED, FILED = (f"clipcam@{run}" for run in ("known", "many", "other", "shuffled", "filed"))
 MANY_NAMES = [f"probe-{i}" for i in range(40)]

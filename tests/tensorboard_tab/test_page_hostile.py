@@ -4,22 +4,22 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import hostile
 import numpy as np
 import pytest
 import torch
 from playwright.sync_api import Browser, expect
-from synthetic_looks import looks_of, random_maps, write_run
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
-from tensorboard_tab.boards import runs, tensorboard, until, wait_for
-from tensorboard_tab.known_maps import BOTTOM_RIGHT, NAMES, STEPS, TOP_LEFT, known_looks, lit
-from tensorboard_tab.tab import Tab
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning import tab_events as events
+from clipcam_lightning.tensorboard_tab import events
+from tests.support import hostile
+from tests.support.boards import runs, tensorboard, until, wait_for
+from tests.support.known_maps import BOTTOM_RIGHT, NAMES, STEPS, TOP_LEFT, known_looks, lit
+from tests.support.synthetic_evaluations import looks_of, random_maps, write_run
+from tests.support.tab_page import Tab
 
 TEXTS = {
     **hostile.TEXTS,

@@ -8,9 +8,12 @@ import pytest
 import torch
 from jaxtyping import Float, UInt8
 from playwright.sync_api import Browser
-from synthetic_looks import write_run
-from tensorboard_tab.boards import tensorboard, until, wait_for
-from tensorboard_tab.known_maps import (
+from torch import Tensor
+
+from clipcam_lightning.cam.colors import colored, overlaid
+from clipcam_lightning.visualization import panels as render
+from tests.support.boards import tensorboard, until, wait_for
+from tests.support.known_maps import (
     BOTTOM_LEFT,
     BOTTOM_RIGHT,
     COLORS,
@@ -24,11 +27,8 @@ from tensorboard_tab.known_maps import (
     known_maps,
     pictures,
 )
-from tensorboard_tab.tab import Pixels, Tab, all_pixels, pixels
-from torch import Tensor
-
-from clipcam_lightning import render
-from clipcam_lightning.colors import colored, overlaid
+from tests.support.synthetic_evaluations import write_run
+from tests.support.tab_page import Pixels, Tab, all_pixels, pixels
 
 KNOWN, FILED = "clipcam@known", "clipcam@filed"
 NEAR = 4  # levels of 255 by which two renderers may differ

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
-from synthetic_looks import write_run
-from tensorboard_tab.boards import tensorboard, wait_for
-from tensorboard_tab.known_maps import BOTTOM_LEFT, NAMES, STEPS, known_looks
-from tensorboard_tab.tab import Tab, pixels
+
+from tests.support.boards import tensorboard, wait_for
+from tests.support.known_maps import BOTTOM_LEFT, NAMES, STEPS, known_looks
+from tests.support.synthetic_evaluations import write_run
+from tests.support.tab_page import Tab, pixels
 
 KNOWN, OTHER = "clipcam@known", "clipcam@other"
 

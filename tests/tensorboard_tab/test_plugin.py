@@ -19,13 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import TEXTS, example_folder, examples, texts
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import LOADERS, Board, board_over, until, write_events
 from safetensors.numpy import load
-from shell import ENVIRONMENT
-from synthetic_looks import looks_of, random_maps, write_run
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
@@ -33,14 +29,18 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.data.provider import RunTagFilter
-from tensorboard_tab.boards import stop
 from torch.utils.tensorboard import SummaryWriter
 
 import clipcam_lightning.tensorboard_tab as tab
-from clipcam_lightning.colors import CHANGE, HEAT, colored
-from clipcam_lightning.sinks.tab import TabSink
+from clipcam_lightning.cam.colors import CHANGE, HEAT, colored
+from clipcam_lightning.sinks.tensorboard_tab import TabSink
 from clipcam_lightning.tensorboard_tab import ClipCamLoader
 from clipcam_lightning.tensorboard_tab.runs import RunReader
+from tests.support.boards import stop
+from tests.support.hostile import TEXTS, example_folder, examples, texts
+from tests.support.in_process import LOADERS, Board, board_over, until, write_events
+from tests.support.shell import ENVIRONMENT
+from tests.support.synthetic_evaluations import looks_of, random_maps, write_run
 
 PACKAGE = Path(tab.__file__).parents[1]
 NAMES = [f"probe-{i}" for i in range(70)]
@@ -598,7 +598,7 @@ def test_what_a_user_asks_for_is_kept(tmp_path: Path) -> None:
         until(lambda: len(steps(url)) == 5)
 
 
-@pytest.mark.parametrize("broken", ["plugin", "tab_events", "runs", "parsing"])
+@pytest.mark.parametrize("broken", ["plugin", "events", "runs", "parsing"])
 def test_the_other_tabs_are_served_if_this_cannot_be_loaded(broken: str, tmp_path: Path) -> None:
     write_run(tmp_path / "logs" / "run", looks_of(random_maps(range(2), 2), ["a", "b"]))
     shutil.copytree(PACKAGE, tmp_path / "path" / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -620,7 +620,7 @@ assert ours == {"clipcam_lightning", "clipcam_lightning.tensorboard_tab"}, ours
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 
 from pathlib import Path
-from in_process import board_over
+from tests.support.in_process import board_over
 with board_over("legacy", Path(sys.argv[1])) as board:
     looks, about = board.arrays("looks", run="run", root="clipcam")
     board.arrays("rows", run="run", root="clipcam", probe=about["rows"])
@@ -634,7 +634,7 @@ print(len(looks["step"]))
 
 def test_neither_torch_nor_lightning_is_imported_to_serve(tmp_path: Path) -> None:
     write_run(tmp_path / "run", looks_of(random_maps(range(3), 2), ["a", "b"]))
-    environment = {**ENVIRONMENT, "PYTHONPATH": f"{PACKAGE.parent}{os.pathsep}{Path(__file__).parent}"}
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(PACKAGE.parent)}
     order = [sys.executable, "-c", SERVING, str(tmp_path)]
     done = subprocess.run(order, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from in_process import LOADERS, Board, board_over, until
 from PIL import Image
-from synthetic_looks import looks_of, ramps, random_maps, write_run
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.look import Look
-from clipcam_lightning.sinks.tab import TabSink
+from clipcam_lightning.monitoring.evaluation import Look
+from clipcam_lightning.sinks.tensorboard_tab import TabSink
 from clipcam_lightning.tensorboard_tab import runs
+from tests.support.in_process import LOADERS, Board, board_over, until
+from tests.support.synthetic_evaluations import looks_of, ramps, random_maps, write_run
 
 PROMPTS = [f"a thing {i} \ud83d <b>" for i in range(20)]
 NAMES = [f"thing-{i}" for i in range(20)]

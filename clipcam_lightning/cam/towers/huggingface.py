@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipcam_lightning.cam.dialects import TransformersDialect, embedding_in
+from clipcam_lightning.cam.adapters import TransformersDialect, embedding_in
 from clipcam_lightning.cam.towers.shared import tokens_to_grid, whole_cells
 from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_SUMS, AttentionTower
 from clipcam_lightning.errors import ConfigError
