@@ -51,7 +51,7 @@ class Stopwatch:
 
     def __init__(self, measures_noise: bool = True) -> None:
         self.measures_noise = measures_noise
-        self.looks: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, float]] = []
         self._drawn = 0
         self._inside = threading.local()
         self._patches = ExitStack()
@@ -60,15 +60,15 @@ class Stopwatch:
         for part, functions in PARTS.items():
             for owner, name in functions:
                 self._wrap(owner, name, lambda seconds, part=part: self._note(part, seconds))
-        self._wrap(pictures.PictureSink, "write", self._note_drawn, nests=True)
-        self._wrap(ClipCamCallback, "_look", lambda seconds: self._note(WAITS, seconds), nests=True)
-        look = ClipCamCallback._look
+        self._wrap(pictures.ImageSink, "write", self._note_drawn, nests=True)
+        self._wrap(ClipCamCallback, "_evaluation", lambda seconds: self._note(WAITS, seconds), nests=True)
+        evaluation = ClipCamCallback._evaluation
 
         def opened(*arguments: Any) -> None:
-            self.looks.append(defaultdict(float))
-            look(*arguments)
+            self.evaluations.append(defaultdict(float))
+            evaluation(*arguments)
 
-        self._patches.enter_context(patch.object(ClipCamCallback, "_look", opened))
+        self._patches.enter_context(patch.object(ClipCamCallback, "_evaluation", opened))
         if not self.measures_noise:
             self._patches.enter_context(patch.object(monitor, "noise_floor", _unknown))
         return self
@@ -94,8 +94,8 @@ class Stopwatch:
 
     def _note(self, part: str, seconds: float) -> None:
         of_worker = threading.current_thread().name.startswith("clipcam")
-        if self.looks:
-            self.looks[self._drawn if of_worker else -1][part] += seconds
+        if self.evaluations:
+            self.evaluations[self._drawn if of_worker else -1][part] += seconds
 
     def _note_drawn(self, seconds: float) -> None:
         if threading.current_thread().name.startswith("clipcam"):

@@ -59,7 +59,7 @@ def measure(rank: int, quick: bool, times: "multiprocessing.Queue[tuple[float, f
         distributed.barrier()
         start = perf_counter()
         ranks.forget()
-        ranks.look(clip, clip.module, SETTINGS, partial(explain, clip, images, prompts))
+        ranks.evaluate(clip, clip.module, SETTINGS, partial(explain, clip, images, prompts))
         if rank == 0 and i >= 0:  # the first round is for warming up
             times.put((alone, perf_counter() - start))
     distributed.destroy_process_group()

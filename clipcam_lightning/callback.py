@@ -18,7 +18,7 @@ from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.probe import PathLike
-from clipcam_lightning.training.session import ProbesLike, Watch
+from clipcam_lightning.training.session import ProbesLike, Session
 from clipcam_lightning.training.support import builds_later, why_not
 
 
@@ -75,7 +75,7 @@ class ClipCamCallback(Callback):
         max_drift: float | None = None,
         on_drift: Literal["log", "warn", "stop", "raise"] = "warn",
         num_probes: int = 8,
-        num_pictures: int = 32,
+        num_images: int = 32,
         clip: str | None = None,
         tokenizer: Tokenizer | None = None,
         towers: Sequence[type[Tower]] = (),
@@ -88,7 +88,7 @@ class ClipCamCallback(Callback):
             every_n_epochs=every_n_epochs,
             every_n_train_steps=every_n_train_steps,
             num_probes=num_probes,
-            num_pictures=num_pictures,
+            num_images=num_images,
             batch_size=batch_size,
         )
         require_choice("on_drift", on_drift, ("log", "warn", "stop", "raise"))
@@ -106,10 +106,10 @@ class ClipCamCallback(Callback):
         self.on_error = on_error
         self.name = name
         self.dirpath = dirpath
-        self._watch = Watch(
+        self._watch = Session(
             probes,
             num_probes=num_probes,
-            num_pictures=num_pictures,
+            num_images=num_images,
             baseline=baseline,
             rule=DriftRule(max_drift),
             settings={"method": method, "layers": layers, "target": aim, "batch_size": batch_size},
@@ -121,8 +121,8 @@ class ClipCamCallback(Callback):
         self._directory = Path()
         self._metrics: Mapping[str, float] = UNKNOWN
         self._resumed: dict[str, Any] | None = None
-        self._looks = 0  # counted on every rank, so that all ranks agree on what comes next
-        self._looked_at = self._logged_at = -1  # steps of the last look and of the last time figures were logged
+        self._evaluations = 0  # counted on every rank, so that all ranks agree on what comes next
+        self._evaluated_at = self._logged_at = -1  # steps of the last look and of the last time figures were logged
         self._tried_a_batch = False
         self._problem = ""  # of this rank, not yet told to the others
         self._warned: set[str] = set()
@@ -144,7 +144,7 @@ class ClipCamCallback(Callback):
         self._off = self._silent = stage != "fit" or bool(getattr(trainer, "fast_dev_run", False))
         if stage != "fit":
             return
-        self._looked_at = self._logged_at = -1
+        self._evaluated_at = self._logged_at = -1
         self._tried_a_batch = False
         if reason := why_not(trainer.strategy):
             self._off = True
@@ -187,43 +187,48 @@ class ClipCamCallback(Callback):
             return
         self._resume()
         self._tell_problem()
-        if self._looks:  # resumed
-            self._looked_at = trainer.global_step
+        if self._evaluations:  # resumed
+            self._evaluated_at = trainer.global_step
         elif self._watch.has_probes():
-            self._look(trainer)
+            self._evaluate(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._off or self._looks or self._tried_a_batch:
+        if self._off or self._evaluations or self._tried_a_batch:
             return
         self._tried_a_batch = True
         if trainer.is_global_zero:
             self._problem = self._watch.capture(batch)
         self._tell_problem()
         if self._watch.has_probes():
-            self._look(trainer)
+            self._evaluate(trainer)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         every = self.every_n_train_steps
-        if not self._off and every and self._looks and trainer.global_step // every != self._looked_at // every:
-            self._look(trainer)
+        if (
+            not self._off
+            and every
+            and self._evaluations
+            and trainer.global_step // every != self._evaluated_at // every
+        ):
+            self._evaluate(trainer)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._look_and_log(trainer, pl_module)
+            self._evaluate_and_log(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._logged_at != trainer.global_step:  # no validation, or steps were taken since
-            self._look_and_log(trainer, pl_module)
+            self._evaluate_and_log(trainer, pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._watch.state(self._looks)
+        return self._watch.state(self._evaluations)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -235,25 +240,29 @@ class ClipCamCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")  # Lightning does not, and closes the loggers next
 
-    def _look_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _evaluate_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look if one is due, and log the figures in any case: a monitor must find them in every epoch."""
         if self._silent:
             return
-        due = self._looks and not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if due and trainer.global_step != self._looked_at:
-            self._look(trainer)
+        due = (
+            self._evaluations
+            and not self.every_n_train_steps
+            and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        )
+        if due and trainer.global_step != self._evaluated_at:
+            self._evaluate(trainer)
         self._logged_at = trainer.global_step
         for metric, value in self._metrics.items():
             # Not to the logger: there the sink writes them, at the same step as the pictures.
             name = f"{self._root}/{metric}"
             pl_module.log(name, value, on_step=False, on_epoch=True, logger=False, sync_dist=True, batch_size=1)
 
-    def _look(self, trainer: Trainer) -> None:
+    def _evaluate(self, trainer: Trainer) -> None:
         """Look on all ranks, and act on what came out together."""
         step, epoch = trainer.global_step, trainer.current_epoch
-        outcome = self._watch.look(trainer.loggers, self._directory, self._root, step=step, epoch=epoch)
-        self._looks += 1
-        self._looked_at = trainer.global_step
+        outcome = self._watch.evaluate(trainer.loggers, self._directory, self._root, step=step, epoch=epoch)
+        self._evaluations += 1
+        self._evaluated_at = trainer.global_step
         self._metrics = outcome.metrics or self._metrics
         for problem in outcome.problems:
             self._failed(problem)
@@ -272,7 +281,7 @@ class ClipCamCallback(Callback):
         resumed, self._resumed = self._resumed, None
         if resumed is None or self._off:
             return
-        self._looks, self._metrics, problem = self._watch.resume(resumed)
+        self._evaluations, self._metrics, problem = self._watch.resume(resumed)
         if problem:
             self._failed(problem)
 

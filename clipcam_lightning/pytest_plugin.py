@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clipcam_lightning.cam.targets import TargetLike
     from clipcam_lightning.drift.compare import DriftReport
     from clipcam_lightning.drift.rule import DriftRule
-    from clipcam_lightning.monitoring.evaluation import Look
+    from clipcam_lightning.monitoring.evaluation import Evaluation
     from clipcam_lightning.probes.probe import PathLike
     from clipcam_lightning.probes.probe_set import ProbeLike, ProbeSet
 
@@ -123,7 +123,7 @@ class CamRegression:
                 rule=rule or DriftRule(),
                 baseline="start" if writes else file,
             )
-            outcome = monitor.look(found, step=0, epoch=0)
+            outcome = monitor.evaluate(found, step=0, epoch=0)
         except SnapshotError as error:
             _fail(f"{file} cannot be compared with: {error}\n{self._how_to_accept()}")
         assert monitor.last is not None
@@ -131,7 +131,7 @@ class CamRegression:
             warnings.warn(f"{file}: {outcome.note}", ClipCamWarning, stacklevel=2)
         if writes:
             self._write(monitor.last, file)
-        elif monitor.last.report.alarmed:
+        elif monitor.last.report.alarm:
             self._fail_for(monitor.last, file)
         return monitor.last.report
 
@@ -147,22 +147,22 @@ class CamRegression:
         module = self._node.path
         return module.parent / FOLDER / file_name(module.stem) / f"{file_name(text)}.safetensors"
 
-    def _write(self, look: "Look", file: Path) -> None:
-        look.baseline.save(file)
-        page = self._page(look, file)
+    def _write(self, evaluation: "Evaluation", file: Path) -> None:
+        evaluation.baseline.save(file)
+        page = self._page(evaluation, file)
         self.written.append(f"wrote the baseline {file}\nLook at its maps in {page}, commit it and run again.")
 
-    def _fail_for(self, look: "Look", file: Path) -> NoReturn:
-        page = self._page(look, file)
-        _fail(f"{_in_words(look.report)}\nbaseline: {file}\npictures: {page}\n{self._how_to_accept()}")
+    def _fail_for(self, evaluation: "Evaluation", file: Path) -> NoReturn:
+        page = self._page(evaluation, file)
+        _fail(f"{_in_words(evaluation.report)}\nbaseline: {file}\npictures: {page}\n{self._how_to_accept()}")
 
-    def _page(self, look: "Look", file: Path) -> Path:
+    def _page(self, evaluation: "Evaluation", file: Path) -> Path:
         """The comparison for people."""
         from clipcam_lightning.storage.tensorfile import write_atomically
         from clipcam_lightning.visualization.report import html_report
 
         page = self._reports / f"{file.stem}.html"
-        write_atomically(page, html_report(look.baseline, look.snapshot, look.report).encode())
+        write_atomically(page, html_report(evaluation.baseline, evaluation.snapshot, evaluation.report).encode())
         return page
 
     def _how_to_accept(self) -> str:
@@ -211,9 +211,9 @@ def _in_words(report: "DriftReport") -> str:
     """The alarm, probe by probe."""
     from clipcam_lightning.visualization.report import figures
 
-    alarms = report.alarms
-    lines = [f"attention drifted on {len(alarms)} of {len(report.probes)} probes (alarm: {report.rule})"]
-    for probe in alarms:
+    flagged = report.flagged
+    lines = [f"attention drifted on {len(flagged)} of {len(report.probes)} probes (alarm: {report.rule})"]
+    for probe in flagged:
         known = ", ".join(f"{name} {text}" for name, text in figures(probe).items())
         lines.append(f"  {probe.name}: {probe.reason} ({known})")
     return "\n".join(lines)

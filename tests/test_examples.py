@@ -38,7 +38,7 @@ def test_methods_of_one_s_own_are_drawn_on_the_grid_of_the_model(tmp_path: Path)
     assert drawn["sensitivity"] != drawn["last_attention"]
 
 
-def test_a_training_stops_on_drift_and_keeps_the_weights_that_looked_best(
+def test_a_training_stops_on_drift_and_keeps_the_weights_with_the_most_energy_on_objects(
     shapes_vit: open_clip.CLIP, tmp_path: Path
 ) -> None:
     output = output_of("stop_and_keep_best.py", tmp_path)

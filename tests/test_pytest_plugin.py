@@ -70,7 +70,7 @@ def test_a_baseline_is_written_kept_defended_and_written_anew(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.makepyfile(
-        test_looks=PROJECT
+        test_evaluations=PROJECT
         + """
 from clipcam_lightning import DriftRule
 def test_pets(cam_regression, model):

@@ -58,7 +58,7 @@ class Sensitivity:
     absent_correlation: float
 
 
-def wordings(prompt: str, templates: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
+def paraphrases(prompt: str, templates: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
     """What ``prompt`` names in each of ``templates``; one that is worded by a template already is unworded first.
 
     Raises:
@@ -104,7 +104,7 @@ def sensitivity(
     Raises:
         ConfigError: an argument cannot be used; the message says what can.
     """
-    prompts, control = wordings(prompt, templates), tuple(absent)
+    prompts, control = paraphrases(prompt, templates), tuple(absent)
     if isinstance(absent, str) or not control:
         raise ConfigError(f"absent must be at least one prompt, such as ('a trombone',) (got {absent!r}).")
     aim = target_of(target)

@@ -16,7 +16,7 @@ Tokenizer: TypeAlias = Callable[..., Any]
 """A function from a list of strings to :data:`Tokens`, or a tokenizer or processor of transformers."""
 
 
-class Dialect(ABC):
+class Adapter(ABC):
     """The names that a library gives to what every CLIP has.
 
     Attributes:
@@ -67,7 +67,7 @@ class Dialect(ABC):
         return torch.as_tensor(made)
 
 
-class OpenClipDialect(Dialect):
+class OpenClipAdapter(Adapter):
     """``encode_image`` and ``encode_text``, of open_clip and of OpenAI's ``clip``."""
 
     methods = ("encode_image", "encode_text")
@@ -94,7 +94,7 @@ class OpenClipDialect(Dialect):
         return features
 
 
-class TransformersDialect(Dialect):
+class TransformersAdapter(Adapter):
     """``get_image_features`` and ``get_text_features``."""
 
     methods = ("get_image_features", "get_text_features")
@@ -133,12 +133,12 @@ class TransformersDialect(Dialect):
         return next((part.padding_idx for part in embeddings if part.padding_idx is not None), None)
 
 
-DIALECTS: tuple[type[Dialect], ...] = (TransformersDialect, OpenClipDialect)
+ADAPTERS: tuple[type[Adapter], ...] = (TransformersAdapter, OpenClipAdapter)
 
 
-def dialect_of(module: nn.Module) -> Dialect | None:
+def adapter_of(module: nn.Module) -> Adapter | None:
     """The way in which ``module`` is spoken to; ``None`` if it is no CLIP."""
-    return next((dialect(module) for dialect in DIALECTS if dialect.spoken_by(module)), None)
+    return next((adapter(module) for adapter in ADAPTERS if adapter.spoken_by(module)), None)
 
 
 def has_sigmoid_loss(clip: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.adapters import Dialect, Tokenizer, Tokens, dialect_of
+from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, adapter_of
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import tower_of
 from clipcam_lightning.cam.towers.tower import Tower
@@ -42,11 +42,11 @@ class ClipModel:
     name: str = ""
 
     @property
-    def dialect(self) -> Dialect:
+    def adapter(self) -> Adapter:
         """How the library of this CLIP embeds texts."""
-        dialect = dialect_of(self.module)
-        assert dialect is not None  # or it would not have been found
-        return dialect
+        adapter = adapter_of(self.module)
+        assert adapter is not None  # or it would not have been found
+        return adapter
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +56,7 @@ class ClipModel:
     @property
     def dtype(self) -> torch.dtype:
         """What the image tower computes in."""
-        return next(self.module.get_submodule(self.dialect.vision).parameters()).dtype
+        return next(self.module.get_submodule(self.adapter.vision).parameters()).dtype
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +80,7 @@ class ClipModel:
             )
         # Half a surrogate pair becomes a question mark: tokenizers of transformers refuse it.
         texts = [prompt.encode("utf-8", "replace").decode("utf-8") for prompt in prompts]
-        return self.dialect.tokenized(self.tokenizer, texts)
+        return self.adapter.tokenized(self.tokenizer, texts)
 
     def features(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
         """Image embeddings as the tower gives them, before they are scaled to unit length; in float32.
@@ -100,7 +100,7 @@ class ClipModel:
             moved: Tokens = {name: values.to(self.device) for name, values in tokens.items()}
         else:
             moved = tokens.to(self.device)
-        return F.normalize(self.dialect.text_features(moved).float(), dim=-1)
+        return F.normalize(self.adapter.text_features(moved).float(), dim=-1)
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Unit text embeddings, in float32; a prompt that occurs twice is embedded once."""
@@ -164,7 +164,7 @@ def find_clip(
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:
     """Innermost submodules that can embed both images and texts, by dotted name; shared ones once."""
-    able = {path: part for path, part in module.named_modules() if dialect_of(part) is not None}
+    able = {path: part for path, part in module.named_modules() if adapter_of(part) is not None}
     return {
         path: clip
         for path, clip in able.items()
@@ -209,8 +209,8 @@ def _image_processor_near(module: nn.Module, path: str) -> Any:
 
 def _default_tokenizer(clip: nn.Module) -> Tokenizer | None:
     """CLIP's byte-pair tokenizer, for a model with CLIP's vocabulary."""
-    dialect = dialect_of(clip)
-    if dialect is None or dialect.vocabulary != CLIP_VOCABULARY:
+    adapter = adapter_of(clip)
+    if adapter is None or adapter.vocabulary != CLIP_VOCABULARY:
         return None
-    tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=dialect.context_length)
+    tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=adapter.context_length)
     return tokenizer

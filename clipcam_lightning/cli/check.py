@@ -4,7 +4,7 @@ from typing import Any
 
 from clipcam_lightning.cam.arguments import require_positive
 from clipcam_lightning.cam.methods import METHODS, check_method
-from clipcam_lightning.cli.evaluate import look
+from clipcam_lightning.cli.evaluate import evaluate
 from clipcam_lightning.cli.models import source_of
 from clipcam_lightning.cli.outputs import check_outputs
 from clipcam_lightning.cli.reports import report_on, save_snapshot, write_reports
@@ -35,7 +35,7 @@ def run(options: Any) -> int:
         baseline="start" if updates else file,
         batch_size=options.batch_size,
     )
-    seen = look(monitor, source)
+    seen = evaluate(monitor, source)
     if updates:
         save_snapshot(seen.snapshot, file)
         write_reports(seen.baseline, seen.snapshot, seen.report, json_file=options.json, html=options.html)

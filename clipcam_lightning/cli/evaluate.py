@@ -2,11 +2,11 @@
 
 from clipcam_lightning.cli.models import ModelSource, load_clip
 from clipcam_lightning.cli.terminal import progress, warn
-from clipcam_lightning.monitoring.evaluation import Look
+from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.monitoring.monitor import Monitor
 
 
-def look(monitor: Monitor, source: ModelSource) -> Look:
+def evaluate(monitor: Monitor, source: ModelSource) -> Evaluation:
     """Load the model, map the probes of ``monitor`` and compare with its baseline.
 
     Raises:
@@ -17,7 +17,7 @@ def look(monitor: Monitor, source: ModelSource) -> Look:
         loaded = load_clip(source)
         bar.remove_task(loading)
         bar.add_task(f"mapping {len(monitor.probes)} probes", total=None)
-        outcome = monitor.look(loaded.clip, step=loaded.step, epoch=loaded.epoch)
+        outcome = monitor.evaluate(loaded.clip, step=loaded.step, epoch=loaded.epoch)
     if outcome.note:
         warn(outcome.note)
     assert monitor.last is not None  # the look was just taken

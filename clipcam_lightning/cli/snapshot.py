@@ -4,7 +4,7 @@ from typing import Any
 
 from clipcam_lightning.cam.arguments import require_positive
 from clipcam_lightning.cam.methods import check_method
-from clipcam_lightning.cli.evaluate import look
+from clipcam_lightning.cli.evaluate import evaluate
 from clipcam_lightning.cli.models import source_of
 from clipcam_lightning.cli.outputs import check_outputs
 from clipcam_lightning.cli.reports import save_snapshot
@@ -27,5 +27,5 @@ def run(options: Any) -> int:
         rule=DriftRule(),
         batch_size=options.batch_size,
     )
-    save_snapshot(look(monitor, source).snapshot, options.out)
+    save_snapshot(evaluate(monitor, source).snapshot, options.out)
     return 0

@@ -29,8 +29,9 @@ class ProbeDrift:
         center_shift: of the centre of mass, as a fraction of the image's diagonal; NaN for a map
             without positive cell.
         common_gain: share of the map's mass that is newly at the place where the other pictures' maps gained most
-            (:func:`~clipcam_lightning.drift.metrics.common_gain`), -1 to 1; NaN if there is no other sound picture.
-        peak_gain: share of its mass that is newly in one spot (:func:`~clipcam_lightning.drift.metrics.peak_gain`), 0 to 1.
+            (:func:`~clipcam_lightning.drift.metrics.shared_gain`), -1 to 1; NaN if there is no other sound picture.
+        peak_gain: share of its mass that is newly in one spot
+            (:func:`~clipcam_lightning.drift.metrics.concentration`), 0 to 1.
         similarity: cosine now, -1 to 1.
         similarity_change: now minus baseline.
         js_distance: Jensen-Shannon distance of the maps' mass, 0 to 1; NaN for a map without positive cell.
@@ -39,7 +40,7 @@ class ProbeDrift:
         energy_change: now minus baseline; NaN without mask.
         pointing: 1 where the map's hottest pixel is on the object, else 0; NaN without mask.
         degenerate: why the map of now or of the baseline says nothing; empty if both are sound.
-        blind: whether it is the baseline that says nothing, so that drift cannot be known.
+        has_valid_baseline: whether the baseline's map is valid; where it is degenerate, drift is unknown.
         severity: how far the map is off in units of what the rule tolerates: above 1 the rule is broken. Infinite
             where a sound map became degenerate, 0 where the baseline says nothing.
         reason: in words, what breaks the rule; empty if nothing does.
@@ -52,20 +53,20 @@ class ProbeDrift:
     center_shift: float
     js_distance: float
     noise_ratio: float
-    common_gain: float
-    peak_gain: float
+    shared_gain: float
+    concentration: float
     similarity: float
     similarity_change: float
     energy_inside_mask: float
     energy_change: float
     pointing: float
     degenerate: str
-    blind: bool
+    has_valid_baseline: bool
     severity: float
     reason: str
 
     @property
-    def alarm(self) -> bool:
+    def flagged(self) -> bool:
         """Whether the rule is broken."""
         return bool(self.reason)
 
@@ -97,18 +98,18 @@ class DriftReport:
         return max(self._judged, key=lambda probe: probe.drift)
 
     @property
-    def alarms(self) -> list[ProbeDrift]:
+    def flagged(self) -> list[ProbeDrift]:
         """Probes that break the rule, the gravest first."""
         return sorted(
-            (probe for probe in self.probes if probe.alarm), key=lambda probe: (-probe.severity, -probe.drift)
+            (probe for probe in self.probes if probe.flagged), key=lambda probe: (-probe.severity, -probe.drift)
         )
 
     @property
-    def worst_first(self) -> list[int]:
+    def flagged_first(self) -> list[int]:
         """Indices of the probes: who breaks the rule first, whose drift is unknown last, by drift among equals."""
 
         def goodness(i: int) -> tuple[bool, bool, float]:
-            return not self.probes[i].alarm, self.probes[i].blind, -self.probes[i].drift
+            return not self.probes[i].flagged, not self.probes[i].has_valid_baseline, -self.probes[i].drift
 
         return sorted(range(len(self.probes)), key=goodness)
 
@@ -119,24 +120,24 @@ class DriftReport:
         return ordered[self.rule.breaking(len(ordered)) - 1]
 
     @property
-    def alarmed(self) -> bool:
+    def alarm(self) -> bool:
         """Whether the look as a whole is an alarm."""
         return self.severity > 1
 
     @property
     def _judged(self) -> Sequence[ProbeDrift]:
-        return [probe for probe in self.probes if not probe.blind] or self.probes
+        return [probe for probe in self.probes if probe.has_valid_baseline] or self.probes
 
     def __str__(self) -> str:
-        alarms = self.alarms
-        if not self.alarmed:
-            some = f"; {len(alarms)} of {len(self._judged)} probes break the rule, too few" if alarms else ""
+        flagged = self.flagged
+        if not self.alarm:
+            some = f"; {len(flagged)} of {len(self._judged)} probes break the rule, too few" if flagged else ""
             return f"no alarm at step {self.step}; mean drift {self.drift:.2f}{some}"
-        named = "; ".join(_described(probe) for probe in alarms[:5]) + (
-            f"; and {len(alarms) - 5} more" if len(alarms) > 5 else ""
+        named = "; ".join(_described(probe) for probe in flagged[:5]) + (
+            f"; and {len(flagged) - 5} more" if len(flagged) > 5 else ""
         )
         return (
-            f"attention drifted on {len(alarms)} of {len(self._judged)} probes at step {self.step} "
+            f"attention drifted on {len(flagged)} of {len(self._judged)} probes at step {self.step} "
             f"(baseline: step {self.baseline_step}): {named}"
         )
 
@@ -158,13 +159,13 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     iou = metrics.top_iou(baseline.maps, snapshot.maps)
     shift = metrics.center_shift(baseline.maps, snapshot.maps)
     distance = metrics.js_distance(baseline.maps, snapshot.maps)
-    common = metrics.common_gain(baseline.maps, snapshot.maps, _pictures(baseline))
-    peak = metrics.peak_gain(baseline.maps, snapshot.maps)
+    common = metrics.shared_gain(baseline.maps, snapshot.maps, _pictures(baseline))
+    peak = metrics.concentration(baseline.maps, snapshot.maps)
     unknown = torch.full_like(drift, torch.nan)
     floor = baseline.noise.clamp_min(LEAST_NOISE) if baseline.noise is not None else unknown
     rows = []
     for i, (before, now) in enumerate(zip(baseline.degeneracies, snapshot.degeneracies, strict=True)):
-        degenerate, blind = now or before, bool(before)
+        degenerate, has_valid_baseline = now or before, not before
         # Correlation is undefined for a map that says nothing. 1 is what unrelated maps have: a map that
         # vanished must neither pass as unmoved nor put a NaN where a monitor looks.
         moved = 1.0 if degenerate else float(drift[i])
@@ -175,18 +176,18 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
             top_iou=0.0 if degenerate else float(iou[i]),
             center_shift=math.nan if degenerate else float(shift[i]),
             js_distance=math.nan if degenerate else float(distance[i]),
-            noise_ratio=math.nan if blind else moved / float(floor[i]),
-            common_gain=math.nan if degenerate else float(common[i]),
-            peak_gain=math.nan if degenerate else float(peak[i]),
+            noise_ratio=moved / float(floor[i]) if has_valid_baseline else math.nan,
+            shared_gain=math.nan if degenerate else float(common[i]),
+            concentration=math.nan if degenerate else float(peak[i]),
             similarity=float(snapshot.similarity[i]),
             similarity_change=float(snapshot.similarity[i] - baseline.similarity[i]),
             energy_inside_mask=float(snapshot.energy_inside_mask[i]),
             energy_change=float(snapshot.energy_inside_mask[i] - baseline.energy_inside_mask[i]),
             pointing=float(snapshot.pointing[i]),
             degenerate=degenerate,
-            blind=blind,
-            severity=math.inf if now and not blind else 0.0,
-            reason=f"its map is {now}" if now and not blind else "",
+            has_valid_baseline=has_valid_baseline,
+            severity=math.inf if now and has_valid_baseline else 0.0,
+            reason=f"its map is {now}" if now and has_valid_baseline else "",
         )
         rows.append(row if degenerate else _judged(row, rule))
     return DriftReport(tuple(rows), rule, snapshot.info.step, baseline.info.step)
@@ -228,8 +229,8 @@ def _judged(row: ProbeDrift, rule: DriftRule) -> ProbeDrift:
     severity, reason = rule.judged(
         drift=row.drift,
         noise_ratio=row.noise_ratio,
-        common_gain=row.common_gain,
-        peak_gain=row.peak_gain,
+        shared_gain=row.shared_gain,
+        concentration=row.concentration,
         energy=row.energy_inside_mask,
         energy_change=row.energy_change,
     )
@@ -238,8 +239,8 @@ def _judged(row: ProbeDrift, rule: DriftRule) -> ProbeDrift:
 
 def _described(probe: ProbeDrift) -> str:
     figures = [f"drift {probe.drift:.2f}"]
-    if probe.common_gain > 0:
-        figures.append(f"common gain {probe.common_gain:.0%}")
+    if probe.shared_gain > 0:
+        figures.append(f"common gain {probe.shared_gain:.0%}")
     if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
         before = probe.energy_inside_mask - probe.energy_change
         figures.append(f"energy on the object {before:.2f} -> {probe.energy_inside_mask:.2f}")

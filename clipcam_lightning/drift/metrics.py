@@ -64,7 +64,7 @@ def js_distance(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[T
     return both.sum(1).clamp_min(0).sqrt().float()
 
 
-def common_gain(
+def shared_gain(
     a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"], pictures: Int[Tensor, "n"] | None = None
 ) -> Float[Tensor, "n"]:
     """Share of each map's mass that ``b`` newly has at the place where the other pictures' maps gained most, -1 to 1.
@@ -90,7 +90,7 @@ def common_gain(
     return at_place.where(sound & has_others, torch.nan)
 
 
-def peak_gain(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
+def concentration(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
     """Share of each map's mass that ``b`` newly has in the fiftieth of the cells that gained most, 0 to 1.
 
     High where a map gathers in a spot, low where it spreads. NaN for a map without positive cell.

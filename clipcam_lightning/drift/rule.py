@@ -55,8 +55,8 @@ class DriftRule:
         *,
         drift: float,
         noise_ratio: float,
-        common_gain: float,
-        peak_gain: float,
+        shared_gain: float,
+        concentration: float,
         energy: float,
         energy_change: float,
     ) -> tuple[float, str]:
@@ -71,12 +71,12 @@ class DriftRule:
             return drift / max(self.max_drift, TINY), f"its map moved further than {self.max_drift:g}"
         onto_object = max(0.0, _known(energy_change))
         ways = {
-            "attention gathers where it does in the other pictures": (_known(common_gain) - onto_object) / COMMON,
+            "attention gathers where it does in the other pictures": (_known(shared_gain) - onto_object) / COMMON,
             "its map hardly resembles what it was": 0.0 if onto_object >= COMMON else drift / MOVED,
         }
         before = energy - energy_change
         if before > LEAST_ENERGY:
-            ways["attention left the object"] = min(-energy_change / before / LOST, peak_gain / PEAK)
+            ways["attention left the object"] = min(-energy_change / before / LOST, concentration / PEAK)
         way = max(ways, key=ways.__getitem__)
         return max(0.0, min(ways[way], math.inf if math.isnan(noise_ratio) else noise_ratio)), way
 

@@ -63,8 +63,7 @@ class Snapshot:
         names: of the probes.
         prompts: of the probes.
         info: how the maps came about.
-        noise: mean drift of each probe's map under changes that do not matter (:mod:`~clipcam_lightning.monitoring.noise_floor`), 0 to
-            2; NaN where unknown, ``None`` where it was not measured. Of baselines.
+        noise: mean drift of each probe's map under changes that do not matter, 0 to 2; NaN where unknown, ``None`` if not measured.
         pictures: what the model saw of each probe, as JPEG files; empty where another snapshot of the run has them.
     """
 

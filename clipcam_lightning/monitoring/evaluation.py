@@ -9,11 +9,11 @@ from torch import Tensor
 
 from clipcam_lightning.drift.compare import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.visualization.panels import SheetColumn
+from clipcam_lightning.monitoring.history import HistoryEntry
 
 
 @dataclass(frozen=True)
-class Look:
+class Evaluation:
     """One evaluation of the whole probe set, as the sinks get it.
 
     Attributes:
@@ -32,7 +32,7 @@ class Look:
     snapshot: Snapshot
     baseline: Snapshot
     report: DriftReport
-    history: Sequence[SheetColumn]
+    history: Sequence[HistoryEntry]
     digests: Sequence[str]
     metrics: Mapping[str, float]
 
@@ -59,7 +59,7 @@ class Outcome:
 class Sink(Protocol):
     """Somewhere a look goes."""
 
-    def write(self, look: Look) -> None:
+    def write(self, evaluation: Evaluation) -> None:
         """Take one look."""
         ...
 

@@ -15,17 +15,17 @@ from clipcam_lightning.drift.compare import DriftReport, compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, mean_of_known, take_snapshot
 from clipcam_lightning.errors import IncomparableError, SnapshotError, in_words
-from clipcam_lightning.monitoring.evaluation import Look, Outcome, Sink
+from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
 from clipcam_lightning.monitoring.explainer import explain_in_memory
+from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency, thinned
 from clipcam_lightning.monitoring.noise_floor import noise_floor
 from clipcam_lightning.probes.probe import PathLike
 from clipcam_lightning.probes.probe_set import PreparedProbes, ProbeSet
 from clipcam_lightning.storage.jpeg import as_jpeg
 from clipcam_lightning.storage.tensorfile import VERSION
 from clipcam_lightning.training.ranks import Explainer
-from clipcam_lightning.visualization.panels import SheetColumn, for_display, thinned
 
-UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "alarms": 0.0, "alarmed": 0.0, "degenerate": 0.0}
+UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "flagged": 0.0, "alarm": 0.0, "degenerate": 0.0}
 PICTURE_QUALITY = 90  # of the JPEGs in a baseline
 UNKNOWN_WITH_MASKS = {"energy_inside_mask": 0.0, "pointing": 0.0}
 
@@ -71,8 +71,8 @@ class Monitor:
         self.probes = probes
         self.rule = rule
         self.sinks: list[Sink] = []
-        self.last: Look | None = None
-        self.history: list[SheetColumn] = []
+        self.last: Evaluation | None = None
+        self.history: list[HistoryEntry] = []
         self.metrics = dict(UNKNOWN)
         if any(probe.mask is not None for probe in probes):
             self.metrics |= UNKNOWN_WITH_MASKS
@@ -85,7 +85,7 @@ class Monitor:
         }
         self._prepared: tuple[ClipModel, PreparedProbes] | None = None
 
-    def look(self, clip: ClipModel, *, step: int, epoch: int, explainer: Explainer = explain_in_memory) -> Outcome:
+    def evaluate(self, clip: ClipModel, *, step: int, epoch: int, explainer: Explainer = explain_in_memory) -> Outcome:
         """Explain the probes as ``clip`` sees them now, compare with the baseline, hand both to the sinks.
 
         Args:
@@ -120,15 +120,15 @@ class Monitor:
         elif self._rolling:
             self.baseline = replace(snapshot, noise=self.baseline.noise, pictures=self.baseline.pictures)
         self.metrics |= _figures(report, snapshot)
-        column = SheetColumn(
+        column = HistoryEntry(
             step=step,
-            heat=for_display(snapshot.maps).half(),
+            maps=relative_saliency(snapshot.maps).half(),
             drift=tuple(probe.drift for probe in report.probes),
-            alarm=tuple(probe.alarm for probe in report.probes),
-            look=self.history[-1].look + 1 if self.history else 0,
+            flagged=tuple(probe.flagged for probe in report.probes),
+            number=self.history[-1].number + 1 if self.history else 0,
         )
         self.history = thinned([*self.history, column])
-        self.last = look = Look(
+        self.last = evaluation = Evaluation(
             pixels=clip.preprocessing.pixels(prepared.images),
             masks=[mask if has else None for mask, has in zip(prepared.masks, prepared.has_mask, strict=True)],
             snapshot=snapshot,
@@ -138,9 +138,9 @@ class Monitor:
             digests=self.probes.digests,
             metrics=dict(self.metrics),
         )
-        problems = self._hand_on(look)
+        problems = self._hand_on(evaluation)
         return Outcome(
-            look.metrics, str(report) if report.alarmed else "", (note + _unmeasured(report)).strip(), problems
+            evaluation.metrics, str(report) if report.alarm else "", (note + _unmeasured(report)).strip(), problems
         )
 
     def _as_baseline(self, snapshot: Snapshot, clip: ClipModel, explainer: Explainer) -> tuple[Snapshot, str]:
@@ -159,8 +159,8 @@ class Monitor:
         sinks, self.sinks, self._prepared = self.sinks, [], None
         return tuple(problem for sink in sinks for problem in _problems(sink.close))
 
-    def _hand_on(self, look: Look) -> tuple[str, ...]:
-        return tuple(problem for sink in self.sinks for problem in _problems(sink.write, look))
+    def _hand_on(self, evaluation: Evaluation) -> tuple[str, ...]:
+        return tuple(problem for sink in self.sinks for problem in _problems(sink.write, evaluation))
 
     def prepare(self, clip: ClipModel) -> PreparedProbes:
         """The probes as ``clip`` is fed with them, made once a model.
@@ -198,10 +198,10 @@ class Monitor:
         try:
             if "baseline" in state:
                 saved = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
-            history = [SheetColumn(**column) for column in state["history"]]
+            history = [HistoryEntry(**column) for column in state["history"]]
             metrics = {name: float(state["metrics"].get(name, value)) for name, value in self.metrics.items()}
             if any(
-                {len(column.heat), len(column.drift), len(column.alarm)} != {len(self.probes)} for column in history
+                {len(column.maps), len(column.drift), len(column.flagged)} != {len(self.probes)} for column in history
             ):
                 raise ValueError("a look in the history has not as many maps as there are probes")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -233,8 +233,8 @@ def _figures(report: DriftReport, snapshot: Snapshot) -> dict[str, float]:
     known = {
         "drift": report.drift,
         "drift_max": report.worst.drift,
-        "alarms": float(len(report.alarms)),
-        "alarmed": float(report.alarmed),
+        "flagged": float(len(report.flagged)),
+        "alarm": float(report.alarm),
         "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
         "similarity": mean_of_known(snapshot.similarity),
         "energy_inside_mask": mean_of_known(snapshot.energy_inside_mask),
@@ -244,7 +244,7 @@ def _figures(report: DriftReport, snapshot: Snapshot) -> dict[str, float]:
 
 
 def _unmeasured(report: DriftReport) -> str:
-    blind = [probe for probe in report.probes if probe.blind]
+    blind = [probe for probe in report.probes if not probe.has_valid_baseline]
     if not blind:
         return ""
     named = ", ".join(f"{probe.name} ({probe.degenerate})" for probe in blind)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipcam_lightning.analysis.prompt_sensitivity import wordings
+from clipcam_lightning.analysis.prompt_sensitivity import paraphrases
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import TargetLike
@@ -38,8 +38,8 @@ def noise_floor(
 ) -> Float[Tensor, "n"]:
     """Mean drift of each probe's map when its prompt is worded otherwise and its image is hardly changed.
 
-    The wordings are those of :func:`~clipcam_lightning.analysis.prompt_sensitivity.wordings`; a probe that came as token ids has none. The
-    images are moved by a pixel, compressed as JPEG, made brighter and darker.
+    The prompts are those of :func:`~clipcam_lightning.analysis.prompt_sensitivity.paraphrases`; a probe that came as
+    token ids has none. The images are moved by a pixel, compressed as JPEG, made brighter and darker.
 
     Args:
         clip: the model that the baseline is of.
@@ -69,12 +69,13 @@ def noise(
     for images in input_changes(prepared.images):
         changed = explainer(clip, images, texts, **settings).maps[:, 0].cpu()
         distances.append(1 - metrics.correlation(maps, changed))
-    worded = [
-        [other for other in wordings(text) if other != text] if isinstance(text, str) else [] for text in prepared.texts
+    paraphrased = [
+        [other for other in paraphrases(text) if other != text] if isinstance(text, str) else []
+        for text in prepared.texts
     ]
-    for k in range(max(map(len, worded))):
-        rows = [i for i, others in enumerate(worded) if len(others) > k]
-        prompts = [[worded[i][k]] for i in rows]
+    for k in range(max(map(len, paraphrased))):
+        rows = [i for i, others in enumerate(paraphrased) if len(others) > k]
+        prompts = [[paraphrased[i][k]] for i in rows]
         changed = explainer(clip, prepared.images[rows], prompts, **settings).maps[:, 0].cpu()
         distance = torch.full((len(maps),), torch.nan)
         distance[rows] = 1 - metrics.correlation(maps[rows], changed)

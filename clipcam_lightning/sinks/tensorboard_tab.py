@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.drift.compare import ProbeDrift
-from clipcam_lightning.monitoring.evaluation import Look, Sink
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.storage.jpeg import as_jpeg
 from clipcam_lightning.tensorboard_tab import events
 
@@ -31,15 +31,15 @@ class TabSink(Sink):
         self._baseline: Tensor | None = None
         self._newest: Tensor | None = None
 
-    def write(self, look: Look) -> None:
+    def write(self, evaluation: Evaluation) -> None:
         """Write one event at the look's step and flush."""
-        snapshot, baseline, first = look.snapshot, look.baseline.maps, self._newest is None
+        snapshot, baseline, first = evaluation.snapshot, evaluation.baseline.maps, self._newest is None
         values = []
         if first:
-            values.append(events.json_value(self._tag(events.PROBES), _probes(look)))
+            values.append(events.json_value(self._tag(events.PROBES), _probes(evaluation)))
             values += [
-                events.picture_value(self._tag(events.PICTURE, name), _picture(pixels))
-                for name, pixels in zip(snapshot.names, look.pixels, strict=True)
+                events.image_value(self._tag(events.PICTURE, name), _picture(pixels))
+                for name, pixels in zip(snapshot.names, evaluation.pixels, strict=True)
             ]
         stored = self._baseline
         if first or not any(baseline is known for known in (self._baseline, self._newest)):
@@ -50,11 +50,11 @@ class TabSink(Sink):
             events.array_value(self._tag(events.MAP, name), map_)
             for name, map_ in zip(snapshot.names, maps, strict=True)
         ]
-        notes = sorted({_note(probe) for probe in look.report.probes} - {""})
-        table = np.array([[*_figures(probe), _index(notes, probe)] for probe in look.report.probes], np.float32)
+        notes = sorted({_note(probe) for probe in evaluation.report.probes} - {""})
+        table = np.array([[*_figures(probe), _index(notes, probe)] for probe in evaluation.report.probes], np.float32)
         values.append(events.array_value(self._tag(events.FIGURES_TAG), np.column_stack([table, scale])))
-        told = {**_described(look), "stored_baseline": baseline is stored, "notes": notes}
-        values.append(events.json_value(self._tag(events.LOOK), told))  # last: who finds it finds the rest
+        told = {**_described(evaluation), "stored_baseline": baseline is stored, "notes": notes}
+        values.append(events.json_value(self._tag(events.EVALUATION), told))  # last: who finds it finds the rest
         # The writer's own add_tensor names neither plugin nor data class.
         self.writer._get_file_writer().add_summary(Summary(value=values), snapshot.info.step)
         self.writer.flush()
@@ -64,39 +64,43 @@ class TabSink(Sink):
         return events.tag(self.root, kind, probe)
 
 
-def _described(look: Look) -> dict[str, object]:
-    info = look.snapshot.info
+def _described(evaluation: Evaluation) -> dict[str, object]:
+    info = evaluation.snapshot.info
     return {
         "epoch": info.epoch,
-        "baseline_step": look.baseline.info.step,
-        "alarmed": look.report.alarmed,
-        "digest": _digest(look),
+        "baseline_step": evaluation.baseline.info.step,
+        "alarm": evaluation.report.alarm,
+        "digest": _digest(evaluation),
         "method": info.method,
         "target": info.target,
         "layers": list(info.layers),
-        "grid": list(look.snapshot.maps.shape[1:]),
+        "grid": list(evaluation.snapshot.maps.shape[1:]),
     }
 
 
-def _probes(look: Look) -> dict[str, object]:
-    snapshot = look.snapshot
+def _probes(evaluation: Evaluation) -> dict[str, object]:
+    snapshot = evaluation.snapshot
     return {
-        "digest": _digest(look),
+        "digest": _digest(evaluation),
         "names": list(snapshot.names),
         "prompts": list(snapshot.prompts),
-        "digests": list(look.digests),
-        "rule": str(look.report.rule),
+        "digests": list(evaluation.digests),
+        "rule": str(evaluation.report.rule),
     }
 
 
-def _digest(look: Look) -> str:
+def _digest(evaluation: Evaluation) -> str:
     """Of the probes by their names too, since these are in the tags of their maps."""
-    return hashlib.sha256("\0".join([look.snapshot.info.digest, *look.snapshot.names]).encode()).hexdigest()
+    return hashlib.sha256("\0".join([evaluation.snapshot.info.digest, *evaluation.snapshot.names]).encode()).hexdigest()
 
 
 def _figures(probe: ProbeDrift) -> list[float]:
     """All but the last two of ``FIGURES``."""
-    known = {**vars(probe), "alarm": float(probe.alarm), "drift": np.nan if probe.blind else probe.drift}
+    known = {
+        **vars(probe),
+        "flagged": float(probe.flagged),
+        "drift": probe.drift if probe.has_valid_baseline else np.nan,
+    }
     return [known[name] for name in events.FIGURES[:-2]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tensorboard.plugins.base_plugin import TBContext, TBLoader, TBPlugin
 
-LOOKS_KEPT = 1000  # of each probe; of tensors TensorBoard would keep 10
+EVALUATIONS_KEPT = 1000  # of each probe; of tensors TensorBoard would keep 10
 
 
 class ClipCamLoader(TBLoader):  # type: ignore[misc]  # TensorBoard ships no types
@@ -20,7 +20,7 @@ class ClipCamLoader(TBLoader):  # type: ignore[misc]  # TensorBoard ships no typ
         with suppress(Exception):
             from clipcam_lightning.tensorboard_tab.events import PLUGIN
 
-            flags.samples_per_plugin.setdefault(PLUGIN, LOOKS_KEPT)
+            flags.samples_per_plugin.setdefault(PLUGIN, EVALUATIONS_KEPT)
 
     def load(self, context: TBContext) -> TBPlugin:
         """The plugin; if this raises, TensorBoard goes on without it."""

@@ -27,14 +27,21 @@ PLUGIN = "clipcam"
 VERSION = 1
 METADATA = str(VERSION).encode()
 TAB = "/tab/"
-LOOK, FIGURES_TAG, PROBES, BASELINE, MAP, PICTURE = "look", "figures", "probes", "baseline", "map/", "picture/"
+EVALUATION, FIGURES_TAG, PROBES, BASELINE, MAP, PICTURE = (
+    "evaluation",
+    "figures",
+    "probes",
+    "baseline",
+    "map/",
+    "picture/",
+)
 FIGURES = (
     "drift",  # NaN where the baseline says nothing
     "similarity",
-    "alarm",  # 1 if the probe breaks the rule, else 0
+    "flagged",  # 1 if the probe breaks the rule, else 0
     "noise_ratio",
-    "common_gain",
-    "peak_gain",
+    "shared_gain",
+    "concentration",
     "top_iou",
     "center_shift",
     "energy_inside_mask",
@@ -72,7 +79,7 @@ def json_value(name: str, content: Mapping[str, object]) -> Summary.Value:
     return _value(name, TensorProto(dtype=DT_STRING, string_val=[encoded]))
 
 
-def picture_value(name: str, jpeg: bytes) -> Summary.Value:
+def image_value(name: str, jpeg: bytes) -> Summary.Value:
     """A picture under a tag. Not as a blob: those TensorBoard's fast loader hands out one by one, in 40 ms each."""
     return _value(name, TensorProto(dtype=DT_STRING, string_val=[jpeg]))
 

@@ -14,7 +14,7 @@ from clipcam_lightning import errors
 from clipcam_lightning.cam.explanation import Explanation, gathered
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.monitoring.explainer import explain_in_memory
-from clipcam_lightning.training.sharded import put_together
+from clipcam_lightning.training.sharded import gathered_parameters
 
 T = TypeVar("T")
 SENT_AT_ONCE = 32  # images
@@ -92,7 +92,9 @@ class Ranks:
         _broadcast(_Result(value))
         return value
 
-    def look(self, clip: ClipModel, root: nn.Module, settings: dict[str, Any], look: Callable[[Explainer], T]) -> T:
+    def evaluate(
+        self, clip: ClipModel, root: nn.Module, settings: dict[str, Any], evaluation: Callable[[Explainer], T]
+    ) -> T:
         """Take a look on rank 0, with the help of all; to be called on every rank.
 
         Args:
@@ -111,7 +113,7 @@ class Ranks:
         with ExitStack() as stack:
             error: Exception | None = None
             try:
-                stack.enter_context(put_together(clip.module, root))
+                stack.enter_context(gathered_parameters(clip.module, root))
                 if self.size > 1:
                     stack.enter_context(_same_buffers(clip.module))
             except Exception as failure:  # of any kind, such as too little memory for the whole model
@@ -119,12 +121,12 @@ class Ranks:
             if self.size == 1:
                 if error is not None:
                     raise error
-                return look(explain_in_memory)
+                return evaluation(explain_in_memory)
             self._exchanged("" if error is None else errors.in_words(error))
             if distributed.get_rank() > 0:
                 result: _Result[T] = self._serve(clip, settings)
                 return result.on_this_rank()
-            return self.on_rank_zero(lambda: look(self._explain))
+            return self.on_rank_zero(lambda: evaluation(self._explain))
 
     def forget(self) -> None:
         """Let go of the images of the last look."""

@@ -24,7 +24,7 @@ from clipcam_lightning.training.sharded import unwrapped
 ProbesLike: TypeAlias = ProbeSet | PathLike | Sequence[ProbeLike]
 
 
-class Watch:
+class Session:
     """One rank's part in the looks of a training.
 
     All but :meth:`capture`, :meth:`state` and :meth:`release` are to be called on every rank: what is done on rank 0
@@ -50,7 +50,7 @@ class Watch:
         probes: ProbesLike | None,
         *,
         num_probes: int,
-        num_pictures: int,
+        num_images: int,
         baseline: PathLike,
         rule: DriftRule,
         settings: dict[str, Any],
@@ -65,7 +65,7 @@ class Watch:
         self._root: nn.Module | None = None
         self._probes = probes
         self._num_probes = num_probes
-        self._num_pictures = num_pictures
+        self._num_pictures = num_images
         self._baseline: PathLike | Snapshot = baseline
         self._rule = rule
         self._settings = settings
@@ -107,7 +107,7 @@ class Watch:
         """Whether a look can be taken."""
         return self.ranks.on_rank_zero(lambda: self.monitor is not None)
 
-    def look(self, loggers: Iterable[object], folder: Path, root: str, *, step: int, epoch: int) -> Outcome:
+    def evaluate(self, loggers: Iterable[object], folder: Path, root: str, *, step: int, epoch: int) -> Outcome:
         """Look with the help of all ranks; whatever goes wrong is a problem in the outcome, not an exception.
 
         Args:
@@ -118,9 +118,9 @@ class Watch:
         """
         assert self.clip is not None
         assert self._root is not None
-        take = partial(self._look, self.clip, loggers, folder, root, step, epoch)
+        take = partial(self._evaluate, self.clip, loggers, folder, root, step, epoch)
         try:
-            return self.ranks.look(self.clip, self._root, self._settings, take)
+            return self.ranks.evaluate(self.clip, self._root, self._settings, take)
         except ClipCamError as error:  # the same on all ranks; any other means that they no longer hear each other
             self.error = error
             return Outcome(problems=(f"a look failed: {in_words(error)}",))
@@ -129,11 +129,11 @@ class Watch:
         """Go on where a checkpoint left off: how many looks there were, their last figures, and what went wrong."""
         return self.ranks.on_rank_zero(partial(self._resume, state))
 
-    def state(self, looks: int) -> dict[str, Any]:
+    def state(self, evaluations: int) -> dict[str, Any]:
         """Probes, baseline and history for a checkpoint; empty where there are none."""
         if self.monitor is None:
             return {}
-        state = {"monitor": self.monitor.state(), "looks": looks}
+        state = {"monitor": self.monitor.state(), "evaluations": evaluations}
         if self._probes is None:  # those that were given are given again; a batch is gone
             tensors, rows = self.monitor.probes.tensors()
             state["probes"] = {"tensors": tensors, "rows": rows}
@@ -160,7 +160,7 @@ class Watch:
     def _monitor_of(self, probes: ProbeSet) -> None:
         self.monitor = Monitor(probes, rule=self._rule, baseline=self._baseline, **self._settings)
 
-    def _look(
+    def _evaluate(
         self,
         clip: ClipModel,
         loggers: Iterable[object],
@@ -174,7 +174,7 @@ class Watch:
         if not self.monitor.sinks:
             self.monitor.sinks = sinks_of(loggers, folder, root, self._num_pictures)
         try:
-            return self.monitor.look(clip, step=step, epoch=epoch, explainer=explainer)
+            return self.monitor.evaluate(clip, step=step, epoch=epoch, explainer=explainer)
         except Exception as error:  # of any kind: a look must not take a training down
             self.error = error
             return Outcome(dict(self.monitor.metrics), problems=(f"a look failed: {in_words(error)}",))
@@ -185,9 +185,9 @@ class Watch:
                 saved = state["probes"]
                 self._monitor_of(ProbeSet.from_tensors(saved["tensors"], saved["rows"]))
             assert self.monitor is not None
-            looks = int(state["looks"])
+            evaluations = int(state["evaluations"])
             self.monitor.restore(state["monitor"])
         except Exception as error:
             self.error = error
             return 0, UNKNOWN, f"the checkpoint's baseline and history are not used: {in_words(error)}"
-        return looks, dict(self.monitor.metrics), ""
+        return evaluations, dict(self.monitor.metrics), ""

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 
 @contextmanager
-def put_together(module: nn.Module, root: nn.Module) -> Iterator[None]:
+def gathered_parameters(module: nn.Module, root: nn.Module) -> Iterator[None]:
     """Let every rank call any part of ``module`` by itself, as often as it likes, as if nothing were split.
 
     To be entered by all ranks together, since the parameters are gathered then. Inside, whole copies stand in their

@@ -3,7 +3,6 @@
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -17,48 +16,11 @@ from clipcam_lightning.analysis.prompt_sensitivity import Sensitivity
 from clipcam_lightning.cam.colors import CHANGE, colored, overlaid
 from clipcam_lightning.cam.fuse import resized
 from clipcam_lightning.drift.compare import ProbeDrift
+from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
 
 TILE, SHEET_TILE, GAP = 208, 112, 8  # pixels
 INK, FAINT, PAPER, ALARM = "#1a1a1a", "#6b6b6b", "#ffffff", "#c1121f"
 MAX_COLUMNS, MAX_ROWS = 12, 32
-MAX_HISTORY = 2 * MAX_COLUMNS  # so that there are always enough for a full sheet
-
-
-@dataclass(frozen=True)
-class SheetColumn:
-    """One look as the contact sheet shows it.
-
-    Attributes:
-        step: optimizer steps taken.
-        heat: maps for display, 0 to 1, float16.
-        drift: per probe.
-        alarm: per probe.
-        look: which one of the run it is, counted from 0.
-    """
-
-    step: int
-    heat: Float[Tensor, "n h w"]
-    drift: tuple[float, ...]
-    alarm: tuple[bool, ...]
-    look: int = 0
-
-
-def thinned(columns: Sequence[SheetColumn]) -> list[SheetColumn]:
-    """At most ``MAX_HISTORY`` looks: the first, every n-th after it, and the last.
-
-    ``n`` is the least power of two with which they are so few. It depends on nothing but the number of the last look,
-    so that a history which is thinned after each look stays evenly spaced, however long it grows.
-    """
-    last, every = columns[-1].look, 1
-    while last > every * (MAX_HISTORY - 1):
-        every *= 2
-    return [column for column in columns if column.look % every == 0 or column is columns[-1]]
-
-
-def for_display(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
-    """Each map divided by its own maximum: 0 stays 0, the hottest cell is 1; what is not finite is 0."""
-    maps = maps.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
-    return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def probe_panel(
@@ -82,7 +44,7 @@ def probe_panel(
     """
     labels = ("input", f"baseline, step {steps[0]}", f"now, step {steps[1]}", "change (red: more, blue: less)")
     tiles = probe_tiles(pixels, baseline, now, mask)
-    return _panel(row.prompt, _figures(row), list(zip(labels, tiles, strict=True)), " ALARM" if row.alarm else "")
+    return _panel(row.prompt, _figures(row), list(zip(labels, tiles, strict=True)), " ALARM" if row.flagged else "")
 
 
 def probe_tiles(
@@ -92,7 +54,7 @@ def probe_tiles(
     mask: Bool[Tensor, "y x"] | None = None,
 ) -> tuple[Image.Image, Image.Image, Image.Image, Image.Image]:
     """Input, baseline, now and change of one probe; arguments as for :func:`probe_panel`."""
-    before_heat, now_heat = for_display(torch.stack([baseline, now]))
+    before_heat, now_heat = relative_saliency(torch.stack([baseline, now]))
     picture = _enlarged(pixels, TILE)
     overlays = _overlay(picture, before_heat), _overlay(picture, now_heat)
     return _outlined(picture, mask), *overlays, _change(picture, now_heat - before_heat)
@@ -102,7 +64,7 @@ def heat_tiles(
     baseline: Float[Tensor, "h w"], now: Float[Tensor, "h w"]
 ) -> tuple[Image.Image, Image.Image, Image.Image]:
     """Baseline, now and change of raw maps whose picture is not known."""
-    before_heat, now_heat = for_display(torch.stack([baseline, now]))
+    before_heat, now_heat = relative_saliency(torch.stack([baseline, now]))
     paper = _enlarged(torch.full((3, *baseline.shape), 255, dtype=torch.uint8), TILE)
     heats = [_to_image((colored(_at(heat, paper)) * 255).round().to(torch.uint8)) for heat in (before_heat, now_heat)]
     return heats[0], heats[1], _change(paper, now_heat - before_heat)
@@ -118,7 +80,7 @@ def confusion_panel(
         confusion: of :func:`~clipcam_lightning.analysis.confusion.confusions`.
         mask: outlined on the input.
     """
-    own, preferred = for_display(torch.stack([confusion.map, confusion.preferred_map]))
+    own, preferred = relative_saliency(torch.stack([confusion.map, confusion.preferred_map]))
     picture = _enlarged(pixels, TILE)
     return _panel(
         f"{confusion.prompt}, taken for {confusion.preferred}",
@@ -140,8 +102,8 @@ def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) 
         sensitivity: of :func:`~clipcam_lightning.analysis.prompt_sensitivity.sensitivity`.
     """
     picture = _enlarged(pixels, TILE)
-    means = [for_display(maps).mean(0) for maps in (sensitivity.maps, sensitivity.absent_maps)]
-    own, absent = for_display(torch.stack(means))
+    means = [relative_saliency(maps).mean(0) for maps in (sensitivity.maps, sensitivity.absent_maps)]
+    own, absent = relative_saliency(torch.stack(means))
     return _panel(
         sensitivity.prompts[0],
         f"correlation between {len(sensitivity.prompts)} wordings {sensitivity.correlation:.2f} · "
@@ -158,7 +120,7 @@ def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) 
 def contact_sheet(
     pixels: UInt8[Tensor, "n 3 y x"],
     prompts: Sequence[str],
-    columns: Sequence[SheetColumn],
+    columns: Sequence[HistoryEntry],
     max_columns: int = MAX_COLUMNS,
 ) -> Image.Image:
     """All looks so far: probes down, looks across, the baseline first, each map with its drift.
@@ -183,9 +145,9 @@ def contact_sheet(
         image.paste(_to_image(picture), (label + GAP, top))
         for c, column in enumerate(shown, start=1):
             left = label + GAP + c * cell
-            image.paste(_overlay(picture, column.heat[i].float()), (left, top))
-            color = ALARM if column.alarm[i] else FAINT
-            if column.alarm[i]:
+            image.paste(_overlay(picture, column.maps[i].float()), (left, top))
+            color = ALARM if column.flagged[i] else FAINT
+            if column.flagged[i]:
                 draw.rectangle((left - 2, top - 2, left + SHEET_TILE + 1, top + SHEET_TILE + 1), outline=ALARM, width=2)
             draw.text((left, top + SHEET_TILE + 3), f"drift {column.drift[i]:.2f}", color, _font(13))
     return image

@@ -68,7 +68,7 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
             figures=figures(report.probes[i]),
             pictures=_pictures(baseline, snapshot, i) if rank < ILLUSTRATED else {},
         )
-        for rank, i in enumerate(report.worst_first)
+        for rank, i in enumerate(report.flagged_first)
     ]
     page = _environment().from_string(files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
     html = page.render(
@@ -77,7 +77,7 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
         others=rows[ILLUSTRATED:],
         rows=rows,
         columns=FIGURES,
-        blind=[row.probe for row in rows if row.probe.blind],
+        blind=[row.probe for row in rows if not row.probe.has_valid_baseline],
         compared=_compared(baseline, snapshot),
         scales={"heat": _scale(HEAT), "change": _scale(CHANGE)},
     )
@@ -87,7 +87,7 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
 def report_as_json(report: DriftReport) -> dict[str, Any]:
     """The comparison as values that JSON knows; what is unknown (NaN) is ``None``, what is infinite ``"inf"``."""
     return {
-        "alarmed": report.alarmed,
+        "alarm": report.alarm,
         "severity": _plain(report.severity),
         "summary": str(report),
         "rule": str(report.rule),
@@ -95,9 +95,9 @@ def report_as_json(report: DriftReport) -> dict[str, Any]:
         "baseline_step": report.baseline_step,
         "drift": report.drift,
         "worst": report.worst.name,
-        "alarms": [probe.name for probe in report.alarms],
+        "flagged": [probe.name for probe in report.flagged],
         "probes": [
-            {name: _plain(value) for name, value in {**asdict(probe), "alarm": probe.alarm}.items()}
+            {name: _plain(value) for name, value in {**asdict(probe), "flagged": probe.flagged}.items()}
             for probe in report.probes
         ],
     }
@@ -107,11 +107,11 @@ def figures(probe: ProbeDrift) -> dict[str, str]:
     """What is known of a probe, in words, by the names of :data:`FIGURES`; what is unknown is left out."""
     before = probe.similarity - probe.similarity_change
     energy = probe.energy_inside_mask - probe.energy_change
-    seen = not probe.blind  # else drift and IoU only stand in for what is unknown
+    seen = probe.has_valid_baseline  # else drift and IoU only stand in for what is unknown
     known = {
         "Drift": (seen, f"{probe.drift:.2f}"),
         "Drift / noise": (math.isfinite(probe.noise_ratio), f"{probe.noise_ratio:.1f}"),
-        "Common gain": (math.isfinite(probe.common_gain), f"{100 * max(0.0, probe.common_gain):.0f} %"),
+        "Common gain": (math.isfinite(probe.shared_gain), f"{100 * max(0.0, probe.shared_gain):.0f} %"),
         "Top-20 % IoU": (seen, f"{probe.top_iou:.2f}"),
         "Centre shift": (math.isfinite(probe.center_shift), f"{100 * probe.center_shift:.0f} %"),
         "JS distance": (math.isfinite(probe.js_distance), f"{probe.js_distance:.2f}"),

@@ -31,7 +31,7 @@ def scene() -> tuple[Tensor, str]:
     return model_input(torch.from_numpy(scenes.images), 64)[0], scenes.captions[0]
 
 
-def test_the_figures_are_means_over_all_pairs_of_wordings(trained: ClipModel, scene: tuple[Tensor, str]) -> None:
+def test_the_figures_are_means_over_all_pairs_of_paraphrases(trained: ClipModel, scene: tuple[Tensor, str]) -> None:
     image, caption = scene
     found = prompts.sensitivity(trained, image, caption, templates=TEMPLATES, absent=("a blue cross",), method="gae")
 
@@ -71,14 +71,14 @@ def test_a_map_that_reads_no_prompt_is_unmasked_by_the_control(trained: ClipMode
     ("prompt", "thing"),
     [("a fox", "a fox"), ("a photo of a fox", "a fox"), ("my fox, drawn", "fox"), ("a photo of", "a photo of")],
 )
-def test_a_prompt_that_is_worded_already_is_not_worded_twice(prompt: str, thing: str) -> None:
-    worded = prompts.wordings(prompt, ("{}", "a photo of {}", "my {}, drawn"))
+def test_a_prompt_that_is_paraphrased_already_is_not_paraphrased_twice(prompt: str, thing: str) -> None:
+    paraphrased = prompts.paraphrases(prompt, ("{}", "a photo of {}", "my {}, drawn"))
 
-    assert worded == (thing, f"a photo of {thing}", f"my {thing}, drawn")
+    assert paraphrased == (thing, f"a photo of {thing}", f"my {thing}, drawn")
 
 
 def test_braces_in_a_prompt_are_text() -> None:
-    assert prompts.wordings("a {0} {fox}", ("{}", "the {}")) == ("a {0} {fox}", "the a {0} {fox}")
+    assert prompts.paraphrases("a {0} {fox}", ("{}", "the {}")) == ("a {0} {fox}", "the a {0} {fox}")
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_check_fails_with_1_and_writes_the_reports(project: Path, baseline: Path
     assert "attention drifted on " in done.stdout
     assert "wrote out/drift.json\nwrote out/drift.html\n" in done.stdout
     written = json.loads((project / "out" / "drift.json").read_text())
-    assert written["alarmed"] is True
+    assert written["alarm"] is True
     assert (written["baseline_step"], written["step"]) == (7, 70)
     assert [probe["name"] for probe in written["probes"]] == ["0", "1"]
     assert (project / "out" / "drift.html").read_text().startswith("<!DOCTYPE html>")

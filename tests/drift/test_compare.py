@@ -51,7 +51,7 @@ def test_drift_is_one_minus_correlation(now: Tensor, drift: float) -> None:
     before = MAP if now.shape == MAP.shape else torch.tensor([[1.0, 1.0], [0.0, 0.0]])
     (row,) = compare(snapshot(before), snapshot(now), DriftRule(2.0)).probes
     assert row.drift == pytest.approx(drift, abs=1e-6)
-    assert not row.alarm
+    assert not row.flagged
     assert not row.degenerate
 
 
@@ -59,19 +59,25 @@ def test_an_identical_snapshot_drifts_by_exactly_nothing() -> None:
     taken = snapshot(*torch.rand(10, 7, 7))
     report = compare(taken, taken, DriftRule(0.0))
     assert [(row.drift, row.top_iou, row.center_shift) for row in report.probes] == [(0.0, 1.0, 0.0)] * 10
-    assert not report.alarms
+    assert not report.flagged
 
 
 @pytest.mark.parametrize("max_drift", [None, 2.0])
 @pytest.mark.parametrize("why", BROKEN)
 def test_a_map_that_vanished_is_an_alarm_and_never_a_nan(why: str, max_drift: float | None) -> None:
     report = compare(snapshot(MAP, MAP), snapshot(BROKEN[why], MAP), DriftRule(max_drift))
-    assert report.alarmed
+    assert report.alarm
 
     gone, kept = report.probes
-    assert (gone.drift, gone.top_iou, gone.degenerate, gone.blind, gone.alarm) == (1.0, 0.0, why, False, True)
+    assert (gone.drift, gone.top_iou, gone.degenerate, not gone.has_valid_baseline, gone.flagged) == (
+        1.0,
+        0.0,
+        why,
+        False,
+        True,
+    )
     assert math.isnan(gone.center_shift)
-    assert (kept.degenerate, kept.alarm) == ("", False)
+    assert (kept.degenerate, kept.flagged) == ("", False)
     assert report.drift == pytest.approx(0.5)
     assert report.worst is gone
     assert why in str(report)
@@ -83,9 +89,9 @@ def test_a_baseline_that_says_nothing_is_no_alarm_and_not_in_the_mean(why: str, 
     report = compare(snapshot(BROKEN[why], MAP), snapshot(now, 1 - MAP), DriftRule(0.5))
 
     blind, seen = report.probes
-    assert (blind.blind, blind.alarm, blind.drift) == (True, False, 1.0)
+    assert (not blind.has_valid_baseline, blind.flagged, blind.drift) == (True, False, 1.0)
     assert blind.degenerate == (why if now is MAP else "all zero")
-    assert report.alarms == [seen]
+    assert report.flagged == [seen]
     assert report.worst is seen
     assert report.drift == pytest.approx(2.0)
 
@@ -93,7 +99,7 @@ def test_a_baseline_that_says_nothing_is_no_alarm_and_not_in_the_mean(why: str, 
 def test_a_report_of_blind_probes_only_is_finite() -> None:
     report = compare(snapshot(*BROKEN.values()), snapshot(MAP, MAP, MAP), DriftRule(0.1))
     assert report.drift == report.worst.drift == 1.0
-    assert not report.alarms
+    assert not report.flagged
 
 
 @pytest.mark.parametrize(
@@ -150,7 +156,7 @@ def test_an_alarm_is_drift_above_the_rule() -> None:
     assert [row.drift for row in report.probes] == pytest.approx(
         [1 - math.cos(math.radians(d)) for d in (0, 59, 61, 180)]
     )
-    assert [row.alarm for row in report.probes] == [False, False, True, True]
+    assert [row.flagged for row in report.probes] == [False, False, True, True]
     assert report.drift == pytest.approx(sum(row.drift for row in report.probes) / 4)
 
 
@@ -158,7 +164,7 @@ def test_the_report_names_the_furthest_first_and_five_at_most() -> None:
     angles = (40, 90, 20, 180, 0, 60, 120, 150)
     report = compare(snapshot(*[turned(0)] * 8), snapshot(*map(turned, angles), step=12), DriftRule(0.05))
 
-    assert [row.name for row in report.alarms] == list("dhgbfac")
+    assert [row.name for row in report.flagged] == list("dhgbfac")
     text = str(report)
     assert text.startswith("attention drifted on 7 of 8 probes at step 12 (baseline: step 0): ")
     places = [text.index(f"{name}: its map moved further than 0.05 (drift") for name in "dhgbf"]
@@ -212,8 +218,8 @@ UNKNOWN = math.nan
 def judged(
     drift: float = 0.0,
     noise_ratio: float = UNKNOWN,
-    common_gain: float = 0.0,
-    peak_gain: float = 0.0,
+    shared_gain: float = 0.0,
+    concentration: float = 0.0,
     energy: tuple[float, float] = (UNKNOWN, UNKNOWN),
 ) -> tuple[float, str]:
     """Severity and reason by the default rule; the energy is that before and that now."""
@@ -221,8 +227,8 @@ def judged(
     severity, reason = DriftRule().judged(
         drift=drift,
         noise_ratio=noise_ratio,
-        common_gain=common_gain,
-        peak_gain=peak_gain,
+        shared_gain=shared_gain,
+        concentration=concentration,
         energy=now,
         energy_change=now - before,
     )
@@ -235,30 +241,34 @@ LEFT = "attention left the object"
 
 
 def test_a_map_gathers_at_the_common_place_or_becomes_another_one() -> None:
-    assert judged(common_gain=0.14) == (0.14 / COMMON, GATHERS)
+    assert judged(shared_gain=0.14) == (0.14 / COMMON, GATHERS)
     assert judged(drift=1.2) == (1.2 / MOVED, ANOTHER)
-    assert judged(drift=0.4, common_gain=0.14) == (0.14 / COMMON, GATHERS)
-    assert judged(drift=1.9, common_gain=-0.3) == (1.9 / MOVED, ANOTHER)
-    assert judged(drift=0.4, common_gain=UNKNOWN) == (0.4 / MOVED, ANOTHER)  # a single probe
+    assert judged(drift=0.4, shared_gain=0.14) == (0.14 / COMMON, GATHERS)
+    assert judged(drift=1.9, shared_gain=-0.3) == (1.9 / MOVED, ANOTHER)
+    assert judged(drift=0.4, shared_gain=UNKNOWN) == (0.4 / MOVED, ANOTHER)  # a single probe
 
 
 @pytest.mark.parametrize(("ratio", "severity"), [(0.9, 0.9), (1.5, 1.5), (50.0, 2.0), (UNKNOWN, 2.0)])
 def test_nothing_counts_within_a_probe_s_own_noise(ratio: float, severity: float) -> None:
-    for figures in ({"common_gain": 2 * COMMON}, {"drift": 2 * MOVED}, {"energy": (0.5, 0.5 - LOST), "peak_gain": 1.0}):
+    for figures in (
+        {"shared_gain": 2 * COMMON},
+        {"drift": 2 * MOVED},
+        {"energy": (0.5, 0.5 - LOST), "concentration": 1.0},
+    ):
         assert judged(**figures, noise_ratio=ratio)[0] == severity  # type: ignore[arg-type]
 
 
 def test_where_the_object_is_known_attention_must_leave_it_and_gather_in_a_spot() -> None:
-    assert judged(energy=(0.5, 0.2), peak_gain=0.9) == (0.6 / LOST, LEFT)
-    assert judged(energy=(0.5, 0.2), peak_gain=0.2) == (0.2 / PEAK, LEFT)
-    assert judged(energy=(0.5, 0.5), peak_gain=0.9)[0] == 0.0
-    assert judged(energy=(0.9 * LEAST_ENERGY, 0.0), peak_gain=0.9)[0] == 0.0  # it never was on the object
+    assert judged(energy=(0.5, 0.2), concentration=0.9) == (0.6 / LOST, LEFT)
+    assert judged(energy=(0.5, 0.2), concentration=0.2) == (0.2 / PEAK, LEFT)
+    assert judged(energy=(0.5, 0.5), concentration=0.9)[0] == 0.0
+    assert judged(energy=(0.9 * LEAST_ENERGY, 0.0), concentration=0.9)[0] == 0.0  # it never was on the object
 
 
 def test_what_comes_onto_the_object_is_no_offence() -> None:
-    assert judged(drift=1.5, common_gain=0.3, energy=(0.2, 0.6))[0] == 0.0
+    assert judged(drift=1.5, shared_gain=0.3, energy=(0.2, 0.6))[0] == 0.0
     assert judged(drift=1.6, energy=(0.2, 0.2001)) == (2.0, ANOTHER)  # a trifle is no excuse
-    assert judged(common_gain=0.3, energy=(0.2, 0.3)) == (0.2 / COMMON, GATHERS)  # a third of that is on the object
+    assert judged(shared_gain=0.3, energy=(0.2, 0.3)) == (0.2 / COMMON, GATHERS)  # a third of that is on the object
 
 
 def corner(*cells: tuple[int, int], share: float = 1.0) -> Tensor:
@@ -280,48 +290,48 @@ def test_pictures_that_all_gather_at_one_place_are_an_alarm_and_each_at_its_own_
     one_place = compare(before, snapshot(*[corner((9, 9), share=0.3)] * 8))
     own_places = compare(before, snapshot(*[corner((0, i), share=0.3) for i in range(8)]))
 
-    assert one_place.alarmed
-    assert [(row.common_gain, row.peak_gain, row.reason) for row in one_place.probes] == [
+    assert one_place.alarm
+    assert [(row.shared_gain, row.concentration, row.reason) for row in one_place.probes] == [
         (pytest.approx(0.3), pytest.approx(0.3), GATHERS)
     ] * 8
-    assert not own_places.alarmed
-    assert [row.peak_gain for row in own_places.probes] == [pytest.approx(0.3)] * 8
+    assert not own_places.alarm
+    assert [row.concentration for row in own_places.probes] == [pytest.approx(0.3)] * 8
 
 
 @pytest.mark.parametrize(("count", "enough"), [(1, 1), (2, 1), (3, 2), (4, 2), (8, 4), (9, 5)])
 def test_half_of_the_probes_make_an_alarm(count: int, enough: int) -> None:
-    for breaking, alarmed in ((enough, True), (enough - 1, False)):
+    for breaking, alarm in ((enough, True), (enough - 1, False)):
         now = snapshot(*[turned(90)] * breaking, *[turned(0)] * (count - breaking))
         report = compare(snapshot(*[turned(0)] * count), now)
-        assert (len(report.alarms), report.alarmed) == (breaking, alarmed)
-        assert str(report).startswith("attention drifted on" if alarmed else "no alarm")
+        assert (len(report.flagged), report.alarm) == (breaking, alarm)
+        assert str(report).startswith("attention drifted on" if alarm else "no alarm")
 
 
 def test_maps_that_vanished_break_the_rule_and_half_of_them_are_an_alarm() -> None:
-    for gone, alarmed in ((3, False), (4, True)):
+    for gone, alarm in ((3, False), (4, True)):
         now = snapshot(*[torch.zeros(2, 2)] * gone, *[turned(0)] * (8 - gone))
         report = compare(snapshot(*[turned(0)] * 8), now)
-        assert (report.alarmed, len(report.alarms)) == (alarmed, gone)
-        assert {(row.severity, row.reason) for row in report.alarms} == {(math.inf, "its map is all zero")}
+        assert (report.alarm, len(report.flagged)) == (alarm, gone)
+        assert {(row.severity, row.reason) for row in report.flagged} == {(math.inf, "its map is all zero")}
 
 
 def test_two_prompts_of_one_picture_are_no_witness_to_each_other() -> None:
     before = replace(snapshot(*[blob()] * 4), pictures=(b"one", b"one", b"two", b"two"))
     now = snapshot(*[corner((0, 0), share=0.3)] * 2, *[corner((9, 9), share=0.3)] * 2)
     report = compare(before, now)
-    assert [row.common_gain for row in report.probes] == [pytest.approx(0, abs=1e-6)] * 4
-    assert compare(replace(before, pictures=()), now).probes[0].common_gain == pytest.approx(0.3)
+    assert [row.shared_gain for row in report.probes] == [pytest.approx(0, abs=1e-6)] * 4
+    assert compare(replace(before, pictures=()), now).probes[0].shared_gain == pytest.approx(0.3)
 
 
 def test_one_probe_beyond_a_limit_of_one_s_own_is_an_alarm() -> None:
     report = compare(snapshot(*[turned(0)] * 8), snapshot(turned(90), *[turned(0)] * 7), DriftRule(0.9))
-    assert report.alarmed
+    assert report.alarm
     assert report.severity == pytest.approx(1 / 0.9)
 
 
-def test_a_look_whose_baseline_says_nothing_at_all_is_no_alarm() -> None:
+def test_a_evaluation_whose_baseline_says_nothing_at_all_is_no_alarm() -> None:
     report = compare(snapshot(torch.zeros(2, 3)), snapshot(MAP))
-    assert (report.alarmed, report.severity) == (False, 0.0)
+    assert (report.alarm, report.severity) == (False, 0.0)
 
 
 def test_the_distance_of_the_mass_is_that_of_scipy() -> None:

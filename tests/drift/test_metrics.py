@@ -13,12 +13,12 @@ from torch.testing import assert_close
 
 from clipcam_lightning.drift.metrics import (
     center_shift,
-    common_gain,
+    concentration,
     correlation,
     degeneracy,
     energy_inside,
-    peak_gain,
     pointing_hit,
+    shared_gain,
     top_iou,
 )
 
@@ -203,7 +203,7 @@ def test_common_gain_is_that_of_plain_loops(seed: int, count: int) -> None:
         others = sum(gain for j, gain in enumerate(gains) if j != i)
         place = sorted(range(49), key=lambda cell: -others[cell])[:3]  # a twentieth of 49 cells, rounded up
         expected.append(sum(own[cell] for cell in place))
-    assert_close(common_gain(a, b), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
+    assert_close(shared_gain(a, b), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
 
 
 @given(SEEDS, GRIDS)
@@ -213,24 +213,24 @@ def test_peak_gain_is_that_of_plain_loops(seed: int, grid: tuple[int, int]) -> N
     expected = [
         sum(sorted(np.maximum(shares(now) - shares(before), 0))[-few:]) for before, now in zip(a, b, strict=True)
     ]
-    assert_close(peak_gain(a, b), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
+    assert_close(concentration(a, b), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
 
 
 def test_maps_that_move_at_random_gain_nothing_in_common_however_few() -> None:
     for count in (2, 4, 16):
-        gains = torch.stack([common_gain(*random_maps(seed, 2, count, 7, 7)) for seed in range(400)])
+        gains = torch.stack([shared_gain(*random_maps(seed, 2, count, 7, 7)) for seed in range(400)])
         assert abs(float(gains.mean())) < 0.01, count
 
 
 def test_a_map_that_says_nothing_has_no_gain_and_no_part_in_the_others() -> None:
     before, now = hot((0, 0), (4, 5)).repeat(3, 1, 1), hot((3, 4), (4, 5)).repeat(3, 1, 1)
     now[0] = 0
-    assert_close(common_gain(before, now), torch.tensor([torch.nan, 1.0, 1.0]), equal_nan=True)
-    assert_close(peak_gain(before, now), torch.tensor([torch.nan, 1.0, 1.0]), equal_nan=True)
-    assert common_gain(before[:2], now[:2]).isnan().all()  # one sound map has no others
+    assert_close(shared_gain(before, now), torch.tensor([torch.nan, 1.0, 1.0]), equal_nan=True)
+    assert_close(concentration(before, now), torch.tensor([torch.nan, 1.0, 1.0]), equal_nan=True)
+    assert shared_gain(before[:2], now[:2]).isnan().all()  # one sound map has no others
 
 
 def test_maps_that_stay_gain_nothing() -> None:
     maps = random_maps(3, 4, 7, 7)
-    assert common_gain(maps, 5 * maps).abs().max() < 1e-6
-    assert peak_gain(maps, 5 * maps).max() < 1e-6
+    assert shared_gain(maps, 5 * maps).abs().max() < 1e-6
+    assert concentration(maps, 5 * maps).max() < 1e-6

@@ -169,7 +169,7 @@ def test_maps_are_graded_where_there_is_a_mask_and_a_sound_map(clip: ClipModel) 
     assert (snapshot.info.layers, snapshot.info.dtype) == (("l",), "float32")
 
 
-def test_a_real_look_comes_back_from_its_file(tmp_path: Path, clip: ClipModel) -> None:
+def test_a_real_evaluation_comes_back_from_its_file(tmp_path: Path, clip: ClipModel) -> None:
     rng = np.random.default_rng(0)
     probes = ProbeSet((rng.integers(0, 256, (70, 90, 3), np.uint8), text) for text in ("a red circle", "a blue star"))
     prepared = probes.prepared(clip)

@@ -9,11 +9,12 @@ import torch
 from clipcam_lightning import Probe, ProbeSet
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.drift.compare import DriftRule
+from clipcam_lightning.monitoring.history import MAX_ENTRIES, HistoryEntry, thinned
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.visualization.panels import MAX_COLUMNS, MAX_HISTORY, SheetColumn, thinned
+from clipcam_lightning.visualization.panels import MAX_COLUMNS
 
-LOOKS = 500
+EVALUATIONS = 500
 
 
 def monitor_of() -> Monitor:
@@ -22,30 +23,32 @@ def monitor_of() -> Monitor:
     return Monitor(probes, method="hirescam", layers=None, target="similarity", rule=DriftRule())
 
 
-def test_a_long_history_keeps_the_first_the_last_and_evenly_spaced_looks_also_through_a_checkpoint(
+def test_a_long_history_keeps_the_first_the_last_and_evenly_spaced_evaluations_also_through_a_checkpoint(
     clip: ClipModel, unchecked: None
 ) -> None:
     monitor, sizes = monitor_of(), []
-    for step in range(LOOKS):
-        monitor.look(clip, step=10 * step, epoch=step)
+    for step in range(EVALUATIONS):
+        monitor.evaluate(clip, step=10 * step, epoch=step)
         sizes.append(len(pickle.dumps(monitor.state()["history"])))
     resumed = monitor_of()
     resumed.restore(monitor.state())
-    resumed.look(clip, step=10 * LOOKS, epoch=LOOKS)
+    resumed.evaluate(clip, step=10 * EVALUATIONS, epoch=EVALUATIONS)
 
-    assert max(sizes[MAX_HISTORY:]) <= 1.1 * sizes[MAX_HISTORY - 1], "it grows no more"
-    for history, last in ((monitor.history, LOOKS - 1), (resumed.history, LOOKS)):
-        assert [history[0].look, history[-1].look] == [0, last]
-        assert [column.step for column in history] == [10 * column.look for column in history]
-        *even, _ = (after.look - before.look for before, after in pairwise(history))
+    assert max(sizes[MAX_ENTRIES:]) <= 1.1 * sizes[MAX_ENTRIES - 1], "it grows no more"
+    for history, last in ((monitor.history, EVALUATIONS - 1), (resumed.history, EVALUATIONS)):
+        assert [history[0].number, history[-1].number] == [0, last]
+        assert [column.step for column in history] == [10 * column.number for column in history]
+        *even, _ = (after.evaluation - before.evaluation for before, after in pairwise(history))
         assert max(even) <= 2 * min(even)
 
 
-@pytest.mark.parametrize("looks", [1, 2, 3, MAX_HISTORY, MAX_HISTORY + 1, 100, 1000])
-def test_there_are_always_enough_looks_for_a_full_sheet_and_never_more_than_twice_as_many(looks: int) -> None:
-    kept: list[SheetColumn] = []
-    for look in range(looks):
-        kept = thinned([*kept, SheetColumn(look, torch.zeros(1, 1, 1), (0.0,), (False,), look)])
+@pytest.mark.parametrize("evaluations", [1, 2, 3, MAX_ENTRIES, MAX_ENTRIES + 1, 100, 1000])
+def test_there_are_always_enough_evaluations_for_a_full_sheet_and_never_more_than_twice_as_many(
+    evaluations: int,
+) -> None:
+    kept: list[HistoryEntry] = []
+    for evaluation in range(evaluations):
+        kept = thinned([*kept, HistoryEntry(evaluation, torch.zeros(1, 1, 1), (0.0,), (False,), evaluation)])
 
-    assert min(looks, MAX_COLUMNS) <= len(kept) <= MAX_HISTORY
-    assert [kept[0].look, kept[-1].look] == [0, looks - 1]
+    assert min(evaluations, MAX_COLUMNS) <= len(kept) <= MAX_ENTRIES
+    assert [kept[0].evaluation, kept[-1].evaluation] == [0, evaluations - 1]

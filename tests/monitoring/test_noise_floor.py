@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from clipcam_lightning import ClipModel, DriftRule, Probe, ProbeSet, explain, find_clip
-from clipcam_lightning.analysis.prompt_sensitivity import wordings
+from clipcam_lightning.analysis.prompt_sensitivity import paraphrases
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.monitoring.noise_floor import input_changes, noise, noise_floor
 from clipcam_lightning.shapes_world.models import WordTokenizer
@@ -58,7 +58,7 @@ def test_the_images_move_by_a_pixel_and_change_in_compression_and_brightness() -
     assert_close((brighter - low) / span, (1.1 * (images - low) / span).clamp_max(1))
 
 
-def test_noise_that_cannot_be_measured_is_noted_and_the_look_goes_on(clip: ClipModel) -> None:
+def test_noise_that_cannot_be_measured_is_noted_and_the_evaluation_goes_on(clip: ClipModel) -> None:
     """A tokenizer that takes the captions and nothing longer, as one that does not cut does."""
 
     def strict(prompts: list[str]) -> Tensor:
@@ -67,7 +67,7 @@ def test_noise_that_cannot_be_measured_is_noted_and_the_look_goes_on(clip: ClipM
         return WordTokenizer()(prompts)
 
     monitor = Monitor(probes(), method="auto", layers=None, target="similarity", rule=DriftRule())
-    outcome = monitor.look(replace(clip, tokenizer=strict), step=0, epoch=0)
+    outcome = monitor.evaluate(replace(clip, tokenizer=strict), step=0, epoch=0)
 
     assert "noise of the probes could not be measured" in outcome.note
     assert "too long for context length" in outcome.note
@@ -88,7 +88,9 @@ def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel) -> None:
     expected = []
     for i, prompt in enumerate(watched.prompts):
         changed = [maps_of(clip, images[i : i + 1], [prompt]) for images in input_changes(prepared.images)]
-        changed += [maps_of(clip, prepared.images[i : i + 1], [other]) for other in wordings(prompt) if other != prompt]
+        changed += [
+            maps_of(clip, prepared.images[i : i + 1], [other]) for other in paraphrases(prompt) if other != prompt
+        ]
         assert len(changed) == 12
         drifts = [1 - torch.corrcoef(torch.stack([maps[i].flatten(), each.flatten()]))[0, 1] for each in changed]
         expected.append(torch.stack(drifts).mean())
@@ -97,7 +99,7 @@ def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel) -> None:
     assert torch.stack(expected).min() > 1e-3, "a floor of nothing would hide all"
 
 
-def test_token_ids_have_no_other_wording(clip: ClipModel) -> None:
+def test_token_ids_have_no_other_paraphrase(clip: ClipModel) -> None:
     watched = probes(tokens=True)
     prepared = watched.prepared(clip)
     maps = maps_of(clip, prepared.images, watched.prompts)

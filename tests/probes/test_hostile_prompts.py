@@ -23,18 +23,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning import ClipCamCallback
-from clipcam_lightning.analysis.prompt_sensitivity import TEMPLATES, wordings
+from clipcam_lightning.analysis.prompt_sensitivity import TEMPLATES, paraphrases
 from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cli.reports import report_on
 from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
-from clipcam_lightning.monitoring.evaluation import Look
+from clipcam_lightning.monitoring.evaluation import Evaluation
+from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
-from clipcam_lightning.sinks import FileSink, PictureSink, TensorBoardSink
+from clipcam_lightning.sinks import FileSink, ImageSink, TensorBoardSink
 from clipcam_lightning.sinks.tensorboard import escaped
 from clipcam_lightning.visualization.captioned import captioned
-from clipcam_lightning.visualization.panels import SheetColumn, for_display
 from clipcam_lightning.visualization.report import html_report
 from tests.support.hostile import TEXTS, accepted, as_users_run, example_folder, examples, texts
 from tests.support.modules import FineTuning, events, fit
@@ -89,16 +89,16 @@ def snapshot(prompts: list[str], names: list[str] | None = None) -> Snapshot:
     )
 
 
-def look_at(prompts: list[str]) -> Look:
+def evaluation_at(prompts: list[str]) -> Evaluation:
     now = snapshot(prompts)
     report = compare(now, now)
-    column = SheetColumn(
+    column = HistoryEntry(
         step=7,
-        heat=for_display(now.maps).half(),
+        maps=relative_saliency(now.maps).half(),
         drift=tuple(probe.drift for probe in report.probes),
-        alarm=tuple(probe.alarm for probe in report.probes),
+        alarm=tuple(probe.flagged for probe in report.probes),
     )
-    return Look(
+    return Evaluation(
         pixels=GREY.expand(len(prompts), -1, -1, -1),
         masks=[None] * len(prompts),
         snapshot=now,
@@ -111,11 +111,11 @@ def look_at(prompts: list[str]) -> Look:
 
 
 @contextmanager
-def tensorboard(folder: Path, look: Look) -> Iterator[EventAccumulator]:
+def tensorboard(folder: Path, evaluation: Evaluation) -> Iterator[EventAccumulator]:
     """What TensorBoard reads of the look."""
     with SummaryWriter(str(folder)) as writer:
-        TensorBoardSink(writer).write(look)
-        PictureSink(folder, [writer], "clipcam", num_pictures=32).write(look)
+        TensorBoardSink(writer).write(evaluation)
+        ImageSink(folder, [writer], "clipcam", num_images=32).write(evaluation)
     yield EventAccumulator(str(folder), {"images": 0, "tensors": 0}).Reload()
 
 
@@ -193,26 +193,26 @@ MODEL = build_clip()
 
 @given(prompt=texts)
 @examples(100)
-def test_any_prompt_is_worded_otherwise_or_refused(prompt: str) -> None:
-    worded = accepted(lambda: wordings(prompt))
-    assert (worded is None) == (not prompt.strip())
-    assert worded is None or len(worded) == len(TEMPLATES)
+def test_any_prompt_is_paraphrased_otherwise_or_refused(prompt: str) -> None:
+    paraphrased = accepted(lambda: paraphrases(prompt))
+    assert (paraphrased is None) == (not prompt.strip())
+    assert paraphrased is None or len(paraphrased) == len(TEMPLATES)
 
 
 @given(prompts=prompt_lists)
 @examples(10)
 def test_tensorboard_has_a_picture_a_prompt_and_nothing_more(prompts: list[str]) -> None:
-    look = look_at(prompts)
+    evaluation = evaluation_at(prompts)
     with example_folder() as folder:
-        with tensorboard(folder / "run", look) as found:
+        with tensorboard(folder / "run", evaluation) as found:
             tags = found.Tags()
-            described = [found.SummaryMetadata(f"clipcam/{probe.name}") for probe in look.report.probes]
+            described = [found.SummaryMetadata(f"clipcam/{probe.name}") for probe in evaluation.report.probes]
             (table,) = found.Tensors("clipcam/probes/text_summary")
         assert {path.parent for path in files_in(folder)} == {Path("run")}, "a prompt became a path"
     # Only after drift, a metric's own tag, is a picture's tag another than its probe's name.
-    assert set(tags["images"]) == {f"clipcam/{name}{'-probe' * (name == 'drift')}" for name in look.snapshot.names} | {
-        "clipcam_contact_sheet/all_probes"
-    }
+    assert set(tags["images"]) == {
+        f"clipcam/{name}{'-probe' * (name == 'drift')}" for name in evaluation.snapshot.names
+    } | {"clipcam_contact_sheet/all_probes"}
     for metadata, prompt in zip(described, prompts, strict=True):
         shown_as(metadata.summary_description, prompt)
     rows = Page(as_tensorboard_shows(table.tensor_proto.string_val[0].decode()))
@@ -234,11 +234,11 @@ def test_markdown_shows_exactly_the_prompt(prompt: str) -> None:
 
 @given(prompts=prompt_lists)
 @examples(15)
-def test_the_history_has_one_line_a_look_and_files_stay_in_their_folder(prompts: list[str]) -> None:
-    look = look_at(prompts)
+def test_the_history_has_one_line_a_evaluation_and_files_stay_in_their_folder(prompts: list[str]) -> None:
+    evaluation = evaluation_at(prompts)
     with example_folder() as folder:
         for _ in range(2):
-            FileSink(folder / "run").write(look)
+            FileSink(folder / "run").write(evaluation)
         (line,) = (folder / "run" / "history.jsonl").read_bytes().splitlines()
         assert [probe["prompt"] for probe in json.loads(line)["probes"]] == prompts
         assert set(files_in(folder)) == {Path("run") / name for name in ("history.jsonl", "step-00000007.safetensors")}

@@ -24,7 +24,7 @@ class Demo:
     stderr: str
 
     @property
-    def alarmed(self) -> set[str]:
+    def alarm(self) -> set[str]:
         """Probes that break the rule at the last look."""
         return set(re.findall(r"│ (\S+) +│.*│ drifted *│", self.stdout))
 
@@ -51,14 +51,14 @@ def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> No
     rows = re.findall(r"│ (\S+) +│[^│]+│ +([\d.]+) │ +([\d.]+) -> ([\d.]+) │ (drifted)? *│", done.stdout)
     assert len(rows) == 8
     assert sum(float(row[3]) for row in rows) < 0.75 * sum(float(row[2]) for row in rows), "energy leaves the objects"
-    alarmed = done.alarmed
-    assert len(alarmed) >= 4
+    alarm = done.alarm
+    assert len(alarm) >= 4
     warned = re.findall(r"attention drifted on (\d) of 8 probes at step (\d+) [^:]*: step 0\): (.*)", done.stderr)
     assert [step for _, step, _ in warned] == ["40", "80", "120", "160"][-len(warned) :]
-    assert int(warned[-1][0]) == len(alarmed)
+    assert int(warned[-1][0]) == len(alarm)
     named = set(re.findall(r"([a-z0-9-]+): attention gathers where it does in the other pictures", warned[-1][2]))
     assert named
-    assert named <= alarmed
+    assert named <= alarm
 
     (sheet,) = re.findall(r"contact sheet: (\S+)", done.stdout)
     with Image.open(done.folder / sheet) as picture:
@@ -74,11 +74,11 @@ def test_the_tab_shows_what_the_demo_says(done: Demo, browser: Browser, load_fas
         wait_for(url, "stamped/version_0", [0, 40, 80, 120, 160])
         with Tab(browser, url, viewport={"width": 1500, "height": 1500}) as tab:
             tab.open()
-            expect(tab.headline).to_contain_text(f"{len(done.alarmed)} of 8 probes break the rule")
+            expect(tab.headline).to_contain_text(f"{len(done.alarm)} of 8 probes break the rule")
             expect(tab.headline).to_contain_text(f"{worst} moved most: drift {drift[worst]}")
             expect(tab.headline).to_contain_text("to the bottom right")  # where the stamp is
             assert tab.order()[0] == worst
             last = [label for label in tab.labels() if "step 160" in label]
-            assert {label.split(",")[0] for label in last if "breaks the rule" in label} == done.alarmed
+            assert {label.split(",")[0] for label in last if "breaks the rule" in label} == done.alarm
             assert {label.split(",")[0]: label.split("drift ")[1][:4] for label in last} == drift
             assert tab.noise == []

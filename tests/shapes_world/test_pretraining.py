@@ -84,7 +84,7 @@ def test_batches_are_preprocessed_as_single_pictures_are(tower: str) -> None:
     assert_close(together, alone, atol=0.02, rtol=0)  # PIL rounds to whole grey values
 
 
-def test_the_tokenizer_knows_its_words_and_ends_where_open_clip_looks() -> None:
+def test_the_tokenizer_ends_where_open_clip_reads() -> None:
     tokenizer = WordTokenizer()
     tokens = tokenizer(["a red circle", "an unheard star and " * 9])
 

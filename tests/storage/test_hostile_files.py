@@ -19,11 +19,12 @@ from torch import Tensor
 
 from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
+from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.jpeg import as_jpeg
 from clipcam_lightning.storage.tensorfile import HEADER, VERSION
-from clipcam_lightning.visualization.panels import SheetColumn, contact_sheet, for_display, probe_panel
+from clipcam_lightning.visualization.panels import contact_sheet, probe_panel
 from clipcam_lightning.visualization.report import html_report, report_as_json
 from tests.support.hostile import TEXTS, accepted, as_users_run, example_folder, examples, texts
 
@@ -81,8 +82,8 @@ def check(found: Any) -> None:
 
 def use(snapshot: Snapshot) -> None:
     """All that is ever done with a snapshot."""
-    column = SheetColumn(
-        0, for_display(snapshot.maps).half(), (0.5,) * len(snapshot.names), (True,) * len(snapshot.names)
+    column = HistoryEntry(
+        0, relative_saliency(snapshot.maps).half(), (0.5,) * len(snapshot.names), (True,) * len(snapshot.names)
     )
     with as_users_run():
         other = GOOD if accepted(lambda: compare(GOOD, snapshot)) else snapshot

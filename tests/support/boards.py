@@ -70,7 +70,7 @@ def until(condition: Callable[[], object], what: str) -> object:
     raise AssertionError(f"waited in vain until {what}")
 
 
-def looks(board: str, run: str, root: str = "clipcam") -> dict[str, np.ndarray]:
+def evaluations(board: str, run: str, root: str = "clipcam") -> dict[str, np.ndarray]:
     """What the page is told of a run; nothing as long as there is nothing."""
     query = urllib.parse.urlencode({"run": run, "root": root})
     try:
@@ -89,5 +89,6 @@ def runs(board: str) -> list[tuple[str, str]]:
 def wait_for(board: str, run: str, steps: Sequence[int], root: str = "clipcam") -> None:
     """Until TensorBoard has read these steps of the run, neither more nor less."""
     until(
-        lambda: [*looks(board, run, root).get("step", [])] == [*steps], f"{run} with steps {steps} is read at {board}"
+        lambda: [*evaluations(board, run, root).get("step", [])] == [*steps],
+        f"{run} with steps {steps} is read at {board}",
     )

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from clipcam_lightning.monitoring.evaluation import Look
-from tests.support.synthetic_evaluations import looks_of, snapshot_of
+from clipcam_lightning.monitoring.evaluation import Evaluation
+from tests.support.synthetic_evaluations import evaluations_of, snapshot_of
 
 GRID, SIZE = (3, 5), (96, 160)  # rows and columns of a map, height and width of a picture: neither is square
 STEPS = (0, 10, 20, 30)
@@ -49,9 +49,9 @@ def pictures() -> UInt8[Tensor, "n 3 96 160"]:
     return torch.cat([flat, ramp[None]])
 
 
-def known_looks(baseline: tuple[int, int] | None = None) -> list[Look]:
+def known_evaluations(baseline: tuple[int, int] | None = None) -> list[Evaluation]:
     """The run; with a baseline of its own where of each map this corner is lit."""
     digests = [f"digest of {name}" for name in NAMES]
     before = torch.stack([lit(baseline, 1.0)] * len(NAMES))
     filed = snapshot_of(before, PROMPTS, NAMES, digests, step=5) if baseline else None
-    return looks_of(known_maps(), PROMPTS, NAMES, pictures(), filed, digests)
+    return evaluations_of(known_maps(), PROMPTS, NAMES, pictures(), filed, digests)

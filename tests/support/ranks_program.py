@@ -239,7 +239,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     keeper = ModelCheckpoint(folder / "kept", save_last=True)
     options: dict[str, Any] = {"enable_checkpointing": True}
     for epochs, start in ((1, None), (2, folder / "kept" / "last.ckpt")):
-        watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise", dirpath=folder / "looks")
+        watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise", dirpath=folder / "evaluations")
         strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
         train(Sharded(), folder / "run", watcher, keeper, strategy=strategy, epochs=epochs, start=start, **options)
     steps = [] if watcher.monitor is None else [column.step for column in watcher.monitor.history]

@@ -13,17 +13,17 @@ from torch.utils.tensorboard import SummaryWriter
 from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
-from clipcam_lightning.monitoring.evaluation import Look, Sink
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency, thinned
 from clipcam_lightning.monitoring.monitor import _figures
-from clipcam_lightning.sinks.images import PictureSink
+from clipcam_lightning.sinks.images import ImageSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
 from clipcam_lightning.sinks.tensorboard_tab import TabSink
-from clipcam_lightning.visualization.panels import SheetColumn, for_display, thinned
 
 RULE = DriftRule(0.5)
 
 
-def looks_of(
+def evaluations_of(
     maps_by_step: Mapping[int, Float[Tensor, "n h w"]],
     prompts: Sequence[str],
     names: Sequence[str] | None = None,
@@ -33,8 +33,8 @@ def looks_of(
     *,
     method: str = "hirescam",
     previous: bool = False,
-    history: Sequence[SheetColumn] = (),
-) -> list[Look]:
+    history: Sequence[HistoryEntry] = (),
+) -> list[Evaluation]:
     """One look a step, compared with ``baseline``, with the first of them or, if ``previous``, with the one before.
 
     Args:
@@ -51,16 +51,16 @@ def looks_of(
     names = names or [f"probe-{i}" for i in range(len(prompts))]
     digests = digests or [_digest(prompt) for prompt in prompts]
     pixels = ramps(len(prompts)) if pixels is None else pixels
-    columns, looks = list(history), []
+    columns, evaluations = list(history), []
     for epoch, (step, maps) in enumerate(maps_by_step.items()):
         snapshot = snapshot_of(maps, prompts, names, digests, step=step, epoch=epoch, method=method)
         baseline = baseline or snapshot
         report = compare(baseline, snapshot, RULE)
-        drift, alarm = zip(*((probe.drift, probe.alarm) for probe in report.probes), strict=True)
-        number = columns[-1].look + 1 if columns else 0
-        columns = thinned([*columns, SheetColumn(step, for_display(maps).half(), drift, alarm, number)])
-        looks.append(
-            Look(
+        drift, alarm = zip(*((probe.drift, probe.flagged) for probe in report.probes), strict=True)
+        number = columns[-1].evaluation + 1 if columns else 0
+        columns = thinned([*columns, HistoryEntry(step, relative_saliency(maps).half(), drift, alarm, number)])
+        evaluations.append(
+            Evaluation(
                 pixels=pixels,
                 masks=[None] * len(prompts),
                 snapshot=snapshot,
@@ -72,7 +72,7 @@ def looks_of(
             )
         )
         baseline = replace(snapshot, noise=baseline.noise) if previous else baseline
-    return looks
+    return evaluations
 
 
 def snapshot_of(
@@ -126,17 +126,19 @@ def random_maps(
     return {step: start.lerp(away, (stride * (1 + i) / 8).clamp(max=1)) for i, step in enumerate(steps)}
 
 
-def write_run(folder: Path, looks: Iterable[Look], root: str = "clipcam", *, tab: bool = True, panels: int = 0) -> None:
+def write_run(
+    folder: Path, evaluations: Iterable[Evaluation], root: str = "clipcam", *, tab: bool = True, panels: int = 0
+) -> None:
     """Write looks as the callback does, through one writer: figures, data for the tab, and ``panels`` pictures."""
     writer = SummaryWriter(folder)
     sinks: list[Sink] = [TensorBoardSink(writer, root)]
     if tab:
         sinks.append(TabSink(writer, root))
     if panels:
-        sinks.append(PictureSink(folder, [writer], root, panels))
-    for look in looks:
+        sinks.append(ImageSink(folder, [writer], root, panels))
+    for evaluation in evaluations:
         for sink in sinks:
-            sink.write(look)
+            sink.write(evaluation)
     writer.close()
 
 

@@ -130,8 +130,8 @@ class Case:
     """A training, how the callback watches it, and how many looks that comes to."""
 
     training: Training = field(default_factory=Training)
-    watch: Mapping[str, Any] = field(default_factory=dict)
-    looks: int = 3  # before the first step and after each of two epochs
+    session: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: int = 3  # before the first step and after each of two epochs
     compiles: bool = False
 
 
@@ -149,7 +149,7 @@ CASES: dict[str, Case] = {
     "bf16-mixed": Case(Training(trainer={"precision": "bf16-mixed"})),
     "bf16-true": Case(Training(trainer={"precision": "bf16-true"})),
     "accumulated gradients, validated in between": Case(
-        Training(trainer={"accumulate_grad_batches": 3, "val_check_interval": 4}), looks=5
+        Training(trainer={"accumulate_grad_batches": 3, "val_check_interval": 4}), evaluations=5
     ),
     "gradients clipped by norm": Case(Training(trainer={"gradient_clip_val": 0.1})),
     "gradients clipped by value": Case(
@@ -177,14 +177,14 @@ CASES: dict[str, Case] = {
     "EMA in front": Case(average(EMAWeightAveraging, "callbacks", decay=0.8)),
     "EMA behind": Case(average(EMAWeightAveraging, "later_callbacks", decay=0.8)),
     # loops
-    "two validations an epoch": Case(Training(trainer={"val_check_interval": 0.5}), looks=7),
+    "two validations an epoch": Case(Training(trainer={"val_check_interval": 0.5}), evaluations=7),
     "validation every second epoch": Case(Training(trainer={"check_val_every_n_epoch": 2})),
     "no validation": Case(Training(validate=False)),
     "no sanity check": Case(Training(trainer={"num_sanity_val_steps": 0})),
     "overfitted batches": Case(Training(trainer={"overfit_batches": 2}, loader={"shuffle": False})),
     "fewer batches": Case(Training(trainer={"limit_train_batches": 2, "limit_val_batches": 1})),
     "validation switched off": Case(Training(trainer={"limit_val_batches": 0})),
-    "fast_dev_run": Case(Training(trainer={"fast_dev_run": True}), looks=0),
+    "fast_dev_run": Case(Training(trainer={"fast_dev_run": True}), evaluations=0),
     # data
     "a worker": Case(Training(loader={"num_workers": 1}, pictures={"augmented": True})),
     "a persistent worker": Case(
@@ -193,18 +193,18 @@ CASES: dict[str, Case] = {
     "augmentation in the main process": Case(Training(pictures={"augmented": True})),
     "a stream": Case(Training(stream=True)),
     # looks
-    "a method with gradients": Case(watch={"method": "layercam", "layers": (-2, -1)}),
-    "a method with attention": Case(watch={"method": "gae"}),
-    "a method with curvature": Case(watch={"method": "shapleycam"}),
-    "a method that tries": Case(watch={"method": "occlusion"}),
-    "a method that draws": Case(watch={"method": Method(drawing, ScoreCapture)}),
+    "a method with gradients": Case(session={"method": "layercam", "layers": (-2, -1)}),
+    "a method with attention": Case(session={"method": "gae"}),
+    "a method with curvature": Case(session={"method": "shapleycam"}),
+    "a method that tries": Case(session={"method": "occlusion"}),
+    "a method that draws": Case(session={"method": Method(drawing, ScoreCapture)}),
     "every step, mid-accumulation": Case(
-        Training(change=dropout, trainer={"accumulate_grad_batches": 2}), {"every_n_train_steps": 1}, looks=7
+        Training(change=dropout, trainer={"accumulate_grad_batches": 2}), {"every_n_train_steps": 1}, evaluations=7
     ),
-    "negatives": Case(watch={"target": Contrast(negatives=("a blue square",))}),
-    "probes that were given": Case(watch={"probes": GIVEN, "target": LogSoftmax(negatives=("a blue square",))}),
-    "an alarm": Case(watch={"max_drift": 0.0, "on_drift": "warn"}),
-    "previous look as baseline": Case(watch={"baseline": "previous"}),
+    "negatives": Case(session={"target": Contrast(negatives=("a blue square",))}),
+    "probes that were given": Case(session={"probes": GIVEN, "target": LogSoftmax(negatives=("a blue square",))}),
+    "an alarm": Case(session={"max_drift": 0.0, "on_drift": "warn"}),
+    "previous look as baseline": Case(session={"baseline": "previous"}),
     # the other package
     "pytorch_lightning": Case(Training(package="pytorch_lightning", change=batchnorm)),
 }
@@ -214,7 +214,7 @@ CASES: dict[str, Case] = {
 def test_a_training_is_bit_identical(case: Case, tmp_path: Path, unchecked: None) -> None:
     if case.training.change is compiled_by_default and not shutil.which("g++"):
         pytest.skip("no C++ compiler, which torch.compile needs by default")
-    watcher = watching(**case.watch)
+    watcher = watching(**case.session)
 
     plain = case.training.run(tmp_path / "plain")
     with pytest.warns(ClipCamWarning, match="attention drifted") if watcher.on_drift == "warn" else nullcontext():
@@ -222,19 +222,19 @@ def test_a_training_is_bit_identical(case: Case, tmp_path: Path, unchecked: None
 
     assert watched == plain
     assert plain[".compiled"] == repr(case.compiles)
-    assert_looked(watcher, case.looks, tmp_path)
+    assert_evaluated(watcher, case.evaluations, tmp_path)
 
 
 # Lightning's advice for a checkpoint of callbacks that are gone, and for one that goes on elsewhere.
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:The dirpath has changed")
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 @pytest.mark.parametrize(
-    ("before", "after", "looks"),
+    ("before", "after", "evaluations"),
     [(True, True, 3), (True, False, 0), (False, True, 2)],
     ids=["watched throughout", "watched before", "watched after"],
 )
 def test_a_resumed_training_is_bit_identical(
-    before: bool, after: bool, looks: int, package: str, tmp_path: Path, unchecked: None
+    before: bool, after: bool, evaluations: int, package: str, tmp_path: Path, unchecked: None
 ) -> None:
     plain, watched = tmp_path / "plain", tmp_path / "watched"
     training = Training(package=package, change=batchnorm, keep=True)
@@ -248,7 +248,7 @@ def test_a_resumed_training_is_bit_identical(
     for run in ("a", "b"):
         assert checkpoint(kept(watched / run, epoch=1)) == checkpoint(kept(plain / run, epoch=1))
     assert checkpoint(kept(watched / "a")) == checkpoint(kept(plain / "a"))
-    assert_looked(watcher, looks, tmp_path)
+    assert_evaluated(watcher, evaluations, tmp_path)
 
 
 def draw(_module: nn.Module) -> None:
@@ -316,14 +316,14 @@ def watching(**settings: Any) -> ClipCamCallback:
     return ClipCamCallback(**{"on_error": "raise", "on_drift": "log", **settings})
 
 
-def assert_looked(watcher: ClipCamCallback, looks: int, folder: Path) -> None:
+def assert_evaluated(watcher: ClipCamCallback, evaluations: int, folder: Path) -> None:
     """That it saw something each time, and not the same: not a stale model, and not nothing."""
-    if not looks:
+    if not evaluations:
         assert watcher.monitor is None
         return
     assert watcher.monitor is not None
     assert watcher.monitor.last is not None
-    assert len(watcher.monitor.history) == looks
+    assert len(watcher.monitor.history) == evaluations
     snapshots = [Snapshot.load(file) for file in folder.rglob("step-*.safetensors")]
     assert snapshots
     assert not any(why for snapshot in snapshots for why in snapshot.degeneracies)

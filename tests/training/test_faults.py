@@ -134,16 +134,16 @@ class TestDisk:
                         file.write(bytes(4096))
                 file.truncate(file.tell() - 4096 * left)
 
-        watching = watcher(dirpath=small_disk / "looks")
+        watching = watcher(dirpath=small_disk / "evaluations")
         (said,) = warned(tmp_path, plain, Disturbed(4, fill, ballast.unlink), watching)
 
         assert "a look could not be written" in said
         assert "No space left on device" in said
         assert watching.monitor is not None
         assert [column.step for column in watching.monitor.history] == STEPS, "the figures are known all the same"
-        assert set(snapshots_in(small_disk / "looks")) >= {0, 2, 6}
-        assert set(steps_in(small_disk / "looks")) >= {0, 2, 6}
-        assert steps_in(small_disk / "looks") == sorted(steps_in(small_disk / "looks"))
+        assert set(snapshots_in(small_disk / "evaluations")) >= {0, 2, 6}
+        assert set(steps_in(small_disk / "evaluations")) >= {0, 2, 6}
+        assert steps_in(small_disk / "evaluations") == sorted(steps_in(small_disk / "evaluations"))
 
     @pytest.mark.parametrize("limit", [0, 700, 5000])
     def test_a_file_that_may_not_grow_further_and_then_may(
@@ -155,16 +155,16 @@ class TestDisk:
         disturbed = Disturbed(4, lower, lift)
 
         try:
-            said = warned(tmp_path, plain, disturbed, watcher(dirpath=tmp_path / "looks"), logger=False)
+            said = warned(tmp_path, plain, disturbed, watcher(dirpath=tmp_path / "evaluations"), logger=False)
         finally:
             lift()
 
         assert len(said) == 1
         assert "File too large" in said[0]
-        assert set(snapshots_in(tmp_path / "looks")) >= {0, 2, 6}
-        assert set(steps_in(tmp_path / "looks")) >= {0, 2, 6}
+        assert set(snapshots_in(tmp_path / "evaluations")) >= {0, 2, 6}
+        assert set(steps_in(tmp_path / "evaluations")) >= {0, 2, 6}
 
-    @pytest.mark.parametrize("place", ["/proc/self/fdinfo", "/proc/looks"], ids=["folder", "no folder"])
+    @pytest.mark.parametrize("place", ["/proc/self/fdinfo", "/proc/evaluations"], ids=["folder", "no folder"])
     def test_a_folder_that_nobody_may_write_to(self, place: str, plain: dict[str, Tensor], tmp_path: Path) -> None:
         if not Path("/proc/self").exists():
             pytest.skip("needs a file system that refuses every user")
@@ -175,47 +175,49 @@ class TestDisk:
         assert place in said
 
     def test_a_folder_that_becomes_a_file_and_a_folder_again(self, plain: dict[str, Tensor], tmp_path: Path) -> None:
-        looks, aside = tmp_path / "looks", tmp_path / "aside"
+        evaluations, aside = tmp_path / "evaluations", tmp_path / "aside"
 
         def replace() -> None:
-            looks.rename(aside)
-            looks.write_text("in the way")
+            evaluations.rename(aside)
+            evaluations.write_text("in the way")
 
         def restore() -> None:
-            looks.unlink()
+            evaluations.unlink()
             for left in aside.glob(".contact_sheet.png.*"):  # which was being written just when the folder moved
                 left.unlink()
-            aside.rename(looks)
+            aside.rename(evaluations)
 
-        (said,) = but_of_a_picture(warned(tmp_path, plain, Disturbed(4, replace, restore), watcher(dirpath=looks)))
+        (said,) = but_of_a_picture(
+            warned(tmp_path, plain, Disturbed(4, replace, restore), watcher(dirpath=evaluations))
+        )
 
         assert "a look could not be written" in said
-        assert snapshots_in(looks) == steps_in(looks) == [0, 2, 6]
+        assert snapshots_in(evaluations) == steps_in(evaluations) == [0, 2, 6]
 
     def test_a_folder_that_is_deleted_is_made_again(self, plain: dict[str, Tensor], tmp_path: Path) -> None:
-        looks = tmp_path / "looks"
-        gone = Disturbed(4, lambda: looks.rename(tmp_path / "gone"), lambda: None)
+        evaluations = tmp_path / "evaluations"
+        gone = Disturbed(4, lambda: evaluations.rename(tmp_path / "gone"), lambda: None)
 
-        assert but_of_a_picture(warned(tmp_path, plain, gone, watcher(dirpath=looks))) == []
-        assert snapshots_in(looks) == steps_in(looks) == [4, 6]
+        assert but_of_a_picture(warned(tmp_path, plain, gone, watcher(dirpath=evaluations))) == []
+        assert snapshots_in(evaluations) == steps_in(evaluations) == [4, 6]
 
-    def test_a_first_look_that_cannot_be_written_leaves_no_lines_of_another_run(
+    def test_a_first_evaluation_that_cannot_be_written_leaves_no_lines_of_another_run(
         self, plain: dict[str, Tensor], tmp_path: Path
     ) -> None:
-        looks = tmp_path / "looks"
-        looks.mkdir()
-        (looks / "history.jsonl").write_text('{"step": 99}\n')
-        (looks / "step-00000000.safetensors").mkdir()
+        evaluations = tmp_path / "evaluations"
+        evaluations.mkdir()
+        (evaluations / "history.jsonl").write_text('{"step": 99}\n')
+        (evaluations / "step-00000000.safetensors").mkdir()
 
-        (said,) = warned(tmp_path, plain, watcher(dirpath=looks))
+        (said,) = warned(tmp_path, plain, watcher(dirpath=evaluations))
 
         assert "is not a file" in said
-        assert steps_in(looks) == [2, 4, 6]
+        assert steps_in(evaluations) == [2, 4, 6]
 
     def test_raises_where_that_was_asked_for(self, tmp_path: Path) -> None:
-        (tmp_path / "looks").write_text("in the way")
+        (tmp_path / "evaluations").write_text("in the way")
         with pytest.raises(ClipCamError, match="a look could not be written"):
-            train(tmp_path, watcher(dirpath=tmp_path / "looks", on_error="raise"))
+            train(tmp_path, watcher(dirpath=tmp_path / "evaluations", on_error="raise"))
 
 
 def in_a_tower(fault: Fault, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -258,7 +260,7 @@ class TestException:
     """Raised inside a look, by the user's own code."""
 
     @pytest.mark.parametrize("place", PLACES)
-    def test_warns_once_and_the_training_is_as_if_nobody_looked(
+    def test_warns_once_and_the_training_is_as_if_nothing_was_evaluated(
         self, place: Any, plain: dict[str, Tensor], tmp_path: Path
     ) -> None:
         arguments, options = place(Fault(), tmp_path)
@@ -288,8 +290,8 @@ class TestException:
     @pytest.mark.parametrize("place", [in_a_writer, in_a_logger])
     def test_of_a_logger_takes_no_file_away(self, place: Any, plain: dict[str, Tensor], tmp_path: Path) -> None:
         arguments, options = place(Fault(), tmp_path)
-        warned(tmp_path, plain, watcher(dirpath=tmp_path / "looks", **arguments), **options)
-        assert snapshots_in(tmp_path / "looks") == steps_in(tmp_path / "looks") == STEPS
+        warned(tmp_path, plain, watcher(dirpath=tmp_path / "evaluations", **arguments), **options)
+        assert snapshots_in(tmp_path / "evaluations") == steps_in(tmp_path / "evaluations") == STEPS
 
     @pytest.mark.parametrize("place", [in_a_method, in_a_tokenizer])
     def test_that_passes_leaves_one_gap(self, place: Any, plain: dict[str, Tensor], tmp_path: Path) -> None:
@@ -298,10 +300,10 @@ class TestException:
         arguments, options = place(fault, tmp_path)
         disturbed = Disturbed(2, fault.start, fault.stop)
 
-        (said,) = warned(tmp_path, plain, disturbed, watcher(dirpath=tmp_path / "looks", **arguments), **options)
+        (said,) = warned(tmp_path, plain, disturbed, watcher(dirpath=tmp_path / "evaluations", **arguments), **options)
 
         assert "on purpose, number 1" in said
-        assert snapshots_in(tmp_path / "looks") == steps_in(tmp_path / "looks") == [0, 4, 6]
+        assert snapshots_in(tmp_path / "evaluations") == steps_in(tmp_path / "evaluations") == [0, 4, 6]
 
     def test_is_not_held_on_to(self, plain: dict[str, Tensor], tmp_path: Path) -> None:
         held: list[weakref.ref[Tensor]] = []
@@ -415,7 +417,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "an older version without looks": (lambda state: state.pop("looks"), "KeyError: 'looks'"),
+    "an older version without looks": (lambda state: state.pop("evaluations"), "KeyError: 'looks'"),
     "a newer version": (lambda state: state["monitor"].update(version=2), "format version 2, this package reads 1"),
     "a newer version with more in the history": (
         lambda state: state["monitor"]["history"][0].update(mood="good"),
@@ -424,7 +426,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no monitor": (lambda state: state.pop("monitor"), "KeyError: 'monitor'"),
     "no history": (lambda state: state["monitor"].pop("history"), "no whole history.*'history'"),
     "a history of another length": (
-        lambda state: state["monitor"]["history"][1].update(heat=torch.zeros(5, 4, 4)),
+        lambda state: state["monitor"]["history"][1].update(maps=torch.zeros(5, 4, 4)),
         "not as many maps as there are probes",
     ),
     "figures of another kind": (lambda state: state["monitor"].update(metrics=[1, 2]), "no whole history"),
@@ -433,7 +435,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "not equally many",
     ),
     "no probes": (lambda state: state.pop("probes"), "KeyError: 'probes'"),
-    "a number of looks that is none": (lambda state: state.update(looks="many"), "ValueError"),
+    "a number of looks that is none": (lambda state: state.update(evaluations="many"), "ValueError"),
 }
 
 
@@ -545,8 +547,8 @@ def test_a_training_that_ends_early_leaves_whole_files_and_a_callback_that_let_g
     with pytest.raises(error):
         train(tmp_path / "a", watching, module=module, data=data)
 
-    looks = tmp_path / "a" / "run" / "clipcam"
-    assert snapshots_in(looks) == steps_in(looks) == steps
+    evaluations = tmp_path / "a" / "run" / "clipcam"
+    assert snapshots_in(evaluations) == steps_in(evaluations) == steps
     assert [event.step for event in events(tmp_path / "a").Scalars("clipcam/drift")] == steps
     train(tmp_path / "b", watching)
     assert watching.monitor is not None
@@ -555,7 +557,7 @@ def test_a_training_that_ends_early_leaves_whole_files_and_a_callback_that_let_g
 
 
 @pytest.mark.parametrize(("room", "taken"), [(1, STEPS), (0, [])], ids=["for one image at a time", "for none"])
-def test_a_look_that_does_not_fit_into_memory_takes_fewer_images_at_a_time(
+def test_a_evaluation_that_does_not_fit_into_memory_takes_fewer_images_at_a_time(
     room: int, taken: list[int], plain: dict[str, Tensor], tmp_path: Path
 ) -> None:
     def hungry(capture: Capture) -> Tensor:
@@ -563,11 +565,11 @@ def test_a_look_that_does_not_fit_into_memory_takes_fewer_images_at_a_time(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return METHODS["gradcam"].function(capture)
 
-    said = warned(tmp_path, plain, watcher(method=hungry, dirpath=tmp_path / "looks"))
+    said = warned(tmp_path, plain, watcher(method=hungry, dirpath=tmp_path / "evaluations"))
 
     assert len(said) == (0 if taken else 1)
     assert all("not enough memory to explain even one image at a time" in each for each in said)
-    assert (snapshots_in(tmp_path / "looks") if taken else []) == taken
+    assert (snapshots_in(tmp_path / "evaluations") if taken else []) == taken
 
 
 def test_a_callback_holds_no_model_after_a_training_that_failed(tmp_path: Path) -> None:

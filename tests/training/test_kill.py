@@ -29,7 +29,7 @@ from tests.support import faulty
 
 KILLS = int(os.environ.get("CLIPCAM_KILLS", "5"))
 PATIENCE = 120  # seconds after which a run is taken to hang
-LOOKS = Path("run") / "clipcam"
+EVALUATIONS = Path("run") / "clipcam"
 
 
 class Assassin:
@@ -177,18 +177,18 @@ def test_a_killed_run_leaves_whole_files_and_resumed_it_is_the_run_nobody_killed
     else:  # in the writing itself
         running = Running(server, tmp_path, kill_at=dice.randint(1, whole.file_calls))
         assert running.ended() == -signal.SIGKILL
-    if (tmp_path / LOOKS).exists():
-        snapshots_in(tmp_path / LOOKS)
+    if (tmp_path / EVALUATIONS).exists():
+        snapshots_in(tmp_path / EVALUATIONS)
 
     resumed = Running(server, tmp_path)
     _, _, steps = resumed.told()
 
     assert resumed.ended() == 0
     assert steps == faulty.STEPS
-    here, there = snapshots_in(tmp_path / LOOKS), snapshots_in(whole.folder / LOOKS)
+    here, there = snapshots_in(tmp_path / EVALUATIONS), snapshots_in(whole.folder / EVALUATIONS)
     assert here.keys() == there.keys() == set(faulty.STEPS)
     assert all(torch.equal(here[step].maps, there[step].maps) for step in faulty.STEPS)
-    assert history_in(tmp_path / LOOKS) == history_in(whole.folder / LOOKS)
+    assert history_in(tmp_path / EVALUATIONS) == history_in(whole.folder / EVALUATIONS)
     ends = [
         torch.load(each / "kept" / "last.ckpt", weights_only=True)["state_dict"] for each in (tmp_path, whole.folder)
     ]

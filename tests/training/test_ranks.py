@@ -77,7 +77,7 @@ def maps_of(module: nn.Module, weights: dict[str, torch.Tensor], method: str) ->
     return explain(clip, prepared.images, [[text] for text in prepared.texts], method=method).maps[:, 0]
 
 
-def test_under_ddp_the_training_is_the_same_with_and_without_looks(run: Any) -> None:
+def test_under_ddp_the_training_is_the_same_with_and_without_evaluations(run: Any) -> None:
     ranks, _ = run("ddp")
     for rank in ranks:
         assert_same(rank["plain"], rank["watched"])
@@ -129,7 +129,7 @@ def test_only_rank_0_reads_files(run: Any) -> None:
     assert len(snapshots(folder / "c")) == 3
 
 
-def test_a_look_that_fails_on_one_rank_fails_on_both_and_the_training_goes_on(run: Any) -> None:
+def test_a_evaluation_that_fails_on_one_rank_fails_on_both_and_the_training_goes_on(run: Any) -> None:
     ranks, folder = run("captured")
     for rank in ranks:
         found = rank["failing on one rank"]
@@ -173,6 +173,6 @@ def test_fully_shard_does_split_the_model(run: Any) -> None:
 def test_a_split_run_resumes_with_its_baseline_and_history(run: Any) -> None:
     ranks, folder = run("resumed")
     assert ranks[0]["steps"] == [0, 2, 4]
-    lines = (folder / "looks" / "history.jsonl").read_text().splitlines()
+    lines = (folder / "evaluations" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 2, 4]
     assert {json.loads(line)["baseline_step"] for line in lines} == {0}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT, _overlays, colored, overlaid
 from clipcam_lightning.drift.compare import ProbeDrift
+from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
 from clipcam_lightning.visualization.panels import (
     ALARM,
     GAP,
@@ -18,9 +19,7 @@ from clipcam_lightning.visualization.panels import (
     MAX_ROWS,
     SHEET_TILE,
     TILE,
-    SheetColumn,
     contact_sheet,
-    for_display,
     probe_panel,
 )
 
@@ -46,9 +45,9 @@ TEXTS = {
 
 def row(prompt: str = "a cat", **changes: Any) -> ProbeDrift:
     fields = {
-        "drift": 0.5, "top_iou": 0.1, "center_shift": 0.2, "js_distance": 0.4, "noise_ratio": 5.0, "common_gain": 0.1,
-        "peak_gain": 0.2, "similarity": 0.3, "similarity_change": 0.1, "energy_inside_mask": math.nan,
-        "energy_change": math.nan, "pointing": math.nan, "degenerate": "", "blind": False, "severity": 0.5,
+        "drift": 0.5, "top_iou": 0.1, "center_shift": 0.2, "js_distance": 0.4, "noise_ratio": 5.0, "shared_gain": 0.1,
+        "concentration": 0.2, "similarity": 0.3, "similarity_change": 0.1, "energy_inside_mask": math.nan,
+        "energy_change": math.nan, "pointing": math.nan, "degenerate": "", "has_valid_baseline": True, "severity": 0.5,
         "reason": "",
     }  # fmt: skip
     return ProbeDrift(name="cat", prompt=prompt, **{**fields, **changes})
@@ -124,7 +123,7 @@ def test_maps_for_display_keep_zero_and_reach_one() -> None:
         [torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[torch.nan, torch.inf, 4.0]]), torch.zeros(1, 3)]
     )
     expected = torch.tensor([[[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0]]])
-    assert torch.equal(for_display(maps), expected)
+    assert torch.equal(relative_saliency(maps), expected)
 
 
 def test_a_panel_shows_where_the_map_was_where_it_is_and_the_change() -> None:
@@ -227,8 +226,8 @@ def test_an_alarm_is_flagged_in_its_colour() -> None:
     assert not is_red(panel())[:33].any()
 
 
-def column(heat: Tensor, step: int = 0, drift: float = 0.5, alarm: bool = False) -> SheetColumn:
-    return SheetColumn(step, heat.half(), (drift,) * len(heat), (alarm,) * len(heat))
+def column(heat: Tensor, step: int = 0, drift: float = 0.5, alarm: bool = False) -> HistoryEntry:
+    return HistoryEntry(step, heat.half(), (drift,) * len(heat), (alarm,) * len(heat))
 
 
 CELL, LABEL = SHEET_TILE + GAP, 150 + GAP
@@ -240,11 +239,11 @@ def sheet_tile(sheet: Image.Image, r: int, c: int) -> np.ndarray:
     return pixels_of(sheet)[top : top + SHEET_TILE, left : left + SHEET_TILE]
 
 
-@pytest.mark.parametrize(("looks", "shown"), [(1, 1), (2, 2), (12, 12), (13, 12), (100, 12)])
-def test_a_sheet_shows_looks_in_order_with_the_first_and_the_last(looks: int, shown: int) -> None:
+@pytest.mark.parametrize(("evaluations", "shown"), [(1, 1), (2, 2), (12, 12), (13, 12), (100, 12)])
+def test_a_sheet_shows_evaluations_in_order_with_the_first_and_the_last(evaluations: int, shown: int) -> None:
     """Look k is lit all over with k / (looks - 1): on black, brightness tells which look a tile shows."""
     black = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-    levels = torch.linspace(0, 1, looks)
+    levels = torch.linspace(0, 1, evaluations)
     sheet = contact_sheet(black, ["a", "b"], [column(torch.full((2, 8, 8), float(x))) for x in levels])
 
     assert sheet.size == (LABEL + (1 + shown) * CELL, 26 + 2 * (CELL + 20))
@@ -255,18 +254,18 @@ def test_a_sheet_shows_looks_in_order_with_the_first_and_the_last(looks: int, sh
     assert shown <= MAX_COLUMNS
 
 
-def test_a_sheet_of_many_probes_keeps_those_that_drifted_furthest_at_the_last_look() -> None:
+def test_a_sheet_of_many_probes_keeps_those_that_drifted_furthest_at_the_last_evaluation() -> None:
     count = MAX_ROWS + 8
     pixels = torch.arange(count, dtype=torch.uint8).mul(5).view(-1, 1, 1, 1).repeat(1, 3, 32, 32)
     dropped = {0, 3, 4, 11, 20, 30, 38, 39}
     drifts = tuple(0.1 if i in dropped else 0.2 + 0.01 * i for i in range(count))
     heat = torch.zeros(count, 4, 4).half()
-    looks = [
-        SheetColumn(0, heat, tuple(float(i) for i in reversed(range(count))), (False,) * count),
-        SheetColumn(9, heat, drifts, (False,) * count),
+    evaluations = [
+        HistoryEntry(0, heat, tuple(float(i) for i in reversed(range(count))), (False,) * count),
+        HistoryEntry(9, heat, drifts, (False,) * count),
     ]
 
-    sheet = contact_sheet(pixels, [f"p{i}" for i in range(count)], looks)
+    sheet = contact_sheet(pixels, [f"p{i}" for i in range(count)], evaluations)
 
     assert sheet.height == 26 + MAX_ROWS * (CELL + 20)
     shown = [sheet_tile(sheet, r, 0)[50, 50, 0] for r in range(MAX_ROWS)]
@@ -275,8 +274,8 @@ def test_a_sheet_of_many_probes_keeps_those_that_drifted_furthest_at_the_last_lo
 
 def test_a_sheet_frames_an_alarm_and_nothing_else() -> None:
     heat = torch.zeros(2, 8, 8)
-    looks = [column(heat), SheetColumn(5, heat.half(), (0.1, 1.2), (False, True))]
-    sheet = contact_sheet(torch.stack([GREY, GREY]), ["a", "b"], looks)
+    evaluations = [column(heat), HistoryEntry(5, heat.half(), (0.1, 1.2), (False, True))]
+    sheet = contact_sheet(torch.stack([GREY, GREY]), ["a", "b"], evaluations)
 
     framed = [[sheet.getpixel((LABEL + c * CELL - 2, 26 + r * (CELL + 20) + 50)) for c in (1, 2)] for r in (0, 1)]
     red = tuple(int(ALARM[i : i + 2], 16) for i in (1, 3, 5))
@@ -284,7 +283,9 @@ def test_a_sheet_frames_an_alarm_and_nothing_else() -> None:
 
 
 def test_a_sheet_lights_the_hot_corner() -> None:
-    sheet = contact_sheet(GREY[None], ["a"], [column(for_display(BEFORE[None])), column(for_display(NOW[None]))])
+    sheet = contact_sheet(
+        GREY[None], ["a"], [column(relative_saliency(BEFORE[None])), column(relative_saliency(NOW[None]))]
+    )
     before, now = corners(sheet_tile(sheet, 0, 1)), corners(sheet_tile(sheet, 0, 2))
     assert colourfulness(before[0]) > 60 > 20 > colourfulness(before[1])
     assert colourfulness(now[1]) > 60 > 20 > colourfulness(now[0])
@@ -292,8 +293,8 @@ def test_a_sheet_lights_the_hot_corner() -> None:
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_no_text_leaves_its_place_in_a_sheet(text: str) -> None:
-    looks, pixels = [column(torch.zeros(2, 8, 8))], torch.stack([GREY, GREY])
-    plain, odd = contact_sheet(pixels, ["a", "b"], looks), contact_sheet(pixels, [text, "b"], looks)
+    evaluations, pixels = [column(torch.zeros(2, 8, 8))], torch.stack([GREY, GREY])
+    plain, odd = contact_sheet(pixels, ["a", "b"], evaluations), contact_sheet(pixels, [text, "b"], evaluations)
 
     differs = (pixels_of(plain) != pixels_of(odd)).any(2)
     assert not differs[:, LABEL:].any(), "the text reaches into the pictures"

@@ -165,7 +165,7 @@ def test_what_passed_says_so() -> None:
 def test_single_probes_that_break_the_rule_are_named_though_the_whole_is_no_alarm() -> None:
     before, now = snapshot(*[TOP_LEFT] * 8), snapshot(BOTTOM_RIGHT, *[TOP_LEFT] * 7)
     report = compare(before, now)
-    assert (report.alarmed, len(report.alarms)) == (False, 1)
+    assert (report.alarm, len(report.flagged)) == (False, 1)
     root = Tree(html_report(before, now, report)).root
     assert words(root.all("p", "verdict")[0].text) == "✓ Passed"
     assert words(root.all("h1")[0].text) == "1 of 8 probes breaks the rule, too few for an alarm"
@@ -365,7 +365,7 @@ def test_json_has_what_the_report_has_and_null_for_what_is_unknown() -> None:
     assert values == report_as_json(report), "nothing but what JSON knows"
     probes = values.pop("probes")
     assert values == {
-        "alarmed": True,
+        "alarm": True,
         "severity": "inf",
         "summary": str(report),
         "rule": str(report.rule),
@@ -373,10 +373,10 @@ def test_json_has_what_the_report_has_and_null_for_what_is_unknown() -> None:
         "baseline_step": 0,
         "drift": report.drift,
         "worst": "probe-2",
-        "alarms": ["probe-3", "probe-2"],  # a map that vanished comes first
+        "flagged": ["probe-3", "probe-2"],  # a map that vanished comes first
     }
     for probe, row in zip(report.probes, probes, strict=True):
-        assert row.pop("alarm") is probe.alarm
+        assert row.pop("alarm") is probe.flagged
         assert row.keys() == ProbeDrift.__dataclass_fields__.keys()
         for name, value in row.items():
             expected = getattr(probe, name)
