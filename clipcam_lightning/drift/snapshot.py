@@ -45,6 +45,9 @@ class SnapshotInfo:
     epoch: int
     method: str
     target: str
+    scales: tuple[float, ...]
+    flip: bool
+    fuse: str
     layers: tuple[str, ...]
     fingerprint: str
     dtype: str
@@ -63,7 +66,7 @@ class Snapshot:
         names: of the probes.
         prompts: of the probes.
         info: how the maps came about.
-        noise: mean drift of each probe's map under changes that do not matter, 0 to 2; NaN where unknown, ``None`` if not measured.
+        noise: mean drift of each probe's map under changes that do not matter, 0 to 2; NaN where unknown.
         pictures: what the model saw of each probe, as JPEG files; empty where another snapshot of the run has them.
     """
 
@@ -160,6 +163,9 @@ def take_snapshot(
             epoch=epoch,
             method=explanation.method,
             target=explanation.target,
+            scales=explanation.scales,
+            flip=explanation.flip,
+            fuse=explanation.fuse,
             layers=explanation.layers,
             fingerprint=clip.fingerprint,
             dtype=str(clip.dtype).removeprefix("torch."),
@@ -175,7 +181,14 @@ def _texts(values: Any) -> tuple[str, ...]:
 
 
 def _info(fields: dict[str, Any]) -> SnapshotInfo:
-    info = SnapshotInfo(**{**fields, "layers": _texts(fields["layers"]), "versions": dict(fields["versions"])})
+    info = SnapshotInfo(
+        **{
+            **fields,
+            "layers": _texts(fields["layers"]),
+            "scales": tuple(fields["scales"]),
+            "versions": dict(fields["versions"]),
+        }
+    )
     versions = info.versions
     texts = (info.digest, info.method, info.target, info.fingerprint, info.dtype, *versions, *versions.values())
     if not all(isinstance(text, str) for text in texts) or not type(info.step) is type(info.epoch) is int:

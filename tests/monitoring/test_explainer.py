@@ -13,8 +13,9 @@ from torch.testing import assert_close
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods.gradcam import gradcam
 from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.errors import ClipCamError
-from clipcam_lightning.monitoring.explainer import explain_in_memory
+from clipcam_lightning.monitoring.explainer import explain_within_memory
 from tests.support.faulty import tiny_module
 
 
@@ -65,7 +66,7 @@ def test_batches_are_halved_until_they_fit_and_the_maps_are_those_of_one_batch(
 ) -> None:
     method = Greedy(room=3, exhaust=exhaust)
 
-    found = explain_in_memory(clip, images, ["a red circle"], method=method, layers=-1)
+    found = explain_within_memory(clip, images, ["a red circle"], MapSettings(method=method, layers=-1))
 
     assert method.shown == [11, 5, 2, 2, 2, 2, 2, 1]
     whole = explain(clip, images, ["a red circle"], method="gradcam", layers=-1)
@@ -78,14 +79,14 @@ def test_the_first_attempt_takes_the_batch_size_but_no_more_than_there_are(
     batch_size: int | None, first: int, clip: ClipModel, images: Tensor
 ) -> None:
     method = Greedy(room=99)
-    explain_in_memory(clip, images, ["a red circle"], method=method, batch_size=batch_size)
+    explain_within_memory(clip, images, ["a red circle"], MapSettings(method=method, batch_size=batch_size))
     assert method.shown[0] == first
 
 
 def test_what_does_not_fit_one_image_at_a_time_is_said(clip: ClipModel, images: Tensor) -> None:
     method = Greedy(room=0)
     with pytest.raises(ClipCamError, match=r"even one image at a time \(.*can't allocate memory.*Free some") as raised:
-        explain_in_memory(clip, images, ["a red circle"], method=method)
+        explain_within_memory(clip, images, ["a red circle"], MapSettings(method=method))
     assert method.shown == [11, 5, 2, 1]
     assert raised.value.__context__ is None, "an error that is kept keeps the attempt's tensors"
 
@@ -99,7 +100,7 @@ def test_another_error_is_raised_at_once(error: Exception, clip: ClipModel, imag
 
     method = Greedy(room=0, exhaust=broken)
     with pytest.raises(type(error), match=str(error.args[0])):
-        explain_in_memory(clip, images, ["a red circle"], method=method)
+        explain_within_memory(clip, images, ["a red circle"], MapSettings(method=method))
     assert method.shown == [11]
 
 
@@ -117,7 +118,7 @@ def test_a_failed_attempt_is_let_go_before_the_next(clip: ClipModel, images: Ten
 
     gc.disable()
     try:
-        explain_in_memory(clip, images[:4], ["a red circle"], method=method)
+        explain_within_memory(clip, images[:4], ["a red circle"], MapSettings(method=method))
     finally:
         gc.enable()
     assert alive == [False, False, False]

@@ -8,7 +8,8 @@ import torch
 
 from clipcam_lightning import Probe, ProbeSet
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.drift.compare import DriftRule
+from clipcam_lightning.cam.settings import MapSettings
+from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.history import MAX_ENTRIES, HistoryEntry, thinned
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
@@ -20,7 +21,7 @@ EVALUATIONS = 500
 def monitor_of() -> Monitor:
     scenes = draw_scenes(1, seed=4)
     probes = ProbeSet([Probe(scenes.images[0], "a red circle")])
-    return Monitor(probes, method="hirescam", layers=None, target="similarity", rule=DriftRule())
+    return Monitor(probes)
 
 
 def test_a_long_history_keeps_the_first_the_last_and_evenly_spaced_evaluations_also_through_a_checkpoint(
@@ -28,11 +29,11 @@ def test_a_long_history_keeps_the_first_the_last_and_evenly_spaced_evaluations_a
 ) -> None:
     monitor, sizes = monitor_of(), []
     for step in range(EVALUATIONS):
-        monitor.evaluate(clip, step=10 * step, epoch=step)
+        monitor.evaluate(LocalExplainer(clip, MapSettings(method="hirescam")), step=10 * step, epoch=step)
         sizes.append(len(pickle.dumps(monitor.state()["history"])))
     resumed = monitor_of()
     resumed.restore(monitor.state())
-    resumed.evaluate(clip, step=10 * EVALUATIONS, epoch=EVALUATIONS)
+    resumed.evaluate(LocalExplainer(clip, MapSettings(method="hirescam")), step=10 * EVALUATIONS, epoch=EVALUATIONS)
 
     assert max(sizes[MAX_ENTRIES:]) <= 1.1 * sizes[MAX_ENTRIES - 1], "it grows no more"
     for history, last in ((monitor.history, EVALUATIONS - 1), (resumed.history, EVALUATIONS)):

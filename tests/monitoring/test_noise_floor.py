@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from clipcam_lightning import ClipModel, DriftRule, Probe, ProbeSet, explain, find_clip
+from clipcam_lightning import ClipModel, Probe, ProbeSet, explain, find_clip
 from clipcam_lightning.analysis.prompt_sensitivity import paraphrases
+from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
-from clipcam_lightning.monitoring.noise_floor import input_changes, noise, noise_floor
+from clipcam_lightning.monitoring.noise_floor import changed_images, harmless_drifts, noise_floor
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from clipcam_lightning.storage.jpeg import as_jpeg
@@ -42,7 +43,7 @@ def maps_of(clip: ClipModel, images: Tensor, prompts: list[str]) -> Tensor:
 def test_the_images_move_by_a_pixel_and_change_in_compression_and_brightness() -> None:
     images = torch.rand(2, 3, 16, 24) * 4 - 1
 
-    right, down, compressed, brighter, darker = input_changes(images)
+    right, down, compressed, brighter, darker = changed_images(images)
 
     assert_close(right[..., 1:], images[..., :-1])
     assert_close(right[..., 0], images[..., 0])
@@ -66,8 +67,8 @@ def test_noise_that_cannot_be_measured_is_noted_and_the_evaluation_goes_on(clip:
             raise RuntimeError("too long for context length")
         return WordTokenizer()(prompts)
 
-    monitor = Monitor(probes(), method="auto", layers=None, target="similarity", rule=DriftRule())
-    outcome = monitor.evaluate(replace(clip, tokenizer=strict), step=0, epoch=0)
+    monitor = Monitor(probes())
+    outcome = monitor.evaluate(LocalExplainer(replace(clip, tokenizer=strict)), step=0, epoch=0)
 
     assert "noise of the probes could not be measured" in outcome.note
     assert "too long for context length" in outcome.note
@@ -76,7 +77,7 @@ def test_noise_that_cannot_be_measured_is_noted_and_the_evaluation_goes_on(clip:
 
 
 def test_a_blank_image_stays_blank() -> None:
-    for changed in input_changes(torch.full((1, 3, 8, 8), 0.25)):
+    for changed in changed_images(torch.full((1, 3, 8, 8), 0.25)):
         assert_close(changed, torch.full((1, 3, 8, 8), 0.25))
 
 
@@ -87,7 +88,7 @@ def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel) -> None:
     maps = maps_of(clip, prepared.images, watched.prompts)
     expected = []
     for i, prompt in enumerate(watched.prompts):
-        changed = [maps_of(clip, images[i : i + 1], [prompt]) for images in input_changes(prepared.images)]
+        changed = [maps_of(clip, images[i : i + 1], [prompt]) for images in changed_images(prepared.images)]
         changed += [
             maps_of(clip, prepared.images[i : i + 1], [other]) for other in paraphrases(prompt) if other != prompt
         ]
@@ -95,7 +96,7 @@ def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel) -> None:
         drifts = [1 - torch.corrcoef(torch.stack([maps[i].flatten(), each.flatten()]))[0, 1] for each in changed]
         expected.append(torch.stack(drifts).mean())
 
-    assert_close(noise_floor(clip, prepared, maps), torch.stack(expected), atol=1e-4, rtol=1e-3)
+    assert_close(noise_floor(LocalExplainer(clip), prepared, maps), torch.stack(expected), atol=1e-4, rtol=1e-3)
     assert torch.stack(expected).min() > 1e-3, "a floor of nothing would hide all"
 
 
@@ -104,15 +105,15 @@ def test_token_ids_have_no_other_paraphrase(clip: ClipModel) -> None:
     prepared = watched.prepared(clip)
     maps = maps_of(clip, prepared.images, watched.prompts)
 
-    assert noise(clip, prepared, maps).shape == (5, 3)
+    assert harmless_drifts(LocalExplainer(clip), prepared, maps).shape == (5, 3)
     together = ProbeSet([*probes(tokens=True), *(Probe(each.image, each.prompt) for each in probes())])
-    mixed = noise(clip, together.prepared(clip), torch.cat([maps, maps]))
+    mixed = harmless_drifts(LocalExplainer(clip), together.prepared(clip), torch.cat([maps, maps]))
     assert mixed.isnan().tolist() == [[False] * 6] * 5 + [[True] * 3 + [False] * 3] * 7
 
 
 def test_maps_that_say_nothing_have_no_floor(clip: ClipModel) -> None:
     prepared = probes().prepared(clip)
-    floor = noise_floor(clip, prepared, torch.zeros(3, 8, 8))
+    floor = noise_floor(LocalExplainer(clip), prepared, torch.zeros(3, 8, 8))
     assert floor.isnan().all()
 
 
