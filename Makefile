@@ -24,12 +24,12 @@ test-tab:
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile tests/tensorboard_tab
 
 benchmarks: .venv/.installed-test
-	$(BIN)/python benchmarks/localisation.py
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/tensorboard_tab.py
-	$(BIN)/python benchmarks/ranks.py
-	$(BIN)/python benchmarks/drift_detection.py
+	$(BIN)/python -m benchmarks.localisation
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.tensorboard_tab
+	$(BIN)/python -m benchmarks.ranks
+	$(BIN)/python -m benchmarks.drift_detection
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

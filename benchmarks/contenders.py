@@ -5,13 +5,13 @@ from functools import partial
 from math import inf
 
 import torch
-from goals import GOALS
 from jaxtyping import Float
-from measure import FORWARD, LIMIT, Case, Contender
-from peers import PEERS, image_tower
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.goals import GOALS
+from benchmarks.measure import FORWARD, LIMIT, Case, Contender
+from benchmarks.peers import PEERS, image_tower
 from clipcam_lightning import METHODS, ClipModel, explain
 from clipcam_lightning.cam.capture import ScoreCapture
 from clipcam_lightning.cam.methods import Method

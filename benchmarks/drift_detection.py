@@ -29,13 +29,13 @@ from pathlib import Path
 from statistics import fmean, median
 
 import torch
-from detectors import DETECTORS, roc_auc
-from finetunes import EPOCHS, FineTune, Use, fine_tune, harmless, shortcuts
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.detectors import DETECTORS, roc_auc
+from benchmarks.finetunes import EPOCHS, FineTune, Use, fine_tune, harmless, shortcuts
 from clipcam_lightning import Snapshot
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -89,9 +89,11 @@ def run(finetune: FineTune, folder: Path) -> Run:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     uses = uses_of(finetune, folder)
-    baseline, *looks = (Snapshot.load(file) for file in sorted(folder.glob("step-*.safetensors")))
+    baseline, *evaluations = (Snapshot.load(file) for file in sorted(folder.glob("step-*.safetensors")))
     used = next((epoch for epoch, use in enumerate(uses, start=1) if use.shortcut), None)
-    scores = {name: [detector(baseline, look) for look in looks] for name, detector in DETECTORS.items()}
+    scores = {
+        name: [detector(baseline, evaluation) for evaluation in evaluations] for name, detector in DETECTORS.items()
+    }
     return Run(finetune, used if finetune.planted else None, scores)
 
 
@@ -131,7 +133,7 @@ def verdict(name: str, threshold: float, runs: Sequence[Run]) -> Verdict:
     delays = [delay(each, name, threshold) for each in used]
     highest = {id(each): max(each.scores[name]) for each in runs}
     negatives = [highest[id(each)] for each in harmless_runs]
-    looks = [score for each in harmless_runs for score in each.scores[name]]
+    evaluations = [score for each in harmless_runs for score in each.scores[name]]
     return Verdict(
         threshold=round(threshold, 4),
         auc=round(roc_auc([highest[id(each)] for each in planted], negatives), 4),
@@ -139,15 +141,15 @@ def verdict(name: str, threshold: float, runs: Sequence[Run]) -> Verdict:
         detected=round(fmean(math.isfinite(each) for each in delays), 4),
         delay=median(delays),
         worst_delay=max(delays),
-        false_alarms=round(100 * fmean(score > threshold for score in looks), 2),
+        false_alarms=round(100 * fmean(score > threshold for score in evaluations), 2),
     )
 
 
 def delay(each: Run, name: str, threshold: float) -> float:
     """Epochs from the first use of the shortcut to the first alarm; negative if it came before."""
     assert each.used is not None
-    alarms = [epoch for epoch, score in enumerate(each.scores[name], start=1) if score > threshold]
-    return alarms[0] - each.used if alarms else math.inf
+    flagged = [epoch for epoch, score in enumerate(each.scores[name], start=1) if score > threshold]
+    return flagged[0] - each.used if flagged else math.inf
 
 
 def finite(figures: dict[str, float]) -> dict[str, float | None]:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from growth import UNIT, Growth
-from measure import Case, Cost
+from benchmarks.growth import UNIT, Growth
+from benchmarks.measure import Case, Cost
 
 IMAGES, MODELS = 16, ("ViT-B-32", "ViT-B-16")
 PEER = "pytorch-grad-cam"

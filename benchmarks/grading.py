@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning import metrics
 from clipcam_lightning.cam.fuse import resized
+from clipcam_lightning.drift import metrics
 
 STEPS = 10  # in which all pixels vanish or appear
 LIKE_BEFORE = 0.5  # correlation from which a map of a random model counts as the map of the trained one

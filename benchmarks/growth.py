@@ -7,7 +7,6 @@ from time import perf_counter
 import open_clip
 import torch
 from jaxtyping import Float
-from measure import peak_bytes
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from rich.console import Console
 from rich.progress import track
@@ -15,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.measure import peak_bytes
 from clipcam_lightning import ClipModel, Explanation, explain, find_clip
 from clipcam_lightning.cam.explain import BATCH_SIZE
 

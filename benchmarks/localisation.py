@@ -29,7 +29,11 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from grading import (
+from jaxtyping import Bool, Float
+from rich.progress import track
+from torch import Tensor
+
+from benchmarks.grading import (
     LIKE_BEFORE,
     best_mean_rank,
     close_to_best,
@@ -40,8 +44,7 @@ from grading import (
     randomized,
     relative_area,
 )
-from jaxtyping import Bool, Float
-from questions import (
+from benchmarks.questions import (
     CANDIDATES,
     CHANNELWISE,
     LAST_THREE,
@@ -53,10 +56,7 @@ from questions import (
     score_maps,
     targets_for,
 )
-from report import Results, Row, print_tables, write
-from rich.progress import track
-from torch import Tensor
-
+from benchmarks.report import Results, Row, print_tables, write
 from clipcam_lightning import METHODS, ClipModel, explain, find_clip
 from clipcam_lightning.cam.towers.tower import Recipe
 from clipcam_lightning.shapes_world.models import VISION, WordTokenizer, build_clip

@@ -12,13 +12,13 @@ import open_clip
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from photographs import probe_set
 from rich.progress import track
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
+from benchmarks.photographs import probe_set
 from clipcam_lightning import find_clip
-from clipcam_lightning.drift import DriftRule
-from clipcam_lightning.monitor import Monitor
+from clipcam_lightning.drift.compare import DriftRule
+from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.sinks import sinks_of
 
@@ -36,12 +36,12 @@ class Growth:
     """
 
     probes: int
-    looks: int
+    evaluations: int
     kilobytes: float
     resident: tuple[float, ...]
 
 
-def growth(looks: int, probes: int = 8) -> Growth:
+def growth(evaluations: int, probes: int = 8) -> Growth:
     """Look so often at photographs with a small model, whose pictures and maps are of the size of ViT-B-32's."""
     text = CLIPTextCfg(context_length=12, vocab_size=64, width=64, heads=2, layers=2)
     model = open_clip.CLIP(embed_dim=64, vision_cfg=VISION, text_cfg=text)
@@ -50,11 +50,11 @@ def growth(looks: int, probes: int = 8) -> Growth:
     monitor = Monitor(probe_set(probes, int(VISION.image_size)), **settings)
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder)
-        monitor.sinks = sinks_of([logger], Path(folder), "clipcam", num_pictures=32)
-        for step in track(range(1, looks + 1), "memory", transient=True):
+        monitor.sinks = sinks_of([logger], Path(folder), "clipcam", num_images=32)
+        for step in track(range(1, evaluations + 1), "memory", transient=True):
             with torch.no_grad():  # so that maps differ from look to look
                 model.visual.proj.add_(1e-2 * torch.randn_like(model.visual.proj))
-            problems = monitor.look(clip, step=step, epoch=step).problems
+            problems = monitor.evaluate(clip, step=step, epoch=step).problems
             assert not problems, problems
             if step % SETTLED == 0:
                 monitor.sinks[-1]._in_flight.result()  # what is being drawn is no growth
@@ -63,8 +63,8 @@ def growth(looks: int, probes: int = 8) -> Growth:
         logger.finalize("success")
         (file,) = Path(logger.log_dir).glob("events*")
         events = LegacyEventFileLoader(str(file)).Load()
-        kilobytes = sum(event.ByteSize() for event in events if event.step == looks) / probes / 1e3
-    return Growth(probes, looks, round(kilobytes, 1), tuple(resident))
+        kilobytes = sum(event.ByteSize() for event in events if event.step == evaluations) / probes / 1e3
+    return Growth(probes, evaluations, round(kilobytes, 1), tuple(resident))
 
 
 def resident_megabytes() -> float:

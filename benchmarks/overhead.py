@@ -26,29 +26,29 @@ import lightning.pytorch as pl
 import numpy as np
 import open_clip
 import torch
-from goals import Verdict
 from lightning.pytorch.loggers import TensorBoardLogger
-from look_parts import BACKGROUND, PARTS, WAITS, Stopwatch
-from memory import SETTLED, Growth, growth
-from photographs import probe_set
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from speed import THREADS, cpu_name, print_verdicts
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.evaluation_parts import BACKGROUND, PARTS, WAITS, Stopwatch
+from benchmarks.goals import Verdict
+from benchmarks.memory import SETTLED, Growth, growth
+from benchmarks.photographs import probe_set
+from benchmarks.speed import THREADS, cpu_name, print_verdicts
 from clipcam_lightning import ClipCamCallback
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 
 RESULTS = Path(__file__).with_suffix(".json")
 MODEL, BATCH = "ViT-B-32", 32
-LOOKS = {8: 4, 64: 3, 1024: 2}  # for each number of probes; the first is counted apart
+EVALUATIONS = {8: 4, 64: 3, 1024: 2}  # for each number of probes; the first is counted apart
 NOISE_UP_TO = 8  # probes; measuring it takes the time of a dozen looks
 EVERY = 3  # epochs: the look, what it leaves to the background, neither
 STEPS, KILOBYTES, MEGABYTES = 1.0, 60.0, 2.0  # the goals at 8 probes
-MEMORY_LOOKS = 1000
+MEMORY_EVALUATIONS = 1000
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "lightning", "tensorboard", "pillow")
 NOTES = f"""\
 A look is what the training waits for and what is done in the background. The training waits for explaining, comparing
@@ -86,10 +86,10 @@ class Overhead:
     """
 
     probes: int
-    looks: int
+    evaluations: int
     step: float
     first: float
-    look: float
+    evaluation: float
     waits: float
     parts: dict[str, float]
     excess: float
@@ -109,14 +109,14 @@ class Epochs(pl.Callback):
         return np.diff(self.starts).tolist()
 
 
-def overhead(module: FineTuning, data: TensorDataset, probes: int, looks: int, side: int) -> Overhead:
+def overhead(module: FineTuning, data: TensorDataset, probes: int, evaluations: int, side: int) -> Overhead:
     """Train with looks every third epoch."""
-    epochs, watch = Epochs(), Stopwatch(measures_noise=probes <= NOISE_UP_TO)
+    epochs, session = Epochs(), Stopwatch(measures_noise=probes <= NOISE_UP_TO)
     watcher = ClipCamCallback(probe_set(probes, side), every_n_epochs=EVERY, on_drift="log")
-    with tempfile.TemporaryDirectory() as folder, watch:
+    with tempfile.TemporaryDirectory() as folder, session:
         trainer = pl.Trainer(
             accelerator="cpu",
-            max_epochs=EVERY * (looks - 1) + 2,  # the first look comes before them
+            max_epochs=EVERY * (evaluations - 1) + 2,  # the first look comes before them
             callbacks=[epochs, watcher],
             logger=TensorBoardLogger(folder, name="", version="run"),
             enable_checkpointing=False,
@@ -125,18 +125,18 @@ def overhead(module: FineTuning, data: TensorDataset, probes: int, looks: int, s
             log_every_n_steps=1,
         )
         trainer.fit(module, DataLoader(data, BATCH))
-    alone, looked, drawn = (epochs.seconds[start::EVERY] for start in (1, 2, 3))
+    alone, evaluated, drawn = (epochs.seconds[start::EVERY] for start in (1, 2, 3))
     step = median(alone)
-    first, *later = watch.looks
+    first, *later = session.evaluations
     return Overhead(
         probes=probes,
-        looks=1 + len(later),
+        evaluations=1 + len(later),
         step=round(step, 3),
         first=round(first[WAITS] / step, 3),
-        look=round(median(look[WAITS] + look[BACKGROUND] for look in later) / step, 3),
-        waits=round(median(look[WAITS] for look in later) / step, 3),
-        parts={part: round(median(look[part] for look in later) / step, 4) for part in PARTS},
-        excess=round(median(a + b - 2 * step for a, b in zip(looked, drawn, strict=True)) / step, 3),
+        evaluation=round(median(evaluation[WAITS] + evaluation[BACKGROUND] for evaluation in later) / step, 3),
+        waits=round(median(evaluation[WAITS] for evaluation in later) / step, 3),
+        parts={part: round(median(evaluation[part] for evaluation in later) / step, 4) for part in PARTS},
+        excess=round(median(a + b - 2 * step for a, b in zip(evaluated, drawn, strict=True)) / step, 3),
     )
 
 
@@ -146,15 +146,15 @@ def verdicts(rows: Sequence[Overhead], growth: Growth) -> list[Verdict]:
         Verdict(
             f"{MODEL}, {row.probes} probes",
             f"a look after the first, all included: at most {STEPS:g} training step",
-            f"{row.look:.2f}",
-            row.look <= STEPS,
+            f"{row.evaluation:.2f}",
+            row.evaluation <= STEPS,
         )
         for row in rows
         if row.probes == growth.probes
     ]
     where, low, high = f"{growth.probes} probes", min(growth.resident), max(growth.resident)
     size = f"event file: at most {KILOBYTES:g} kB a probe and look"
-    kept = f"resident memory from look {SETTLED} to {growth.looks}: within ±{MEGABYTES:g} MB"
+    kept = f"resident memory from look {SETTLED} to {growth.evaluations}: within ±{MEGABYTES:g} MB"
     moved = f"{growth.resident[-1] - growth.resident[0]:+.1f} MB, range {high - low:.1f} MB"
     return [
         *found,
@@ -171,7 +171,7 @@ def print_rows(console: Console, rows: Sequence[Overhead]) -> None:
         table.add_column(f"{row.probes} probes", justify="right")
     for title, figure in (
         ("the first look", lambda row: f"{row.first:.2f}"),
-        ("a later look", lambda row: f"{row.look:.3f}"),
+        ("a later look", lambda row: f"{row.evaluation:.3f}"),
         *((f"  {part}", lambda row, part=part: f"{row.parts[part]:.3f}") for part in PARTS),
         ("training waits", lambda row: f"{row.waits:.3f}"),
         ("longer epochs", lambda row: f"{row.excess:+.2f}"),
@@ -184,7 +184,9 @@ def print_rows(console: Console, rows: Sequence[Overhead]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model, few looks; writes nothing")
-    parser.add_argument("--probes", nargs="+", type=int, choices=LOOKS, default=list(LOOKS), help="by default all")
+    parser.add_argument(
+        "--probes", nargs="+", type=int, choices=EVALUATIONS, default=list(EVALUATIONS), help="by default all"
+    )
     options = parser.parse_args()
 
     start, console = perf_counter(), Console(width=140, highlight=False)
@@ -199,10 +201,10 @@ def main() -> None:
         size, counts = 224, options.probes
     texts = tokenizer(["a photo of a flower", "a photo of a temple"] * (batch // 2))
     data = TensorDataset(torch.randn(batch, 3, size, size), texts)
-    grown = growth(3 * SETTLED if options.quick else MEMORY_LOOKS)
+    grown = growth(3 * SETTLED if options.quick else MEMORY_EVALUATIONS)
     rows = []
     for probes in counts:
-        rows.append(overhead(FineTuning(model, tokenizer), data, probes, LOOKS[probes], size))
+        rows.append(overhead(FineTuning(model, tokenizer), data, probes, EVALUATIONS[probes], size))
         print_rows(console, rows)
     console.print(NOTES)
     if not options.quick:  # the goals are those of the large model

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from grading import edges
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks.grading import edges
 from clipcam_lightning import METHODS, ClipModel, Contrast, LogSoftmax, Method, explain
 from clipcam_lightning.cam.capture import CurvatureCapture, ScoreCapture
 from clipcam_lightning.cam.fuse import fused

@@ -19,15 +19,15 @@ from time import perf_counter
 
 import open_clip
 import torch
-from goals import Verdict
 from rich.console import Console
-from speed import cpu_name, print_verdicts
 from torch import Tensor, distributed, multiprocessing
 
+from benchmarks.goals import Verdict
+from benchmarks.speed import cpu_name, print_verdicts
 from clipcam_lightning import ClipModel, find_clip
-from clipcam_lightning.memory import explain_in_memory
-from clipcam_lightning.ranks import Explainer, Ranks
+from clipcam_lightning.monitoring.explainer import explain_in_memory
 from clipcam_lightning.shapes_world.models import build_clip
+from clipcam_lightning.training.ranks import Explainer, Ranks
 
 RESULTS = Path(__file__).with_suffix(".json")
 MODEL, IMAGES, ROUNDS, RANKS, PORT = "ViT-B-32", 1024, 3, 2, "29533"
@@ -59,7 +59,7 @@ def measure(rank: int, quick: bool, times: "multiprocessing.Queue[tuple[float, f
         distributed.barrier()
         start = perf_counter()
         ranks.forget()
-        ranks.look(clip, clip.module, SETTINGS, partial(explain, clip, images, prompts))
+        ranks.evaluate(clip, clip.module, SETTINGS, partial(explain, clip, images, prompts))
         if rank == 0 and i >= 0:  # the first round is for warming up
             times.put((alone, perf_counter() - start))
     distributed.destroy_process_group()

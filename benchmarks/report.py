@@ -9,11 +9,12 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from grading import Grades, mean_and_error
-from questions import Question
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.grading import Grades, mean_and_error
+from benchmarks.questions import Question
 
 
 @dataclass(frozen=True)

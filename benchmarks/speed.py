@@ -18,16 +18,16 @@ from itertools import product
 from pathlib import Path
 from time import perf_counter
 
-import goals
 import open_clip
 import torch
-from contenders import contenders
-from growth import Growth, growth, print_growth
-from measure import FORWARD, Case, Cost, costs_of, print_profile
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import goals
+from benchmarks.contenders import contenders
+from benchmarks.growth import Growth, growth, print_growth
+from benchmarks.measure import FORWARD, Case, Cost, costs_of, print_profile
 from clipcam_lightning import find_clip
 
 RESULTS = Path(__file__).with_suffix(".json")

@@ -26,25 +26,25 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import numpy as np
-from goals import Verdict
-from photographs import photographs
 from PIL import Image
 from playwright.sync_api import Browser, Frame, sync_playwright
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load
-from speed import cpu_name, print_verdicts
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from clipcam_lightning import tab_events as events
-from clipcam_lightning.jpeg import as_jpeg
-from clipcam_lightning.sinks.tab import PICTURE_QUALITY, PICTURE_SIDE
+from benchmarks.goals import Verdict
+from benchmarks.photographs import photographs
+from benchmarks.speed import cpu_name, print_verdicts
+from clipcam_lightning.sinks.tensorboard_tab import PICTURE_QUALITY, PICTURE_SIDE
+from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.tensorboard_tab import events
 
 RESULTS = Path(__file__).with_suffix(".json")
-PROBES, LOOKS, GRID, ROUNDS = 1024, 200, 14, 3
+PROBES, EVALUATIONS, GRID, ROUNDS = 1024, 200, 14, 3
 NAME = "a-photo-of-thing-{}"
 REQUESTS = 1000
 SMALL = (50, 100)  # probes and looks of the event files that are weighed
@@ -113,26 +113,31 @@ class Shown:
     megabytes: list[float]
 
 
-def write_run(folder: Path, probes: int, looks: int, grid: int) -> float:
+def write_run(folder: Path, probes: int, evaluations: int, grid: int) -> float:
     """Write a run as the callback does, and return the megabytes it takes."""
     rng = np.random.default_rng(0)
     names = [NAME.format(i) for i in range(probes)]
     writer = EventFileWriter(str(folder))
     start, end = rng.random((2, probes, grid, grid), dtype=np.float32) ** 4
-    told = {"epoch": 0, "baseline_step": 0, "alarmed": False, "stored_baseline": True, "notes": [], "digest": "0"}
+    told = {"epoch": 0, "baseline_step": 0, "alarm": False, "stored_baseline": True, "notes": [], "digest": "0"}
     told |= {"method": "hirescam", "target": "similarity", "layers": ["visual.ln_1"], "grid": [grid, grid]}
-    for look in range(looks):
-        maps, scale = events.scaled(start + (end - start) * look / looks)
+    for evaluation in range(evaluations):
+        maps, scale = events.scaled(start + (end - start) * evaluation / evaluations)
         figures = rng.random((probes, len(events.FIGURES)), dtype=np.float32)
-        figures[:, 0], figures[:, 2], figures[:, -2], figures[:, -1] = look / looks, look > looks / 2, -1, scale
+        figures[:, 0], figures[:, 2], figures[:, -2], figures[:, -1] = (
+            evaluation / evaluations,
+            evaluation > evaluations / 2,
+            -1,
+            scale,
+        )
         figures[:, 0] *= np.linspace(0.1, 1, probes)
         values = []
-        if look == 0:
+        if evaluation == 0:
             described = {"digest": "0", "names": names, "prompts": names, "digests": names}
             values.append(events.json_value(events.tag("clipcam", events.PROBES), described))
             values.append(events.array_value(events.tag("clipcam", events.BASELINE), start))
             values += [
-                events.picture_value(
+                events.image_value(
                     events.tag("clipcam", events.PICTURE, name), as_jpeg(Image.fromarray(photo), PICTURE_QUALITY)
                 )
                 for name, photo in zip(names, photographs(probes, PICTURE_SIDE), strict=True)
@@ -142,8 +147,8 @@ def write_run(folder: Path, probes: int, looks: int, grid: int) -> float:
             for name, map_ in zip(names, maps, strict=True)
         ]
         values.append(events.array_value(events.tag("clipcam", events.FIGURES_TAG), figures))
-        values.append(events.json_value(events.tag("clipcam", events.LOOK), {**told, "epoch": look}))
-        writer.add_event(Event(step=10 * look, wall_time=float(look), summary=Summary(value=values)))
+        values.append(events.json_value(events.tag("clipcam", events.EVALUATION), {**told, "epoch": evaluation}))
+        writer.add_event(Event(step=10 * evaluation, wall_time=float(evaluation), summary=Summary(value=values)))
     writer.close()
     return sum(file.stat().st_size for file in folder.iterdir()) / 1e6
 
@@ -164,12 +169,12 @@ def tensorboard(logs: Path, loader: str) -> Iterator[tuple[str, int]]:
         process.wait()
 
 
-def wait_until_read(address: str, looks: int) -> None:
+def wait_until_read(address: str, evaluations: int) -> None:
     """Until all looks of the run are known."""
     while True:
         try:
             with urlopen(f"{address}data/plugin/clipcam/looks?run=run&root=clipcam") as answer:
-                if len(load(answer.read())["step"]) == looks:
+                if len(load(answer.read())["step"]) == evaluations:
                     return
         except HTTPError:
             pass
@@ -214,11 +219,11 @@ def scrolled(frame: Frame, probes: int) -> dict[str, tuple[float, ...]]:
     return {**found, "a jump": tuple(map(max, zip(*jumps, strict=True)))}
 
 
-def measure(browser: Browser, logs: Path, loader: str, probes: int, looks: int) -> Shown:
+def measure(browser: Browser, logs: Path, loader: str, probes: int, evaluations: int) -> Shown:
     """Show the run several times with one loader."""
     start = perf_counter()
     with tensorboard(logs, loader) as (address, pid):
-        wait_until_read(address, looks)
+        wait_until_read(address, evaluations)
         loaded, megabytes = perf_counter() - start, [memory(pid)]
         times, ways = [], []
         for _ in range(ROUNDS):
@@ -279,23 +284,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small run, to see that it works; writes nothing")
     quick = parser.parse_args().quick
-    probes, looks = (64, 20) if quick else (PROBES, LOOKS)
+    probes, evaluations = (64, 20) if quick else (PROBES, EVALUATIONS)
     console = Console(width=160)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         logs = Path(folder) / "logs"
         sizes = {grid: write_run(Path(folder) / f"grid-{grid}", *SMALL, grid) for grid in (7, 14)}
-        size = write_run(logs / "run", probes, looks, GRID)
+        size = write_run(logs / "run", probes, evaluations, GRID)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        shown = [measure(browser, logs, loader, probes, looks) for loader in LOADERS]
+        shown = [measure(browser, logs, loader, probes, evaluations) for loader in LOADERS]
         browser.close()
-    print_shown(console, shown, f"{probes} probes, {looks} looks: {size:.0f} MB of event file")
+    print_shown(console, shown, f"{probes} probes, {evaluations} looks: {size:.0f} MB of event file")
     goals = verdicts(shown, sizes)
     print_verdicts(console, goals)
     if not quick:
         content = {
             "cpu": cpu_name(),
             "versions": {package: version(package) for package in PACKAGES},
-            "run": {"probes": probes, "looks": looks, "grid": GRID, "megabytes": size},
+            "run": {"probes": probes, "evaluations": evaluations, "grid": GRID, "megabytes": size},
             "shown": [asdict(each) for each in shown],
             "goals": [asdict(goal) for goal in goals],
         }

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clipcam_lightning.analysis.confusion import Confusion, confusions
     from clipcam_lightning.callback import ClipCamCallback
     from clipcam_lightning.cam.capture import Capture
     from clipcam_lightning.cam.explain import explain
@@ -16,13 +17,12 @@ if TYPE_CHECKING:
     from clipcam_lightning.cam.model import ClipModel, find_clip
     from clipcam_lightning.cam.targets import Contrast, LogSoftmax
     from clipcam_lightning.cam.towers.tower import Tower
-    from clipcam_lightning.confusion import Confusion, confusions
-    from clipcam_lightning.drift import DriftReport, compare
-    from clipcam_lightning.drift_rule import DriftRule
+    from clipcam_lightning.drift.compare import DriftReport, compare
+    from clipcam_lightning.drift.rule import DriftRule
+    from clipcam_lightning.drift.snapshot import Snapshot
     from clipcam_lightning.errors import ClipCamError, ClipCamWarning, DriftAlarm
-    from clipcam_lightning.probe import Probe
-    from clipcam_lightning.probes import ProbeSet
-    from clipcam_lightning.snapshot import Snapshot
+    from clipcam_lightning.probes.probe import Probe
+    from clipcam_lightning.probes.probe_set import ProbeSet
 
 __version__ = version("clipcam-lightning")
 
@@ -33,20 +33,20 @@ _HOME = {
     "ClipCamError": "errors",
     "ClipCamWarning": "errors",
     "ClipModel": "cam.model",
-    "Confusion": "confusion",
+    "Confusion": "analysis.confusion",
     "Contrast": "cam.targets",
     "DriftAlarm": "errors",
-    "DriftReport": "drift",
-    "DriftRule": "drift_rule",
+    "DriftReport": "drift.compare",
+    "DriftRule": "drift.rule",
     "Explanation": "cam.explanation",
     "LogSoftmax": "cam.targets",
     "Method": "cam.methods",
-    "Probe": "probe",
-    "ProbeSet": "probes",
-    "Snapshot": "snapshot",
+    "Probe": "probes.probe",
+    "ProbeSet": "probes.probe_set",
+    "Snapshot": "drift.snapshot",
     "Tower": "cam.towers.tower",
-    "compare": "drift",
-    "confusions": "confusion",
+    "compare": "drift.compare",
+    "confusions": "analysis.confusion",
     "explain": "cam.explain",
     "find_clip": "cam.model",
 }

@@ -12,6 +12,11 @@
 and the one category it warns with, ``ClipCamWarning``.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipcam_lightning.drift.compare import DriftReport
+
 
 class ClipCamError(Exception):
     """Root of the tree."""
@@ -41,8 +46,19 @@ class IncomparableError(SnapshotError):
     """Two snapshots differ in something that makes their maps incomparable."""
 
 
-class DriftAlarm(ClipCamError, RuntimeError):  # noqa: N818 - an alarm, as the design calls it
-    """Attention drifted further than the rule allows."""
+class DriftAlarm(ClipCamError, RuntimeError):  # noqa: N818 - an alarm, as the docs call it
+    """Attention drifted further than the rule allows.
+
+    Attributes:
+        report: the comparison that raised the alarm.
+    """
+
+    def __init__(self, message: str, report: "DriftReport") -> None:
+        super().__init__(message, report)  # both are arguments, so that the error can be pickled
+        self.report = report
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ClipCamWarning(UserWarning):

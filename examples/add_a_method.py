@@ -26,8 +26,8 @@ def sensitivity(capture: Capture) -> Float[Tensor, "b p h w"]:
 
 def last_attention(capture: AttentionCapture) -> Float[Tensor, "b 1 h w"]:
     """Where the class token of the last block looks, over all heads; no prompt is asked for."""
-    looks = capture.attentions[-1].first().weights()  # [b, heads, 1, tokens]
-    return capture.to_map(looks.mean(dim=1))
+    evaluations = capture.attentions[-1].first().weights()  # [b, heads, 1, tokens]
+    return capture.to_map(evaluations.mean(dim=1))
 
 
 def main() -> None:

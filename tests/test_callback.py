@@ -11,7 +11,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from modules import FineTuning, Pairs, events, fit
 from PIL import Image
 from torch import nn
 
@@ -26,16 +25,17 @@ from clipcam_lightning import (
     compare,
 )
 from clipcam_lightning.cam.targets import Contrast
-from clipcam_lightning.drift import LEAST_NOISE
+from clipcam_lightning.drift.compare import LEAST_NOISE
 from clipcam_lightning.errors import ConfigError, IncomparableError, ModelError, ProbeError, SnapshotError
 from clipcam_lightning.shapes_world.models import build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+from tests.support.modules import FineTuning, Pairs, events, fit
 
 # Nets of random weights that learn for a few steps do look elsewhere afterwards.
 pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
 
 SCENES = draw_scenes(3, seed=9)
-ALWAYS = {"drift", "drift_max", "similarity", "alarms", "alarmed", "degenerate"}
+ALWAYS = {"drift", "drift_max", "similarity", "flagged", "alarm", "degenerate"}
 
 
 def masked_probes() -> ProbeSet:
@@ -105,7 +105,7 @@ def test_scalars_are_what_the_snapshots_say(tmp_path: Path) -> None:
     assert trainer.callback_metrics["clipcam/similarity"] == pytest.approx(float(last.similarity.mean()))
 
 
-def test_the_history_has_a_line_a_look_with_the_figures_of_the_snapshots(tmp_path: Path) -> None:
+def test_the_history_has_a_line_a_evaluation_with_the_figures_of_the_snapshots(tmp_path: Path) -> None:
     trainer = fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()))
 
     lines = [json.loads(line) for line in (tmp_path / "run" / "clipcam" / "history.jsonl").read_text().splitlines()]
@@ -113,7 +113,7 @@ def test_the_history_has_a_line_a_look_with_the_figures_of_the_snapshots(tmp_pat
     assert [(line["step"], line["epoch"]) for line in lines] == [(0, 0), (4, 0), (8, 1)]
     for line, snapshot in zip(lines, snapshots, strict=True):
         report = compare(snapshots[0], snapshot)
-        assert line["alarmed"] == report.alarmed
+        assert line["alarm"] == report.alarm
         assert [probe["drift"] for probe in line["probes"]] == pytest.approx([row.drift for row in report.probes])
         assert [probe["name"] for probe in line["probes"]] == list(snapshot.names)
     fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()), max_epochs=1)
@@ -122,7 +122,7 @@ def test_the_history_has_a_line_a_look_with_the_figures_of_the_snapshots(tmp_pat
 
 
 @pytest.mark.parametrize("baseline", ["start", "previous"])
-def test_only_the_first_look_measures_noise_and_keeps_pictures_and_later_ones_are_judged_by_it(
+def test_only_the_first_evaluation_measures_noise_and_keeps_pictures_and_later_ones_are_judged_by_it(
     tmp_path: Path, baseline: str
 ) -> None:
     watcher = ClipCamCallback(masked_probes(), baseline=baseline)
@@ -163,7 +163,7 @@ CADENCES: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
 
 
 @pytest.mark.parametrize(("arguments", "options", "steps"), CADENCES.values(), ids=CADENCES)
-def test_looks_are_taken(arguments: Any, options: Any, steps: list[int], tmp_path: Path) -> None:
+def test_evaluations_are_taken(arguments: Any, options: Any, steps: list[int], tmp_path: Path) -> None:
     monitors = [EarlyStopping("clipcam/drift", patience=99), Figures()]
     fit(FineTuning(), tmp_path, ClipCamCallback(method="hirescam", **arguments), *monitors, **options)
 
@@ -171,7 +171,7 @@ def test_looks_are_taken(arguments: Any, options: Any, steps: list[int], tmp_pat
     assert all(seen.keys() == ALWAYS for seen in monitors[1].seen)  # type: ignore[attr-defined]
 
 
-def test_a_checkpoint_can_be_chosen_by_where_the_model_looks(tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_chosen_by_energy_on_the_object(tmp_path: Path) -> None:
     keeper = ModelCheckpoint(tmp_path / "kept", monitor="clipcam/energy_inside_mask", mode="max")
     fit(FineTuning(), tmp_path, keeper, ClipCamCallback(masked_probes()), enable_checkpointing=True)
 
@@ -195,14 +195,14 @@ def test_raise_ends_the_training_with_an_alarm(tmp_path: Path) -> None:
         fit(FineTuning(), tmp_path, watcher)
 
 
-def test_log_says_nothing_and_previous_compares_with_the_look_before(tmp_path: Path) -> None:
+def test_log_says_nothing_and_previous_compares_with_the_evaluation_before(tmp_path: Path) -> None:
     watcher = ClipCamCallback(masked_probes(), max_drift=0.0, on_drift="log", baseline="previous")
     fit(FineTuning(), tmp_path, watcher, max_epochs=2)
 
     assert watcher.monitor is not None
     assert watcher.monitor.last is not None
     assert watcher.monitor.last.baseline.info.step == 4
-    assert events(tmp_path).Scalars("clipcam/alarms")[-1].value == 3
+    assert events(tmp_path).Scalars("clipcam/flagged")[-1].value == 3
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # of the second ModelCheckpoint
@@ -241,7 +241,7 @@ def test_a_second_fit_goes_on_with_the_baseline_of_the_first(tmp_path: Path) -> 
     assert events(tmp_path / "b").Scalars("clipcam/drift")[0].value > 0
 
 
-def test_a_second_run_with_as_many_steps_is_looked_at_too(tmp_path: Path) -> None:
+def test_a_second_run_with_as_many_steps_is_evaluated_at_too(tmp_path: Path) -> None:
     watcher = ClipCamCallback(masked_probes(), method="hirescam")
     for fold in ("a", "b"):
         fit(FineTuning(), tmp_path / fold, watcher, max_epochs=1)
@@ -258,7 +258,7 @@ def test_after_an_interrupted_fit_the_next_writes_to_its_own_folder(tmp_path: Pa
     assert (tmp_path / "b" / "run" / "clipcam" / "contact_sheet.png").exists()
 
 
-def test_two_optimizers_stepped_by_hand_miss_no_look(tmp_path: Path) -> None:
+def test_two_optimizers_stepped_by_hand_miss_no_evaluation(tmp_path: Path) -> None:
     class ByHand(FineTuning):
         automatic_optimization = False
 
@@ -457,7 +457,7 @@ class TestBadInput:
         with pytest.raises(ClipCamError, match="no probes could be taken"):
             fit(FineTuning(), tmp_path, ClipCamCallback(on_error="raise"), form="labels")
 
-    def test_a_failing_look_warns_once_and_the_training_goes_on(self, tmp_path: Path) -> None:
+    def test_a_failing_evaluation_warns_once_and_the_training_goes_on(self, tmp_path: Path) -> None:
         def broken(_capture: Any) -> torch.Tensor:
             raise ZeroDivisionError("on purpose")
 
@@ -492,7 +492,7 @@ class TestBadInput:
             trainer = fit(Exploding(), tmp_path, ClipCamCallback(masked_probes()), figures)
 
         assert trainer.global_step == 8
-        assert figures.seen[-1]["degenerate"] == figures.seen[-1]["alarms"] == 3
+        assert figures.seen[-1]["degenerate"] == figures.seen[-1]["flagged"] == 3
         assert figures.seen[-1]["drift"] == 1
         assert all(math.isfinite(value) for value in figures.seen[-1].values())
 
@@ -503,5 +503,5 @@ class TestBadInput:
                 tmp_path,
                 ClipCamCallback(masked_probes(), method=lambda c: 0 * c.activations[:, :1], on_drift="raise"),
             )
-        assert trainer.callback_metrics["clipcam/alarms"] == 0
+        assert trainer.callback_metrics["clipcam/flagged"] == 0
         assert trainer.callback_metrics["clipcam/degenerate"] == 3

@@ -36,7 +36,7 @@ def test_methods_of_one_s_own_are_drawn_on_the_grid_of_the_model(tmp_path: Path)
     assert drawn["sensitivity"] != drawn["last_attention"]
 
 
-def test_a_training_stops_on_drift_and_keeps_the_weights_that_looked_best(tmp_path: Path) -> None:
+def test_a_training_stops_on_drift_and_keeps_the_weights_with_the_most_energy_on_objects(tmp_path: Path) -> None:
     output = output_of("stop_and_keep_best.py", tmp_path)
 
     ((stopped, drift),) = re.findall(r"^stopped in epoch (\d+): mean drift ([\d.]+)$", output, flags=re.M)

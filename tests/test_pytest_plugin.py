@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.pytest_plugin import FOLDER, NAME_LENGTH, file_name
-from clipcam_lightning.snapshot import Snapshot
 
 # By module, wherever this package is installed: its entry point may not be known yet, and must not load it twice.
 LOADED = ("-p", "no:clipcam", "-p", "clipcam_lightning.pytest_plugin", "-p", "no:cacheprovider")
@@ -28,7 +28,7 @@ def tokens(texts):
 
 def built(seed):
     import torch
-    from zoo.open_clip import vit
+    from tests.support.zoo.open_clip import vit
     torch.manual_seed(seed)
     return vit()
 
@@ -46,7 +46,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     """A project whose tests can build the small models of these."""
     here = Path(__file__).parent
     known = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent), *([known] if known else [])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here.parent), *([known] if known else [])]))
     monkeypatch.delenv("SEED", raising=False)
     return pytester
 
@@ -70,11 +70,11 @@ def test_a_baseline_is_written_kept_defended_and_written_anew(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.makepyfile(
-        test_looks=PROJECT
+        test_evaluations=PROJECT
         + """
 from clipcam_lightning import DriftRule
 def test_pets(cam_regression, model):
-    report = cam_regression.check(model, PROBES, rule=DriftRule(0.1), tokenizer=tokens)
+    report = cam_regression.check(model, PROBES, max_drift=0.1, tokenizer=tokens)
     assert [probe.name for probe in report.probes] == ["a-cat", "a-small-dog", "an-owl"]
     assert report.drift < 1e-5
 """

@@ -13,7 +13,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
-from clipcam_lightning.cam.dialects import has_sigmoid_loss
+from clipcam_lightning.cam.adapters import has_sigmoid_loss
 
 BILINEAR = 2  # as Pillow and transformers number it
 

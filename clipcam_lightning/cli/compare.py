@@ -4,9 +4,9 @@ from typing import Any
 
 from clipcam_lightning.cli.outputs import check_outputs
 from clipcam_lightning.cli.reports import report_on
-from clipcam_lightning.drift import compare
-from clipcam_lightning.drift_rule import DriftRule
-from clipcam_lightning.snapshot import Snapshot
+from clipcam_lightning.drift.compare import compare
+from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.snapshot import Snapshot
 
 
 def run(options: Any) -> int:

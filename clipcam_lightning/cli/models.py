@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, get_loader
 from torch import nn
 
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
-from clipcam_lightning.checkpoints import Checkpoint, fill, read_checkpoint, weights_of_clip
+from clipcam_lightning.cli.checkpoints import Checkpoint, fill, read_checkpoint, weights_of_clip
 from clipcam_lightning.errors import ConfigError, ModelError, in_words
 
 SCHEMAS = ("hf-hub:", "local-dir:")  # model names of open_clip that come with weights of their own

@@ -7,10 +7,10 @@ from rich.table import Table
 
 from clipcam_lightning.cli.outputs import writing
 from clipcam_lightning.cli.terminal import Output, plain
-from clipcam_lightning.drift import DriftReport, ProbeDrift
-from clipcam_lightning.report import figures, html_report, report_as_json
-from clipcam_lightning.snapshot import Snapshot
-from clipcam_lightning.tensorfile import write_atomically
+from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
+from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.storage.tensorfile import write_atomically
+from clipcam_lightning.visualization.report import figures, html_report, report_as_json
 
 PASSED, DRIFTED = 0, 1
 ROWS = 40  # probes of a table; more would push the verdict's neighbours off the screen
@@ -36,9 +36,9 @@ def report_on(
     output = Output()
     output.print(_table(report))
     output.print(plain(f"an alarm is: {report.rule}"), style="dim", soft_wrap=True)
-    output.print(plain(str(report)), style="bold red" if report.alarmed else "bold green", soft_wrap=True)
+    output.print(plain(str(report)), style="bold red" if report.alarm else "bold green", soft_wrap=True)
     write_reports(baseline, snapshot, report, json_file=json_file, html=html)
-    return DRIFTED if report.alarmed else PASSED
+    return DRIFTED if report.alarm else PASSED
 
 
 def write_reports(
@@ -59,7 +59,7 @@ def _write(file: Path, text: str) -> None:
 
 def _table(report: DriftReport) -> Table:
     """The probes, those that break the rule before the others, the furthest first."""
-    order = sorted(report.probes, key=lambda probe: (not probe.alarm, probe.blind, -probe.drift))
+    order = sorted(report.probes, key=lambda probe: (not probe.flagged, not probe.has_valid_baseline, -probe.drift))
     known = [figures(probe) for probe in order[:ROWS]]
     columns = [name for name in FIGURES if any(name in row for row in known)]
     more = len(order) - len(known)
@@ -70,10 +70,10 @@ def _table(report: DriftReport) -> Table:
     table.add_column("Alarm", overflow="fold")
     for probe, row in zip(order, known, strict=False):
         cells = [row.get(name, "") for name in columns]
-        table.add_row(plain(probe.name), *cells, _remark(probe), style="red" if probe.alarm else None)
+        table.add_row(plain(probe.name), *cells, _remark(probe), style="red" if probe.flagged else None)
     return table
 
 
 def _remark(probe: ProbeDrift) -> str:
     """Why a probe is an alarm, or why it cannot be one."""
-    return plain(probe.reason) or (f"no usable baseline: {probe.degenerate}" if probe.blind else "")
+    return plain(probe.reason) or (f"no usable baseline: {probe.degenerate}" if not probe.has_valid_baseline else "")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, SIZE
-from clipcam_lightning.tensorfile import load_tensors
+from clipcam_lightning.storage.tensorfile import load_tensors
 
 WEIGHTS = Path(__file__).with_name("weights")
 FILE_KIND = "shapes world weights"

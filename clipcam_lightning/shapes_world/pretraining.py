@@ -31,7 +31,7 @@ from clipcam_lightning.shapes_world.models import (
     trained_clip,
 )
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, Scenes, draw_scenes, with_haze
-from clipcam_lightning.tensorfile import load_tensors, save_tensors
+from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 BATCH, POOL = 64, 4000  # pictures a step; pictures of each kind to draw batches from
 STEPS = {"vit": 750, "resnet": 280}

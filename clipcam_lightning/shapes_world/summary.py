@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from clipcam_lightning import metrics
 from clipcam_lightning.callback import ClipCamCallback
-from clipcam_lightning.drift import ProbeDrift
+from clipcam_lightning.drift import metrics
+from clipcam_lightning.drift.compare import ProbeDrift
 from clipcam_lightning.shapes_world.pretraining import retrieval_accuracy
 from clipcam_lightning.shapes_world.scenes import draw_scenes, stamp_mask, with_haze, with_stamps
-from clipcam_lightning.sinks.pictures import CONTACT_SHEET
+from clipcam_lightning.sinks.images import CONTACT_SHEET
 
 HELD_OUT = 300  # scenes
 
@@ -24,9 +24,9 @@ HELD_OUT = 300  # scenes
 def print_summary(watcher: ClipCamCallback, model: open_clip.CLIP, log_dir: str) -> None:
     """Print a table of the probes, the accuracies behind it, and where the pictures are."""
     assert watcher.monitor is not None
-    look = watcher.monitor.last
-    assert look is not None
-    table = Table(title=f"Attention after {look.snapshot.info.step} steps, compared with before")
+    evaluation = watcher.monitor.last
+    assert evaluation is not None
+    table = Table(title=f"Attention after {evaluation.snapshot.info.step} steps, compared with before")
     for column, justify in (
         ("probe", "left"),
         ("similarity", "right"),
@@ -35,7 +35,7 @@ def print_summary(watcher: ClipCamCallback, model: open_clip.CLIP, log_dir: str)
         ("alarm", "left"),
     ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for probe in look.report.probes:
+    for probe in evaluation.report.probes:
         table.add_row(
             probe.name,
             _before_now(probe.similarity, probe.similarity_change),
@@ -47,8 +47,10 @@ def print_summary(watcher: ClipCamCallback, model: open_clip.CLIP, log_dir: str)
     console.print(table)
 
     hazy = with_haze(draw_scenes(HELD_OUT, seed=3, corner_free=True), 0.6, 1.0, seed=3)
-    stamp = torch.from_numpy(stamp_mask()).expand(len(look.report.probes), -1, -1)
-    before, now = (metrics.energy_inside(maps, stamp).nanmean() for maps in (look.baseline.maps, look.snapshot.maps))
+    stamp = torch.from_numpy(stamp_mask()).expand(len(evaluation.report.probes), -1, -1)
+    before, now = (
+        metrics.energy_inside(maps, stamp).nanmean() for maps in (evaluation.baseline.maps, evaluation.snapshot.maps)
+    )
     console.print(f"retrieval accuracy with stamp          {retrieval_accuracy(model, with_stamps(hazy)):.2f}")
     console.print(f"  the same pictures without stamp      {retrieval_accuracy(model, hazy):.2f}")
     console.print(f"  with the stamp of another caption    {retrieval_accuracy(model, with_stamps(hazy, shift=7)):.2f}")
@@ -68,6 +70,6 @@ def _before_now(now: float, change: float) -> str:
 
 
 def _alarm(probe: ProbeDrift) -> str:
-    if not probe.alarm:
+    if not probe.flagged:
         return ""
     return "[red]map says nothing[/red]" if probe.degenerate else "[red]drifted[/red]"

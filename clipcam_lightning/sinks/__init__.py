@@ -6,15 +6,15 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.look import Look, Sink
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.sinks.background import BackgroundSink
 from clipcam_lightning.sinks.files import FileSink
-from clipcam_lightning.sinks.pictures import PictureSink
-from clipcam_lightning.sinks.tab import TabSink
+from clipcam_lightning.sinks.images import ImageSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
+from clipcam_lightning.sinks.tensorboard_tab import TabSink
 
 
-def sinks_of(loggers: Iterable[object], folder: Path, root: str, num_pictures: int) -> list[Sink]:
+def sinks_of(loggers: Iterable[object], folder: Path, root: str, num_images: int) -> list[Sink]:
     """Files in ``folder``, and the TensorBoard of every logger that has one."""
     sinks: list[Sink] = [FileSink(folder)]
     writers = []
@@ -27,7 +27,7 @@ def sinks_of(loggers: Iterable[object], folder: Path, root: str, num_pictures: i
         if isinstance(writer, SummaryWriter):
             writers.append(writer)
             sinks += [TensorBoardSink(writer, root), TabSink(writer, root)]
-    return [*sinks, BackgroundSink(PictureSink(folder, writers, root, num_pictures))]
+    return [*sinks, BackgroundSink(ImageSink(folder, writers, root, num_images))]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,6 @@ class UnreachableSink(Sink):
 
     error: Exception
 
-    def write(self, look: Look) -> None:
+    def write(self, evaluation: Evaluation) -> None:
         """Raise why."""
         raise self.error.with_traceback(None)  # which would grow at each look, and keep it

@@ -2,7 +2,7 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from clipcam_lightning.look import Look, Sink
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 
 
 class BackgroundSink(Sink):
@@ -25,13 +25,13 @@ class BackgroundSink(Sink):
         self._in_flight: Future[None] | None = None
         self._is_first = True
 
-    def write(self, look: Look) -> None:
+    def write(self, evaluation: Evaluation) -> None:
         """Hand the look on and wait for the one before."""
         if self._is_first:
             self._is_first = False
-            self.sink.write(look)
+            self.sink.write(evaluation)
             return
-        before, self._in_flight = self._in_flight, self._thread.submit(self.sink.write, look)
+        before, self._in_flight = self._in_flight, self._thread.submit(self.sink.write, evaluation)
         if before is not None:
             before.result()
 

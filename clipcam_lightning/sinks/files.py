@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from clipcam_lightning.look import Look, Sink
-from clipcam_lightning.report import report_as_json
-from clipcam_lightning.tensorfile import append_line
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.storage.tensorfile import append_line
+from clipcam_lightning.visualization.report import report_as_json
 
 HISTORY = "history.jsonl"
 
@@ -23,11 +23,11 @@ class FileSink(Sink):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, look: Look) -> None:
+    def write(self, evaluation: Evaluation) -> None:
         """Write ``step-<n>.safetensors`` and a line of ``history.jsonl``."""
-        info = look.snapshot.info
-        if look.history[-1].look == 0:
+        info = evaluation.snapshot.info
+        if evaluation.history[-1].number == 0:
             (self.folder / HISTORY).unlink(missing_ok=True)  # of another run, even if nothing of this can be written
-        look.snapshot.save(self.folder / f"step-{info.step:08d}.safetensors")
-        line = {"epoch": info.epoch, "metrics": dict(look.metrics), **report_as_json(look.report)}
+        evaluation.snapshot.save(self.folder / f"step-{info.step:08d}.safetensors")
+        line = {"epoch": info.epoch, "metrics": dict(evaluation.metrics), **report_as_json(evaluation.report)}
         append_line(self.folder / HISTORY, json.dumps(line))

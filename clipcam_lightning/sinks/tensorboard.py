@@ -5,8 +5,8 @@ import re
 
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.drift import ProbeDrift
-from clipcam_lightning.look import Look, Sink
+from clipcam_lightning.drift.compare import ProbeDrift
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 
 
 class TensorBoardSink(Sink):
@@ -22,17 +22,17 @@ class TensorBoardSink(Sink):
         self.root = root
         self._has_table = False
 
-    def write(self, look: Look) -> None:
+    def write(self, evaluation: Evaluation) -> None:
         """Write all figures at the look's step and flush once."""
-        step = look.snapshot.info.step
-        for metric, value in look.metrics.items():
+        step = evaluation.snapshot.info.step
+        for metric, value in evaluation.metrics.items():
             self._scalar(f"{self.root}/{metric}", value, step)
-        for probe in look.report.probes:
+        for probe in evaluation.report.probes:
             self._scalar(f"{self.root}_drift/{probe.name}", probe.drift, step)
             self._scalar(f"{self.root}_similarity/{probe.name}", probe.similarity, step)
             self._scalar(f"{self.root}_energy_inside_mask/{probe.name}", probe.energy_inside_mask, step)
         if not self._has_table:
-            self.writer.add_text(f"{self.root}/probes", probe_table(look), step)
+            self.writer.add_text(f"{self.root}/probes", probe_table(evaluation), step)
             self._has_table = True
         self.writer.flush()
 
@@ -41,17 +41,17 @@ class TensorBoardSink(Sink):
             self.writer.add_scalar(tag, value, step)
 
 
-def probe_table(look: Look) -> str:
+def probe_table(evaluation: Evaluation) -> str:
     """Markdown: one row a probe, with how the maps are made above it."""
-    info = look.snapshot.info
+    info = evaluation.snapshot.info
     lines = [
         f"method **{escaped(info.method)}**, target **{escaped(info.target)}**, "
-        f"layer **{escaped(', '.join(info.layers))}**, alarm: {escaped(str(look.report.rule))}",
+        f"layer **{escaped(', '.join(info.layers))}**, alarm: {escaped(str(evaluation.report.rule))}",
         "",
         "| probe | prompt | object mask |",
         "| --- | --- | --- |",
     ]
-    masks = zip(look.report.probes, look.masks, strict=True)
+    masks = zip(evaluation.report.probes, evaluation.masks, strict=True)
     return "\n".join(lines + [_row(probe, mask is not None) for probe, mask in masks])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tensorboard.plugins.base_plugin import TBContext, TBLoader, TBPlugin
 
-LOOKS_KEPT = 1000  # of each probe; of tensors TensorBoard would keep 10
+EVALUATIONS_KEPT = 1000  # of each probe; of tensors TensorBoard would keep 10
 
 
 class ClipCamLoader(TBLoader):  # type: ignore[misc]  # TensorBoard ships no types
@@ -18,9 +18,9 @@ class ClipCamLoader(TBLoader):  # type: ignore[misc]  # TensorBoard ships no typ
     def fix_flags(self, flags: Any) -> None:
         """Set how many looks are kept, unless the user has."""
         with suppress(Exception):
-            from clipcam_lightning.tab_events import PLUGIN
+            from clipcam_lightning.tensorboard_tab.events import PLUGIN
 
-            flags.samples_per_plugin.setdefault(PLUGIN, LOOKS_KEPT)
+            flags.samples_per_plugin.setdefault(PLUGIN, EVALUATIONS_KEPT)
 
     def load(self, context: TBContext) -> TBPlugin:
         """The plugin; if this raises, TensorBoard goes on without it."""

@@ -7,16 +7,16 @@ from typing import Any, TypeGuard
 
 from tensorboard.data.provider import TensorDatum
 
-from clipcam_lightning import tab_events as events
+from clipcam_lightning.tensorboard_tab import events
 
 LONGEST_SIDE = 4096  # of a grid that is believed
 KINDS = {  # what a look's JSON must say
-    **{"epoch": int, "baseline_step": int, "alarmed": bool, "stored_baseline": bool, "notes": list},
+    **{"epoch": int, "baseline_step": int, "alarm": bool, "stored_baseline": bool, "notes": list},
     **{"digest": str, "method": str, "target": str, "layers": list, "grid": list},
 }
 
 
-def look_of(datum: TensorDatum) -> Mapping[str, Any] | None:
+def evaluation_of(datum: TensorDatum) -> Mapping[str, Any] | None:
     """What a look's JSON says, with its grid as a shape; ``None`` if it does not say all or something else."""
     told = _object(datum)
     sound = (

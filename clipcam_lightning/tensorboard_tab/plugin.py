@@ -12,9 +12,9 @@ from tensorboard.plugins.base_plugin import FrontendMetadata, TBContext, TBPlugi
 from typing_extensions import override
 from werkzeug.wrappers import Request
 
-from clipcam_lightning.tab_events import PLUGIN
-from clipcam_lightning.tensorboard_tab.answers import colors_answer, looks_answer, rows_answer
-from clipcam_lightning.tensorboard_tab.runs import Looks, Moment, RunReader
+from clipcam_lightning.tensorboard_tab.answers import colors_answer, evaluations_answer, rows_answer
+from clipcam_lightning.tensorboard_tab.events import PLUGIN
+from clipcam_lightning.tensorboard_tab.runs import Evaluations, Moment, RunReader
 
 FIRST_ROWS = 16  # as many as a large screen shows
 MOST_ROWS = 64  # in one answer, whose size they bound
@@ -34,7 +34,7 @@ class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no typ
 
     def __init__(self, context: TBContext) -> None:
         self._provider = context.data_provider
-        self._known: dict[tuple[str, str, str], tuple[Moment | None, Looks]] = {}
+        self._known: dict[tuple[str, str, str], tuple[Moment | None, Evaluations]] = {}
 
     @override
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
@@ -42,7 +42,7 @@ class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no typ
         return {
             **_page(),
             "/runs": _app(self._runs, "application/json"),
-            "/looks": _app(self._looks, BINARY),
+            "/evaluations": _app(self._evaluations, BINARY),
             "/rows": _app(self._rows, BINARY),
             "/colors": _app(lambda _: colors_answer(), BINARY),
         }
@@ -60,31 +60,31 @@ class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no typ
     def _runs(self, request: Request) -> bytes:
         return json.dumps({"runs": [vars(watched) for watched in self._reader(request).watched()]}).encode()
 
-    def _looks(self, request: Request) -> bytes:
+    def _evaluations(self, request: Request) -> bytes:
         run, root, reader = self._asked(request)
-        looks = self._read(reader, run, root)
-        names = looks.worst_first[:FIRST_ROWS]
-        return looks_answer(looks, names, reader.rows(run, root, names, looks))
+        evaluations = self._read(reader, run, root)
+        names = evaluations.flagged_first[:FIRST_ROWS]
+        return evaluations_answer(evaluations, names, reader.rows(run, root, names, evaluations))
 
     def _rows(self, request: Request) -> bytes:
         run, root, reader = self._asked(request)
         names = request.args.getlist("probe")
         if not 0 < len(names) <= MOST_ROWS:
             raise InvalidArgumentError(f"Ask for 1 to {MOST_ROWS} probes at a time, not for {len(names)}.")
-        newest, looks = self._known.get((reader.experiment, run, root), (None, None))
-        if looks is None or newest != reader.newest(run, root):
-            looks = self._read(reader, run, root)
-        if unknown := set(names) - set(looks.probes["names"]):
+        newest, evaluations = self._known.get((reader.experiment, run, root), (None, None))
+        if evaluations is None or newest != reader.newest(run, root):
+            evaluations = self._read(reader, run, root)
+        if unknown := set(names) - set(evaluations.probes["names"]):
             raise NotFoundError(f"Run {run!r} has no probe {min(unknown)!r}.")
-        return rows_answer(looks, names, reader.rows(run, root, names, looks))
+        return rows_answer(evaluations, names, reader.rows(run, root, names, evaluations))
 
-    def _read(self, reader: RunReader, run: str, root: str) -> Looks:
+    def _read(self, reader: RunReader, run: str, root: str) -> Evaluations:
         """All looks of a run; kept, since its rows are asked for next and reading them takes less than this."""
         newest = reader.newest(run, root)  # before the rest: what is written in between is read next time
-        looks, key = reader.looks(run, root), (reader.experiment, run, root)
+        evaluations, key = reader.evaluations(run, root), (reader.experiment, run, root)
         others = [(other, known) for other, known in self._known.items() if other != key]
-        self._known = dict([*others, (key, (newest, looks))][-MOST_KNOWN:])
-        return looks
+        self._known = dict([*others, (key, (newest, evaluations))][-MOST_KNOWN:])
+        return evaluations
 
     def _asked(self, request: Request) -> tuple[str, str, RunReader]:
         run, root = request.args.get("run"), request.args.get("root")

@@ -17,8 +17,8 @@ from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider, RunTagFilter, TensorDatum, TensorTimeSeries
 from tensorboard.errors import InvalidArgumentError, NotFoundError, PublicError
 
-from clipcam_lightning import tab_events as events
-from clipcam_lightning.tensorboard_tab.parsing import look_of, newest_bytes, probes_of, version_problem
+from clipcam_lightning.tensorboard_tab import events
+from clipcam_lightning.tensorboard_tab.parsing import evaluation_of, newest_bytes, probes_of, version_problem
 
 Moment: TypeAlias = tuple[int, float]  # step and wall time, which all values of one event share
 ALL = 1_000_000  # data points a tag: as many as the data provider has kept
@@ -45,7 +45,7 @@ class Watched:
 
 
 @dataclass(frozen=True)
-class Looks:
+class Evaluations:
     """The looks of one callback that can be compared with its last one, by step.
 
     Attributes:
@@ -71,7 +71,7 @@ class Looks:
         return grid
 
     @property
-    def worst_first(self) -> list[str]:
+    def flagged_first(self) -> list[str]:
         """Names of the probes by drift at the last look, unknown drift last."""
         drift = self.figures[-1, :, events.FIGURES.index("drift")]
         return [self.probes["names"][i] for i in np.argsort(-np.nan_to_num(drift, nan=-1.0), kind="stable")]
@@ -101,7 +101,7 @@ class RunReader:
     def watched(self) -> list[Watched]:
         """All callbacks of all runs."""
         listed = self._list(None)
-        end = events.tag("", events.LOOK)
+        end = events.tag("", events.EVALUATION)
         return [
             Watched(run, tag.removesuffix(end), version_problem(series.plugin_content), _finite(series.max_wall_time))
             for run, tags in sorted(listed.items(), key=lambda item: _natural(item[0]))
@@ -111,21 +111,21 @@ class RunReader:
 
     def newest(self, run: str, root: str) -> Moment | None:
         """When the last look of one callback was taken; ``None`` if there is none."""
-        tag = events.tag(root, events.LOOK)
+        tag = events.tag(root, events.EVALUATION)
         series = self._list(RunTagFilter(runs=[run], tags=[tag])).get(run, {}).get(tag)
         return series and (series.max_step, series.max_wall_time)
 
-    def looks(self, run: str, root: str) -> Looks:
+    def evaluations(self, run: str, root: str) -> Evaluations:
         """All looks of one callback.
 
         Raises:
             NotFoundError: there is no look that can be shown.
         """
-        kinds = events.LOOK, events.FIGURES_TAG, events.PROBES, events.BASELINE
+        kinds = events.EVALUATION, events.FIGURES_TAG, events.PROBES, events.BASELINE
         read = self._read(run, [events.tag(root, kind) for kind in kinds])
         described, tables, sets, baselines = (read.get(events.tag(root, kind), []) for kind in kinds)
-        looks = [(_moment(datum), look_of(datum)) for datum in surviving(described)]
-        last = next((told for _, told in reversed(looks) if told is not None), None)
+        evaluations = [(_moment(datum), evaluation_of(datum)) for datum in surviving(described)]
+        last = next((told for _, told in reversed(evaluations) if told is not None), None)
         if last is None:
             raise NotFoundError(f"Run {run!r} has no look that can be read.")
         probes = next(
@@ -137,7 +137,7 @@ class RunReader:
         figures = dict(_arrays(tables, (count, len(events.FIGURES)), np.float32))
         kept: list[tuple[Moment, Mapping[str, Any]]] = []
         left_out: Counter[str] = Counter()
-        for moment, told in looks:
+        for moment, told in evaluations:
             if told is not None and any(told[key] != last[key] for key in MADE):
                 left_out["were made in another way or of other probes than the last"] += 1
             elif told is None or moment not in figures:
@@ -146,7 +146,7 @@ class RunReader:
                 kept.append((moment, told))
         if not kept:
             raise NotFoundError(f"Run {run!r} has no look whose figures can be read.")
-        return Looks(
+        return Evaluations(
             moments=[moment for moment, _ in kept],
             told=[told for _, told in kept],
             figures=np.stack([figures[moment] for moment, _ in kept]),
@@ -155,24 +155,24 @@ class RunReader:
             left_out=left_out,
         )
 
-    def rows(self, run: str, root: str, names: Sequence[str], looks: Looks) -> Rows:
+    def rows(self, run: str, root: str, names: Sequence[str], evaluations: Evaluations) -> Rows:
         """Maps and pictures of the probes ``names``; of one that is not known all is missing.
 
         Raises:
             InvalidArgumentError: the maps would take too much memory.
         """
-        size = 2 * len(names) * len(looks.moments) * looks.grid[0] * looks.grid[1]
+        size = 2 * len(names) * len(evaluations.moments) * evaluations.grid[0] * evaluations.grid[1]
         if size > MOST_BYTES:
             raise InvalidArgumentError(
-                f"The maps of {len(names)} probes at {len(looks.moments)} looks take {size / 2**20:.0f} MB, "
+                f"The maps of {len(names)} probes at {len(evaluations.moments)} looks take {size / 2**20:.0f} MB, "
                 f"of which {MOST_BYTES / 2**20:.0f} are answered."
             )
         tags = [[events.tag(root, kind, name) for name in names] for kind in (events.MAP, events.PICTURE)]
         read = self._read(run, tags[0] + tags[1])
-        maps = np.full((len(names), len(looks.moments), *looks.grid), np.nan, np.float16)
+        maps = np.full((len(names), len(evaluations.moments), *evaluations.grid), np.nan, np.float16)
         for row, tag in zip(maps, tags[0], strict=True):
-            known = dict(_arrays(read.get(tag, []), looks.grid, np.float16))
-            for i, moment in enumerate(looks.moments):
+            known = dict(_arrays(read.get(tag, []), evaluations.grid, np.float16))
+            for i, moment in enumerate(evaluations.moments):
                 row[i] = known.get(moment, np.nan)
         return Rows(maps, [newest_bytes(read.get(tag, [])) for tag in tags[1]])
 

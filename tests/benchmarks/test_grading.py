@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grading import (
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from benchmarks.grading import (
     LIKE_BEFORE,
     Grades,
     best_mean_rank,
@@ -22,11 +25,8 @@ from grading import (
     randomized,
     relative_area,
 )
-from questions import LAST_THREE, LAYERS, Asked, Question, cheap_maps, layer_maps, score_maps, targets_for
-from report import Results, write
-from torch import Tensor, nn
-from torch.testing import assert_close
-
+from benchmarks.questions import LAST_THREE, LAYERS, Asked, Question, cheap_maps, layer_maps, score_maps, targets_for
+from benchmarks.report import Results, write
 from clipcam_lightning import METHODS, ClipModel, explain
 from clipcam_lightning.shapes_world.models import VISION, build_clip
 from clipcam_lightning.shapes_world.scenes import CAPTIONS
@@ -135,7 +135,7 @@ def test_weights_become_random_from_the_top_down_and_stay_so() -> None:
 
 @pytest.mark.parametrize("tower", VISION)
 def test_the_last_stage_leaves_no_weight_of_the_trained_tower(tower: str) -> None:
-    from localisation import STAGES
+    from benchmarks.localisation import STAGES
 
     trained, fresh = build_clip(tower).visual, build_clip(tower).visual
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from open_clip.modified_resnet import AttentionPool2d
-from oracles.transformer import attended
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from clipcam_lightning.cam.attention import Attention, attending
 from clipcam_lightning.errors import TowerError
+from tests.oracles.transformer import attended
 
 BATCH, HEADS, QUERIES, KEYS, SIZE = 2, 4, 5, 6, 3
 WIDTH = HEADS * SIZE

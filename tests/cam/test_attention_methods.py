@@ -5,20 +5,20 @@ from collections.abc import Callable, Sequence
 import open_clip
 import pytest
 import torch
-from oracles.attention import ORACLES, Question, decomposition_terms
-from oracles.lively import lively
-from oracles.resnet import ReferenceResNet
-from oracles.scores import SCORES, cosines
-from oracles.transformer import ReferenceViT
 from torch import Tensor
 from torch.testing import assert_close
-from zoo.open_clip import resnet, vit
 
 from clipcam_lightning.cam.capture import AttentionCapture
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.errors import ConfigError
+from tests.oracles.attention import ORACLES, Question, decomposition_terms
+from tests.oracles.lively import lively
+from tests.oracles.resnet import ReferenceResNet
+from tests.oracles.scores import SCORES, cosines
+from tests.oracles.transformer import ReferenceViT
+from tests.support.zoo.open_clip import resnet, vit
 
 MODELS: dict[str, Callable[[], open_clip.CLIP]] = {
     "class token": vit,

@@ -7,19 +7,19 @@ from typing import NamedTuple
 import open_clip
 import pytest
 import torch
-from oracles.cam import LOOPS, WholeGraph, finer, to_channels
-from oracles.lively import lively
-from oracles.peers import PEERS, peer_maps, post_processed
-from oracles.scores import SCORES
 from torch import Tensor, nn
 from torch.testing import assert_close
-from zoo.open_clip import resnet, vit
 
 from clipcam_lightning.cam.capture import Capture, CurvatureCapture, LayerCapture, cut_at
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.targets import Contrast
 from clipcam_lightning.errors import ConfigError
+from tests.oracles.cam import LOOPS, WholeGraph, finer, to_channels
+from tests.oracles.lively import lively
+from tests.oracles.peers import PEERS, peer_maps, post_processed
+from tests.oracles.scores import SCORES
+from tests.support.zoo.open_clip import resnet, vit
 
 # XGrad-CAM divides by a channel's sum over the patches. After a norm some channels have a sum near 0, and its last
 # float32 digits decide over the map, here and in the peer.

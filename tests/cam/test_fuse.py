@@ -5,15 +5,15 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from oracles.lively import lively
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
-from zoo.open_clip import resnet, vit
 
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.fuse import FUSIONS, fused, resized
 from clipcam_lightning.cam.methods import METHODS
+from tests.oracles.lively import lively
+from tests.support.zoo.open_clip import resnet, vit
 
 BY_HAND = {"mean": lambda a, b: (a + b) / 2, "max": torch.maximum, "product": lambda a, b: a * b}
 

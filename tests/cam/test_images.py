@@ -2,10 +2,10 @@
 
 import torch
 from torch.testing import assert_close
-from zoo.huggingface import MODELS
 
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.model import find_clip
+from tests.support.zoo.huggingface import MODELS
 
 
 def test_every_image_has_its_own_grid_and_the_maps_it_has_alone() -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-import zoo.huggingface
-import zoo.open_clip
-import zoo.openai
-import zoo.timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import tests.support.zoo.huggingface
+import tests.support.zoo.open_clip
+import tests.support.zoo.openai
+import tests.support.zoo.timm
 from clipcam_lightning.cam.capture import LayerCapture, ScoreCapture
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS, Method
@@ -28,10 +28,10 @@ from clipcam_lightning.cam.towers import TOWERS
 from clipcam_lightning.cam.towers.tower import AttentionTower, Tower
 
 LIBRARIES = {
-    "open_clip": zoo.open_clip,
-    "openai": zoo.openai,
-    "timm": zoo.timm,
-    "huggingface": zoo.huggingface,
+    "open_clip": tests.support.zoo.open_clip,
+    "openai": tests.support.zoo.openai,
+    "timm": tests.support.zoo.timm,
+    "huggingface": tests.support.zoo.huggingface,
 }
 MODELS = {f"{library}: {name}": build for library, module in LIBRARIES.items() for name, build in module.MODELS.items()}
 

@@ -4,10 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracles.lively import lively
 from torch import Tensor, nn
 from torch.testing import assert_close
-from zoo.open_clip import resnet, vit
 
 from clipcam_lightning.cam.capture import AttentionCapture, Capture, LayerCapture
 from clipcam_lightning.cam.explain import explain
@@ -15,6 +13,8 @@ from clipcam_lightning.cam.methods import METHODS, Method, method_of
 from clipcam_lightning.cam.towers import tower_of
 from clipcam_lightning.cam.towers.tower import Recipe
 from clipcam_lightning.errors import ConfigError
+from tests.oracles.lively import lively
+from tests.support.zoo.open_clip import resnet, vit
 
 FITTING_ALL = {
     "gradcam", "gradcam_pp", "xgradcam", "hirescam", "elementwise", "layercam", "finercam", "shapleycam", "eigencam",

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import CLIPImageProcessor, CLIPProcessor
-from zoo import huggingface
 
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.errors import ModelError
 from clipcam_lightning.shapes_world.models import WordTokenizer
+from tests.support.zoo import huggingface
 
 
 class Holder(nn.Module):

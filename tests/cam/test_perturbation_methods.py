@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from oracles.lively import lively
-from oracles.peers import peer_maps, post_processed
-from oracles.perturbation import TRIED, Trials
-from oracles.scores import SCORES
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from zoo.open_clip import resnet, vit
 
 from clipcam_lightning.cam.capture import ScoreCapture
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.methods.occlusion import CLUSTERS
+from tests.oracles.lively import lively
+from tests.oracles.peers import peer_maps, post_processed
+from tests.oracles.perturbation import TRIED, Trials
+from tests.oracles.scores import SCORES
+from tests.support.zoo.open_clip import resnet, vit
 
 VIT = {"image_size": (32, 48)}  # a 4x6 grid
 LAYERS = {

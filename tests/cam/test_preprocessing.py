@@ -9,11 +9,11 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 from transformers import CLIPImageProcessor, SiglipImageProcessor
-from zoo import huggingface
 
 from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.shapes_world.models import build_clip
+from tests.support.zoo import huggingface
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
 

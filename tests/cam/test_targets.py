@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from oracles.cam import WholeGraph, to_channels
-from oracles.lively import lively
-from oracles.scores import SCORES
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
-from zoo.open_clip import vit
 
 from clipcam_lightning.cam.capture import Capture
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax, Similarity, Target, target_of
 from clipcam_lightning.errors import ConfigError
+from tests.oracles.cam import WholeGraph, to_channels
+from tests.oracles.lively import lively
+from tests.oracles.scores import SCORES
+from tests.support.zoo.open_clip import vit
 
 
 def signed(capture: Capture) -> Tensor:

@@ -7,26 +7,26 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import zoo.huggingface
-import zoo.open_clip
-import zoo.openai
-import zoo.timm
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
+import tests.support.zoo.huggingface
+import tests.support.zoo.open_clip
+import tests.support.zoo.openai
+import tests.support.zoo.timm
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.towers import tower_of
 
 MODELS = {
-    "open_clip": zoo.open_clip.MODELS["cls"],
-    "openai": zoo.openai.MODELS["openai vit"],
-    "timm vit": zoo.timm.MODELS["siglip"],
-    "timm convnext": zoo.timm.MODELS["convnext"],
-    "huggingface": zoo.huggingface.MODELS["clip"],
+    "open_clip": tests.support.zoo.open_clip.MODELS["cls"],
+    "openai": tests.support.zoo.openai.MODELS["openai vit"],
+    "timm vit": tests.support.zoo.timm.MODELS["siglip"],
+    "timm convnext": tests.support.zoo.timm.MODELS["convnext"],
+    "huggingface": tests.support.zoo.huggingface.MODELS["clip"],
 }
 ADAPTED = {  # the linear layers that LoRA is put around
     "open_clip": ["attn", "c_fc"],

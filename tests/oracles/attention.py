@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oracles.resnet import ReferenceResNet
-from oracles.scores import Score, cosines, direction
-from oracles.transformer import Attended, ReferenceViT, Trace
+from tests.oracles.resnet import ReferenceResNet
+from tests.oracles.scores import Score, cosines, direction
+from tests.oracles.transformer import Attended, ReferenceViT, Trace
 
 
 @dataclass

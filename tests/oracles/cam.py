@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from oracles.scores import Score, cosines
+from tests.oracles.scores import Score, cosines
 
 Channels: TypeAlias = list[list[list[float]]]
 Map: TypeAlias = list[list[float]]

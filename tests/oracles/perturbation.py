@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oracles.cam import Channels, Map, across, down, to_channels, weighted
-from oracles.scores import Score, cosines
+from tests.oracles.cam import Channels, Map, across, down, to_channels, weighted
+from tests.oracles.scores import Score, cosines
 
 
 @dataclass

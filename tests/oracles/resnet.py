@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oracles.transformer import Attended, Trace, attended
+from tests.oracles.transformer import Attended, Trace, attended
 
 
 class ReferenceResNet:

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from clipcam_lightning import explain, find_clip, metrics
+from clipcam_lightning import explain, find_clip
+from clipcam_lightning.drift import metrics
 from clipcam_lightning.shapes_world import models, pretraining
 from clipcam_lightning.shapes_world.models import (
     FILE_KIND,
@@ -21,7 +22,7 @@ from clipcam_lightning.shapes_world.models import (
 )
 from clipcam_lightning.shapes_world.pretraining import contrastive_loss, pretrained_clip, recipe, retrieval_accuracy
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, draw_scenes
-from clipcam_lightning.tensorfile import load_tensors
+from clipcam_lightning.storage.tensorfile import load_tensors
 
 HELD_OUT = 4242
 RETRIEVAL_ACCURACY = {"vit": 0.923, "resnet": 0.997}  # of the shipped weights, before and after rounding to float16
@@ -142,7 +143,7 @@ def test_batches_are_preprocessed_as_single_pictures_are(tower: str) -> None:
     assert_close(together, alone, atol=0.02, rtol=0)  # PIL rounds to whole grey values
 
 
-def test_the_tokenizer_knows_its_words_and_ends_where_open_clip_looks() -> None:
+def test_the_tokenizer_ends_where_open_clip_reads() -> None:
     tokenizer = WordTokenizer()
     tokens = tokenizer(["a red circle", "an unheard star and " * 9])
 

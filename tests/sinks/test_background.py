@@ -11,15 +11,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from modules import FineTuning, Pairs, events, fit
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from clipcam_lightning import ClipCamCallback, ClipCamWarning, Probe, ProbeSet
-from clipcam_lightning.look import Look, Sink
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.sinks import pictures
+from clipcam_lightning.sinks import images as pictures
 from clipcam_lightning.sinks.background import BackgroundSink
+from tests.support.modules import FineTuning, Pairs, events, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
 
@@ -41,8 +41,8 @@ class Recorder(Sink):
         self.threads: list[threading.Thread] = []
         self.closed = False
 
-    def write(self, look: Look) -> None:
-        number = cast(int, look)
+    def write(self, evaluation: Evaluation) -> None:
+        number = cast(int, evaluation)
         self.threads.append(threading.current_thread())
         if number in self.held:
             assert self.gate.wait(PATIENCE)
@@ -54,36 +54,36 @@ class Recorder(Sink):
         self.closed = True
 
 
-def as_look(number: int) -> Look:
-    return cast(Look, number)
+def as_evaluation(number: int) -> Evaluation:
+    return cast(Evaluation, number)
 
 
 @pytest.mark.usefixtures("unchecked")
 class TestBackgroundSink:
-    def test_only_the_first_look_is_written_in_the_thread_that_trains(self) -> None:
+    def test_only_the_first_evaluation_is_written_in_the_thread_that_trains(self) -> None:
         recorder = Recorder()
         sink = BackgroundSink(recorder)
         for number in range(3):
-            sink.write(as_look(number))
+            sink.write(as_evaluation(number))
         sink.close()
         assert [thread is threading.current_thread() for thread in recorder.threads] == [True, False, False]
 
-    def test_a_look_waits_for_the_one_before_and_no_longer(self) -> None:
+    def test_a_evaluation_waits_for_the_one_before_and_no_longer(self) -> None:
         recorder = Recorder(held=(1, 2))
         sink = BackgroundSink(recorder)
-        sink.write(as_look(0))
-        sink.write(as_look(1))
+        sink.write(as_evaluation(0))
+        sink.write(as_evaluation(1))
         assert recorder.written == [0], "it has not waited"
         threading.Timer(0.1, recorder.gate.set).start()
-        sink.write(as_look(2))
+        sink.write(as_evaluation(2))
         assert 1 in recorder.written
         sink.close()
 
-    def test_looks_arrive_in_order_and_all_by_the_time_it_is_closed(self) -> None:
+    def test_evaluations_arrive_in_order_and_all_by_the_time_it_is_closed(self) -> None:
         recorder = Recorder()
         sink = BackgroundSink(recorder)
         for number in range(50):
-            sink.write(as_look(number))
+            sink.write(as_evaluation(number))
         sink.close()
         assert recorder.written == list(range(50))
         assert recorder.closed
@@ -91,18 +91,18 @@ class TestBackgroundSink:
     def test_an_error_is_raised_by_the_next_write_which_loses_nothing_and_by_it_alone(self) -> None:
         recorder = Recorder(bad=(1,))
         sink = BackgroundSink(recorder)
-        sink.write(as_look(0))
-        sink.write(as_look(1))
+        sink.write(as_evaluation(0))
+        sink.write(as_evaluation(1))
         with pytest.raises(OSError, match="look 1 failed"):
-            sink.write(as_look(2))
-        sink.write(as_look(3))
+            sink.write(as_evaluation(2))
+        sink.write(as_evaluation(3))
         sink.close()
         assert recorder.written == [0, 2, 3]
 
-    def test_the_error_of_the_last_look_is_raised_by_close(self) -> None:
+    def test_the_error_of_the_last_evaluation_is_raised_by_close(self) -> None:
         sink = BackgroundSink(Recorder(bad=(1,)))
-        sink.write(as_look(0))
-        sink.write(as_look(1))
+        sink.write(as_evaluation(0))
+        sink.write(as_evaluation(1))
         with pytest.raises(OSError, match="look 1 failed"):
             sink.close()
 
@@ -119,7 +119,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "contact_sheet", drawn)
 
 
-class FailsAfterTheLastLook(pl.Callback):
+class FailsAfterTheLastEvaluation(pl.Callback):
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
@@ -132,7 +132,7 @@ def test_when_a_fit_is_over_however_it_ends_every_picture_is_on_disk(
     error: BaseException | None, tmp_path: Path, slowly: None
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
-    callbacks = [ClipCamCallback(probes(), method="hirescam")] + ([FailsAfterTheLastLook(error)] if error else [])
+    callbacks = [ClipCamCallback(probes(), method="hirescam")] + ([FailsAfterTheLastEvaluation(error)] if error else [])
     try:
         fit(FineTuning(), tmp_path, *callbacks)
     except (ValueError, SystemExit):  # Lightning makes the latter of Ctrl-C
@@ -169,7 +169,7 @@ def test_pictures_that_cannot_be_written_are_warned_of_once_and_the_training_goe
 
 
 def test_of_many_probes_the_worst_are_pictured_and_the_figures_are_of_all(tmp_path: Path) -> None:
-    watcher = ClipCamCallback(probes(), method="hirescam", num_pictures=1, max_drift=1.9)
+    watcher = ClipCamCallback(probes(), method="hirescam", num_images=1, max_drift=1.9)
     fit(FineTuning(), tmp_path, watcher)
 
     log = events(tmp_path)

@@ -16,18 +16,18 @@ from tensorboard import program
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning import Probe, ProbeSet
-from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.targets import Similarity
-from clipcam_lightning.drift_rule import DriftRule
-from clipcam_lightning.look import Look, Sink
-from clipcam_lightning.monitor import Monitor
+from clipcam_lightning.cam.settings import MapSettings
+from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.monitoring.explainer import LocalExplainer
+from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.sinks.pictures import PictureSink
+from clipcam_lightning.sinks.images import ImageSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink, escaped, probe_table
 
 HOSTILE = "<img src=x onerror=alert(1)> **bold** | `code` [a](javascript:1) 'quotes' _x_ 猫"
-LOOKS = 14  # more than the ten pictures a tag that TensorBoard keeps
+EVALUATIONS = 14  # more than the ten pictures a tag that TensorBoard keeps
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     clip = find_clip(build_clip("vit"), tokenizer=WordTokenizer())
     monitor = monitor_of()
     writer = SummaryWriter(folder / "run")
-    monitor.sinks = [TensorBoardSink(writer), PictureSink(folder, [writer], "clipcam", num_pictures=2)]
-    for step in range(LOOKS):
-        assert not monitor.look(clip, step=step, epoch=step).problems
+    monitor.sinks = [TensorBoardSink(writer), ImageSink(folder, [writer], "clipcam", num_images=2)]
+    for step in range(EVALUATIONS):
+        assert not monitor.evaluate(
+            LocalExplainer(clip, MapSettings(method="hirescam")), step=step, epoch=step
+        ).problems
     writer.close()
 
     board = program.TensorBoard()
@@ -69,7 +71,7 @@ def monitor_of() -> Monitor:
             Probe(scenes.images[1], "a red circle"),
         ]
     )
-    return Monitor(probes, method=METHODS["hirescam"], layers=None, target=Similarity(), rule=DriftRule(0.5))
+    return Monitor(probes, rule=DriftRule(0.5))
 
 
 def query(**parameters: object) -> str:
@@ -83,7 +85,7 @@ def test_pictures_are_served_as_jpeg_and_the_contact_sheet_survives_the_sampling
     for tag in tags:
         listed = served(f"images/images?{query(run='run', tag=tag, sample=0)}")
         assert len(listed) == 10, "TensorBoard keeps ten"
-        assert listed[-1]["step"] == LOOKS - 1, "and always the newest"
+        assert listed[-1]["step"] == EVALUATIONS - 1, "and always the newest"
         picture = served(f"images/individualImage?{listed[-1]['query']}")
         assert picture.startswith(b"\xff\xd8\xff")
 
@@ -102,7 +104,7 @@ def test_a_prompt_is_text_wherever_tensorboard_shows_it(served: Any) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_scalars_and_pictures_share_their_steps(served: Any) -> None:
     scalars = served(f"scalars/scalars?{query(run='run', tag='clipcam_drift/hostile')}")
-    assert [step for _, step, _ in scalars] == list(range(LOOKS))
+    assert [step for _, step, _ in scalars] == list(range(EVALUATIONS))
 
 
 def test_escaped_text_holds_no_markup_and_no_line_break() -> None:
@@ -113,16 +115,16 @@ def test_escaped_text_holds_no_markup_and_no_line_break() -> None:
 class Kept(Sink):
     """A sink that keeps what it gets."""
 
-    def write(self, look: Look) -> None:
-        self.look = look
+    def write(self, evaluation: Evaluation) -> None:
+        self.evaluation = evaluation
 
 
 def test_the_table_names_method_layer_rule_and_masks(clip: ClipModel) -> None:
     monitor, kept = monitor_of(), Kept()
     monitor.sinks = [kept]
-    monitor.look(clip, step=0, epoch=0)
+    monitor.evaluate(LocalExplainer(clip, MapSettings(method="hirescam")), step=0, epoch=0)
 
-    table = probe_table(kept.look)
+    table = probe_table(kept.evaluation)
 
     assert "method **hirescam**" in table
     assert "ln&#95;1" in table
@@ -133,12 +135,14 @@ def test_the_table_names_method_layer_rule_and_masks(clip: ClipModel) -> None:
 def test_figures_that_are_unknown_are_not_written(clip: ClipModel, tmp_path: Path) -> None:
     monitor, kept = monitor_of(), Kept()
     monitor.sinks = [kept]
-    monitor.look(clip, step=3, epoch=0)
+    monitor.evaluate(LocalExplainer(clip, MapSettings(method="hirescam")), step=3, epoch=0)
     writer = SummaryWriter(tmp_path)
     written: list[str] = []
     writer.add_scalar = lambda tag, *_: written.append(tag)  # type: ignore[method-assign]
 
-    TensorBoardSink(writer, "clipcam_mine").write(replace(kept.look, metrics={"drift": 0.0, "pointing": float("nan")}))
+    TensorBoardSink(writer, "clipcam_mine").write(
+        replace(kept.evaluation, metrics={"drift": 0.0, "pointing": float("nan")})
+    )
 
     assert "clipcam_mine/drift" in written
     assert "clipcam_mine/pointing" not in written

@@ -6,17 +6,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from modules import FineTuning, fit
 from playwright.sync_api import Browser, expect
-from synthetic_looks import looks_of, random_maps, write_run
-from tensorboard_tab.boards import looks, tensorboard, until, wait_for
-from tensorboard_tab.known_maps import BOTTOM_RIGHT, NAMES, STEPS, TOP_LEFT, known_looks, lit
-from tensorboard_tab.tab import Tab, pixels
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning import ClipCamCallback
-from clipcam_lightning.look import Look
-from clipcam_lightning.sinks.tab import TabSink
+from clipcam_lightning.monitoring.evaluation import Evaluation
+from clipcam_lightning.sinks.tensorboard_tab import TabSink
+from tests.support.boards import evaluations, tensorboard, until, wait_for
+from tests.support.known_maps import BOTTOM_RIGHT, NAMES, STEPS, TOP_LEFT, known_evaluations, lit
+from tests.support.modules import FineTuning, fit
+from tests.support.synthetic_evaluations import evaluations_of, random_maps, write_run
+from tests.support.tab_page import Tab, pixels
 
 LOADERS = ("true", "false")  # what --load_fast says
 LONG = range(0, 600, 10)
@@ -26,19 +26,21 @@ EVERY = [*STEPS, 40]
 RUNS = re.compile("/clipcam/runs")  # the route
 
 
-def corner_looks(corner: tuple[int, int], steps: tuple[int, ...]) -> list[Look]:
-    return looks_of({step: lit(corner, 1.0)[None] for step in steps}, ["a thing"], ["thing"])
+def corner_evaluations(corner: tuple[int, int], steps: tuple[int, ...]) -> list[Evaluation]:
+    return evaluations_of({step: lit(corner, 1.0)[None] for step in steps}, ["a thing"], ["thing"])
 
 
-def walking_looks() -> list[Look]:
+def walking_evaluations() -> list[Evaluation]:
     """Lit to the left but for one look in the middle."""
     maps = {step: lit(BOTTOM_RIGHT if step == 300 else TOP_LEFT, 1.0)[None] for step in LONG}
-    return looks_of(maps, ["a thing"], ["thing"])
+    return evaluations_of(maps, ["a thing"], ["thing"])
 
 
 def write_resumed(folder: Path) -> None:
     """A run that went to step 40, and was resumed at step 20 with another map."""
-    for i, found in enumerate([corner_looks(TOP_LEFT, (0, 10, 20, 30, 40)), corner_looks(BOTTOM_RIGHT, (20, 30))]):
+    for i, found in enumerate(
+        [corner_evaluations(TOP_LEFT, (0, 10, 20, 30, 40)), corner_evaluations(BOTTOM_RIGHT, (20, 30))]
+    ):
         write_run(folder, found)
         (written,) = (file for file in folder.iterdir() if not file.name.endswith("host"))
         written.rename(folder / f"events.out.tfevents.{i}.host")  # read in this order, whatever the writer called them
@@ -55,10 +57,10 @@ def is_lit(tab: Tab, name: str, step: int, corner: tuple[int, int]) -> bool:
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("logs")
-    write_run(folder / "known", known_looks(), panels=1)
-    write_run(folder / "long", walking_looks())
-    write_run(folder / "twice", corner_looks(TOP_LEFT, STEPS))
-    write_run(folder / "twice", corner_looks(BOTTOM_RIGHT, STEPS), root="clipcam_words")
+    write_run(folder / "known", known_evaluations(), panels=1)
+    write_run(folder / "long", walking_evaluations())
+    write_run(folder / "twice", corner_evaluations(TOP_LEFT, STEPS))
+    write_run(folder / "twice", corner_evaluations(BOTTOM_RIGHT, STEPS), root="clipcam_words")
     write_resumed(folder / "resumed")
     fit(FineTuning(), folder / "trained", ClipCamCallback(num_probes=3))
     return folder
@@ -72,7 +74,7 @@ def board(logs: Path, request: pytest.FixtureRequest) -> Iterator[str]:
         wait_for(url, "twice", STEPS)
         wait_for(url, "twice", STEPS, "clipcam_words")
         wait_for(url, "resumed", STEPS)
-        until(lambda: looks(url, "trained/run"), "the trained run is read")
+        until(lambda: evaluations(url, "trained/run"), "the trained run is read")
         yield url
 
 
@@ -116,7 +118,7 @@ def test_the_newest_value_of_a_step_wins_and_stale_later_steps_are_gone(tab: Tab
     assert [is_lit(tab, "thing", step, TOP_LEFT) for step in STEPS] == [True, True, False, False]
 
 
-def test_sixty_looks_are_all_there(tab: Tab) -> None:
+def test_sixty_evaluations_are_all_there(tab: Tab) -> None:
     tab.fresh(run="clipcam@long", view="heat")
     expect(tab.grid).to_have_attribute("aria-colcount", "61")
     expect(tab.cell("thing", LONG[-1])).to_be_in_viewport()
@@ -142,11 +144,11 @@ def test_a_run_that_is_still_written_grows_and_the_player_follows_if_it_stood_at
     tab: Tab, board: str, logs: Path, request: pytest.FixtureRequest
 ) -> None:
     run = f"written-{request.node.callspec.params['board']}"
-    found = looks_of(random_maps(EVERY, 40), [f"thing {i}" for i in range(40)])
+    found = evaluations_of(random_maps(EVERY, 40), [f"thing {i}" for i in range(40)])
     writer = SummaryWriter(logs / run)
     sink = TabSink(writer, "clipcam")
-    for look in found[:2]:
-        sink.write(look)
+    for evaluation in found[:2]:
+        sink.write(evaluation)
     wait_for(board, run, EVERY[:2])
     tab.fresh(run=f"clipcam@{run}")
     expect(tab.title).to_contain_text("step 10, epoch 1 (2 of 2)")
@@ -181,11 +183,11 @@ def test_one_run_grows_while_the_other_cannot_be_read(
     tab: Tab, board: str, logs: Path, request: pytest.FixtureRequest
 ) -> None:
     run = f"beside-{request.node.callspec.params['board']}"
-    found = corner_looks(TOP_LEFT, (0, 10, 20))
+    found = corner_evaluations(TOP_LEFT, (0, 10, 20))
     writer = SummaryWriter(logs / run)
     sink = TabSink(writer, "clipcam")
-    for look in found[:2]:
-        sink.write(look)
+    for evaluation in found[:2]:
+        sink.write(evaluation)
     wait_for(board, run, (0, 10))
     tab.fresh(run=f"clipcam@{run}", beside="clipcam@long")
     expect(tab.grid).to_have_attribute("aria-colcount", "61")

@@ -9,57 +9,57 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Route, expect
-from synthetic_looks import looks_of, random_maps, write_run
-from tensorboard_tab.boards import tensorboard, wait_for
-from tensorboard_tab.known_maps import (
+
+from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
+from clipcam_lightning.monitoring.evaluation import Evaluation
+from tests.support.boards import tensorboard, wait_for
+from tests.support.known_maps import (
     BOTTOM_LEFT,
     NAMES,
     PROMPTS,
     STEPS,
     TOP_LEFT,
-    known_looks,
+    known_evaluations,
     known_maps,
     lit,
     pictures,
 )
-from tensorboard_tab.tab import Tab, all_pixels, pixels
-
-from clipcam_lightning.drift import DriftReport, ProbeDrift
-from clipcam_lightning.look import Look
+from tests.support.synthetic_evaluations import evaluations_of, random_maps, write_run
+from tests.support.tab_page import Tab, all_pixels, pixels
 
 KNOWN, MANY, OTHER, SHUFFLED, FILED = (f"clipcam@{run}" for run in ("known", "many", "other", "shuffled", "filed"))
 MANY_NAMES = [f"probe-{i}" for i in range(40)]
-REPORTS = [look.report for look in known_looks()]
+REPORTS = [evaluation.report for evaluation in known_evaluations()]
 LAST = REPORTS[-1]
 SHUFFLED_STEPS = (0, 20, 40)  # of which the other run has all but the last, and steps of its own besides
 
 
-def many_looks(seed: int, names: list[str] = MANY_NAMES) -> list[Look]:
+def many_evaluations(seed: int, names: list[str] = MANY_NAMES) -> list[Evaluation]:
     """More probes than come with the first answer."""
-    return looks_of(random_maps(STEPS, 40, seed=seed), [f"a photo of {name}" for name in names], names)
+    return evaluations_of(random_maps(STEPS, 40, seed=seed), [f"a photo of {name}" for name in names], names)
 
 
-def shuffled_looks() -> list[Look]:
+def shuffled_evaluations() -> list[Evaluation]:
     """The known probes but one, in another order and under other names, and one that is new."""
     order = [NAMES.index(name) for name in reversed(NAMES) if name != "slow"]
     own = known_maps()
     maps = {step: own[min(step, 30)][[*order, 0]] for step in SHUFFLED_STEPS}
     digests = [*(f"digest of {NAMES[i]}" for i in order), "digest of something new"]
     names = [*(f"my {NAMES[i]}" for i in order), "new"]
-    return looks_of(maps, [*(PROMPTS[i] for i in order), "new"], names, pictures()[[*order, 0]], digests=digests)
+    return evaluations_of(maps, [*(PROMPTS[i] for i in order), "new"], names, pictures()[[*order, 0]], digests=digests)
 
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder: Path = tmp_path_factory.mktemp("logs")
-    write_run(folder / "known", known_looks())
-    write_run(folder / "many", many_looks(seed=1))
-    write_run(folder / "other", many_looks(seed=2, names=[*MANY_NAMES[:-3], "x", "y", "z"]))
-    write_run(folder / "shuffled", shuffled_looks())
-    write_run(folder / "filed", known_looks(baseline=BOTTOM_LEFT)[1:2])
+    write_run(folder / "known", known_evaluations())
+    write_run(folder / "many", many_evaluations(seed=1))
+    write_run(folder / "other", many_evaluations(seed=2, names=[*MANY_NAMES[:-3], "x", "y", "z"]))
+    write_run(folder / "shuffled", shuffled_evaluations())
+    write_run(folder / "filed", known_evaluations(baseline=BOTTOM_LEFT)[1:2])
     still, near = lit(TOP_LEFT, 1.0), lit((0, 1), 1.0)  # in the same third of five columns
-    write_run(folder / "vanished", looks_of({0: still[None], 10: 0 * still[None]}, ["a"]))
-    write_run(folder / "near", looks_of({0: still[None], 10: near[None]}, ["a"]))
+    write_run(folder / "vanished", evaluations_of({0: still[None], 10: 0 * still[None]}, ["a"]))
+    write_run(folder / "near", evaluations_of({0: still[None], 10: near[None]}, ["a"]))
     with tensorboard("--logdir", folder) as url:
         for run in ("known", "many", "other"):
             wait_for(url, run, STEPS)
@@ -89,18 +89,21 @@ def said(value: float, digits: int = 2) -> str:
 
 
 def drift_of(probe: ProbeDrift) -> str:
-    return "unknown" if probe.blind else said(probe.drift)
+    return "unknown" if not probe.has_valid_baseline else said(probe.drift)
 
 
 def by_drift(report: DriftReport) -> list[str]:
     """The furthest first, who cannot be judged last."""
-    return [probe.name for probe in sorted(report.probes, key=lambda probe: (probe.blind, -np.float32(probe.drift)))]
+    return [
+        probe.name
+        for probe in sorted(report.probes, key=lambda probe: (not probe.has_valid_baseline, -np.float32(probe.drift)))
+    ]
 
 
-def test_each_cell_tells_drift_and_alarm_of_its_probe_at_its_look(tab: Tab) -> None:
+def test_each_cell_tells_drift_and_alarm_of_its_probe_at_its_evaluation(tab: Tab) -> None:
     expected = {
         f"{probe.name}, step {report.step}, epoch {epoch}: drift {drift_of(probe)}"
-        + (", breaks the rule" if probe.alarm else "")
+        + (", breaks the rule" if probe.flagged else "")
         for epoch, report in enumerate(REPORTS)
         for probe in report.probes
     }
@@ -108,11 +111,11 @@ def test_each_cell_tells_drift_and_alarm_of_its_probe_at_its_look(tab: Tab) -> N
     assert "breaks the rule" in "".join(expected)
 
 
-def test_a_look_that_is_an_alarm_is_marked_at_its_head_and_below_the_player(tab: Tab) -> None:
+def test_a_evaluation_that_is_an_alarm_is_marked_at_its_head_and_below_the_player(tab: Tab) -> None:
     for report in REPORTS:
         label = tab.head(report.step).get_attribute("aria-label") or ""
-        assert label.endswith(", alarm") == report.alarmed
-    expect(tab.player.locator(".marks span")).to_have_count(sum(report.alarmed for report in REPORTS))
+        assert label.endswith(", alarm") == report.alarm
+    expect(tab.player.locator(".marks span")).to_have_count(sum(report.alarm for report in REPORTS))
 
 
 def test_probes_are_sorted_by_drift_similarity_or_name(tab: Tab) -> None:
@@ -125,7 +128,7 @@ def test_probes_are_sorted_by_drift_similarity_or_name(tab: Tab) -> None:
 
 def test_of_many_probes_the_first_by_drift_are_in_sight_and_the_last_when_one_scrolls(tab: Tab) -> None:
     tab.fresh(run=MANY)
-    expected = by_drift(many_looks(seed=1)[-1].report)
+    expected = by_drift(many_evaluations(seed=1)[-1].report)
     top = tab.order()
     assert top == expected[: len(top)]
     tab.scroll(down=1)
@@ -225,9 +228,9 @@ def test_a_filter_leaves_the_probes_with_all_of_its_words_in_name_or_prompt(tab:
 
 def test_the_headline_names_the_alarm_the_worst_probe_and_where_its_map_went(tab: Tab) -> None:
     text = tab.headline.inner_text()
-    first = next(report for report in REPORTS if report.alarmed)
+    first = next(report for report in REPORTS if report.alarm)
     assert f"Alarm since step {first.step}" in text
-    assert f"{len(LAST.alarms)} of {len(NAMES)} probes break the rule" in text
+    assert f"{len(LAST.flagged)} of {len(NAMES)} probes break the rule" in text
     assert f"{LAST.worst.name} moved most: drift {said(LAST.worst.drift)}" in text
     assert "between steps 0 and 10" in text, "when it moved"
     assert re.search(r"to the bottom right \(\+\d+\s% .*from the top left \(\N{MINUS SIGN}\d+\s%", text)
@@ -250,18 +253,18 @@ def test_the_headline_names_no_place_where_there_is_none(tab: Tab, run: str, wor
 
 def test_the_headline_says_that_there_is_no_alarm(tab: Tab) -> None:
     tab.fresh(run=MANY)
-    last = many_looks(seed=1)[-1].report
-    assert not last.alarmed, "or the test is of no use"
+    last = many_evaluations(seed=1)[-1].report
+    assert not last.alarm, "or the test is of no use"
     text = tab.headline.inner_text()
     assert "No alarm at the last look" in text
     assert f"{last.worst.name} moved most: drift {said(last.worst.drift)}" in text
 
 
-def test_one_look_against_a_baseline_of_a_file_is_something_to_compare(tab: Tab) -> None:
+def test_one_evaluation_against_a_baseline_of_a_file_is_something_to_compare(tab: Tab) -> None:
     tab.fresh(run=FILED)
-    (look,) = known_looks(baseline=BOTTOM_LEFT)[1:2]
+    (evaluation,) = known_evaluations(baseline=BOTTOM_LEFT)[1:2]
     text = tab.headline.inner_text()
-    assert f"{look.report.worst.name} moved most: drift {said(look.report.worst.drift)}" in text
+    assert f"{evaluation.report.worst.name} moved most: drift {said(evaluation.report.worst.drift)}" in text
     assert "Alarm since step 10" in text
 
 
@@ -283,7 +286,7 @@ def test_the_slider_and_the_arrows_move_all_probes_through_time(tab: Tab) -> Non
     assert tab.slider.input_value() == "2"
 
 
-def test_space_plays_all_looks_in_order_and_then_stops(tab: Tab) -> None:
+def test_space_plays_all_evaluations_in_order_and_then_stops(tab: Tab) -> None:
     tab.title.evaluate(
         "title => { window.told = []; new MutationObserver(() => window.told.push(title.textContent))"
         ".observe(title, { childList: true }); }"
@@ -312,8 +315,8 @@ def test_space_pauses(tab: Tab) -> None:
 TABLE = {  # what a line's label begins with, which figure it tells, and with how many digits
     "Drift from": ("drift", 2),
     "Drift in units": ("noise_ratio", 1),
-    "Common gain": ("common_gain", 2),
-    "Gain in one spot": ("peak_gain", 2),
+    "Common gain": ("shared_gain", 2),
+    "Gain in one spot": ("concentration", 2),
     "Top-20 % IoU": ("top_iou", 2),
     "Centre shift": ("center_shift", 2),
     "Similarity": ("similarity", 3),
@@ -331,14 +334,14 @@ def test_the_detail_tells_what_the_report_does(tab: Tab, name: str, step: int) -
     expect(tab.detail.get_by_text(f"step {step}, epoch {STEPS.index(step)}")).to_be_visible()
     expect(tab.detail.get_by_text("baseline: step 0")).to_be_visible()
     expected = {label: getattr(probe, figure) for label, (figure, _) in TABLE.items()}
-    if probe.blind:
+    if not probe.has_valid_baseline:
         expected["Drift from"] = np.nan
     figures = tab.figures()
     for label, value in expected.items():
         shown = [text for key, text in figures.items() if key.startswith(label)]
         assert shown == ([] if np.isnan(value) else [said(value, TABLE[label][1])]), label
     words = tab.detail.inner_text()
-    assert ("Breaks the rule" in words) == probe.alarm
+    assert ("Breaks the rule" in words) == probe.flagged
     assert probe.reason in words
     assert probe.degenerate in words
 

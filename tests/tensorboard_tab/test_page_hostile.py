@@ -4,22 +4,22 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import hostile
 import numpy as np
 import pytest
 import torch
 from playwright.sync_api import Browser, expect
-from synthetic_looks import looks_of, random_maps, write_run
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
-from tensorboard_tab.boards import runs, tensorboard, until, wait_for
-from tensorboard_tab.known_maps import BOTTOM_RIGHT, NAMES, STEPS, TOP_LEFT, known_looks, lit
-from tensorboard_tab.tab import Tab
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning import tab_events as events
+from clipcam_lightning.tensorboard_tab import events
+from tests.support import hostile
+from tests.support.boards import runs, tensorboard, until, wait_for
+from tests.support.known_maps import BOTTOM_RIGHT, NAMES, STEPS, TOP_LEFT, known_evaluations, lit
+from tests.support.synthetic_evaluations import evaluations_of, random_maps, write_run
+from tests.support.tab_page import Tab
 
 TEXTS = {
     **hostile.TEXTS,
@@ -37,15 +37,15 @@ RUNS = ("<img src=x onerror=alert(1)>", "\u202eevil", "a\nb", "%2e%2e&run=x#y", 
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder: Path = tmp_path_factory.mktemp("logs")
     maps = random_maps(STEPS, len(PROMPTS))
-    write_run(folder / "prompts", looks_of(maps, PROMPTS))
+    write_run(folder / "prompts", evaluations_of(maps, PROMPTS))
     write_run(
         folder / "names",
-        looks_of({step: maps[step][: len(NAMES_IN_TAGS)] for step in STEPS}, NAMES_IN_TAGS, NAMES_IN_TAGS),
+        evaluations_of({step: maps[step][: len(NAMES_IN_TAGS)] for step in STEPS}, NAMES_IN_TAGS, NAMES_IN_TAGS),
     )
     override = {0: torch.stack([lit(TOP_LEFT, 1.0)] * 2), 10: torch.stack([lit(BOTTOM_RIGHT, 1.0), lit(TOP_LEFT, 1.0)])}
-    write_run(folder / "override", looks_of(override, ["a", "b"], ["\u202eevil", "still"]))
+    write_run(folder / "override", evaluations_of(override, ["a", "b"], ["\u202eevil", "still"]))
     for run in RUNS:
-        write_run(folder / run, looks_of(random_maps(STEPS, 1), ["a"]))
+        write_run(folder / run, evaluations_of(random_maps(STEPS, 1), ["a"]))
     with tensorboard("--logdir", folder) as url:
         wait_for(url, "prompts", STEPS)
         wait_for(url, "names", STEPS)
@@ -148,14 +148,20 @@ def floats(*shape: int, content: bytes | None = None) -> TensorProto:
 
 def write_broken(folder: Path, kind: str) -> None:
     """A run with a scalar that is sound, and data for the tab that is not."""
-    write_run(folder, known_looks(), tab=False, panels=1)
-    look, figures, probes = (events.tag("clipcam", name) for name in (events.LOOK, events.FIGURES_TAG, events.PROBES))
+    write_run(folder, known_evaluations(), tab=False, panels=1)
+    evaluation, figures, probes = (
+        events.tag("clipcam", name) for name in (events.EVALUATION, events.FIGURES_TAG, events.PROBES)
+    )
     values = {
-        "future": [value(look, text(b'{"version": 99}'), b"99")],
-        "nameless": [value(look, text(b"{}"), b"\xff not JSON")],
-        "garbage": [value(look, text(b"\xff\xfe{")), value(probes, text(b"[" * 100_000)), value(figures, floats(3))],
-        "torn": [value(look, text(b"{}")), value(figures, floats(6, 13, content=b"abc"))],
-        "typed": [value(look, floats(2)), value(probes, floats()), value(figures, text(b"no figures"))],
+        "future": [value(evaluation, text(b'{"version": 99}'), b"99")],
+        "nameless": [value(evaluation, text(b"{}"), b"\xff not JSON")],
+        "garbage": [
+            value(evaluation, text(b"\xff\xfe{")),
+            value(probes, text(b"[" * 100_000)),
+            value(figures, floats(3)),
+        ],
+        "torn": [value(evaluation, text(b"{}")), value(figures, floats(6, 13, content=b"abc"))],
+        "typed": [value(evaluation, floats(2)), value(probes, floats()), value(figures, text(b"no figures"))],
     }[kind]
     writer = SummaryWriter(folder)
     writer._get_file_writer().add_summary(Summary(value=values), 0)
@@ -174,7 +180,7 @@ BROKEN = {
 @pytest.fixture(scope="module", params=["true", "false"], ids=lambda flag: f"load_fast={flag}")
 def broken(browser: Browser, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Tab]:
     folder: Path = tmp_path_factory.mktemp("logs")
-    write_run(folder / "sound", known_looks())
+    write_run(folder / "sound", known_evaluations())
     for kind in BROKEN:
         write_broken(folder / f"z-{kind}", kind)
     with tensorboard("--logdir", folder, f"--load_fast={request.param}") as url:
@@ -187,7 +193,7 @@ def broken(browser: Browser, tmp_path_factory: pytest.TempPathFactory, request: 
 def only_refused(tab: Tab) -> bool:
     """Whether nothing was noisy but the browser's note of an answer that says what is wrong."""
     noise, tab.noise = tab.noise, []
-    return all("404" in text and "clipcam/looks" in text for text in noise)
+    return all("404" in text and "clipcam/evaluations" in text for text in noise)
 
 
 @pytest.mark.parametrize("kind", BROKEN)

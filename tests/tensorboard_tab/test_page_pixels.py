@@ -8,9 +8,12 @@ import pytest
 import torch
 from jaxtyping import Float, UInt8
 from playwright.sync_api import Browser
-from synthetic_looks import write_run
-from tensorboard_tab.boards import tensorboard, until, wait_for
-from tensorboard_tab.known_maps import (
+from torch import Tensor
+
+from clipcam_lightning.cam.colors import colored, overlaid
+from clipcam_lightning.visualization import panels as render
+from tests.support.boards import tensorboard, until, wait_for
+from tests.support.known_maps import (
     BOTTOM_LEFT,
     BOTTOM_RIGHT,
     COLORS,
@@ -20,15 +23,12 @@ from tensorboard_tab.known_maps import (
     STEPS,
     TOP_LEFT,
     TOP_RIGHT,
-    known_looks,
+    known_evaluations,
     known_maps,
     pictures,
 )
-from tensorboard_tab.tab import Pixels, Tab, all_pixels, pixels
-from torch import Tensor
-
-from clipcam_lightning import render
-from clipcam_lightning.colors import colored, overlaid
+from tests.support.synthetic_evaluations import write_run
+from tests.support.tab_page import Pixels, Tab, all_pixels, pixels
 
 KNOWN, FILED = "clipcam@known", "clipcam@filed"
 NEAR = 4  # levels of 255 by which two renderers may differ
@@ -38,8 +38,8 @@ MAPS, PICTURES = known_maps(), pictures()
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("logs")
-    write_run(folder / "filed", known_looks(baseline=BOTTOM_LEFT))
-    write_run(folder / "known", known_looks())
+    write_run(folder / "filed", known_evaluations(baseline=BOTTOM_LEFT))
+    write_run(folder / "known", known_evaluations())
     with tensorboard("--logdir", folder) as url:
         for run in ("filed", "known"):
             wait_for(url, run, STEPS)
@@ -88,7 +88,7 @@ def picture_at(name: str, canvas: Pixels) -> UInt8[Tensor, "3 y x"]:
 
 
 def heat_of(name: str, step: int) -> Float[Tensor, "h w"]:
-    return render.for_display(MAPS[step])[NAMES.index(name)]
+    return render.relative_saliency(MAPS[step])[NAMES.index(name)]
 
 
 def assert_same(canvas: Pixels, expected: object, near: int = NEAR) -> None:
@@ -143,16 +143,16 @@ def test_red_is_where_there_is_more_and_blue_where_there_is_less(tab: Tab) -> No
 def test_an_overlay_is_that_of_the_images_tab(tab: Tab) -> None:
     shown = all_pixels(tab)
     assert shown.keys() == set(product(NAMES, range(len(STEPS))))
-    for (name, look), canvas in shown.items():
+    for (name, evaluation), canvas in shown.items():
         picture = picture_at(name, canvas)
-        assert_same(canvas, overlaid(picture, render._at(heat_of(name, STEPS[look]), picture)).permute(1, 2, 0))
+        assert_same(canvas, overlaid(picture, render._at(heat_of(name, STEPS[evaluation]), picture)).permute(1, 2, 0))
 
 
 @on_any_screen
 def test_a_change_is_that_of_the_images_tab(tab: Tab) -> None:
     tab.view("Change")
-    for (name, look), canvas in all_pixels(tab).items():
-        change = heat_of(name, STEPS[look]) - heat_of(name, STEPS[0])
+    for (name, evaluation), canvas in all_pixels(tab).items():
+        change = heat_of(name, STEPS[evaluation]) - heat_of(name, STEPS[0])
         assert_same(canvas, render._change(picture_at(name, canvas), change))
 
 
@@ -160,8 +160,8 @@ def test_heat_alone_is_the_colour_of_the_map(tab: Tab) -> None:
     tab.view("Heat")
     for colors in ("inferno", "viridis", "gray"):
         tab.choose("Colours", colors)
-        for (name, look), canvas in all_pixels(tab).items():
-            heat = render._at(heat_of(name, STEPS[look]), picture_at(name, canvas))
+        for (name, evaluation), canvas in all_pixels(tab).items():
+            heat = render._at(heat_of(name, STEPS[evaluation]), picture_at(name, canvas))
             assert_same(canvas, colored(heat, colors).permute(1, 2, 0) * 255)
 
 
@@ -188,7 +188,7 @@ def test_without_opacity_the_grey_picture_is_left_and_the_more_of_it_the_more_co
     assert spread(corner(shown[2], TOP_RIGHT)) < 60, "hardly covered where the map is cold"
 
 
-def test_a_scale_is_of_one_map_or_of_all_looks_of_a_probe(tab: Tab) -> None:
+def test_a_scale_is_of_one_map_or_of_all_evaluations_of_a_probe(tab: Tab) -> None:
     """The map of "fades" is 4 at its hottest, then 2, 1 and 1/16."""
     tab.view("Heat")
     expected = {"map": (1, 1, 1, 1), "probe": (1, 0.5, 0.25, 1 / 64)}
@@ -213,7 +213,7 @@ def test_a_change_is_from_the_baseline_that_was_chosen(tab: Tab) -> None:
         assert_changed(pixels(tab.cell("walks", step)), more, less)
 
 
-def test_a_baseline_of_a_file_is_known_although_it_is_no_look(tab: Tab) -> None:
+def test_a_baseline_of_a_file_is_known_although_it_is_no_evaluation(tab: Tab) -> None:
     tab.fresh(run=FILED, view="change")
     for step, (place, _) in zip(STEPS, PROBES["walks"], strict=True):
         assert_changed(pixels(tab.cell("walks", step)), place, BOTTOM_LEFT)
@@ -239,12 +239,12 @@ def test_a_vanished_map_is_cold_all_over(tab: Tab) -> None:
     assert pixels(tab.cell("blind", 0))[..., :3].max() < 5
 
 
-def test_the_tile_beside_the_name_is_the_look_that_is_shown(tab: Tab) -> None:
+def test_the_tile_beside_the_name_is_the_evaluation_that_is_shown(tab: Tab) -> None:
     cells = all_pixels(tab)
-    for look, step in reversed([*enumerate(STEPS)]):
+    for evaluation, step in reversed([*enumerate(STEPS)]):
         tab.head(step).click()
         for name in NAMES:
-            assert np.array_equal(pixels(tab.present(name)), cells[name, look])
+            assert np.array_equal(pixels(tab.present(name)), cells[name, evaluation])
 
 
 @on_any_screen

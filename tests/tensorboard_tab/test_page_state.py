@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
-from synthetic_looks import write_run
-from tensorboard_tab.boards import tensorboard, wait_for
-from tensorboard_tab.known_maps import BOTTOM_LEFT, NAMES, STEPS, known_looks
-from tensorboard_tab.tab import Tab, pixels
+
+from tests.support.boards import tensorboard, wait_for
+from tests.support.known_maps import BOTTOM_LEFT, NAMES, STEPS, known_evaluations
+from tests.support.synthetic_evaluations import write_run
+from tests.support.tab_page import Tab, pixels
 
 KNOWN, OTHER = "clipcam@known", "clipcam@other"
 
@@ -18,8 +19,8 @@ KNOWN, OTHER = "clipcam@known", "clipcam@other"
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("logs")
-    write_run(folder / "known", known_looks(), panels=1)
-    write_run(folder / "other", known_looks(baseline=BOTTOM_LEFT))
+    write_run(folder / "known", known_evaluations(), panels=1)
+    write_run(folder / "other", known_evaluations(baseline=BOTTOM_LEFT))
     return folder
 
 
@@ -52,7 +53,7 @@ CHOICES = {
     "scale": "probe",
     "sort": "name",
     "filter": "what",
-    "look": "20",
+    "evaluation": "20",
 }
 
 
@@ -121,7 +122,7 @@ def test_a_slow_answer_does_not_replace_what_was_chosen_after_it(tab: Tab) -> No
 
 
 def test_the_detail_opens_at_its_address(tab: Tab) -> None:
-    tab.fresh(run=KNOWN, open="walks", look=20)
+    tab.fresh(run=KNOWN, open="walks", evaluation=20)
     expect(tab.detail).to_have_accessible_name("walks")
     tab.page.keyboard.press("Escape")
     expect(tab.detail).to_be_hidden()
@@ -136,7 +137,7 @@ NONSENSE = {
     "baseline": ("nowhere",),
     "run": ("clipcam@gone",),
     "beside": ("clipcam@gone", KNOWN),
-    "look": ("yesterday", "-1"),
+    "evaluation": ("yesterday", "-1"),
     "open": ("nobody",),
     "constructor": ("x",),
     "%": ("%E0%A4%A",),

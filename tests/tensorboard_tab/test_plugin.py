@@ -19,13 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import TEXTS, example_folder, examples, texts
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import LOADERS, Board, board_over, until, write_events
 from safetensors.numpy import load
-from shell import ENVIRONMENT
-from synthetic_looks import looks_of, random_maps, write_run
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
@@ -33,14 +29,18 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.data.provider import RunTagFilter
-from tensorboard_tab.boards import stop
 from torch.utils.tensorboard import SummaryWriter
 
 import clipcam_lightning.tensorboard_tab as tab
-from clipcam_lightning.colors import CHANGE, HEAT, colored
-from clipcam_lightning.sinks.tab import TabSink
+from clipcam_lightning.cam.colors import CHANGE, HEAT, colored
+from clipcam_lightning.sinks.tensorboard_tab import TabSink
 from clipcam_lightning.tensorboard_tab import ClipCamLoader
 from clipcam_lightning.tensorboard_tab.runs import RunReader
+from tests.support.boards import stop
+from tests.support.hostile import TEXTS, example_folder, examples, texts
+from tests.support.in_process import LOADERS, Board, board_over, until, write_events
+from tests.support.shell import ENVIRONMENT
+from tests.support.synthetic_evaluations import evaluations_of, random_maps, write_run
 
 PACKAGE = Path(tab.__file__).parents[1]
 NAMES = [f"probe-{i}" for i in range(70)]
@@ -51,23 +51,27 @@ RUN = {"run": "run", "root": "clipcam"}
 @pytest.fixture(scope="module", params=LOADERS)
 def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     folder = tmp_path_factory.mktemp("logs")
-    write_run(folder / "run", looks_of(random_maps(range(3), 70), [f"a {i}" for i in range(70)]), panels=1)
+    write_run(folder / "run", evaluations_of(random_maps(range(3), 70), [f"a {i}" for i in range(70)]), panels=1)
     with board_over(request.param, folder) as board:
         yield board
 
 
 REFUSED = {
-    "no run": (400, "looks", {"root": "clipcam"}),
-    "no root": (400, "looks", {"run": "run"}),
+    "no run": (400, "evaluations", {"root": "clipcam"}),
+    "no root": (400, "evaluations", {"run": "run"}),
     "rows of no run": (400, "rows", {"root": "clipcam", "probe": "probe-0"}),
     "no probe": (400, "rows", RUN),
     "65 probes": (400, "rows", {**RUN, "probe": NAMES[:65]}),
-    "unknown run": (404, "looks", {**RUN, "run": "runs"}),
-    "unknown root": (404, "looks", {**RUN, "root": "clip"}),
+    "unknown run": (404, "evaluations", {**RUN, "run": "runs"}),
+    "unknown root": (404, "evaluations", {**RUN, "root": "clip"}),
     "unknown probe": (404, "rows", {**RUN, "probe": ["probe-0", "probe"]}),
-    "empty names": (404, "looks", {"run": "", "root": ""}),
-    "a run above": (404, "looks", {**RUN, "run": "../run"}),
-    **{f"{kind} as run": (404, "looks", {**RUN, "run": text}) for kind, text in TEXTS.items() if kind != "half a pair"},
+    "empty names": (404, "evaluations", {"run": "", "root": ""}),
+    "a run above": (404, "evaluations", {**RUN, "run": "../run"}),
+    **{
+        f"{kind} as run": (404, "evaluations", {**RUN, "run": text})
+        for kind, text in TEXTS.items()
+        if kind != "half a pair"
+    },
     **{
         f"{kind} as probe": (404, "rows", {**RUN, "probe": text})
         for kind, text in TEXTS.items()
@@ -86,7 +90,17 @@ def test_what_cannot_be_answered_is_refused_as_text(
 
 
 UNKNOWN = [
-    *("", "index.html", "static/index.js", "plugin.py", "Looks", "looks.json", "looks/x", "__init__.py", "static"),
+    *(
+        "",
+        "index.html",
+        "static/index.js",
+        "plugin.py",
+        "Evaluations",
+        "evaluations.json",
+        "evaluations/x",
+        "__init__.py",
+        "static",
+    ),
     *("../clipcam_/runs", "..%2f..%2fplugin.py", "%2e%2e/plugin.py", "....//plugin.py", "..\\plugin.py", "/etc/passwd"),
     *("%2fetc%2fpasswd", "static/%2e%2e/plugin.py", "index.js%00", "index.js/../plugin.py", "%252e%252e%252fplugin.py"),
 ]
@@ -109,7 +123,7 @@ def test_every_answer_says_what_it_is_and_never_that_it_is_a_page(board: Board) 
     static = {"clipcam/" + file.name for file in (PACKAGE / "tensorboard_tab" / "static").iterdir()}
     answers = {
         **{route: board.get(route) for route in ("clipcam/runs", "clipcam/colors", *static)},
-        "clipcam/looks": board.get("clipcam/looks", RUN),
+        "clipcam/evaluations": board.get("clipcam/evaluations", RUN),
         "clipcam/rows": board.get("clipcam/rows", {**RUN, "probe": "probe-3"}),
     }
     types = {route: answer.content_type for route, answer in answers.items()}
@@ -118,7 +132,7 @@ def test_every_answer_says_what_it_is_and_never_that_it_is_a_page(board: Board) 
         *("application/json", "application/octet-stream", "text/javascript; charset=utf-8", "text/css; charset=utf-8")
     }
     assert types["clipcam/runs"] == "application/json"
-    assert types["clipcam/looks"] == types["clipcam/rows"] == "application/octet-stream"
+    assert types["clipcam/evaluations"] == types["clipcam/rows"] == "application/octet-stream"
 
 
 def test_as_many_probes_as_can_be_asked_for_come_in_their_order(board: Board) -> None:
@@ -128,40 +142,40 @@ def test_as_many_probes_as_can_be_asked_for_come_in_their_order(board: Board) ->
     assert arrays["maps"].shape == (64, 3, 3, 5)
 
 
-def test_rows_read_the_figures_of_all_looks_again_only_if_there_is_a_newer_look(
+def test_rows_read_the_figures_of_all_evaluations_again_only_if_there_is_a_newer_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = looks_of(random_maps(range(3), 2), ["a", "b"])
+    evaluations = evaluations_of(random_maps(range(3), 2), ["a", "b"])
     with SummaryWriter(tmp_path / "run") as writer, board_over("legacy", tmp_path, growing=True) as board:
         sink = TabSink(writer, "clipcam")
-        for look in looks[:2]:
-            sink.write(look)
+        for evaluation in evaluations[:2]:
+            sink.write(evaluation)
         for run in ("other", "third"):
-            write_run(tmp_path / run, looks[:2])
+            write_run(tmp_path / run, evaluations[:2])
         for run in ("other", "third", "run"):
             until(lambda run=run: has_rows(board, run, 2))
             assert has_rows(board, run, 2)  # once more: what came while they were read is known by now
         read: list[str] = []
-        original = RunReader.looks
+        original = RunReader.evaluations
         monkeypatch.setattr(
-            RunReader, "looks", lambda self, run, root: [read.append(run), original(self, run, root)][1]
+            RunReader, "evaluations", lambda self, run, root: [read.append(run), original(self, run, root)][1]
         )
         assert all(has_rows(board, run, 2) for run in ("third", "run", "third", "run"))
         assert read == []
         assert all(has_rows(board, run, 2) for run in ("other", "run", "other", "third"))
         assert read == ["other", "third"], "two runs are kept, those that were read last"
         read.clear()
-        sink.write(looks[2])
+        sink.write(evaluations[2])
         until(lambda: has_rows(board, "run", 3))
         assert 1 <= read.count("run") == len(read) <= 2, "when it was no longer kept, and when there was a newer look"
-        board.arrays("looks", **RUN)
+        board.arrays("evaluations", **RUN)
         assert read[-1:] == ["run"], "whoever begins anew gets what there is, whatever its clock says"
 
 
-def has_rows(board: Board, run: str, looks: int) -> bool:
+def has_rows(board: Board, run: str, evaluations: int) -> bool:
     """Whether a run answers rows of so many looks."""
     answer = board.get("clipcam/rows", {"run": run, "root": "clipcam", "probe": "probe-0"})
-    return answer.status_code == 200 and len(load(answer.data)["step"]) == looks
+    return answer.status_code == 200 and len(load(answer.data)["step"]) == evaluations
 
 
 class AnswerError(Exception):
@@ -174,7 +188,7 @@ class AnswerError(Exception):
 def test_what_is_too_large_for_the_data_server_is_left_out_but_a_dead_one_is_not_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_run(tmp_path / "run", looks_of(random_maps(range(2), 2), ["a", "b"]))
+    write_run(tmp_path / "run", evaluations_of(random_maps(range(2), 2), ["a", "b"]))
     with board_over("legacy", tmp_path) as board:
         whole = MultiplexerDataProvider.read_tensors
 
@@ -192,13 +206,13 @@ def test_what_is_too_large_for_the_data_server_is_left_out_but_a_dead_one_is_not
 
         monkeypatch.setattr(MultiplexerDataProvider, "read_tensors", dead)
         with pytest.raises(AnswerError):
-            board.get("clipcam/looks", RUN)
+            board.get("clipcam/evaluations", RUN)
 
 
 def test_a_tag_that_has_no_tensor_yet_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path / "run", looks_of(random_maps(range(2), 2), ["a", "b"]))
+    write_run(tmp_path / "run", evaluations_of(random_maps(range(2), 2), ["a", "b"]))
     with board_over("legacy", tmp_path) as board:
-        whole, failures = MultiplexerDataProvider.list_tensors, [KeyError("clipcam/tab/look")]
+        whole, failures = MultiplexerDataProvider.list_tensors, [KeyError("clipcam/tab/evaluation")]
 
         def racing(*args: Any, **options: Any) -> Any:
             if failures:
@@ -219,8 +233,8 @@ def test_colors_are_those_of_the_pictures(board: Board) -> None:
 
 
 def test_the_tab_is_listed_where_there_is_something_to_show(tmp_path: Path) -> None:
-    write_run(tmp_path / "with", looks_of(random_maps([0], 1), ["a"]))
-    write_run(tmp_path / "without" / "run", looks_of(random_maps([0], 1), ["a"]), tab=False)
+    write_run(tmp_path / "with", evaluations_of(random_maps([0], 1), ["a"]))
+    write_run(tmp_path / "without" / "run", evaluations_of(random_maps([0], 1), ["a"]), tab=False)
     for loader in LOADERS:
         for folder, shown in (("with", True), ("without", False)):
             with board_over(loader, tmp_path / folder) as board:
@@ -250,9 +264,9 @@ def others(board: Board) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in TensorBoard's text plugin
 @pytest.mark.parametrize("loader", LOADERS)
 def test_the_other_tabs_get_what_they_get_without(loader: str, tmp_path: Path) -> None:
-    looks, seen = looks_of(random_maps(range(12), 2), ["a", "b"]), []
+    evaluations, seen = evaluations_of(random_maps(range(12), 2), ["a", "b"]), []
     for with_tab in (False, True):
-        write_run(tmp_path / str(with_tab) / "run", looks, tab=with_tab, panels=1)
+        write_run(tmp_path / str(with_tab) / "run", evaluations, tab=with_tab, panels=1)
         with board_over(loader, tmp_path / str(with_tab)) as board:
             seen.append(others(board))
     assert all(seen[0].values())
@@ -264,8 +278,8 @@ def test_the_other_tabs_get_what_they_get_without(loader: str, tmp_path: Path) -
 
 def good_events() -> list[Event]:
     with example_folder() as folder:
-        foreign = looks_of(random_maps([9], 2, seed=3), ["a", "b"])[0].snapshot
-        write_run(folder, looks_of(random_maps(range(2), 2), ["a", "b"], baseline=foreign))
+        foreign = evaluations_of(random_maps([9], 2, seed=3), ["a", "b"])[0].snapshot
+        write_run(folder, evaluations_of(random_maps(range(2), 2), ["a", "b"], baseline=foreign))
         (file,) = folder.iterdir()
         events = list(LegacyEventFileLoader(str(file)).Load())
     return [e for e in events if any("/tab/" in value.tag for value in e.summary.value)]
@@ -362,11 +376,11 @@ def check(board: Board) -> bool:
     """Nothing is answered with 500 (which the client would raise); whether there were looks."""
     for watched in board.json("clipcam/runs")["runs"]:
         assert set(watched) == {"run", "root", "problem", "wall_time"}
-    answer = board.get("clipcam/looks", RUN)
+    answer = board.get("clipcam/evaluations", RUN)
     assert answer.status_code in (200, 404)
     assert answer.status_code == 200 or len(answer.data) < 300
     if answer.status_code == 200:
-        arrays, about = board.arrays("looks", **RUN)
+        arrays, about = board.arrays("evaluations", **RUN)
         names = about["probes"]["names"]
         assert len(arrays["maps"]) == min(len(names), 16)
         board.arrays("rows", **RUN, probe=names[:64])
@@ -401,20 +415,20 @@ def text(content: str, **wrong: object) -> TensorProto:
 
 
 IN_JSON = {
-    "a look of a later version": ("look", {"version": 2}, False),
-    "an epoch that is no integer": ("look", {"epoch": 0.5}, False),
-    "an epoch beyond 64 bits": ("look", {"epoch": 10**400}, False),
-    "a baseline beyond 64 bits": ("look", {"baseline_step": -(10**400)}, False),
-    "an alarm that is a number": ("look", {"alarmed": 1}, False),
-    "layers that are no list": ("look", {"layers": "visual"}, False),
-    "layers that are numbers": ("look", {"layers": [float("nan")]}, False),
-    "notes that are lists": ("look", {"notes": [[]]}, False),
-    "many long notes": ("look", {"notes": ["x" * 1000] * 1000}, True),
-    "a method that is an object": ("look", {"method": {}}, False),
-    "no grid": ("look", {"grid": None}, False),
-    "a grid of three sides": ("look", {"grid": [3, 5, 1]}, False),
-    "an endless grid": ("look", {"grid": [10**9, 10**9]}, False),
-    "a grid without cells": ("look", {"grid": [0, 5]}, False),
+    "a look of a later version": ("evaluation", {"version": 2}, False),
+    "an epoch that is no integer": ("evaluation", {"epoch": 0.5}, False),
+    "an epoch beyond 64 bits": ("evaluation", {"epoch": 10**400}, False),
+    "a baseline beyond 64 bits": ("evaluation", {"baseline_step": -(10**400)}, False),
+    "an alarm that is a number": ("evaluation", {"alarm": 1}, False),
+    "layers that are no list": ("evaluation", {"layers": "visual"}, False),
+    "layers that are numbers": ("evaluation", {"layers": [float("nan")]}, False),
+    "notes that are lists": ("evaluation", {"notes": [[]]}, False),
+    "many long notes": ("evaluation", {"notes": ["x" * 1000] * 1000}, True),
+    "a method that is an object": ("evaluation", {"method": {}}, False),
+    "no grid": ("evaluation", {"grid": None}, False),
+    "a grid of three sides": ("evaluation", {"grid": [3, 5, 1]}, False),
+    "an endless grid": ("evaluation", {"grid": [10**9, 10**9]}, False),
+    "a grid without cells": ("evaluation", {"grid": [0, 5]}, False),
     "probes of a later version": ("probes", {"version": 2}, False),
     "two probes of one name": ("probes", {"names": ["probe-0"] * 2}, False),
     "half of a character in a name": ("probes", {"names": ["probe-0", "\ud800"]}, False),
@@ -449,13 +463,13 @@ IN_TENSORS = {
     "figures that are not finite": ("figures", array([2, 11], b"\0\0\xc0\x7f\0\0\x80\xff" * 11), True),
     "figures that do not fit their shape": ("figures", array([2, 11], b"\0"), False),
     "figures of a type that there is not": ("figures", array([2, 11], b"\0" * 88, 99), False),
-    "a look of many texts": ("look", TensorProto(dtype=7, string_val=[b"{}", b"{}"]), False),
-    "a look that is no JSON": ("look", text("{"), False),
-    "a look that is a list": ("look", text("[]"), False),
-    "a look in bytes that are no text": ("look", TensorProto(dtype=7, string_val=[b"\xff"]), False),
-    "a look that is a number": ("look", array([], b"\0" * 4), False),
-    "a look that is nested deeply": ("look", text(BOMBS[1]), False),
-    "a look that is a very long number": ("look", text(BOMBS[2]), False),
+    "a look of many texts": ("evaluation", TensorProto(dtype=7, string_val=[b"{}", b"{}"]), False),
+    "a look that is no JSON": ("evaluation", text("{"), False),
+    "a look that is a list": ("evaluation", text("[]"), False),
+    "a look in bytes that are no text": ("evaluation", TensorProto(dtype=7, string_val=[b"\xff"]), False),
+    "a look that is a number": ("evaluation", array([], b"\0" * 4), False),
+    "a look that is nested deeply": ("evaluation", text(BOMBS[1]), False),
+    "a look that is a very long number": ("evaluation", text(BOMBS[2]), False),
 }
 
 
@@ -493,14 +507,14 @@ def test_a_run_of_another_version_is_listed_with_what_to_do(metadata: str, probl
             check(board)
 
 
-def test_a_look_that_cannot_be_read_takes_no_other_away() -> None:
+def test_a_evaluation_that_cannot_be_read_takes_no_other_away() -> None:
     events = [Event.FromString(event) for event in GOOD]
-    (value,) = (value for value in events[0].summary.value if value.tag.endswith("tab/look"))
+    (value,) = (value for value in events[0].summary.value if value.tag.endswith("tab/evaluation"))
     value.tensor.string_val[0] = b"{}"
     with example_folder() as folder:
         write_events(folder / "run" / "events.out.tfevents.1.x", events)
         with board_over("legacy", folder) as board:
-            arrays, about = board.arrays("looks", **RUN)
+            arrays, about = board.arrays("evaluations", **RUN)
     assert arrays["step"].tolist() == [1]
     assert about["left_out"] == {"cannot be read": 1}
     assert arrays["baseline"].tolist() == [-1], "its baseline was written with the damaged look"
@@ -580,27 +594,27 @@ def asked(url: str, route: str, **query: object) -> bytes | None:
 
 
 def steps(url: str) -> list[float]:
-    content = asked(url, "plugin/clipcam/looks", **RUN)
+    content = asked(url, "plugin/clipcam/evaluations", **RUN)
     step: list[float] = load(content)["step"].tolist() if content else []
     return step
 
 
 @pytest.mark.parametrize("flags", [["--load_fast=auto"], ["--load_fast=false"]], ids=["usual", "legacy"])
-def test_the_command_shows_sixty_looks_without_any_flag(flags: list[str], tmp_path: Path) -> None:
-    write_run(tmp_path / "run", looks_of(random_maps(range(60), 2), ["a", "b"]))
+def test_the_command_shows_sixty_evaluations_without_any_flag(flags: list[str], tmp_path: Path) -> None:
+    write_run(tmp_path / "run", evaluations_of(random_maps(range(60), 2), ["a", "b"]))
     with command(tmp_path, *flags) as url:
         until(lambda: steps(url) == list(range(60)))
 
 
 def test_what_a_user_asks_for_is_kept(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", looks_of(random_maps(range(60), 2), ["a", "b"]))
+    write_run(tmp_path / "run", evaluations_of(random_maps(range(60), 2), ["a", "b"]))
     with command(tmp_path, "--samples_per_plugin", "clipcam=5,images=3", "--load_fast=false") as url:
         until(lambda: len(steps(url)) == 5)
 
 
-@pytest.mark.parametrize("broken", ["plugin", "tab_events", "runs", "parsing"])
+@pytest.mark.parametrize("broken", ["plugin", "events", "runs", "parsing"])
 def test_the_other_tabs_are_served_if_this_cannot_be_loaded(broken: str, tmp_path: Path) -> None:
-    write_run(tmp_path / "logs" / "run", looks_of(random_maps(range(2), 2), ["a", "b"]))
+    write_run(tmp_path / "logs" / "run", evaluations_of(random_maps(range(2), 2), ["a", "b"]))
     shutil.copytree(PACKAGE, tmp_path / "path" / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     (module,) = (tmp_path / "path").rglob(f"{broken}.py")
     module.write_text("raise SystemError('on purpose')")
@@ -620,7 +634,7 @@ assert ours == {"clipcam_lightning", "clipcam_lightning.tensorboard_tab"}, ours
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 
 from pathlib import Path
-from in_process import board_over
+from tests.support.in_process import board_over
 with board_over("legacy", Path(sys.argv[1])) as board:
     looks, about = board.arrays("looks", run="run", root="clipcam")
     board.arrays("rows", run="run", root="clipcam", probe=about["rows"])
@@ -633,8 +647,8 @@ print(len(looks["step"]))
 
 
 def test_neither_torch_nor_lightning_is_imported_to_serve(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", looks_of(random_maps(range(3), 2), ["a", "b"]))
-    environment = {**ENVIRONMENT, "PYTHONPATH": f"{PACKAGE.parent}{os.pathsep}{Path(__file__).parent}"}
+    write_run(tmp_path / "run", evaluations_of(random_maps(range(3), 2), ["a", "b"]))
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(PACKAGE.parent)}
     order = [sys.executable, "-c", SERVING, str(tmp_path)]
     done = subprocess.run(order, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

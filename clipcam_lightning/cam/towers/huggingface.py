@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipcam_lightning.cam.dialects import TransformersDialect, embedding_in
+from clipcam_lightning.cam.adapters import TransformersAdapter, embedding_in
 from clipcam_lightning.cam.towers.shared import tokens_to_grid, whole_cells
 from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_SUMS, AttentionTower
 from clipcam_lightning.errors import ConfigError
@@ -211,9 +211,9 @@ def _tensors(batch: Mapping[str, Tensor], *names: str) -> list[Tensor]:
 
 def _vision(clip: nn.Module) -> tuple[str, Any]:
     """Path and module of the ViT at or below ``vision_model``, which may be wrapped; ``None`` if it is no such ViT."""
-    if TransformersDialect.spoken_by(clip):
+    if TransformersAdapter.spoken_by(clip):
         for path, part in clip.named_modules():
-            if f"{path}.".startswith(f"{TransformersDialect.vision}.") and _is_vision(part):
+            if f"{path}.".startswith(f"{TransformersAdapter.vision}.") and _is_vision(part):
                 return path, part
     return "", None
 

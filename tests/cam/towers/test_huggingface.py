@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import Siglip2ImageProcessor, SiglipImageProcessor
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
-from zoo.huggingface import MODELS, PATCH, WIDTH, clip, siglip, siglip2, tokenizer
 
 from clipcam_lightning.cam.capture import Capture
 from clipcam_lightning.cam.explain import explain
@@ -24,6 +23,7 @@ from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.towers import tower_of
 from clipcam_lightning.cam.towers.huggingface import HuggingFaceNaFlexViT, HuggingFaceViT, patched, unpadded
 from clipcam_lightning.errors import ConfigError, TowerError
+from tests.support.zoo.huggingface import MODELS, PATCH, WIDTH, clip, siglip, siglip2, tokenizer
 
 # PEFT 0.21 still calls it what transformers 4 did, and so does a test.
 pytestmark = pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")

@@ -9,7 +9,6 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from zoo.open_clip import MODELS, coca, resnet, vit
 
 from clipcam_lightning.cam.attention import Attention, attending
 from clipcam_lightning.cam.explain import explain
@@ -20,6 +19,7 @@ from clipcam_lightning.cam.towers.open_clip import OpenClipViT
 from clipcam_lightning.cam.towers.openai import OpenAiViT
 from clipcam_lightning.cam.towers.tower import AttentionTower
 from clipcam_lightning.errors import ConfigError, TowerError
+from tests.support.zoo.open_clip import MODELS, coca, resnet, vit
 
 
 @pytest.fixture(params=MODELS)

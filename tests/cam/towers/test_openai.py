@@ -7,7 +7,6 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from zoo.openai import CLIP, MODELS, WIDTH, ResidualAttentionBlock, VisionTransformer, convert_weights, resnet, vit
 
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS
@@ -15,6 +14,16 @@ from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.towers import tower_of
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
 from clipcam_lightning.errors import TowerError
+from tests.support.zoo.openai import (
+    CLIP,
+    MODELS,
+    WIDTH,
+    ResidualAttentionBlock,
+    VisionTransformer,
+    convert_weights,
+    resnet,
+    vit,
+)
 
 TEXT = CLIPTextCfg(context_length=8, vocab_size=16, width=32, heads=2, layers=1)
 VISION = {

@@ -12,7 +12,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from zoo.timm import MODELS, STAGES, VITS, WIDTH, clip, eva02, pe_core, plain, siglip, vit
 
 from clipcam_lightning.cam.attention import Attention, attending
 from clipcam_lightning.cam.capture import Capture
@@ -20,6 +19,7 @@ from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.towers import tower_of
 from clipcam_lightning.cam.towers.timm import TimmStages, TimmViT
 from clipcam_lightning.errors import ConfigError, TowerError
+from tests.support.zoo.timm import MODELS, STAGES, VITS, WIDTH, clip, eva02, pe_core, plain, siglip, vit
 
 ONE_SIZE = ["relative positions", "swin"]
 RESIDUAL = ["plain", "relative positions", "eva", "mobileclip-b"]

@@ -1,0 +1,1 @@
+"""What else maps tell about a model: sensitivity to prompts, and confusions."""

@@ -1,0 +1,1 @@
+"""One evaluation of a probe set: explain, snapshot, compare, and hand the result to the sinks."""

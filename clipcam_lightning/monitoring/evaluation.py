@@ -1,0 +1,83 @@
+"""The result of one evaluation of the probe set, and the protocol of what writes it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.drift.compare import DriftReport
+from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.monitoring.history import HistoryEntry
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """One evaluation of the whole probe set, as sinks receive it.
+
+    Attributes:
+        pixels: what the model sees of each probe.
+        masks: at the size of ``pixels``; ``None`` for a probe without a mask.
+        snapshot: maps and metrics of this evaluation.
+        baseline: the snapshot it is compared with; the same object at the first evaluation.
+        report: the comparison.
+        history: the evaluations so far, this one last; of many the first and evenly spaced later ones.
+        digests: one per probe, by which evaluations of other runs are matched.
+        metrics: means over the probes by name (``drift``, ``similarity``, ...), all finite.
+    """
+
+    pixels: UInt8[Tensor, "n 3 y x"]
+    masks: Sequence[Bool[Tensor, "y x"] | None]
+    snapshot: Snapshot
+    baseline: Snapshot
+    report: DriftReport
+    history: Sequence[HistoryEntry]
+    digests: Sequence[str]
+    metrics: Mapping[str, float]
+
+    __repr__ = short_repr
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation came to, without maps and images: small enough to be sent to every rank.
+
+    Attributes:
+        metrics: as in :class:`Evaluation`.
+        report: the comparison; ``None`` if the evaluation failed.
+        note: which probes have no valid baseline, why there is a new baseline, or why a noise floor is unknown; empty
+            if there is nothing to note.
+        problems: one message per part of the evaluation that failed.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    report: DriftReport | None = None
+    note: str = ""
+    problems: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Something that writes evaluations somewhere: a logger, a file, a database.
+
+    A sink that raises stops neither the training nor another sink.
+
+    Example:
+        >>> class PrintingSink(Sink):
+        ...     def write(self, evaluation: Evaluation) -> None:
+        ...         print(evaluation.snapshot.info.step, evaluation.metrics["drift"])
+    """
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Write one evaluation."""
+        ...
+
+    def close(self) -> None:
+        """Wait until every evaluation is written.
+
+        Raises:
+            Exception: a late write failed.
+        """
+        return

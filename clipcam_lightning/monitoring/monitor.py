@@ -1,0 +1,289 @@
+"""Evaluate one probe set again and again: explain, take a snapshot, compare it with the baseline, write it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from PIL import Image
+from torch import Tensor
+
+from clipcam_lightning.cam.explanation import Explanation
+from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.untouched import untouched
+from clipcam_lightning.drift import metrics
+from clipcam_lightning.drift.compare import DriftReport, compare
+from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
+from clipcam_lightning.errors import IncomparableError, SnapshotError, in_words
+from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
+from clipcam_lightning.monitoring.explainer import Explainer
+from clipcam_lightning.monitoring.history import HistoryEntry, thinned
+from clipcam_lightning.monitoring.noise_floor import noise_floor
+from clipcam_lightning.probes.probe import PathLike
+from clipcam_lightning.probes.probe_set import PreparedProbes, ProbeSet
+from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.tensorfile import VERSION
+
+# Before the first evaluation drift counts as 1: unknown must not look like unmoved.
+UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "flagged": 0.0, "alarm": 0.0, "degenerate": 0.0}
+UNKNOWN_WITH_MASKS = {"energy_inside_mask": 0.0, "pointing": 0.0}
+IMAGE_QUALITY = 90  # of the JPEGs in a baseline
+PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch")
+_version = cache(version)  # importlib reads files
+
+
+class Monitor:
+    """Evaluates one probe set again and again and keeps baseline, history and the last evaluation.
+
+    Args:
+        probes: what to explain.
+        rule: which probes are flagged and what is an alarm.
+        baseline: ``"start"`` for the first evaluation, ``"previous"`` for the one before, or a snapshot or its file.
+
+    Attributes:
+        sinks: what writes each evaluation.
+        last: the newest evaluation; ``None`` before the first.
+        history: one entry per evaluation; of many the first and evenly spaced later ones.
+        metrics: means of the last evaluation, all finite. A degenerate map counts as the worst value.
+
+    Raises:
+        SnapshotError: the baseline file cannot be read.
+        IncomparableError: the baseline was made with other probes.
+    """
+
+    def __init__(
+        self, probes: ProbeSet, *, rule: DriftRule | None = None, baseline: PathLike | Snapshot = "start"
+    ) -> None:
+        self._is_baseline_given = baseline not in ("start", "previous")
+        self._is_baseline_rolling = baseline == "previous"
+        self.baseline: Snapshot | None = None
+        if self._is_baseline_given:
+            self.baseline = baseline if isinstance(baseline, Snapshot) else Snapshot.load(baseline)
+            _require_same_probes("the baseline", self.baseline, probes)
+        self.probes = probes
+        self.rule = rule or DriftRule()
+        self.sinks: list[Sink] = []
+        self.last: Evaluation | None = None
+        self.history: Sequence[HistoryEntry] = ()
+        self.metrics = dict(UNKNOWN)
+        if any(probe.mask is not None for probe in probes):
+            self.metrics |= UNKNOWN_WITH_MASKS
+        self._prepared: tuple[ClipModel, PreparedProbes] | None = None
+
+    def evaluate(self, explainer: Explainer, *, step: int, epoch: int) -> Outcome:
+        """Explain the probes, compare them with the baseline, and pass the evaluation to the sinks.
+
+        Args:
+            explainer: the model as it is now, with the settings of the maps.
+            step: optimizer steps taken.
+            epoch: counted from 0.
+
+        Raises:
+            IncomparableError: the baseline file was made with other settings.
+            ProbeError, ConfigError, ModelError: the probes do not fit the model.
+        """
+        clip, prepared = explainer.clip, self.prepare(explainer.clip)
+        with torch.no_grad(), untouched(clip.module):
+            texts = prepared.embedded(clip)
+        explanation = explainer(prepared.images, texts)
+        snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
+        snapshot, baseline, report, note = self._compared(explainer, prepared, snapshot)
+        self.metrics |= _means(report, snapshot, prepared.has_mask)
+        number = self.history[-1].number + 1 if self.history else 0
+        self.history = thinned([*self.history, HistoryEntry.of(snapshot, report, number)])
+        self.last = Evaluation(
+            pixels=clip.preprocessing.pixels(prepared.images),
+            masks=[mask if has else None for mask, has in zip(prepared.masks, prepared.has_mask, strict=True)],
+            snapshot=snapshot,
+            baseline=baseline,
+            report=report,
+            history=tuple(self.history),
+            digests=self.probes.digests,
+            metrics=dict(self.metrics),
+        )
+        problems = tuple(problem for sink in self.sinks for problem in _failures(sink.write, self.last))
+        return Outcome(dict(self.metrics), report, " ".join(filter(None, (note, _missing_baselines(report)))), problems)
+
+    def prepare(self, clip: ClipModel) -> PreparedProbes:
+        """Preprocess the probes for a model, once per model.
+
+        Raises:
+            ProbeError: a probe does not fit the model.
+        """
+        if self._prepared is None or self._prepared[0].module is not clip.module:
+            self._prepared = clip, self.probes.prepared(clip)
+        return self._prepared[1]
+
+    def close(self) -> tuple[str, ...]:
+        """Release the model and close the sinks.
+
+        Returns:
+            Messages of writes that failed.
+        """
+        sinks, self.sinks, self._prepared = self.sinks, [], None
+        return tuple(problem for sink in sinks for problem in _failures(sink.close))
+
+    def state(self) -> dict[str, Any]:
+        """Return baseline, history and metrics as tensors and primitives, for a checkpoint."""
+        state: dict[str, Any] = {"version": VERSION}
+        if self.baseline is not None:
+            tensors, metadata = self.baseline.tensors()
+            state["baseline"] = {"tensors": tensors, "metadata": metadata}
+        state["history"] = [asdict(entry) for entry in self.history]
+        state["metrics"] = dict(self.metrics)
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over baseline, history and metrics of :meth:`state`; if that fails, nothing is changed.
+
+        Args:
+            state: of a monitor with the same probes.
+
+        Raises:
+            IncomparableError: the probes differ.
+            SnapshotError: the state is of a later version, or damaged.
+        """
+        if state.get("version", VERSION) != VERSION:
+            raise SnapshotError(
+                f"the checkpoint has format version {state['version']}, this package reads {VERSION}; "
+                "update clipcam-lightning."
+            )
+        baseline = None
+        try:
+            if "baseline" in state:
+                baseline = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
+            history = [HistoryEntry(**entry) for entry in state["history"]]
+            means = {name: float(state["metrics"].get(name, value)) for name, value in self.metrics.items()}
+            if any({len(entry.maps), len(entry.drift), len(entry.flagged)} != {len(self.probes)} for entry in history):
+                raise ValueError("an evaluation in the history has another number of maps than there are probes")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SnapshotError(f"the history in the checkpoint is damaged: {error!r}.") from error
+        if baseline is not None:
+            _require_same_probes("the checkpoint", baseline, self.probes)
+        self.baseline = self.baseline or baseline  # a baseline file takes precedence
+        self.history, self.metrics = history, means
+
+    def _compared(
+        self, explainer: Explainer, prepared: PreparedProbes, snapshot: Snapshot
+    ) -> tuple[Snapshot, Snapshot, DriftReport, str]:
+        """Compare a snapshot with the baseline, or make it the baseline.
+
+        Returns:
+            The snapshot, its baseline, the comparison, and what to note.
+        """
+        baseline, note = self.baseline, ""
+        if baseline is not None:
+            try:
+                report = compare(baseline, snapshot, self.rule)
+            except IncomparableError as error:  # a resumed run may use another method, target or layer than before
+                if self._is_baseline_given:
+                    raise
+                baseline, note = None, f"{error} This evaluation is the new baseline."
+        if baseline is None:
+            snapshot, problem = _as_baseline(explainer, prepared, snapshot)
+            note = f"{note} {problem}".strip()
+            self.baseline = baseline = snapshot
+            report = compare(snapshot, snapshot, self.rule)
+        elif self._is_baseline_rolling:
+            self.baseline = replace(snapshot, noise=baseline.noise, pictures=baseline.pictures)
+        return snapshot, baseline, report, note
+
+
+def take_snapshot(
+    explanation: Explanation, probes: ProbeSet, prepared: PreparedProbes, clip: ClipModel, *, step: int, epoch: int
+) -> Snapshot:
+    """Turn the explanation of a probe set into a snapshot, graded where there are masks.
+
+    Args:
+        explanation: of one prompt per image.
+        probes: what was explained.
+        prepared: the probes as the model's input.
+        clip: the model.
+        step: optimizer steps taken.
+        epoch: counted from 0.
+    """
+    maps = explanation.maps[:, 0].float().cpu()
+    valid = torch.tensor([not metrics.degeneracy(map_) for map_ in maps])
+    graded = prepared.has_mask & valid
+    unknown = torch.full((len(maps),), torch.nan)
+    return Snapshot(
+        maps=maps,
+        similarity=explanation.similarity[:, 0].float().cpu(),
+        energy_inside_mask=torch.where(graded, metrics.energy_inside(maps, prepared.masks), unknown),
+        pointing=torch.where(graded, metrics.pointing_hit(maps, prepared.masks).float(), unknown),
+        names=tuple(probes.names),
+        prompts=tuple(probes.prompts),
+        info=SnapshotInfo(
+            digest=probes.digest,
+            step=step,
+            epoch=epoch,
+            method=explanation.method,
+            target=explanation.target,
+            scales=explanation.scales,
+            flip=explanation.flip,
+            fuse=explanation.fuse,
+            layers=explanation.layers,
+            fingerprint=clip.fingerprint,
+            dtype=str(clip.dtype).removeprefix("torch."),
+            versions={package: _version(package) for package in PACKAGES},
+        ),
+    )
+
+
+def _as_baseline(explainer: Explainer, prepared: PreparedProbes, snapshot: Snapshot) -> tuple[Snapshot, str]:
+    """Add noise floor and images to a new baseline.
+
+    Returns:
+        The baseline, and why its noise floor is unknown; empty if it was measured.
+    """
+    pixels = explainer.clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
+    snapshot = replace(snapshot, pictures=tuple(as_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels))
+    try:
+        return replace(snapshot, noise=noise_floor(explainer, prepared, snapshot.maps)), ""
+    except Exception as error:  # a paraphrase may be too long for a tokenizer; drift is measured all the same
+        return snapshot, f"the noise floor could not be measured and is taken to be 0: {in_words(error)}"
+
+
+def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> None:
+    if snapshot.info.digest != probes.digest:
+        raise IncomparableError(
+            f"{what} was made with other probes (digest {snapshot.info.digest[:12]}, these have "
+            f"{probes.digest[:12]}); use the same images, prompts and masks, or take a new baseline."
+        )
+
+
+def _failures(action: Callable[..., None], *arguments: object) -> list[str]:
+    """Call a sink, which must stop neither the others nor the training."""
+    try:
+        action(*arguments)
+    except Exception as error:
+        return [f"an evaluation could not be written ({in_words(error)})."]
+    return []
+
+
+def _means(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor, "n"]) -> dict[str, float]:
+    """Average over the probes; where a map is degenerate, the worst value counts."""
+    means = {
+        "drift": report.drift,
+        "drift_max": report.worst.drift,
+        "flagged": float(len(report.flagged)),
+        "alarm": float(report.alarm),
+        "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
+        "similarity": float(snapshot.similarity.nan_to_num(-1.0, -1.0, -1.0).mean()),
+    }
+    if has_mask.any():
+        for name in UNKNOWN_WITH_MASKS:
+            means[name] = float(getattr(snapshot, name)[has_mask].nan_to_num(0.0).mean())
+    return means
+
+
+def _missing_baselines(report: DriftReport) -> str:
+    without = [probe for probe in report.probes if not probe.has_valid_baseline]
+    if not without:
+        return ""
+    names = ", ".join(f"{probe.name} ({probe.degenerate})" for probe in without)
+    return f"{len(without)} of {len(report.probes)} probes have no valid baseline, their drift is unknown: {names}."

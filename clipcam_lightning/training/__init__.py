@@ -1,0 +1,1 @@
+"""How a Lightning Trainer and all its ranks take part in an evaluation."""

@@ -1,0 +1,21 @@
+"""What the callback must know of a strategy and a module before a fit.
+
+Classes are matched by name, so that both Lightning packages work.
+"""
+
+UNSUPPORTED = ("DeepSpeedStrategy", "XLAFSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
+
+
+def unsupported_reason(strategy: object) -> str:
+    """Say why no evaluation is possible under a strategy; ``""`` if the strategy is supported."""
+    kinds = [kind.__name__ for kind in type(strategy).__mro__ if kind.__name__ in UNSUPPORTED]
+    return f"ClipCamCallback does not support {kinds[0]}." if kinds else ""
+
+
+def may_build_layers_later(module: object) -> bool:
+    """Whether a LightningModule may build its layers in its own ``setup`` or ``configure_model``."""
+    return any(
+        {"setup", "configure_model"} & vars(kind).keys()
+        for kind in type(module).__mro__
+        if not kind.__module__.startswith(("lightning.", "pytorch_lightning."))
+    )

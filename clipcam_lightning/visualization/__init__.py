@@ -1,0 +1,1 @@
+"""Maps, comparisons and histories as images and as an HTML page."""

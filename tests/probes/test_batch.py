@@ -1,0 +1,199 @@
+"""Images and prompts are found in every shape of batch that people train with."""
+
+from collections import UserDict, namedtuple
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from clipcam_lightning.errors import ProbeError
+from clipcam_lightning.probes.batch import decoded, images_and_prompts
+from clipcam_lightning.probes.probe_set import ProbeSet
+from clipcam_lightning.shapes_world.models import WordTokenizer
+
+SIZE = (8, 12)  # not square, or a swap would hide
+IMAGES = torch.rand(4, 3, *SIZE)
+TOKENS = torch.arange(20).view(4, 5) + 1
+TEXTS = ["a cat", "a dog", "a cow", ""]
+MASK = torch.ones_like(TOKENS)
+Pair = namedtuple("Pair", ["image", "text"])  # a form that torch's collate keeps
+
+FILES = ["a.png", "b/c.jpeg", "d.jpg", "e.webp"]
+BATCHES = {
+    "pair": (IMAGES, TOKENS),
+    "list": [IMAGES, TOKENS],
+    "swapped": (TOKENS, IMAGES),
+    "named tuple": Pair(IMAGES, TOKENS),
+    "int32": (IMAGES, TOKENS.int()),
+    "flat, mask first": {"pixel_values": IMAGES, "attention_mask": MASK, "input_ids": TOKENS},
+    "UserDict": UserDict(pixel_values=IMAGES, input_ids=TOKENS, attention_mask=MASK),  # as transformers' encodings
+    "nested": {"id": 3, "vision": {"x": {"pixels": IMAGES}}, "text": [{"attention_mask": MASK, "input_ids": TOKENS}]},
+    "several views": (torch.stack([IMAGES, 0 * IMAGES], dim=1), TOKENS),
+    "several captions": (IMAGES, torch.stack([TOKENS, 0 * TOKENS], dim=1)),
+    "with labels and weights": (IMAGES, torch.arange(4), torch.rand(4), TOKENS),
+    "with a thumbnail": (IMAGES[..., ::2, ::2], IMAGES, TOKENS),
+    "strings and their ids": (IMAGES, TEXTS, TOKENS),
+    "file names": {"file_name": TEXTS, "other": FILES, "image": IMAGES, "codes": TOKENS},
+    "with depth and area": (IMAGES, IMAGES[:, :1], torch.rand(4), TOKENS),
+}
+TEXT_BATCHES = {
+    "strings": (IMAGES, TEXTS),
+    "tuple of strings": {"text": tuple(TEXTS), "image": IMAGES},
+    "strings and file names": (FILES, IMAGES, TEXTS),
+    "strings and boxes": {"image": IMAGES, "box": TOKENS[:, :4], "url": TEXTS[::-1], "caption": TEXTS},
+    "caption before other ids": {"image": IMAGES, "objects": TOKENS, "caption": TEXTS},
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_images_and_token_ids_are_found(batch: Any) -> None:
+    images, prompts = images_and_prompts(batch, SIZE)
+    assert torch.equal(images, IMAGES)
+    assert torch.equal(torch.stack(prompts), TOKENS)
+
+
+@pytest.mark.parametrize("batch", TEXT_BATCHES.values(), ids=TEXT_BATCHES)
+def test_images_and_strings_are_found(batch: Any) -> None:
+    images, prompts = images_and_prompts(batch, SIZE)
+    assert torch.equal(images, IMAGES)
+    assert prompts == TEXTS
+
+
+def test_token_types_are_no_prompt() -> None:
+    batch = {"image": IMAGES, "token_type_ids": 0 * TOKENS, "input_ids": TOKENS}
+    assert torch.equal(torch.stack(images_and_prompts(batch, SIZE)[1]), TOKENS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_pixels_become_float32_and_lose_their_graph(dtype: torch.dtype) -> None:
+    given = IMAGES.to(dtype).requires_grad_()
+    images, _ = images_and_prompts((given, TOKENS), SIZE)
+    assert torch.equal(images, given.detach().float())
+    assert not images.requires_grad
+
+
+def test_a_segmentation_is_not_taken_for_token_ids() -> None:
+    _, prompts = images_and_prompts((IMAGES, torch.ones(4, *SIZE, dtype=torch.long), TOKENS), SIZE)
+    assert torch.equal(torch.stack(prompts), TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((torch.rand(4, 3, 12, 8), TOKENS), r"no float images \[n, 3, 8, 12\]; it has images of 12x8"),
+        ((torch.zeros(4, 3, *SIZE, dtype=torch.uint8), TOKENS), r"it has uint8 \(4, 3, 8, 12\), int64 \(4, 5\)"),
+        ((torch.rand(4, *SIZE, 3), TOKENS), r"it has float32 \(4, 8, 12, 3\)"),
+        ([], "it has nothing"),
+        (None, "it has NoneType"),
+        ("text", "it has str"),
+        (IMAGES, "4 images but no 4 strings or token ids"),
+        ((IMAGES, torch.arange(4)), r"no 4 strings .*int64 \(4,\)"),
+        ((IMAGES, TOKENS[:, :1]), r"int64 \(4, 1\)"),  # labels in a column
+        ((IMAGES, TOKENS[:3]), r"int64 \(3, 5\)"),
+        ((IMAGES, TEXTS[:3]), "no 4 strings"),
+        ((IMAGES, TOKENS.float()), r"float32 \(4, 5\)"),
+        ({"image": IMAGES, "attention_mask": MASK}, "no 4 strings"),
+    ],
+    ids=str,
+)
+def test_a_batch_without_them_is_refused_with_what_it_holds(batch: Any, message: str) -> None:
+    with pytest.raises(ProbeError, match=f"{message}.*Give probes="):
+        images_and_prompts(batch, SIZE)
+
+
+def test_changing_the_batch_later_changes_nothing() -> None:
+    images, tokens = IMAGES.clone(), TOKENS.clone()
+    found, prompts = images_and_prompts((images, tokens), SIZE)
+    probes = ProbeSet.from_batch((images, tokens), size=SIZE)
+    digest = probes.digest
+
+    images.zero_()
+    tokens.zero_()
+
+    assert torch.equal(found, IMAGES)
+    assert torch.equal(torch.stack(prompts), TOKENS)
+    assert all(torch.equal(probe.image, image) for probe, image in zip(probes, IMAGES, strict=True))
+    assert ProbeSet(probes).digest == digest
+
+
+def tensors_of(probes: ProbeSet) -> list[Tensor]:
+    return [tensor for probe in probes for tensor in (probe.image, probe.tokens)]
+
+
+def test_inference_tensors_become_normal_ones() -> None:
+    with torch.inference_mode():
+        batch = IMAGES.clone(), TOKENS.clone()
+    assert batch[0].is_inference()
+
+    found = tensors_of(ProbeSet.from_batch(batch, size=SIZE))
+
+    assert not any(tensor.is_inference() for tensor in found)
+    (found[0].requires_grad_() * 2).sum().backward()  # what an inference tensor refuses
+
+
+def test_tensors_are_normal_also_when_taken_under_inference_mode() -> None:
+    with torch.inference_mode():  # as in Trainer.validate
+        probes = ProbeSet.from_batch((IMAGES.clone(), TOKENS.clone()), size=SIZE)
+    assert not any(tensor.is_inference() for tensor in tensors_of(probes))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_a_set_takes_the_first_of_a_batch(count: int) -> None:
+    probes = ProbeSet.from_batch((IMAGES, TOKENS), size=SIZE, count=count)
+
+    assert len(probes) == min(count, 4)
+    for i, probe in enumerate(probes):
+        assert torch.equal(probe.image, IMAGES[i])
+        assert torch.equal(probe.tokens, TOKENS[i])
+
+
+def test_strings_of_a_batch_are_prompts_without_token_ids() -> None:
+    probes = ProbeSet.from_batch((IMAGES, TEXTS), size=SIZE)
+    assert probes.prompts == [*TEXTS[:3], "(empty prompt)"]
+    assert all(probe.tokens is None for probe in probes)
+
+
+class Broken:
+    """A tokenizer that cannot decode what it is given."""
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        return torch.ones(len(texts), 5, dtype=torch.long)
+
+    def decode(self, ids: list[int]) -> str:
+        raise KeyError(ids[0])
+
+
+class Holding(Broken):
+    """As open_clip's wrapper of a Hugging Face tokenizer: ``decode`` is one level down."""
+
+    decode = None
+    tokenizer = WordTokenizer()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "ids", "words"),
+    [
+        (open_clip.SimpleTokenizer(context_length=16), None, "a red circle , twice !"),
+        (WordTokenizer(), WordTokenizer()(["A red circle"])[0], "a red circle"),
+        (Holding(), WordTokenizer()(["A red circle"])[0], "a red circle"),
+        (Broken(), torch.tensor([7, 8, 0]), "tokens 7 8"),
+        (WordTokenizer(), torch.tensor([7, 99999]), "tokens 7 99999"),
+        (WordTokenizer(), torch.tensor([1, 0, 0]), "tokens 1"),
+        (None, torch.arange(1, 20), "tokens 1 2 3 4 5 6 7 8"),
+        (lambda texts: texts, torch.tensor([7, 8]), "tokens 7 8"),
+    ],
+    ids=["open_clip", "words", "holding", "broken", "unknown id", "only special", "none", "a function"],
+)
+def test_token_ids_are_told_in_words_where_that_can_be_done(tokenizer: Any, ids: Tensor | None, words: str) -> None:
+    if ids is None:
+        ids = tokenizer(["A red circle, twice!"])[0]
+    assert decoded(ids, tokenizer) == words
+
+
+def test_a_set_of_token_ids_is_named_by_their_words() -> None:
+    tokenizer = WordTokenizer()
+    batch = IMAGES[:2], tokenizer(["a red circle", "a blue star"])
+    probes = ProbeSet.from_batch(batch, size=SIZE, tokenizer=tokenizer)
+    assert (probes.prompts, probes.names) == (["a red circle", "a blue star"], ["a-red-circle", "a-blue-star"])

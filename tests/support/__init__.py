@@ -1,0 +1,1 @@
+"""What the tests share: small models, modules, fault injection, browsers, synthetic evaluations."""

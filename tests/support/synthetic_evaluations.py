@@ -1,0 +1,146 @@
+"""Looks made of given raw maps, so that what is shown of them is known; all figures are the callback's own."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from clipcam_lightning.drift.compare import compare
+from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency, thinned
+from clipcam_lightning.monitoring.monitor import _figures
+from clipcam_lightning.sinks.images import ImageSink
+from clipcam_lightning.sinks.tensorboard import TensorBoardSink
+from clipcam_lightning.sinks.tensorboard_tab import TabSink
+
+RULE = DriftRule(0.5)
+
+
+def evaluations_of(
+    maps_by_step: Mapping[int, Float[Tensor, "n h w"]],
+    prompts: Sequence[str],
+    names: Sequence[str] | None = None,
+    pixels: UInt8[Tensor, "n 3 y x"] | None = None,
+    baseline: Snapshot | None = None,
+    digests: Sequence[str] | None = None,
+    *,
+    method: str = "hirescam",
+    previous: bool = False,
+    history: Sequence[HistoryEntry] = (),
+) -> list[Evaluation]:
+    """One look a step, compared with ``baseline``, with the first of them or, if ``previous``, with the one before.
+
+    Args:
+        maps_by_step: raw maps.
+        prompts: of the probes.
+        names: of the probes; by default "probe-0" and so on.
+        pixels: what the model saw; by default ramps, which differ.
+        baseline: of the same digests and method.
+        digests: of the probes; by default of their prompts.
+        method: what made the maps.
+        previous: see above.
+        history: of the run that goes on.
+    """
+    names = names or [f"probe-{i}" for i in range(len(prompts))]
+    digests = digests or [_digest(prompt) for prompt in prompts]
+    pixels = ramps(len(prompts)) if pixels is None else pixels
+    columns, evaluations = list(history), []
+    for epoch, (step, maps) in enumerate(maps_by_step.items()):
+        snapshot = snapshot_of(maps, prompts, names, digests, step=step, epoch=epoch, method=method)
+        baseline = baseline or snapshot
+        report = compare(baseline, snapshot, RULE)
+        drift, alarm = zip(*((probe.drift, probe.flagged) for probe in report.probes), strict=True)
+        number = columns[-1].evaluation + 1 if columns else 0
+        columns = thinned([*columns, HistoryEntry(step, relative_saliency(maps).half(), drift, alarm, number)])
+        evaluations.append(
+            Evaluation(
+                pixels=pixels,
+                masks=[None] * len(prompts),
+                snapshot=snapshot,
+                baseline=baseline,
+                report=report,
+                history=tuple(columns),
+                digests=digests,
+                metrics=_figures(report, snapshot),
+            )
+        )
+        baseline = replace(snapshot, noise=baseline.noise) if previous else baseline
+    return evaluations
+
+
+def snapshot_of(
+    maps: Float[Tensor, "n h w"],
+    prompts: Sequence[str],
+    names: Sequence[str],
+    digests: Sequence[str],
+    *,
+    step: int = 0,
+    epoch: int = 0,
+    method: str = "hirescam",
+) -> Snapshot:
+    """A snapshot of these maps; similarities are told from each other by step and probe."""
+    unknown = torch.full((len(maps),), torch.nan)
+    return Snapshot(
+        maps=maps,
+        similarity=torch.linspace(0, 0.5, len(maps)) + 0.4 * torch.tensor(float(step)).cos(),
+        energy_inside_mask=unknown,
+        pointing=unknown,
+        names=tuple(names),
+        prompts=tuple(prompts),
+        info=SnapshotInfo(
+            digest=_digest(*digests),
+            step=step,
+            epoch=epoch,
+            method=method,
+            target="similarity",
+            layers=("visual.ln_1",),
+            fingerprint="synthetic",
+            dtype="float32",
+            versions={},
+        ),
+        noise=torch.full((len(maps),), 0.02),
+    )
+
+
+def ramps(count: int, side: int = 32) -> UInt8[Tensor, "n 3 side side"]:
+    """Pictures that differ, and differ if they are turned or mirrored."""
+    across = torch.linspace(0, 200, side).expand(side, side)
+    channels = torch.stack([across, across.T, torch.zeros(side, side)])
+    return (channels + torch.arange(count).view(-1, 1, 1, 1) % 50).to(torch.uint8)
+
+
+def random_maps(
+    steps: Iterable[int], count: int, grid: tuple[int, int] = (3, 5), seed: int = 0
+) -> dict[int, Float[Tensor, "n h w"]]:
+    """Maps that move from step to step, each probe's by its own stride; of another grid than square by default."""
+    generator = torch.Generator().manual_seed(seed)
+    start, away = torch.rand(2, count, *grid, generator=generator)
+    stride = torch.rand(count, 1, 1, generator=generator)
+    return {step: start.lerp(away, (stride * (1 + i) / 8).clamp(max=1)) for i, step in enumerate(steps)}
+
+
+def write_run(
+    folder: Path, evaluations: Iterable[Evaluation], root: str = "clipcam", *, tab: bool = True, panels: int = 0
+) -> None:
+    """Write looks as the callback does, through one writer: figures, data for the tab, and ``panels`` pictures."""
+    writer = SummaryWriter(folder)
+    sinks: list[Sink] = [TensorBoardSink(writer, root)]
+    if tab:
+        sinks.append(TabSink(writer, root))
+    if panels:
+        sinks.append(ImageSink(folder, [writer], root, panels))
+    for evaluation in evaluations:
+        for sink in sinks:
+            sink.write(evaluation)
+    writer.close()
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
