@@ -18,7 +18,8 @@ from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.probe import PathLike
-from clipcam_lightning.training.session import ProbesLike, Session
+from clipcam_lightning.probes.probe_set import ProbesLike
+from clipcam_lightning.training.session import Session
 from clipcam_lightning.training.support import builds_later, why_not
 
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from clipcam_lightning.drift.compare import DriftReport
     from clipcam_lightning.drift.rule import DriftRule
     from clipcam_lightning.monitoring.evaluation import Evaluation
-    from clipcam_lightning.probes.probe import PathLike
-    from clipcam_lightning.probes.probe_set import ProbeLike, ProbeSet
+    from clipcam_lightning.probes.probe_set import ProbesLike
 
 FOLDER = "clipcam_baselines"
 NAME_LENGTH = 80
@@ -69,7 +68,7 @@ class CamRegression:
     def check(
         self,
         model: "nn.Module",
-        probes: "ProbeSet | PathLike | Sequence[ProbeLike]",
+        probes: "ProbesLike",
         name: str | None = None,
         *,
         method: "MethodLike" = "auto",
@@ -113,7 +112,7 @@ class CamRegression:
             _fail(f"{file} does not exist, and --clipcam-ci forbids to write it. Run the test without, and commit it.")
         if isinstance(probes, str | os.PathLike) and (beside := self._node.path.parent / probes).exists():
             probes = beside
-        chosen, found = ProbeSet.of(probes), find_clip(model, clip, tokenizer)
+        chosen, found = ProbeSet(probes), find_clip(model, clip, tokenizer)
         try:
             monitor = Monitor(
                 chosen,
@@ -158,7 +157,7 @@ class CamRegression:
 
     def _page(self, evaluation: "Evaluation", file: Path) -> Path:
         """The comparison for people."""
-        from clipcam_lightning.storage.tensorfile import write_atomically
+        from clipcam_lightning.storage.atomic import write_atomically
         from clipcam_lightning.visualization.report import html_report
 
         page = self._reports / f"{file.stem}.html"

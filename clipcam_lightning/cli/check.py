@@ -29,7 +29,7 @@ def run(options: Any) -> int:
     known = Snapshot.load(file).info if file.exists() else None
     source = source_of(options)
     monitor = Monitor(
-        ProbeSet.of(options.probes),
+        ProbeSet(options.probes),
         **_settings(options, known),
         rule=DriftRule(options.max_drift),
         baseline="start" if updates else file,

@@ -20,7 +20,7 @@ def run(options: Any) -> int:
     require_positive(batch_size=options.batch_size)
     source = source_of(options)
     monitor = Monitor(
-        ProbeSet.of(options.probes),
+        ProbeSet(options.probes),
         method=options.method,
         layers=options.layers,
         target="similarity",

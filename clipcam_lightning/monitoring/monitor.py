@@ -14,14 +14,15 @@ from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.drift.compare import DriftReport, compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, mean_of_known, take_snapshot
-from clipcam_lightning.errors import IncomparableError, SnapshotError, in_words
+from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_error
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
 from clipcam_lightning.monitoring.explainer import explain_in_memory
 from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency, thinned
 from clipcam_lightning.monitoring.noise_floor import noise_floor
+from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe import PathLike
-from clipcam_lightning.probes.probe_set import PreparedProbes, ProbeSet
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.probes.probe_set import ProbeSet
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.tensorfile import VERSION
 from clipcam_lightning.training.ranks import Explainer
 
@@ -99,7 +100,7 @@ class Monitor:
         """
         prepared = self.prepare(clip)
         with torch.no_grad(), untouched(clip.module):
-            texts = prepared.embedded(clip)
+            texts = prepared.embed_texts(clip)
         explanation = explainer(clip, prepared.images, texts, **self._settings)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
         note = ""
@@ -147,11 +148,13 @@ class Monitor:
         """With what later looks and reports need of a baseline, the noise floor and the pictures; and what to note."""
         prepared, note = self.prepare(clip), ""
         pixels = clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
-        snapshot = replace(snapshot, pictures=tuple(as_jpeg(Image.fromarray(each), PICTURE_QUALITY) for each in pixels))
+        snapshot = replace(
+            snapshot, pictures=tuple(encode_jpeg(Image.fromarray(each), PICTURE_QUALITY) for each in pixels)
+        )
         try:
             snapshot = replace(snapshot, noise=noise_floor(clip, prepared, snapshot.maps, explainer, **self._settings))
         except Exception as error:  # another wording may be too long for a tokenizer; drift is known all the same
-            note = f"the noise of the probes could not be measured and is taken for none: {in_words(error)} "
+            note = f"the noise of the probes could not be measured and is taken for none: {describe_error(error)} "
         return snapshot, note
 
     def release(self) -> tuple[str, ...]:
@@ -169,7 +172,7 @@ class Monitor:
             ProbeError: a probe does not fit the model.
         """
         if self._prepared is None or self._prepared[0].module is not clip.module:
-            self._prepared = clip, self.probes.prepared(clip)
+            self._prepared = clip, self.probes.prepare(clip)
         return self._prepared[1]
 
     def state(self) -> dict[str, Any]:
@@ -224,7 +227,7 @@ def _problems(act: Callable[..., None], *arguments: object) -> list[str]:
     try:
         act(*arguments)
     except Exception as error:  # the disk may be full; the figures are known all the same
-        return [f"a look could not be written ({in_words(error)})."]
+        return [f"a look could not be written ({describe_error(error)})."]
     return []
 
 

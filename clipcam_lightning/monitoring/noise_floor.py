@@ -18,8 +18,8 @@ from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.monitoring.explainer import explain_in_memory
-from clipcam_lightning.probes.probe_set import PreparedProbes
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.probes.prepared import PreparedProbes
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.training.ranks import Explainer
 
 JPEG_QUALITY, BRIGHTNESS = 75, 0.1
@@ -64,7 +64,7 @@ def noise(
 ) -> Float[Tensor, "k n"]:
     """Drift of each probe's map under each harmless change; NaN where a probe does not know the change."""
     with torch.no_grad(), untouched(clip.module):
-        texts = prepared.embedded(clip)
+        texts = prepared.embed_texts(clip)
     distances = []
     for images in input_changes(prepared.images):
         changed = explainer(clip, images, texts, **settings).maps[:, 0].cpu()
@@ -101,5 +101,5 @@ def input_changes(images: Float[Tensor, "n 3 y x"]) -> Iterator[Float[Tensor, "n
 def _compressed(image: Float[Tensor, "3 y x"]) -> Float[Tensor, "3 y x"]:
     """What a JPEG leaves of an image with values 0 to 1."""
     pixels = (image.cpu() * 255).round().to(torch.uint8).permute(1, 2, 0)
-    file = as_jpeg(Image.fromarray(pixels.numpy()), JPEG_QUALITY)
+    file = encode_jpeg(Image.fromarray(pixels.numpy()), JPEG_QUALITY)
     return torch.from_numpy(np.array(Image.open(io.BytesIO(file)))).permute(2, 0, 1).float() / 255

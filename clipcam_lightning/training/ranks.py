@@ -122,7 +122,7 @@ class Ranks:
                 if error is not None:
                     raise error
                 return evaluation(explain_in_memory)
-            self._exchanged("" if error is None else errors.in_words(error))
+            self._exchanged("" if error is None else errors.describe_error(error))
             if distributed.get_rank() > 0:
                 result: _Result[T] = self._serve(clip, settings)
                 return result.on_this_rank()
@@ -187,7 +187,7 @@ class Ranks:
                 part = explain_in_memory(clip, images, prompts, **settings)
                 part = replace(part, maps=part.maps.cpu(), similarity=part.similarity.cpu())
             except BaseException as failure:  # of any kind: the others must hear of it, and not wait
-                error, part = failure, errors.in_words(failure)
+                error, part = failure, errors.describe_error(failure)
         try:
             explained = self._exchanged(part)
         except errors.ClipCamError:

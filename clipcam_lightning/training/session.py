@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import nn
 
@@ -12,16 +12,14 @@ from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.errors import ClipCamError, in_words
+from clipcam_lightning.errors import ClipCamError, describe_error
 from clipcam_lightning.monitoring.evaluation import Outcome
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.probe import PathLike
-from clipcam_lightning.probes.probe_set import ProbeLike, ProbeSet
+from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.sinks import sinks_of
 from clipcam_lightning.training.ranks import Explainer, Ranks
 from clipcam_lightning.training.sharded import unwrapped
-
-ProbesLike: TypeAlias = ProbeSet | PathLike | Sequence[ProbeLike]
 
 
 class Session:
@@ -100,7 +98,7 @@ class Session:
             self._monitor_of(probes)
         except Exception as error:
             self.error = error
-            return f"no probes could be taken from a batch: {in_words(error)}"
+            return f"no probes could be taken from a batch: {describe_error(error)}"
         return ""
 
     def has_probes(self) -> bool:
@@ -123,7 +121,7 @@ class Session:
             return self.ranks.evaluate(self.clip, self._root, self._settings, take)
         except ClipCamError as error:  # the same on all ranks; any other means that they no longer hear each other
             self.error = error
-            return Outcome(problems=(f"a look failed: {in_words(error)}",))
+            return Outcome(problems=(f"a look failed: {describe_error(error)}",))
 
     def resume(self, state: dict[str, Any]) -> tuple[int, Mapping[str, float], str]:
         """Go on where a checkpoint left off: how many looks there were, their last figures, and what went wrong."""
@@ -135,7 +133,7 @@ class Session:
             return {}
         state = {"monitor": self.monitor.state(), "evaluations": evaluations}
         if self._probes is None:  # those that were given are given again; a batch is gone
-            tensors, rows = self.monitor.probes.tensors()
+            tensors, rows = self.monitor.probes.to_tensors()
             state["probes"] = {"tensors": tensors, "rows": rows}
         return state
 
@@ -151,7 +149,7 @@ class Session:
         if self.monitor is not None:
             self.monitor.release()  # a fit that was ended from outside leaves its sinks behind
         elif self._probes is not None:
-            self._monitor_of(ProbeSet.of(self._probes))
+            self._monitor_of(ProbeSet(self._probes))
 
     def _prepare(self, clip: ClipModel) -> None:
         if self.monitor is not None:
@@ -177,7 +175,7 @@ class Session:
             return self.monitor.evaluate(clip, step=step, epoch=epoch, explainer=explainer)
         except Exception as error:  # of any kind: a look must not take a training down
             self.error = error
-            return Outcome(dict(self.monitor.metrics), problems=(f"a look failed: {in_words(error)}",))
+            return Outcome(dict(self.monitor.metrics), problems=(f"a look failed: {describe_error(error)}",))
 
     def _resume(self, state: dict[str, Any]) -> tuple[int, Mapping[str, float], str]:
         try:
@@ -189,5 +187,5 @@ class Session:
             self.monitor.restore(state["monitor"])
         except Exception as error:
             self.error = error
-            return 0, UNKNOWN, f"the checkpoint's baseline and history are not used: {in_words(error)}"
+            return 0, UNKNOWN, f"the checkpoint's baseline and history are not used: {describe_error(error)}"
         return evaluations, dict(self.monitor.metrics), ""
