@@ -26,8 +26,9 @@ from clipcam_lightning.monitoring.evaluation import Outcome
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.probe import PathLike
+from clipcam_lightning.probes.probe_set import ProbesLike
 from clipcam_lightning.sinks import sinks_of
-from clipcam_lightning.training.session import ProbesLike, Session
+from clipcam_lightning.training.session import Session
 from clipcam_lightning.training.support import may_build_layers_later, unsupported_reason
 
 

@@ -31,7 +31,7 @@ def run(options: Any) -> int:
     settings = map_settings_like(options, Snapshot.load(file).info) if file.exists() else map_settings(options)
     source = source_of(options)
     monitor = Monitor(
-        ProbeSet.of(options.probes), rule=DriftRule(options.max_drift), baseline="start" if updates else file
+        ProbeSet(options.probes), rule=DriftRule(options.max_drift), baseline="start" if updates else file
     )
     evaluation = evaluate(monitor, source, settings)
     comparison = evaluation.baseline, evaluation.snapshot, evaluation.report

@@ -22,7 +22,7 @@ from clipcam_lightning.drift.metrics import degeneracy
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
-from clipcam_lightning.storage.tensorfile import write_atomically
+from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.visualization.captioned import captioned, magnified
 
 
@@ -72,9 +72,9 @@ def _read(images: Sequence[str], prompts: Sequence[str]) -> tuple[ProbeSet, Prob
         ProbeError: an image cannot be read, or a prompt is empty.
     """
     places = [f"image {i}" for i in range(1, len(images) + 1)]
-    pictures = ProbeSet([Probe(image, "any") for image in images], places)
+    pictures = ProbeSet([Probe(image, "any") for image in images], places=places)
     places = [f"prompt {i}" for i in range(1, len(prompts) + 1)]
-    return pictures, ProbeSet([Probe(pictures[0].image, prompt) for prompt in prompts], places)
+    return pictures, ProbeSet([Probe(pictures[0].image, prompt) for prompt in prompts], places=places)
 
 
 def _explained(

@@ -15,6 +15,6 @@ def run(options: Any) -> int:
     """Explain the probes and write the snapshot."""
     check_outputs(options.out, inputs=(options.probes, options.checkpoint))
     settings, source = map_settings(options), source_of(options)
-    monitor = Monitor(ProbeSet.of(options.probes))
+    monitor = Monitor(ProbeSet(options.probes))
     save_snapshot(evaluate(monitor, source, settings).snapshot, options.out)
     return 0

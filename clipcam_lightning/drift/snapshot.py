@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipcam_lightning.cam.arguments import abridged
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.drift import metrics
-from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.probes.probe_set import PreparedProbes, ProbeSet
+from clipcam_lightning.errors import SnapshotError, abridge
+from clipcam_lightning.probes.prepared import PreparedProbes
+from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "snapshot"
@@ -101,7 +101,7 @@ class Snapshot:
         try:
             return cls.from_tensors(tensors, metadata)
         except (KeyError, TypeError, ValueError) as error:
-            raise SnapshotError(f"{file} is not a whole snapshot: {abridged(repr(error))}") from error
+            raise SnapshotError(f"{file} is not a whole snapshot: {abridge(repr(error))}") from error
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The snapshot as plain tensors and JSON-able values, for a file or a checkpoint."""

@@ -11,8 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.sinks.tensorboard import escaped
-from clipcam_lightning.storage.jpeg import as_jpeg
-from clipcam_lightning.storage.tensorfile import write_atomically
+from clipcam_lightning.storage.atomic import write_atomically
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization.panels import contact_sheet, probe_panel
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -73,7 +73,7 @@ class ImageSink(Sink):
             writer.flush()
 
     def _add(self, tag: str, image: Image.Image, description: str, step: int) -> None:
-        encoded = as_jpeg(image, JPEG_QUALITY)
+        encoded = encode_jpeg(image, JPEG_QUALITY)
         picture = Summary.Image(height=image.height, width=image.width, colorspace=3, encoded_image_string=encoded)
         # The writer's own add_image knows neither JPEG nor a description.
         metadata = create_summary_metadata(display_name=tag, description=description)

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.drift.compare import ProbeDrift
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.tensorboard_tab import events
 
 PICTURE_SIDE, PICTURE_QUALITY = 192, 70  # 7 kB where photographs are full of detail
@@ -115,4 +115,4 @@ def _index(notes: list[str], probe: ProbeDrift) -> int:
 def _picture(pixels: Tensor) -> bytes:
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
-    return as_jpeg(image, PICTURE_QUALITY)
+    return encode_jpeg(image, PICTURE_QUALITY)

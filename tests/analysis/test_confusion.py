@@ -32,7 +32,7 @@ def probes() -> ProbeSet:
 
 
 def test_a_confusion_names_the_prompt_that_scores_best(trained: ClipModel, probes: ProbeSet) -> None:
-    images, tokenizer = probes.prepared(trained).images, WordTokenizer()
+    images, tokenizer = probes.prepare(trained).images, WordTokenizer()
     with torch.no_grad():
         features = trained.module.encode_image(images, normalize=True)
         cosines = (features @ trained.module.encode_text(tokenizer(CANDIDATES), normalize=True).T).numpy()
@@ -54,7 +54,7 @@ def test_a_confusion_names_the_prompt_that_scores_best(trained: ClipModel, probe
 
 
 def test_both_prompts_are_explained(trained: ClipModel, probes: ProbeSet) -> None:
-    images = probes.prepared(trained).images
+    images = probes.prepare(trained).images
 
     for each in confusions(trained, probes, CANDIDATES, method="hirescam", batch_size=2):
         pair = explain(trained, images[each.index][None], [each.prompt, each.preferred], method="hirescam").maps[0]
@@ -77,7 +77,7 @@ def test_candidates_that_are_no_prompts_are_refused(
 
 def test_the_picture_shows_both_maps(trained: ClipModel, probes: ProbeSet) -> None:
     worst = confusions(trained, probes, CANDIDATES)[0]
-    pixels = trained.preprocessing.pixels(probes.prepared(trained).images)[worst.index]
+    pixels = trained.preprocessing.pixels(probes.prepare(trained).images)[worst.index]
 
     panel = np.asarray(confusion_panel(pixels, worst)).astype(int)
 

@@ -157,7 +157,7 @@ def test_maps_are_graded_where_there_is_a_mask_and_a_sound_map(clip: ClipModel) 
     probes = ProbeSet(Probe(picture, f"p{i}", box=None if i == 2 else box) for i in range(5))
     explanation = Explanation(maps[:, None], torch.arange(5.0)[:, None] / 10, ("l",), "gradcam", "similarity")
 
-    snapshot = take_snapshot(explanation, probes, probes.prepared(clip), clip, step=7, epoch=2)
+    snapshot = take_snapshot(explanation, probes, probes.prepare(clip), clip, step=7, epoch=2)
 
     nan = torch.nan
     assert torch.equal(snapshot.maps[:4], maps[:4])
@@ -172,8 +172,8 @@ def test_maps_are_graded_where_there_is_a_mask_and_a_sound_map(clip: ClipModel) 
 def test_a_real_evaluation_comes_back_from_its_file(tmp_path: Path, clip: ClipModel) -> None:
     rng = np.random.default_rng(0)
     probes = ProbeSet((rng.integers(0, 256, (70, 90, 3), np.uint8), text) for text in ("a red circle", "a blue star"))
-    prepared = probes.prepared(clip)
-    explanation = explain(clip, prepared.images, prepared.embedded(clip).detach())
+    prepared = probes.prepare(clip)
+    explanation = explain(clip, prepared.images, prepared.embed_texts(clip).detach())
     snapshot = take_snapshot(explanation, probes, prepared, clip, step=0, epoch=0)
     snapshot.save(tmp_path / "s")
 

@@ -18,7 +18,7 @@ from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.monitoring.noise_floor import changed_images, harmless_drifts, noise_floor
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.jpeg import encode_jpeg
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_blank_image_stays_blank() -> None:
 def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel) -> None:
     """Against one call an image, wording and change, in plain loops."""
     watched = probes()
-    prepared = watched.prepared(clip)
+    prepared = watched.prepare(clip)
     maps = maps_of(clip, prepared.images, watched.prompts)
     expected = []
     for i, prompt in enumerate(watched.prompts):
@@ -101,7 +101,7 @@ def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel) -> None:
 
 def test_maps_of_a_trained_model_have_a_noise_floor(clip: ClipModel) -> None:
     probe_set = probes(count=24)
-    prepared = probe_set.prepared(clip)
+    prepared = probe_set.prepare(clip)
 
     floor = noise_floor(LocalExplainer(clip), prepared, maps_of(clip, prepared.images, probe_set.prompts))
 
@@ -111,23 +111,23 @@ def test_maps_of_a_trained_model_have_a_noise_floor(clip: ClipModel) -> None:
 
 def test_token_ids_have_no_other_paraphrase(clip: ClipModel) -> None:
     watched = probes(tokens=True)
-    prepared = watched.prepared(clip)
+    prepared = watched.prepare(clip)
     maps = maps_of(clip, prepared.images, watched.prompts)
 
     assert harmless_drifts(LocalExplainer(clip), prepared, maps).shape == (5, 3)
     together = ProbeSet([*probes(tokens=True), *(Probe(each.image, each.prompt) for each in probes())])
-    mixed = harmless_drifts(LocalExplainer(clip), together.prepared(clip), torch.cat([maps, maps]))
+    mixed = harmless_drifts(LocalExplainer(clip), together.prepare(clip), torch.cat([maps, maps]))
     assert mixed.isnan().tolist() == [[False] * 6] * 5 + [[True] * 3 + [False] * 3] * 7
 
 
 def test_maps_that_say_nothing_have_no_floor(clip: ClipModel) -> None:
-    prepared = probes().prepared(clip)
+    prepared = probes().prepare(clip)
     floor = noise_floor(LocalExplainer(clip), prepared, torch.zeros(3, 8, 8))
     assert floor.isnan().all()
 
 
 def test_a_jpeg_holds_the_picture() -> None:
     pixels = draw_scenes(1, seed=3).images[0]
-    read = np.array(Image.open(io.BytesIO(as_jpeg(Image.fromarray(pixels), 90))))
+    read = np.array(Image.open(io.BytesIO(encode_jpeg(Image.fromarray(pixels), 90))))
     assert read.shape == (64, 64, 3)
     assert np.abs(read.astype(int) - pixels).mean() < 8

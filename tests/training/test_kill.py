@@ -24,9 +24,10 @@ import torch
 from PIL import Image
 
 from clipcam_lightning import ClipCamCallback, Snapshot
-from clipcam_lightning.storage import tensorfile
+from clipcam_lightning.storage import atomic, tensorfile
 from tests.support import faulty
 
+WRITERS = {atomic.__file__, tensorfile.__file__}
 KILLS = int(os.environ.get("CLIPCAM_KILLS", "5"))
 PATIENCE = 120  # seconds after which a run is taken to hang
 EVALUATIONS = Path("run") / "clipcam"
@@ -41,7 +42,7 @@ class Assassin:
 
     def __call__(self, frame: FrameType, event: str, _argument: object) -> None:
         caller = {"c_call": frame, "call": frame.f_back}.get(event)
-        if caller is not None and caller.f_code.co_filename == tensorfile.__file__:
+        if caller is not None and caller.f_code.co_filename in WRITERS:
             self.count += 1
             if self.count == self.kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -67,8 +68,8 @@ def run(folder: Path, told: Connection, kill_at: int | None) -> None:
 def write(folder: Path, kill_at: int) -> None:
     """Replace one file and lengthen another, in a process of its own."""
     sys.setprofile(Assassin(kill_at))
-    tensorfile.write_atomically(folder / "replaced", b"new" * 10_000)
-    tensorfile.append_line(folder / "lengthened", "new" * 10_000)
+    atomic.write_atomically(folder / "replaced", b"new" * 10_000)
+    atomic.append_line(folder / "lengthened", "new" * 10_000)
 
 
 class Running:

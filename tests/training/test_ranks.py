@@ -73,7 +73,7 @@ def maps_of(module: nn.Module, weights: dict[str, torch.Tensor], method: str) ->
     """The probes' maps by a model with these weights, in this process alone."""
     module.load_state_dict(weights, strict=False)  # buffers that no state has
     clip = find_clip(module)
-    prepared = probes().prepared(clip)
+    prepared = probes().prepare(clip)
     return explain(clip, prepared.images, [[text] for text in prepared.texts], method=method).maps[:, 0]
 
 
