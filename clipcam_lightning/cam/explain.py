@@ -106,7 +106,7 @@ def explain(
                 parts.append((chunk, maps, torch.stack([cosines for _, cosines in results]).mean(dim=0)))
     maps, similarity, grids = gathered(parts)
     name = aim.name if chosen.target is None else f"{chosen.target.name} of {aim.name}"
-    return Explanation(maps, similarity, names, chosen.name, name, grids)
+    return Explanation(maps, similarity, names, chosen.name, name, grids=grids)
 
 
 def _check_extras(method: Method, fuse: str, checkpointing: bool) -> None:

@@ -21,6 +21,9 @@ class Explanation:
         layers: dotted names of the layers that were mapped.
         method: name of the CAM method.
         target: name of the target.
+        scales: enlargements of the image whose maps were averaged.
+        flip: whether the map of the mirrored image was averaged in.
+        fuse: how the maps of several layers were combined.
         grids: height and width of each image's grid, where they differ; else ``None``.
     """
 
@@ -29,6 +32,9 @@ class Explanation:
     layers: tuple[str, ...]
     method: str
     target: str
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    fuse: str = "mean"
     grids: tuple[tuple[int, int], ...] | None = None
 
     def of(self, image: int) -> Float[Tensor, "p h w"]:

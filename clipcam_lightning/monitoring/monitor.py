@@ -118,7 +118,7 @@ class Monitor:
         if self.baseline is None:
             self.baseline = snapshot
         elif self._rolling:
-            self.baseline = replace(snapshot, noise=self.baseline.noise, pictures=self.baseline.pictures)
+            self.baseline = replace(snapshot, noise_floor=self.baseline.noise_floor, images=self.baseline.images)
         self.metrics |= _figures(report, snapshot)
         column = HistoryEntry(
             step=step,
@@ -147,9 +147,10 @@ class Monitor:
         """With what later looks and reports need of a baseline, the noise floor and the pictures; and what to note."""
         prepared, note = self.prepare(clip), ""
         pixels = clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
-        snapshot = replace(snapshot, pictures=tuple(as_jpeg(Image.fromarray(each), PICTURE_QUALITY) for each in pixels))
+        snapshot = replace(snapshot, images=tuple(as_jpeg(Image.fromarray(each), PICTURE_QUALITY) for each in pixels))
         try:
-            snapshot = replace(snapshot, noise=noise_floor(clip, prepared, snapshot.maps, explainer, **self._settings))
+            floor = noise_floor(clip, prepared, snapshot.maps, explainer, **self._settings)
+            snapshot = replace(snapshot, noise_floor=floor)
         except Exception as error:  # another wording may be too long for a tokenizer; drift is known all the same
             note = f"the noise of the probes could not be measured and is taken for none: {in_words(error)} "
         return snapshot, note
