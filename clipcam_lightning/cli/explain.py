@@ -22,7 +22,7 @@ from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.tensorfile import write_atomically
-from clipcam_lightning.visualization.captioned import captioned, magnified
+from clipcam_lightning.visualization.captioned import caption, magnify
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _explained(options: Any, source: ModelSource, images: ProbeSet, prompts: Pro
                 batch_size=options.batch_size,
             )
             files = tuple(options.out / f"{image.name}--{prompt.name}.png" for prompt in prompts)
-            _draw(maps, magnified(clip.preprocessing, pixels), prompts.prompts, files)
+            _draw(maps, magnify(clip.preprocessing, pixels), prompts.prompts, files)
             yield Explained(given, maps, files)
             bar.advance(mapping)
 
@@ -105,7 +105,7 @@ def _explained(options: Any, source: ModelSource, images: ProbeSet, prompts: Pro
 def _draw(maps: Explanation, picture: UInt8[Tensor, "3 y x"], prompts: Sequence[str], files: Sequence[Path]) -> None:
     overlays = maps.overlay(picture[None])[0]
     for overlay, prompt, similarity, file in zip(overlays, prompts, maps.similarity[0].tolist(), files, strict=True):
-        page = captioned(picture, overlay, prompt, f"similarity {similarity:.3f} · {_made_by(maps)}")
+        page = caption(picture, overlay, prompt, f"similarity {similarity:.3f} · {_made_by(maps)}")
         with writing(file):
             write_atomically(file, page)
 

@@ -34,7 +34,7 @@ from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 from clipcam_lightning.sinks import FileSink, ImageSink, TensorBoardSink
 from clipcam_lightning.sinks.tensorboard import escaped
-from clipcam_lightning.visualization.captioned import captioned
+from clipcam_lightning.visualization.captioned import caption
 from clipcam_lightning.visualization.report import html_report
 from tests.support.hostile import TEXTS, accepted, as_users_run, example_folder, examples, texts
 from tests.support.modules import FineTuning, events, fit
@@ -85,7 +85,9 @@ def snapshot(prompts: list[str], names: list[str] | None = None) -> Snapshot:
         pointing=torch.full((count,), torch.nan),
         names=tuple(names or ProbeSet((PIXELS, prompt) for prompt in prompts).names),
         prompts=tuple(prompts),
-        info=SnapshotInfo("d", 7, 0, "gradcam", "similarity", ("visual",), "f", "float32", {"torch": "2"}),
+        info=SnapshotInfo(
+            "d", 7, 0, "gradcam", "similarity", (1.0,), False, "mean", ("visual",), "f", "float32", {"torch": "2"}
+        ),
     )
 
 
@@ -272,7 +274,7 @@ def test_a_table_of_the_shell_shows_the_name_and_nothing_else(text: str) -> None
 
 @pytest.mark.parametrize("text", USABLE.values(), ids=USABLE)
 def test_a_caption_of_any_prompt_is_a_picture(text: str) -> None:
-    assert captioned(GREY, GREY, text, text).startswith(b"\x89PNG")
+    assert caption(GREY, GREY, text, text).startswith(b"\x89PNG")
 
 
 def test_a_training_is_watched_with_all_of_them_at_once(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.jpeg import as_jpeg
 from clipcam_lightning.storage.tensorfile import HEADER, VERSION
-from clipcam_lightning.visualization.panels import contact_sheet, probe_panel
+from clipcam_lightning.visualization.contact_sheet import contact_sheet
+from clipcam_lightning.visualization.panels import probe_panel
 from clipcam_lightning.visualization.report import html_report, report_as_json
 from tests.support.hostile import TEXTS, accepted, as_users_run, example_folder, examples, texts
 
@@ -39,11 +40,11 @@ GOOD = Snapshot(
     names=("a", "b"),
     prompts=("a cat", "a dog"),
     info=SnapshotInfo(
-        digest="d", step=12, epoch=3, method="gradcam", target="similarity", layers=("visual.a",), fingerprint="f",
-        dtype="float32", versions={"torch": "2"},
+        digest="d", step=12, epoch=3, method="gradcam", target="similarity", scales=(1.0,), flip=False,
+        fuse="mean", layers=("visual.a",), fingerprint="f", dtype="float32", versions={"torch": "2"},
     ),
-    noise=torch.tensor([0.1, torch.nan]),
-    pictures=(PICTURE, PICTURE),
+    noise_floor=torch.tensor([0.1, torch.nan]),
+    images=(PICTURE, PICTURE),
 )  # fmt: skip
 PROBES = ProbeSet(
     [
@@ -52,7 +53,7 @@ PROBES = ProbeSet(
     ]
 )
 KINDS: dict[str, Any] = {"snapshot": Snapshot, "probe set": ProbeSet}
-FIGURES = ("maps", "similarity", "energy_inside_mask", "pointing", "noise")
+FIGURES = ("maps", "similarity", "energy_inside_mask", "pointing", "noise_floor")
 
 
 @cache
@@ -95,12 +96,14 @@ def use(snapshot: Snapshot) -> None:
             accepted(lambda before=before, now=now, report=report: html_report(before, now, report))
             row, steps = report.probes[-1], (before.info.step, now.info.step)
             probe_panel(GREY[0], before.maps[-1], now.maps[-1], row, steps=steps)
-        contact_sheet(GREY[:1].expand(len(snapshot.names), -1, -1, -1), snapshot.prompts, [column])
+        contact_sheet(
+            GREY[:1].expand(len(snapshot.names), -1, -1, -1), snapshot.prompts, [column], range(len(snapshot.names))
+        )
         with example_folder() as folder:
             snapshot.save(folder / "again")
             again = Snapshot.load(folder / "again")
     assert again.info == snapshot.info
-    assert (again.names, again.prompts, again.pictures) == (snapshot.names, snapshot.prompts, snapshot.pictures)
+    assert (again.names, again.prompts, again.images) == (snapshot.names, snapshot.prompts, snapshot.images)
     assert all(bits(getattr(again, figure)) == bits(getattr(snapshot, figure)) for figure in FIGURES)
 
 
@@ -145,7 +148,7 @@ DTYPES = ["F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F
 @pytest.mark.parametrize("kind", KINDS)
 @given(
     tensors=st.dictionaries(
-        st.sampled_from([*FIGURES, "pictures", "picture_sizes", "image.0", "mask.0", "tokens.0", "__metadata__", ""]),
+        st.sampled_from([*FIGURES, "images", "image_sizes", "image.0", "mask.0", "tokens.0", "__metadata__", ""]),
         st.fixed_dictionaries(
             {
                 "dtype": st.sampled_from(DTYPES),
@@ -240,7 +243,7 @@ def test_maps_and_figures_of_any_values_are_usable(values: list[float], height: 
         similarity=numbers[12:14],
         energy_inside_mask=numbers[14:16],
         pointing=numbers[16:18],
-        noise=numbers[18:20],
+        noise_floor=numbers[18:20],
     )
     use(snapshot)
 
@@ -252,7 +255,7 @@ def test_a_page_with_a_damaged_picture_is_made_or_says_which_is_damaged(data: st
     for place in data.draw(st.lists(st.integers(0, 8 * len(picture) - 1), min_size=1, max_size=6)):
         picture[place // 8] ^= 1 << place % 8
     cut = bytes(picture)[: data.draw(st.integers(0, len(picture)))]
-    damaged = replace(GOOD, pictures=(PICTURE, cut))
+    damaged = replace(GOOD, images=(PICTURE, cut))
     page = accepted(lambda: html_report(damaged, GOOD, compare(damaged, GOOD)))
     assert page is None or page.count('alt="Input of') == 2
 
@@ -261,7 +264,7 @@ def test_a_page_with_a_damaged_picture_is_made_or_says_which_is_damaged(data: st
 def test_maps_and_pictures_of_any_proportions_are_drawn(size: tuple[int, int]) -> None:
     picture = as_jpeg(Image.new("RGB", size), 90)
     for pictures in ((), (picture, picture)):
-        use(replace(GOOD, maps=torch.rand(2, *size), pictures=pictures))
+        use(replace(GOOD, maps=torch.rand(2, *size), images=pictures))
 
 
 @pytest.mark.parametrize("kind", KINDS)
