@@ -17,7 +17,7 @@ from clipcam_lightning.monitoring.evaluation import Outcome
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.probe import PathLike
 from clipcam_lightning.probes.probe_set import ProbeLike, ProbeSet
-from clipcam_lightning.sinks import sinks_of
+from clipcam_lightning.sinks import make_sinks
 from clipcam_lightning.training.ranks import Explainer, Ranks
 from clipcam_lightning.training.sharded import unwrapped
 
@@ -172,7 +172,7 @@ class Session:
     ) -> Outcome:
         assert self.monitor is not None
         if not self.monitor.sinks:
-            self.monitor.sinks = sinks_of(loggers, folder, root, self._num_pictures)
+            self.monitor.sinks = make_sinks(loggers, folder, root, self._num_pictures)
         try:
             return self.monitor.evaluate(clip, step=step, epoch=epoch, explainer=explainer)
         except Exception as error:  # of any kind: a look must not take a training down
