@@ -212,12 +212,12 @@ def file_name(text: str) -> str:
 
 def _in_words(report: "DriftReport") -> str:
     """The alarm, probe by probe."""
-    from clipcam_lightning.visualization.report import figures
+    from clipcam_lightning.visualization.report import format_metrics
 
     flagged = report.flagged
     lines = [f"attention drifted on {len(flagged)} of {len(report.probes)} probes (alarm: {report.rule})"]
     for probe in flagged:
-        known = ", ".join(f"{name} {text}" for name, text in figures(probe).items())
+        known = ", ".join(f"{name} {text}" for name, text in format_metrics(probe).items())
         lines.append(f"  {probe.name}: {probe.reason} ({known})")
     return "\n".join(lines)
 

@@ -25,7 +25,7 @@ from clipcam_lightning import (
     compare,
 )
 from clipcam_lightning.cam.targets import Contrast
-from clipcam_lightning.drift.compare import LEAST_NOISE
+from clipcam_lightning.drift.compare import MIN_NOISE_FLOOR
 from clipcam_lightning.errors import ConfigError, IncomparableError, ModelError, ProbeError, SnapshotError
 from clipcam_lightning.shapes_world.models import build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
@@ -129,14 +129,14 @@ def test_only_the_first_evaluation_measures_noise_and_keeps_pictures_and_later_o
     fit(FineTuning(), tmp_path, watcher)
 
     first, *later = (Snapshot.load(file) for file in sorted((tmp_path / "run" / "clipcam").glob("step-*.safetensors")))
-    assert first.noise is not None
-    assert all(Image.open(io.BytesIO(picture)).size == (64, 64) for picture in first.pictures)
-    assert len(first.pictures) == len(first.names)
-    assert [(snapshot.noise, snapshot.pictures) for snapshot in later] == [(None, ())] * 2
+    assert first.noise_floor is not None
+    assert all(Image.open(io.BytesIO(picture)).size == (64, 64) for picture in first.images)
+    assert len(first.images) == len(first.names)
+    assert [(snapshot.noise_floor, snapshot.images) for snapshot in later] == [(None, ())] * 2
     assert watcher.monitor is not None
     assert watcher.monitor.last is not None
-    for row, noise in zip(watcher.monitor.last.report.probes, first.noise.tolist(), strict=True):
-        assert row.noise_ratio == pytest.approx(row.drift / max(noise, LEAST_NOISE), rel=1e-4)
+    for row, noise in zip(watcher.monitor.last.report.probes, first.noise_floor.tolist(), strict=True):
+        assert row.noise_ratio == pytest.approx(row.drift / max(noise, MIN_NOISE_FLOOR), rel=1e-4)
 
 
 def test_figures_are_in_callback_metrics_every_epoch_and_finite(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_stop_ends_the_training_with_a_warning_that_names_the_probes(tmp_path: P
 def test_raise_ends_the_training_with_an_alarm(tmp_path: Path) -> None:
     watcher = ClipCamCallback(masked_probes(), max_drift=0.0, on_drift="raise")
 
-    with pytest.raises(DriftAlarm, match=r"3 of 3 probes.*its map moved further than 0"):
+    with pytest.raises(DriftAlarm, match=r"3 of 3 probes.*its map drifted by more than 0"):
         fit(FineTuning(), tmp_path, watcher)
 
 

@@ -23,7 +23,7 @@ from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.atomic import write_atomically
-from clipcam_lightning.visualization.captioned import captioned, magnified
+from clipcam_lightning.visualization.captioned import caption, magnify
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _explained(
             pixels: Any = image.image
             maps = explain_clip(clip, clip.preprocessing.image(pixels)[None], texts, settings)
             files = tuple(options.out / f"{image.name}--{prompt.name}.png" for prompt in prompts)
-            _draw(maps, magnified(clip.preprocessing, pixels), prompts.prompts, files)
+            _draw(maps, magnify(clip.preprocessing, pixels), prompts.prompts, files)
             yield Explained(given, maps, files)
             bar.advance(mapping)
 
@@ -100,7 +100,7 @@ def _explained(
 def _draw(maps: Explanation, picture: UInt8[Tensor, "3 y x"], prompts: Sequence[str], files: Sequence[Path]) -> None:
     overlays = maps.overlay(picture[None])[0]
     for overlay, prompt, similarity, file in zip(overlays, prompts, maps.similarity[0].tolist(), files, strict=True):
-        page = captioned(picture, overlay, prompt, f"similarity {similarity:.3f} · {_made_by(maps)}")
+        page = caption(picture, overlay, prompt, f"similarity {similarity:.3f} · {_made_by(maps)}")
         with writing(file):
             write_atomically(file, page)
 

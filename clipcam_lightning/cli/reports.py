@@ -10,11 +10,11 @@ from clipcam_lightning.cli.terminal import Output, plain
 from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.storage.atomic import write_atomically
-from clipcam_lightning.visualization.report import figures, html_report, report_as_json
+from clipcam_lightning.visualization.report import format_metrics, html_report, report_as_json
 
 PASSED, DRIFTED = 0, 1
 ROWS = 40  # probes of a table; more would push the verdict's neighbours off the screen
-FIGURES = ("Drift", "Drift / noise", "Common gain", "Energy on object")
+METRICS = ("Drift", "Drift / noise floor", "Shared gain", "Energy on object")
 
 
 def save_snapshot(snapshot: Snapshot, file: Path) -> None:
@@ -35,7 +35,7 @@ def report_on(
     """Write the reports that were asked for, print the table and the verdict; 1 if attention drifted."""
     output = Output()
     output.print(_table(report))
-    output.print(plain(f"an alarm is: {report.rule}"), style="dim", soft_wrap=True)
+    output.print(plain(f"an alarm means: {report.rule}"), style="dim", soft_wrap=True)
     output.print(plain(str(report)), style="bold red" if report.alarm else "bold green", soft_wrap=True)
     write_reports(baseline, snapshot, report, json_file=json_file, html=html)
     return DRIFTED if report.alarm else PASSED
@@ -58,22 +58,22 @@ def _write(file: Path, text: str) -> None:
 
 
 def _table(report: DriftReport) -> Table:
-    """The probes, those that break the rule before the others, the furthest first."""
-    order = sorted(report.probes, key=lambda probe: (not probe.flagged, not probe.has_valid_baseline, -probe.drift))
-    known = [figures(probe) for probe in order[:ROWS]]
-    columns = [name for name in FIGURES if any(name in row for row in known)]
-    more = len(order) - len(known)
+    """The probes in the order of the report, with the metrics that are known of any of them."""
+    order = [report.probes[i] for i in report.flagged_first]
+    rows = [format_metrics(probe) for probe in order[:ROWS]]
+    columns = [name for name in METRICS if any(name in row for row in rows)]
+    more = len(order) - len(rows)
     table = Table(caption=f"and {more} more, which moved less" if more else None)
     table.add_column("Probe", overflow="fold")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Alarm", overflow="fold")
-    for probe, row in zip(order, known, strict=False):
+    table.add_column("Flagged", overflow="fold")
+    for probe, row in zip(order, rows, strict=False):
         cells = [row.get(name, "") for name in columns]
         table.add_row(plain(probe.name), *cells, _remark(probe), style="red" if probe.flagged else None)
     return table
 
 
 def _remark(probe: ProbeDrift) -> str:
-    """Why a probe is an alarm, or why it cannot be one."""
-    return plain(probe.reason) or (f"no usable baseline: {probe.degenerate}" if not probe.has_valid_baseline else "")
+    """Why a probe is flagged, or why it cannot be."""
+    return plain(probe.reason) or (f"no valid baseline: {probe.degenerate}" if not probe.has_valid_baseline else "")

@@ -190,7 +190,7 @@ class Monitor:
             self.baseline = baseline = snapshot
             report = compare(snapshot, snapshot, self.rule)
         elif self._is_baseline_rolling:
-            self.baseline = replace(snapshot, noise=baseline.noise, pictures=baseline.pictures)
+            self.baseline = replace(snapshot, noise_floor=baseline.noise_floor, images=baseline.images)
         return snapshot, baseline, report, note
 
 
@@ -242,9 +242,9 @@ def _as_baseline(explainer: Explainer, prepared: PreparedProbes, snapshot: Snaps
         The baseline, and why its noise floor is unknown; empty if it was measured.
     """
     pixels = explainer.clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
-    snapshot = replace(snapshot, pictures=tuple(encode_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels))
+    snapshot = replace(snapshot, images=tuple(encode_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels))
     try:
-        return replace(snapshot, noise=noise_floor(explainer, prepared, snapshot.maps)), ""
+        return replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps)), ""
     except Exception as error:  # a paraphrase may be too long for a tokenizer; drift is measured all the same
         return snapshot, f"the noise floor could not be measured and is taken to be 0: {describe_error(error)}"
 

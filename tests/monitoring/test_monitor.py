@@ -13,7 +13,7 @@ from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.history import MAX_ENTRIES, HistoryEntry, thinned
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.visualization.panels import MAX_COLUMNS
+from clipcam_lightning.visualization.contact_sheet import MAX_COLUMNS
 
 EVALUATIONS = 500
 

@@ -73,7 +73,7 @@ def test_noise_that_cannot_be_measured_is_noted_and_the_evaluation_goes_on(clip:
     assert "noise of the probes could not be measured" in outcome.note
     assert "too long for context length" in outcome.note
     assert monitor.baseline is not None
-    assert (monitor.baseline.noise, len(monitor.baseline.pictures)) == (None, 3)
+    assert (monitor.baseline.noise_floor, len(monitor.baseline.images)) == (None, 3)
 
 
 def test_a_blank_image_stays_blank() -> None:

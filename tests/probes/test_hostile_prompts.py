@@ -34,8 +34,8 @@ from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 from clipcam_lightning.sinks import FileSink, ImageSink, TensorBoardSink
-from clipcam_lightning.sinks.tensorboard import escaped
-from clipcam_lightning.visualization.captioned import captioned
+from clipcam_lightning.sinks.tensorboard import escape_markup
+from clipcam_lightning.visualization.captioned import caption
 from clipcam_lightning.visualization.report import html_report
 from tests.support.hostile import TEXTS, attempt, example_folder, examples, texts, without_test_checks
 from tests.support.modules import FineTuning, events, fit
@@ -86,7 +86,9 @@ def make_snapshot(prompts: list[str], names: list[str] | None = None) -> Snapsho
         pointing=torch.full((count,), torch.nan),
         names=tuple(names or ProbeSet((PIXELS, prompt) for prompt in prompts).names),
         prompts=tuple(prompts),
-        info=SnapshotInfo("d", 7, 0, "gradcam", "similarity", ("visual",), "f", "float32", {"torch": "2"}),
+        info=SnapshotInfo(
+            "d", 7, 0, "gradcam", "similarity", (1.0,), False, "mean", ("visual",), "f", "float32", {"torch": "2"}
+        ),
     )
 
 
@@ -230,7 +232,7 @@ def check_text(markdown: str, prompt: str) -> None:
 @given(prompt=texts)
 @examples(150)
 def test_escaped_markdown_shows_exactly_the_prompt(prompt: str) -> None:
-    check_text(escaped(prompt), prompt)
+    check_text(escape_markup(prompt), prompt)
 
 
 @given(prompts=prompt_lists)
@@ -273,7 +275,7 @@ def test_a_table_in_the_terminal_shows_the_name_without_control_characters(text:
 
 @pytest.mark.parametrize("text", NOT_BLANK.values(), ids=NOT_BLANK)
 def test_an_image_can_be_captioned_with_any_prompt(text: str) -> None:
-    assert captioned(GREY, GREY, text, text).startswith(b"\x89PNG")
+    assert caption(GREY, GREY, text, text).startswith(b"\x89PNG")
 
 
 def test_a_training_with_all_hostile_prompts_at_once_logs_them_unchanged(tmp_path: Path) -> None:

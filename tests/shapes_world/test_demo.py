@@ -56,7 +56,7 @@ def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> No
     warned = re.findall(r"attention drifted on (\d) of 8 probes at step (\d+) [^:]*: step 0\): (.*)", done.stderr)
     assert [step for _, step, _ in warned] == ["40", "80", "120", "160"][-len(warned) :]
     assert int(warned[-1][0]) == len(flagged)
-    named = set(re.findall(r"([a-z0-9-]+): attention gathers where it does in the other pictures", warned[-1][2]))
+    named = set(re.findall(r"([a-z0-9-]+): attention concentrates where it does in the other images", warned[-1][2]))
     assert named
     assert named <= flagged
 

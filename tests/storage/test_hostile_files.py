@@ -25,7 +25,8 @@ from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.tensorfile import HEADER, VERSION
-from clipcam_lightning.visualization.panels import contact_sheet, probe_panel
+from clipcam_lightning.visualization.contact_sheet import contact_sheet
+from clipcam_lightning.visualization.panels import probe_panel
 from clipcam_lightning.visualization.report import html_report, report_as_json
 from tests.support.hostile import TEXTS, attempt, example_folder, examples, texts, without_test_checks
 
@@ -40,11 +41,11 @@ GOOD = Snapshot(
     names=("a", "b"),
     prompts=("a cat", "a dog"),
     info=SnapshotInfo(
-        digest="d", step=12, epoch=3, method="gradcam", target="similarity", layers=("visual.a",), fingerprint="f",
-        dtype="float32", versions={"torch": "2"},
+        digest="d", step=12, epoch=3, method="gradcam", target="similarity", scales=(1.0,), flip=False,
+        fuse="mean", layers=("visual.a",), fingerprint="f", dtype="float32", versions={"torch": "2"},
     ),
-    noise=torch.tensor([0.1, torch.nan]),
-    pictures=(IMAGE, IMAGE),
+    noise_floor=torch.tensor([0.1, torch.nan]),
+    images=(IMAGE, IMAGE),
 )  # fmt: skip
 PROBES = ProbeSet(
     [
@@ -241,7 +242,7 @@ def test_maps_and_metrics_of_any_values_are_usable(values: list[float], height: 
         similarity=numbers[12:14],
         energy_inside_mask=numbers[14:16],
         pointing=numbers[16:18],
-        noise=numbers[18:20],
+        noise_floor=numbers[18:20],
     )
     use(snapshot)
 

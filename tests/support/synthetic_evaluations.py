@@ -57,7 +57,7 @@ def evaluations_of(
         baseline = baseline or snapshot
         report = compare(baseline, snapshot, RULE)
         drift, alarm = zip(*((probe.drift, probe.flagged) for probe in report.probes), strict=True)
-        number = columns[-1].evaluation + 1 if columns else 0
+        number = columns[-1].number + 1 if columns else 0
         columns = thinned([*columns, HistoryEntry(step, relative_saliency(maps).half(), drift, alarm, number)])
         evaluations.append(
             Evaluation(
@@ -71,7 +71,7 @@ def evaluations_of(
                 metrics=_figures(report, snapshot),
             )
         )
-        baseline = replace(snapshot, noise=baseline.noise) if previous else baseline
+        baseline = replace(snapshot, noise_floor=baseline.noise_floor) if previous else baseline
     return evaluations
 
 
@@ -100,12 +100,15 @@ def snapshot_of(
             epoch=epoch,
             method=method,
             target="similarity",
+            scales=(1.0,),
+            flip=False,
+            fuse="mean",
             layers=("visual.ln_1",),
             fingerprint="synthetic",
             dtype="float32",
             versions={},
         ),
-        noise=torch.full((len(maps),), 0.02),
+        noise_floor=torch.full((len(maps),), 0.02),
     )
 
 
