@@ -309,8 +309,8 @@ class ClipCamCallback(Callback):
 
     def _evaluate(self, trainer: Trainer) -> None:
         """Evaluate with all ranks, and act on the outcome on each of them."""
-        make_sinks = partial(make_sinks, trainer.loggers, self._directory, self._root, self.num_images)
-        outcome = self._session.evaluate(make_sinks, step=trainer.global_step, epoch=trainer.current_epoch)
+        sinks = partial(make_sinks, trainer.loggers, self._directory, self._root, self.num_images)
+        outcome = self._session.evaluate(sinks, step=trainer.global_step, epoch=trainer.current_epoch)
         self._fit.evaluations += 1
         self._fit.evaluated_at = trainer.global_step
         self._fit.metrics = outcome.metrics or self._fit.metrics
