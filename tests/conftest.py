@@ -17,7 +17,7 @@ from clipcam_lightning.cam.model import ClipModel, find_clip
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 from clipcam_lightning.shapes_world.pretraining import pretrained_clip
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.support.forks"]
 
 
 @pytest.fixture(autouse=True)

@@ -186,6 +186,7 @@ def test_of_many_probes_the_worst_are_pictured_and_the_figures_are_of_all(tmp_pa
     assert [len(line["probes"]) for line in lines] == [3, 3, 3]
 
 
+@pytest.mark.forks
 def test_a_training_whose_data_come_from_forked_workers_is_bit_identical(tmp_path: Path, slowly: None) -> None:
     def trained(folder: Path, *callbacks: pl.Callback) -> dict[str, torch.Tensor]:
         pl.seed_everything(11, verbose=False)
