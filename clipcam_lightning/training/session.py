@@ -19,7 +19,7 @@ from clipcam_lightning.probes.probe import PathLike
 from clipcam_lightning.probes.probe_set import ProbeLike, ProbeSet
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
 from clipcam_lightning.training.ranks import Ranks
-from clipcam_lightning.training.sharded import gathered_parameters, unwrapped
+from clipcam_lightning.training.sharded import gathered_parameters, without_wrappers
 
 ProbesLike: TypeAlias = ProbeSet | PathLike | Sequence[ProbeLike]
 
@@ -80,7 +80,7 @@ class Session:
             root: the strategy's wrapper around it, or the module itself.
         """
         self._root = root
-        with unwrapped(root):
+        with without_wrappers(root):
             self.clip = clip = self._spec.find(module)
         self._explainer = None
         self._settings.resolve(clip.tower)
