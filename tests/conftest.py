@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, sync_playwright
 from clipcam_lightning.cam.model import ClipModel, find_clip
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, trained_clip
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.support.forks"]
 
 
 @pytest.fixture(autouse=True)

@@ -218,7 +218,13 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=pytest.mark.forks if "num_workers" in case.training.loader else ())
+        for name, case in CASES.items()
+    ],
+)
 def test_a_training_is_bit_identical_with_and_without_the_callback(case: Case, tmp_path: Path, unchecked: None) -> None:
     if case.training.change is compiled_by_default and not shutil.which("g++"):
         pytest.skip("no C++ compiler, which torch.compile needs by default")
