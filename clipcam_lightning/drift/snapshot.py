@@ -226,9 +226,3 @@ def _split(joined: Tensor, sizes: Tensor) -> tuple[bytes, ...]:
     if joined.ndim != 1 or joined.dtype != torch.uint8 or min(lengths, default=0) < 0 or sum(lengths) != len(joined):
         raise ValueError("image_sizes does not match the image data")
     return tuple(part.numpy().tobytes() for part in joined.split(lengths))
-
-
-def mean_of_known(values: Float[Tensor, "n"]) -> float | None:
-    """Average the finite values; ``None`` if there are none."""
-    finite = values[values.isfinite()]
-    return float(finite.mean()) if len(finite) else None

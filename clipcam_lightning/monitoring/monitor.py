@@ -93,7 +93,7 @@ class Monitor:
         explanation = explainer(prepared.images, texts)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
         snapshot, baseline, report, note = self._compared(explainer, prepared, snapshot)
-        self.metrics |= _means(report, snapshot, prepared.has_mask)
+        self.metrics |= mean_metrics(report, snapshot, prepared.has_mask)
         number = self.history[-1].number + 1 if self.history else 0
         self.history = thinned([*self.history, HistoryEntry.of(snapshot, report, number)])
         self.last = Evaluation(
@@ -235,6 +235,31 @@ def take_snapshot(
     )
 
 
+def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor, "n"]) -> dict[str, float]:
+    """Average over the probes; where a map is degenerate, the worst value counts.
+
+    Args:
+        report: the comparison with the baseline.
+        snapshot: of the evaluation.
+        has_mask: which probes have a mask; energy and pointing are averaged over these.
+
+    Returns:
+        Finite means by name.
+    """
+    means = {
+        "drift": report.drift,
+        "drift_max": report.worst.drift,
+        "flagged": float(len(report.flagged)),
+        "alarm": float(report.alarm),
+        "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
+        "similarity": float(snapshot.similarity.nan_to_num(-1.0, -1.0, -1.0).mean()),
+    }
+    if has_mask.any():
+        for name in UNKNOWN_WITH_MASKS:
+            means[name] = float(getattr(snapshot, name)[has_mask].nan_to_num(0.0).mean())
+    return means
+
+
 def _as_baseline(explainer: Explainer, prepared: PreparedProbes, snapshot: Snapshot) -> tuple[Snapshot, str]:
     """Add noise floor and images to a new baseline.
 
@@ -264,22 +289,6 @@ def _failures(action: Callable[..., None], *arguments: object) -> list[str]:
     except Exception as error:
         return [f"an evaluation could not be written ({describe_error(error)})."]
     return []
-
-
-def _means(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor, "n"]) -> dict[str, float]:
-    """Average over the probes; where a map is degenerate, the worst value counts."""
-    means = {
-        "drift": report.drift,
-        "drift_max": report.worst.drift,
-        "flagged": float(len(report.flagged)),
-        "alarm": float(report.alarm),
-        "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
-        "similarity": float(snapshot.similarity.nan_to_num(-1.0, -1.0, -1.0).mean()),
-    }
-    if has_mask.any():
-        for name in UNKNOWN_WITH_MASKS:
-            means[name] = float(getattr(snapshot, name)[has_mask].nan_to_num(0.0).mean())
-    return means
 
 
 def _missing_baselines(report: DriftReport) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo, mean_of_known, take_snapshot
+from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import SnapshotError
+from clipcam_lightning.monitoring.monitor import take_snapshot
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.tensorfile import save_tensors
@@ -179,13 +180,6 @@ def test_degeneracies_have_one_reason_per_probe() -> None:
         SNAPSHOT, maps=maps, similarity=torch.zeros(4), energy_inside_mask=torch.zeros(4), pointing=torch.zeros(4)
     )
     assert snapshot.degeneracies == ["all zero", "constant", "", "not finite"]
-
-
-@pytest.mark.parametrize(
-    ("values", "mean"), [([1.0, torch.nan, 3.0], 2.0), ([torch.nan], None), ([], None), ([torch.inf, 1.0], 1.0)]
-)
-def test_the_mean_is_over_the_finite_values(values: list[float], mean: float | None) -> None:
-    assert mean_of_known(torch.tensor(values)) == mean
 
 
 def test_valid_maps_of_probes_with_a_mask_are_graded(clip: ClipModel) -> None:
