@@ -1,23 +1,24 @@
 """Find probes for which the model prefers another prompt, and map both prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
+from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
+from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
 from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
+from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe_set import ProbeSet
-
-BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,17 +56,24 @@ def confusions(
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
-    tokenizer: Tokenizer | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fuse: Fusion = "mean",
     batch_size: int | None = None,
+    clip: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    towers: Sequence[type[Tower]] = (),
 ) -> list[Confusion]:
     """Find the probes that the model would caption with another prompt, and explain both prompts.
 
     Only the confused probes are explained; the others cost one forward each.
 
     Args:
-        model, method, layers, target, tokenizer, batch_size: as in :func:`~clipcam_lightning.explain`.
+        model: any module that holds a CLIP, or a :class:`ClipModel`.
         probes: images with their true prompts.
         candidates: other possible prompts; a probe's own prompt may be among them.
+        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
     Returns:
         One :class:`Confusion` per confused probe, the largest difference of similarities first.
@@ -90,13 +98,15 @@ def confusions(
     """
     if isinstance(candidates, str) or not candidates or not all(isinstance(c, str) and c.strip() for c in candidates):
         raise ConfigError(f"candidates must be a list of prompts, such as ['a fox', 'an owl'] (got {candidates!r}).")
-    clip = model if isinstance(model, ClipModel) else find_clip(model)
-    clip = replace(clip, tokenizer=tokenizer) if tokenizer else clip
-    prepared = probes.prepare(clip)
-    with untouched(clip.module), clip.tower.native(), torch.no_grad():
-        own = prepared.embed_texts(clip)[:, 0]
-        others = clip.embed_texts(candidates)
-        images = torch.cat([clip.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])
+    settings = MapSettings(
+        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+    )
+    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    prepared = probes.prepare(found)
+    with untouched(found.module), found.tower.native(), torch.no_grad():
+        own = prepared.embed_texts(found)[:, 0]
+        others = found.embed_texts(candidates)
+        images = torch.cat([found.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])
     is_own = torch.tensor([[prompt == candidate for candidate in candidates] for prompt in probes.prompts])
     similarity = (images * own).sum(dim=1)
     # A probe's own prompt among the candidates must not be preferred to itself because of a rounding error.
@@ -105,15 +115,7 @@ def confusions(
     if not confused:
         return []
     texts = torch.stack([own[confused], F.normalize(others[best.indices[confused]], dim=-1)], dim=1)
-    explanation = explain(
-        clip,
-        prepared.images[confused],
-        texts,
-        method=method,
-        layers=layers,
-        target=target,
-        batch_size=batch_size,
-    )
+    explanation = explain_clip(found, prepared.images[confused], texts, settings)
     unsorted = [
         Confusion(
             index=i,

@@ -8,11 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.explain import explain_clip
+from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
 from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Similarity, TargetLike, target_of
+from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.errors import ConfigError
 
@@ -104,18 +107,26 @@ def sensitivity(
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fuse: Fusion = "mean",
+    batch_size: int | None = None,
+    clip: str | None = None,
     tokenizer: Tokenizer | None = None,
+    towers: Sequence[type[Tower]] = (),
 ) -> Sensitivity:
     """Explain one image with paraphrases of a prompt, and with prompts of things that are not in the image.
 
     Drift below the spread between paraphrases is noise. A map that stays the same for an absent thing explains nothing.
 
     Args:
-        model, method, layers, target, tokenizer: as in :func:`~clipcam_lightning.explain`.
+        model: any module that holds a CLIP, or a :class:`ClipModel`.
         image: preprocessed as the model expects.
         prompt: what is in the image.
         templates: at least two prompt templates, each with one ``{}`` for the thing.
         absent: prompts of things that are not in the image, as a control.
+        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
     Returns:
         The maps, and how alike they are.
@@ -142,9 +153,11 @@ def sensitivity(
         )
     if image.ndim != 3:
         raise ConfigError(f"image must be one preprocessed image [3, y, x] (got {tuple(image.shape)}).")
-    explanation = explain(
-        model, image[None], [*prompts, *control], method=method, layers=layers, target=target, tokenizer=tokenizer
+    settings = MapSettings(
+        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
     )
+    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    explanation = explain_clip(found, image[None], [*prompts, *control], settings)
     maps, similarity = explanation.maps[0].cpu(), explanation.similarity[0].cpu()
     count = len(prompts)
     own, others = maps[:count], maps[count:]
