@@ -33,10 +33,10 @@ from clipcam_lightning.shapes_world.models import (
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, Scenes, draw_scenes, with_haze
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
-BATCH, POOL = 64, 4000  # pictures a step; pictures of each kind to draw batches from
+BATCH, POOL = 64, 4000  # images per step; images of each kind to draw batches from
 STEPS = {"vit": 750, "resnet": 280}
 PEAK_RATE = {"vit": 1.2e-3, "resnet": 2e-3}
-ONE_OBJECT_SHARE = 0.55  # of the steps; then pictures with two objects join in
+ONE_OBJECT_SHARE = 0.55  # of the steps; after these, images with two objects join in
 MAX_HAZE = 0.3
 HELD_OUT, HELD_OUT_SEED = 300, 4242  # scenes to measure retrieval accuracy on
 
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def retrieval_accuracy(model: open_clip.CLIP, scenes: Scenes) -> float:
-    """Share of one-object scenes, 0 to 1, whose own caption is the closest of all captions."""
+    """Measure the share of one-object scenes, 0 to 1, whose own caption is the closest of all captions."""
     with torch.no_grad():
         texts = F.normalize(model.encode_text(WordTokenizer()(CAPTIONS)), dim=-1)
         images = F.normalize(model.encode_image(_input(model, scenes.images)), dim=-1)
@@ -114,7 +114,7 @@ def retrieval_accuracy(model: open_clip.CLIP, scenes: Scenes) -> float:
 
 
 def _trained(tower: str, seed: int) -> open_clip.CLIP:
-    """Contrastive training on clean scenes in varying haze: first one object a picture, then one or two."""
+    """Train contrastively on scenes in varying haze: first with one object per image, then with one or two."""
     torch.manual_seed(seed)
     model, tokenizer, steps = build_clip(tower).train(), WordTokenizer(), STEPS[tower]
     rng = np.random.default_rng(seed)
@@ -129,13 +129,13 @@ def _trained(tower: str, seed: int) -> open_clip.CLIP:
         ]
         images = np.concatenate([scenes.images[chosen] for scenes, chosen in parts])
         shown = [tuple(row) for scenes, chosen in parts for row in scenes.objects[chosen].tolist()]
-        told = [_told(objects, rng) for objects in shown]
-        texts = tokenizer([" and ".join(CAPTIONS[kind] for kind in kinds) for kinds in told])
+        mentioned = [_mentioned(objects, rng) for objects in shown]
+        texts = tokenizer([" and ".join(CAPTIONS[kind] for kind in kinds) for kinds in mentioned])
         logits = model.logit_scale.exp() * (
             F.normalize(model.encode_image(_input(model, images)), dim=-1)
             @ F.normalize(model.encode_text(texts), dim=-1).T
         )
-        loss = contrastive_loss(logits, torch.tensor([[set(t) <= set(s) for t in told] for s in shown]))
+        loss = contrastive_loss(logits, torch.tensor([[set(t) <= set(s) for t in mentioned] for s in shown]))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -147,14 +147,14 @@ def _trained(tower: str, seed: int) -> open_clip.CLIP:
 
 
 def contrastive_loss(logits: Float[Tensor, "n m"], matches: Bool[Tensor, "n m"]) -> Float[Tensor, ""]:
-    """CLIP's symmetric cross-entropy, where several texts may match an image and several images a text."""
+    """Compute CLIP's symmetric cross-entropy, where several texts may match an image and several images a text."""
     images = (logits.log_softmax(1) * matches).sum(1) / matches.sum(1)
     texts = (logits.log_softmax(0) * matches).sum(0) / matches.sum(0)
     return -(images.mean() + texts.mean()) / 2
 
 
-def _told(objects: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
-    """What the caption mentions: of two objects half the time both, in either order, else one of them."""
+def _mentioned(objects: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+    """Choose what the caption mentions: of two objects half the time both, in either order, else one of them."""
     if len(objects) == 1:
         return objects
     order = rng.permutation(objects)

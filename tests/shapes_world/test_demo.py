@@ -44,7 +44,7 @@ def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> No
         return [float(number) for number in re.findall(r"\d\.\d+", found)]
 
     assert figures("retrieval accuracy with stamp")[0] > 0.95  # 1.00
-    assert figures("  the same pictures without stamp")[0] < 0.5  # 0.16
+    assert figures("  the same images without stamp")[0] < 0.5  # 0.16
     assert figures("  with the stamp of another caption")[0] < 0.5  # 0.10
     before, now = figures("energy on the stamp")
     assert now > 2 * before  # 0.06 -> 0.32
