@@ -33,7 +33,7 @@ from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 from clipcam_lightning.sinks import FileSink, ImageSink, TensorBoardSink
-from clipcam_lightning.sinks.tensorboard import escaped
+from clipcam_lightning.sinks.tensorboard import escape_markup
 from clipcam_lightning.visualization.captioned import caption
 from clipcam_lightning.visualization.report import html_report
 from tests.support.hostile import TEXTS, accepted, as_users_run, example_folder, examples, texts
@@ -98,7 +98,7 @@ def evaluation_at(prompts: list[str]) -> Evaluation:
         step=7,
         maps=relative_saliency(now.maps).half(),
         drift=tuple(probe.drift for probe in report.probes),
-        alarm=tuple(probe.flagged for probe in report.probes),
+        flagged=tuple(probe.flagged for probe in report.probes),
     )
     return Evaluation(
         pixels=GREY.expand(len(prompts), -1, -1, -1),
@@ -231,7 +231,7 @@ def shown_as(markdown: str, prompt: str) -> None:
 @given(prompt=texts)
 @examples(150)
 def test_markdown_shows_exactly_the_prompt(prompt: str) -> None:
-    shown_as(escaped(prompt), prompt)
+    shown_as(escape_markup(prompt), prompt)
 
 
 @given(prompts=prompt_lists)
