@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from clipcam_lightning import ClipCamCallback
 from clipcam_lightning.shapes_world.demo import FineTunedClip, loader, stamped_scenes, watched_probes
-from clipcam_lightning.shapes_world.pretraining import pretrained_clip
+from clipcam_lightning.shapes_world.models import trained_clip
 
 
 def main(folder: str) -> None:
@@ -31,7 +31,7 @@ def main(folder: str) -> None:
         enable_model_summary=False,
     )
     trainer.fit(
-        FineTunedClip(pretrained_clip("vit").train()),
+        FineTunedClip(trained_clip("vit").train()),
         loader(stamped_scenes(1280, seed=1), shuffle=True),
         loader(stamped_scenes(64, seed=2)),
     )

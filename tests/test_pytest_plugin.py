@@ -74,7 +74,7 @@ def test_a_baseline_is_written_kept_defended_and_written_anew(
         + """
 from clipcam_lightning import DriftRule
 def test_pets(cam_regression, model):
-    report = cam_regression.check(model, PROBES, rule=DriftRule(0.1), tokenizer=tokens)
+    report = cam_regression.check(model, PROBES, max_drift=0.1, tokenizer=tokens)
     assert [probe.name for probe in report.probes] == ["a-cat", "a-small-dog", "an-owl"]
     assert report.drift < 1e-5
 """

@@ -92,9 +92,9 @@ def confusions(
         raise ConfigError(f"candidates must be a list of prompts, such as ['a fox', 'an owl'] (got {candidates!r}).")
     clip = model if isinstance(model, ClipModel) else find_clip(model)
     clip = replace(clip, tokenizer=tokenizer) if tokenizer else clip
-    prepared = probes.prepared(clip)
+    prepared = probes.prepare(clip)
     with untouched(clip.module), clip.tower.native(), torch.no_grad():
-        own = prepared.embedded(clip)[:, 0]
+        own = prepared.embed_texts(clip)[:, 0]
         others = clip.embed_texts(candidates)
         images = torch.cat([clip.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])
     is_own = torch.tensor([[prompt == candidate for candidate in candidates] for prompt in probes.prompts])

@@ -10,18 +10,19 @@ from jaxtyping import UInt8
 from rich.table import Table
 from torch import Tensor
 
-from clipcam_lightning.cam.arguments import require_positive
-from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.explain import explain_clip
 from clipcam_lightning.cam.explanation import Explanation
-from clipcam_lightning.cam.methods import check_method
+from clipcam_lightning.cam.settings import MapSettings
+from clipcam_lightning.cam.targets import Contrast, LogSoftmax, target_of
 from clipcam_lightning.cli.models import ModelSource, load_clip, source_of
 from clipcam_lightning.cli.outputs import check_folder, writing
+from clipcam_lightning.cli.settings import map_settings
 from clipcam_lightning.cli.terminal import Output, plain, progress, warn
 from clipcam_lightning.drift.metrics import degeneracy
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
-from clipcam_lightning.storage.tensorfile import write_atomically
+from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.visualization.captioned import caption, magnify
 
 
@@ -43,12 +44,12 @@ class Explained:
 def run(options: Any) -> int:
     """Map every image for every prompt, draw the maps and print the similarities."""
     check_folder(options.out)
-    check_method(options.method)
-    require_positive(batch_size=options.batch_size)
-    if options.target != "similarity" and len(options.prompt) < 2:
-        raise ConfigError(f"--target {options.target} sets a prompt apart from others; give at least two --prompt.")
+    settings = map_settings(options)
+    target = target_of(settings.target)
+    if isinstance(target, Contrast | LogSoftmax) and not len(target.negatives) and len(options.prompt) < 2:
+        raise ConfigError(f"--target {options.target} contrasts a prompt with others; give at least two --prompt.")
     images, prompts = _read(options.images, options.prompt)
-    explained = list(_explained(options, source_of(options), images, prompts))
+    explained = list(_explained(options, source_of(options), settings, images, prompts))
     for each in explained:
         for prompt, map_ in zip(options.prompt, each.maps.of(0), strict=True):
             if why := degeneracy(map_.cpu()):
@@ -71,12 +72,14 @@ def _read(images: Sequence[str], prompts: Sequence[str]) -> tuple[ProbeSet, Prob
         ProbeError: an image cannot be read, or a prompt is empty.
     """
     places = [f"image {i}" for i in range(1, len(images) + 1)]
-    pictures = ProbeSet([Probe(image, "any") for image in images], places)
+    pictures = ProbeSet([Probe(image, "any") for image in images], places=places)
     places = [f"prompt {i}" for i in range(1, len(prompts) + 1)]
-    return pictures, ProbeSet([Probe(pictures[0].image, prompt) for prompt in prompts], places)
+    return pictures, ProbeSet([Probe(pictures[0].image, prompt) for prompt in prompts], places=places)
 
 
-def _explained(options: Any, source: ModelSource, images: ProbeSet, prompts: ProbeSet) -> Iterator[Explained]:
+def _explained(
+    options: Any, source: ModelSource, settings: MapSettings, images: ProbeSet, prompts: ProbeSet
+) -> Iterator[Explained]:
     """Load the model, then map and draw one image after the other."""
     with progress() as bar:
         loading = bar.add_task("loading the model", total=None)
@@ -87,15 +90,7 @@ def _explained(options: Any, source: ModelSource, images: ProbeSet, prompts: Pro
         mapping = bar.add_task(f"mapping {len(images)} images", total=len(images))
         for image, given in zip(images, options.images, strict=True):
             pixels: Any = image.image
-            maps = explain(
-                clip,
-                clip.preprocessing.image(pixels)[None],
-                texts,
-                method=options.method,
-                layers=options.layers,
-                target=options.target,
-                batch_size=options.batch_size,
-            )
+            maps = explain_clip(clip, clip.preprocessing.image(pixels)[None], texts, settings)
             files = tuple(options.out / f"{image.name}--{prompt.name}.png" for prompt in prompts)
             _draw(maps, magnify(clip.preprocessing, pixels), prompts.prompts, files)
             yield Explained(given, maps, files)

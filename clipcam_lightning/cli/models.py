@@ -18,7 +18,7 @@ from torch import nn
 
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
 from clipcam_lightning.cli.checkpoints import Checkpoint, fill, read_checkpoint, weights_of_clip
-from clipcam_lightning.errors import ConfigError, ModelError, in_words
+from clipcam_lightning.errors import ConfigError, ModelError, describe_error
 
 SCHEMAS = ("hf-hub:", "local-dir:")  # model names of open_clip that come with weights of their own
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -134,7 +134,7 @@ def _of_open_clip(name: str, pretrained: str | None, downloads: bool) -> tuple[n
             )
             return model, open_clip.get_tokenizer(name)
         except Exception as error:  # a download can raise almost anything
-            raise ModelError(f"open_clip cannot build {name}: {in_words(error)}") from error
+            raise ModelError(f"open_clip cannot build {name}: {describe_error(error)}") from error
 
 
 def _check_names(name: str, pretrained: str | None) -> None:
@@ -222,6 +222,6 @@ def _of_class(class_and_arguments: dict[str, Any], checkpoint: Checkpoint) -> nn
     except Exception as error:  # a class of the user's can raise anything
         place = extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
-        raise ModelError(f"{class_path} cannot be built: {in_words(error)} ({where}).") from error
+        raise ModelError(f"{class_path} cannot be built: {describe_error(error)} ({where}).") from error
     fill(module, checkpoint.weights, checkpoint.path)  # not before: a hook may rename them
     return module

@@ -3,12 +3,12 @@
 import re
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from clipcam_lightning import __version__
 from clipcam_lightning.errors import ConfigError
 
 DESCRIPTION = """\
@@ -50,7 +50,7 @@ example:
 
 DEMO = """\
 Fine-tune a small CLIP on pictures with a stamp that gives the answer away, and watch its attention go there.
-Needs no data and no network; takes minutes on two CPU cores.
+Needs no data and no network; takes about a minute on two CPU cores.
 
 example:
   clipcam demo --out clipcam_demo
@@ -80,7 +80,8 @@ def parsed(arguments: Sequence[str] | None) -> tuple[str, Namespace]:
 
 def _parser() -> ArgumentParser:
     parser = _new("clipcam", DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"clipcam {__version__}", help="print it and exit")
+    number = version("clipcam-lightning")
+    parser.add_argument("--version", action="version", version=f"clipcam {number}", help="print it and exit")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND", title="commands", description=None)
     for name, describe, description in (
         ("explain", _explain, EXPLAIN),
@@ -108,20 +109,14 @@ def _explain(command: ArgumentParser) -> None:
         "--prompt", action="append", required=True, metavar="TEXT", help="what to look for; repeatable"
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
-    command.add_argument(
-        "--target",
-        choices=("similarity", "contrast", "logsoftmax"),
-        default="similarity",
-        help="the similarity itself, or what sets a prompt apart from the others (default: %(default)s)",
-    )
-    _add_map_options(command, method="auto")
+    _add_map_options(command)
     _add_model_options(command)
 
 
 def _snapshot(command: ArgumentParser) -> None:
     _add_probes(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="snapshot to write")
-    _add_map_options(command, method="auto")
+    _add_map_options(command)
     _add_model_options(command)
 
 
@@ -138,7 +133,7 @@ def _check(command: ArgumentParser) -> None:
         "--update-baseline", action="store_true", help="write the baseline anew instead of comparing with it"
     )
     _add_report_options(command)
-    _add_map_options(command, method=None)
+    _add_map_options(command, as_in_baseline=True)
     _add_model_options(command)
 
 
@@ -175,20 +170,47 @@ def _add_report_options(command: ArgumentParser) -> None:
     group.add_argument("--html", type=Path, metavar="FILE", help="write a page with the maps for people")
 
 
-def _add_map_options(command: ArgumentParser, method: str | None) -> None:
-    """How maps are made; by default, with ``method`` None, as those of the baseline were."""
-    layers = "the choice of the method" if method else "as in the baseline"
+def _add_map_options(command: ArgumentParser, as_in_baseline: bool = False) -> None:
+    """Add how maps are made. No option has a default here, so that a command can tell what was given."""
+
+    def default(value: str) -> str:
+        return f"(default: {'as in the baseline' if as_in_baseline else value})"
+
     group = command.add_argument_group("maps")
-    group.add_argument(
-        "--method", default=method, metavar="NAME", help=f"CAM method (default: {method or 'as in the baseline'})"
-    )
+    group.add_argument("--method", metavar="NAME", help=f"CAM method, or dotted name of a function {default('auto')}")
     group.add_argument(
         "--layers",
         type=int | str,
         nargs="+",
         metavar="LAYER",
-        help=f"names, or indices such as -2 -1, of the layers to map (default: {layers})",
+        help=f"names, or indices such as -2 -1, of the layers to map {default('the choice of the method')}",
     )
+    group.add_argument(
+        "--target",
+        type=dict[str, Any] | str,
+        metavar="NAME_OR_YAML",
+        help="similarity, contrast, logsoftmax, or YAML such as "
+        f"'{{class_path: clipcam_lightning.Contrast, init_args: {{negatives: [a dog]}}}}' {default('similarity')}",
+    )
+    group.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help=f"enlargements of the image whose maps are averaged {default('1')}",
+    )
+    group.add_argument(
+        "--flip",
+        action="store_true",
+        default=None,
+        help=f"average with the map of the mirrored image {default('no')}",
+    )
+    group.add_argument(
+        "--fuse",
+        choices=("mean", "max", "product"),
+        help=f"how the maps of several layers are combined {default('mean')}",
+    )
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per pass; bounds memory (default: 32)")
 
 
 def _add_model_options(command: ArgumentParser) -> None:
@@ -207,7 +229,6 @@ def _add_model_options(command: ArgumentParser) -> None:
         "--clip", metavar="NAME", help="dotted name of the CLIP inside; needed only if there are several"
     )
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    group.add_argument("--batch-size", type=int, metavar="N", help="images per pass; bounds memory")
 
 
 def _in_the_words_of_the_shell(message: str) -> str:

@@ -9,7 +9,7 @@ from clipcam_lightning.cli.outputs import writing
 from clipcam_lightning.cli.terminal import Output, plain
 from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.storage.tensorfile import write_atomically
+from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.visualization.report import format_metrics, html_report, report_as_json
 
 PASSED, DRIFTED = 0, 1

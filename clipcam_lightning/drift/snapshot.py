@@ -3,8 +3,6 @@
 import math
 import os
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipcam_lightning.cam.arguments import abridged
-from clipcam_lightning.cam.explanation import Explanation
-from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.drift import metrics
-from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.probes.probe_set import PreparedProbes, ProbeSet
+from clipcam_lightning.errors import SnapshotError, abridge
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "snapshot"
-PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch")
-_version = cache(version)  # it reads files
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,7 @@ class Snapshot:
         try:
             return cls.from_tensors(tensors, metadata)
         except (KeyError, TypeError, ValueError) as error:
-            raise SnapshotError(f"{file} is not a whole snapshot: {abridged(repr(error))}") from error
+            raise SnapshotError(f"{file} is not a whole snapshot: {abridge(repr(error))}") from error
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Split the snapshot for a file or a checkpoint.
@@ -196,38 +188,6 @@ class Snapshot:
         return snapshot
 
 
-def take_snapshot(
-    explanation: Explanation, probes: ProbeSet, prepared: PreparedProbes, clip: ClipModel, *, step: int, epoch: int
-) -> Snapshot:
-    """Put the explanation of a probe set (one prompt an image) into a snapshot, graded where masks are given."""
-    maps = explanation.maps[:, 0].float().cpu()
-    sound = torch.tensor([not metrics.degeneracy(map_) for map_ in maps])
-    graded = prepared.has_mask & sound
-    unknown = torch.full((len(maps),), torch.nan)
-    return Snapshot(
-        maps=maps,
-        similarity=explanation.similarity[:, 0].float().cpu(),
-        energy_inside_mask=torch.where(graded, metrics.energy_inside(maps, prepared.masks), unknown),
-        pointing=torch.where(graded, metrics.pointing_hit(maps, prepared.masks).float(), unknown),
-        names=tuple(probes.names),
-        prompts=tuple(probes.prompts),
-        info=SnapshotInfo(
-            digest=probes.digest,
-            step=step,
-            epoch=epoch,
-            method=explanation.method,
-            target=explanation.target,
-            scales=tuple(map(float, explanation.scales)),
-            flip=explanation.flip,
-            fuse=explanation.fuse,
-            layers=explanation.layers,
-            fingerprint=clip.fingerprint,
-            dtype=str(clip.dtype).removeprefix("torch."),
-            versions={package: _version(package) for package in PACKAGES},
-        ),
-    )
-
-
 def _texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
         raise TypeError("names, prompts and layers must be lists of strings")
@@ -266,9 +226,3 @@ def _split(joined: Tensor, sizes: Tensor) -> tuple[bytes, ...]:
     if joined.ndim != 1 or joined.dtype != torch.uint8 or min(lengths, default=0) < 0 or sum(lengths) != len(joined):
         raise ValueError("image_sizes does not match the image data")
     return tuple(part.numpy().tobytes() for part in joined.split(lengths))
-
-
-def mean_of_known(values: Float[Tensor, "n"]) -> float | None:
-    """Average the finite values; ``None`` if there are none."""
-    finite = values[values.isfinite()]
-    return float(finite.mean()) if len(finite) else None

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from clipcam_lightning import ClipCamCallback, Probe, ProbeSet
-from clipcam_lightning.shapes_world.models import WordTokenizer, model_input
-from clipcam_lightning.shapes_world.pretraining import pretrained_clip
+from clipcam_lightning.shapes_world.models import WordTokenizer, model_input, trained_clip
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, Scenes, draw_scenes, with_haze, with_stamps
 from clipcam_lightning.shapes_world.summary import print_summary
 
@@ -77,7 +76,7 @@ def watched_probes() -> ProbeSet:
 def main(folder: Path) -> None:
     """Fine-tune under a watch that logs to ``folder``, and print what it saw."""
     pl.seed_everything(0)
-    model = pretrained_clip("vit").train()
+    model = trained_clip("vit").train()
 
     watcher = ClipCamCallback(watched_probes())
 

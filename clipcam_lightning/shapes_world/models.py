@@ -1,6 +1,7 @@
 """Small real CLIPs of the shapes world: an ``open_clip.CLIP`` with a ViT, and one with a ResNet."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import open_clip
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, SIZE
+from clipcam_lightning.storage.tensorfile import load_tensors
 
+WEIGHTS = Path(__file__).with_name("weights")
+FILE_KIND = "shapes world weights"
 MEAN = STD = (0.5, 0.5, 0.5)
 VISION = {
     "vit": CLIPVisionCfg(layers=3, width=128, head_width=32, patch_size=8, image_size=SIZE),
@@ -58,6 +62,28 @@ def build_clip(tower: str = "vit") -> open_clip.CLIP:
     cfg = PreprocessCfg(size=(size, size), mean=MEAN, std=STD, interpolation="bilinear", resize_mode="squash")
     set_model_preprocess_cfg(model, vars(cfg))
     return model
+
+
+def trained_clip(tower: str = "vit") -> open_clip.CLIP:
+    """Load a small CLIP whose trained weights are part of the package.
+
+    The weights are the same on every machine; ``python -m clipcam_lightning.shapes_world.pretraining`` wrote them.
+    Their file holds float16, the model float32.
+
+    Args:
+        tower: ``"vit"`` or ``"resnet"``.
+
+    Returns:
+        The model in eval mode. The random state stays as it was.
+
+    Raises:
+        SnapshotError: the file of the weights is missing or damaged.
+    """
+    tensors, _ = load_tensors(WEIGHTS / f"{tower}.safetensors", FILE_KIND)
+    with torch.random.fork_rng(devices=[]):  # building the model draws its initial weights
+        model = build_clip(tower)
+    model.load_state_dict(tensors)
+    return model.eval()
 
 
 def model_input(images: UInt8[Tensor, "n y x 3"], size: int) -> Float[Tensor, "n 3 v u"]:

@@ -1,4 +1,13 @@
-"""Train the small CLIPs from scratch, once; afterwards they come from the cache."""
+"""Train the small CLIPs of the shapes world from scratch.
+
+The weights of seed 0 are part of the package, in ``shapes_world/weights``; :func:`trained_clip` of ``models.py`` loads
+them. This command trains both models anew and overwrites the files, within minutes on two cores:
+
+    python -m clipcam_lightning.shapes_world.pretraining
+
+How a training turns out differs a little by processor and number of threads, so new files change every measurement
+made with these models. Only the benchmarks need models of other seeds.
+"""
 
 import hashlib
 import os
@@ -13,7 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
+from clipcam_lightning.shapes_world.models import (
+    FILE_KIND,
+    WEIGHTS,
+    WordTokenizer,
+    build_clip,
+    model_input,
+    trained_clip,
+)
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, Scenes, draw_scenes, with_haze
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
@@ -22,26 +38,71 @@ STEPS = {"vit": 750, "resnet": 280}
 PEAK_RATE = {"vit": 1.2e-3, "resnet": 2e-3}
 ONE_OBJECT_SHARE = 0.55  # of the steps; then pictures with two objects join in
 MAX_HAZE = 0.3
+HELD_OUT, HELD_OUT_SEED = 300, 4242  # scenes to measure retrieval accuracy on
 
 
 def pretrained_clip(tower: str = "vit", *, seed: int = 0, cache: Path | None = None) -> open_clip.CLIP:
-    """A CLIP that knows the shapes world, in eval mode: trained now (minutes on two cores) or read from the cache.
+    """Load a small CLIP of any training seed, for measurements over several models.
+
+    The weights of seed 0 are those of the package. Other seeds are trained at the first call (minutes on two cores)
+    and read from the cache afterwards.
 
     Args:
         tower: ``"vit"`` or ``"resnet"``.
-        seed: of weights and batches.
+        seed: of the initial weights and the batches.
         cache: folder of trained weights; by default ``clipcam_lightning`` in the user's cache directory.
+
+    Returns:
+        The model in eval mode. The random state stays as it was.
     """
+    if seed == 0:
+        return trained_clip(tower)
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipcam_lightning"
-    file = cache / f"shapes-{tower}-{seed}-{_recipe()}.safetensors"
-    with torch.random.fork_rng(devices=[]):  # the caller's random state is the same, trained or read
+    file = cache / f"shapes-{tower}-{seed}-{_source_hash()}.safetensors"
+    with torch.random.fork_rng(devices=[]):
         model = build_clip(tower)
         try:
-            model.load_state_dict(load_tensors(file, "shapes world weights")[0])
+            model.load_state_dict(load_tensors(file, FILE_KIND)[0])
         except (SnapshotError, RuntimeError):  # not there yet, or cut short by hand
             model = _trained(tower, seed)
-            save_tensors(file, "shapes world weights", model.state_dict(), {"tower": tower, "seed": seed})
+            save_tensors(file, FILE_KIND, model.state_dict(), {"tower": tower, "seed": seed})
     return model.eval()
+
+
+def write_weights(tower: str, model: open_clip.CLIP) -> Path:
+    """Write the weights of ``model`` as those of the package.
+
+    Args:
+        tower: ``"vit"`` or ``"resnet"``.
+        model: trained with seed 0.
+
+    Returns:
+        The file, in which floats are float16. Its metadata has the tower, the seed and the recipe of the training.
+    """
+    file = WEIGHTS / f"{tower}.safetensors"
+    tensors = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    save_tensors(file, FILE_KIND, tensors, {"tower": tower, "seed": 0, "recipe": recipe(tower)})
+    return file
+
+
+def recipe(tower: str) -> dict[str, int | float]:
+    """Numbers that describe the training of a tower."""
+    return {
+        "steps": STEPS[tower],
+        "batch": BATCH,
+        "scenes": POOL,
+        "peak_learning_rate": PEAK_RATE[tower],
+        "one_object_share": ONE_OBJECT_SHARE,
+        "max_haze": MAX_HAZE,
+    }
+
+
+def main() -> None:
+    """Train both towers with seed 0 and write their weights into the package."""
+    for tower in STEPS:
+        model = _trained(tower, seed=0).eval()
+        accuracy = retrieval_accuracy(model, draw_scenes(HELD_OUT, seed=HELD_OUT_SEED))
+        print(f"{write_weights(tower, model)}: retrieval accuracy {accuracy:.3f}")
 
 
 def retrieval_accuracy(model: open_clip.CLIP, scenes: Scenes) -> float:
@@ -104,8 +165,12 @@ def _input(model: open_clip.CLIP, images: np.ndarray) -> Tensor:
     return model_input(torch.from_numpy(images), model.visual.preprocess_cfg["size"][0])
 
 
-def _recipe() -> str:
+def _source_hash() -> str:
     """Changes with the code that draws the scenes and trains on them."""
     here = Path(__file__).parent
     sources = [(here / name).read_bytes() for name in ("scenes.py", "models.py", "pretraining.py")]
     return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    main()

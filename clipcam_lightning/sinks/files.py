@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.storage.tensorfile import append_line
+from clipcam_lightning.storage.atomic import append_line
 from clipcam_lightning.visualization.report import report_as_json
 
 HISTORY = "history.jsonl"

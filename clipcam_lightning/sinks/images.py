@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.sinks.tensorboard import escape_markup
-from clipcam_lightning.storage.jpeg import as_jpeg
-from clipcam_lightning.storage.tensorfile import write_atomically
+from clipcam_lightning.storage.atomic import write_atomically
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization.contact_sheet import contact_sheet
 from clipcam_lightning.visualization.panels import probe_panel
 
@@ -84,7 +84,7 @@ class ImageSink(Sink):
 
 
 def _image_value(tag: str, image: Image.Image, description: str) -> Summary.Value:
-    encoded = as_jpeg(image, JPEG_QUALITY)
+    encoded = encode_jpeg(image, JPEG_QUALITY)
     # SummaryWriter.add_image supports neither JPEG nor a description.
     metadata = create_summary_metadata(display_name=tag, description=description)
     content = Summary.Image(height=image.height, width=image.width, colorspace=3, encoded_image_string=encoded)

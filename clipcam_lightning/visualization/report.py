@@ -18,7 +18,7 @@ from clipcam_lightning.cam.colors import CHANGE, HEAT
 from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization.drawing import draw_heat, to_pixels
 from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles
 
@@ -192,7 +192,7 @@ def _decode(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
 
 
 def _jpeg(image: Image.Image) -> str:
-    return _data_uri("jpeg", as_jpeg(image, JPEG_QUALITY))
+    return _data_uri("jpeg", encode_jpeg(image, JPEG_QUALITY))
 
 
 def _draw_scale(colors: str) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo, mean_of_known, take_snapshot
+from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import SnapshotError
+from clipcam_lightning.monitoring.monitor import take_snapshot
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.tensorfile import save_tensors
@@ -181,13 +182,6 @@ def test_degeneracies_have_one_reason_per_probe() -> None:
     assert snapshot.degeneracies == ["all zero", "constant", "", "not finite"]
 
 
-@pytest.mark.parametrize(
-    ("values", "mean"), [([1.0, torch.nan, 3.0], 2.0), ([torch.nan], None), ([], None), ([torch.inf, 1.0], 1.0)]
-)
-def test_the_mean_is_over_the_finite_values(values: list[float], mean: float | None) -> None:
-    assert mean_of_known(torch.tensor(values)) == mean
-
-
 def test_valid_maps_of_probes_with_a_mask_are_graded(clip: ClipModel) -> None:
     """Cell (2, 5) of 8x8 is hot with 3, cell (6, 1) with 1; the box is exactly cell (2, 5)."""
     image, box = np.zeros((64, 64, 3), np.uint8), (40, 16, 48, 24)
@@ -199,7 +193,7 @@ def test_valid_maps_of_probes_with_a_mask_are_graded(clip: ClipModel) -> None:
         maps[:, None], torch.arange(5.0)[:, None] / 10, ("l",), "gradcam", "similarity", (1.0, 1.5), True, "max"
     )
 
-    snapshot = take_snapshot(explanation, probes, probes.prepared(clip), clip, step=7, epoch=2)
+    snapshot = take_snapshot(explanation, probes, probes.prepare(clip), clip, step=7, epoch=2)
 
     nan = torch.nan
     assert torch.equal(snapshot.maps[:4], maps[:4])
@@ -215,8 +209,8 @@ def test_valid_maps_of_probes_with_a_mask_are_graded(clip: ClipModel) -> None:
 def test_a_snapshot_of_a_real_model_is_loaded_as_it_was_saved(tmp_path: Path, clip: ClipModel) -> None:
     rng = np.random.default_rng(0)
     probes = ProbeSet((rng.integers(0, 256, (70, 90, 3), np.uint8), text) for text in ("a red circle", "a blue star"))
-    prepared = probes.prepared(clip)
-    explanation = explain(clip, prepared.images, prepared.embedded(clip).detach())
+    prepared = probes.prepare(clip)
+    explanation = explain(clip, prepared.images, prepared.embed_texts(clip).detach())
     snapshot = take_snapshot(explanation, probes, prepared, clip, step=0, epoch=0)
     snapshot.save(tmp_path / "s")
 

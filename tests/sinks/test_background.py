@@ -188,6 +188,7 @@ def test_panels_are_drawn_of_the_first_probes_and_metrics_are_logged_of_all(tmp_
     assert [len(line["probes"]) for line in lines] == [3, 3, 3]
 
 
+@pytest.mark.forks
 def test_a_training_with_forked_dataloader_workers_is_bit_identical(tmp_path: Path, slow_drawing: None) -> None:
     def trained(folder: Path, *callbacks: pl.Callback) -> dict[str, torch.Tensor]:
         pl.seed_everything(11, verbose=False)

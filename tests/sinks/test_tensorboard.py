@@ -16,11 +16,11 @@ from tensorboard import program
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning import Probe, ProbeSet
-from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.targets import Similarity
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from clipcam_lightning.sinks.images import ImageSink
@@ -43,7 +43,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     writer = SummaryWriter(folder / "run")
     monitor.sinks = [TensorBoardSink(writer), ImageSink(folder, [writer], "clipcam", num_images=2)]
     for step in range(EVALUATIONS):
-        assert not monitor.evaluate(clip, step=step, epoch=step).problems
+        assert not monitor.evaluate(
+            LocalExplainer(clip, MapSettings(method="hirescam")), step=step, epoch=step
+        ).problems
     writer.close()
 
     board = program.TensorBoard()
@@ -69,7 +71,7 @@ def make_monitor() -> Monitor:
             Probe(scenes.images[1], "a red circle"),
         ]
     )
-    return Monitor(probes, method=METHODS["hirescam"], layers=None, target=Similarity(), rule=DriftRule(0.5))
+    return Monitor(probes, rule=DriftRule(0.5))
 
 
 def query(**parameters: object) -> str:
@@ -122,7 +124,7 @@ class Kept(Sink):
 def test_the_table_shows_method_layer_rule_and_masks(clip: ClipModel) -> None:
     monitor, kept = make_monitor(), Kept()
     monitor.sinks = [kept]
-    monitor.evaluate(clip, step=0, epoch=0)
+    monitor.evaluate(LocalExplainer(clip, MapSettings(method="hirescam")), step=0, epoch=0)
 
     table = format_probe_table(kept.evaluation)
 
@@ -136,7 +138,7 @@ def test_the_table_shows_method_layer_rule_and_masks(clip: ClipModel) -> None:
 def test_unknown_metrics_are_not_written(clip: ClipModel, tmp_path: Path) -> None:
     monitor, kept = make_monitor(), Kept()
     monitor.sinks = [kept]
-    monitor.evaluate(clip, step=3, epoch=0)
+    monitor.evaluate(LocalExplainer(clip, MapSettings(method="hirescam")), step=3, epoch=0)
     writer = SummaryWriter(tmp_path)
     written: list[str] = []
     writer.add_scalar = lambda tag, *_: written.append(tag)  # type: ignore[method-assign]

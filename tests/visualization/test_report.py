@@ -21,7 +21,7 @@ from clipcam_lightning.drift.compare import DriftReport, ProbeDrift, compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization import report as report_module
 from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report, report_as_json
 
@@ -85,7 +85,7 @@ BEFORE = snapshot(
     NOTHING,
     energy_inside_mask=torch.tensor([0.5, torch.nan, 0.75, torch.nan, torch.nan]),
     noise_floor=torch.tensor([0.1, 0.1, 0.25, torch.nan, 0.1]),
-    images=(as_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * 5,
+    images=(encode_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * 5,
 )
 NOW = snapshot(*MIXED, step=120, energy_inside_mask=torch.tensor([0.5, torch.nan, 0.125, torch.nan, torch.nan]))
 
@@ -433,7 +433,7 @@ def bare_page() -> str:
 def hostile_page() -> str:
     texts = tuple(TEXTS.values())
     maps = [BOTTOM_RIGHT if i % 2 else TOP_LEFT for i in range(len(texts))]
-    images = (as_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * len(texts)
+    images = (encode_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * len(texts)
     before, now = snapshot(*[TOP_LEFT] * len(texts), images=images), snapshot(*maps)
     return page_of(before, replace(now, names=texts, prompts=texts))
 

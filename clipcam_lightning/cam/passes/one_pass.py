@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import Target
 from clipcam_lightning.errors import ConfigError
@@ -36,7 +37,7 @@ class Pass:
     prompts: int
     target: Target
     layers: tuple[str, ...]
-    fuse: str
+    fuse: Fusion
     batch_size: int
 
     @property
