@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from clipcam_lightning.cam.towers.open_clip import OpenClipViT
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
 from clipcam_lightning.shapes_world.scenes import Scenes, draw_scenes
 
@@ -87,6 +88,28 @@ class FineTuning(pl.LightningModule):
         if isinstance(texts, Tensor) and texts.ndim == 1:
             return images, self.tokenizer(["a red circle"] * len(images))
         return images, texts if isinstance(texts, Tensor) else self.tokenizer(texts)
+
+
+class PairsModule(pl.LightningDataModule):
+    """:class:`Pairs` for training and validation, as LightningCLI takes them."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Pairs(), batch_size=4)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Pairs(seed=1), batch_size=4)
+
+
+class ModuleWithoutTokenizer(FineTuning):
+    """A module whose tokenizer the callback cannot find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.tokenizer
+
+
+class OwnTower(OpenClipViT):
+    """An image tower of a user."""
 
 
 def fit(
