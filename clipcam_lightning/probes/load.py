@@ -134,7 +134,7 @@ def _copy(tensor: Tensor, noun: str, place: str) -> Tensor:
 def _decode(
     image: PathLike | Image.Image, noun: str, read: Callable[[Image.Image], np.ndarray], place: str
 ) -> np.ndarray:
-    """Decode a whole image and apply its EXIF orientation.
+    """Decode an image completely and apply its EXIF orientation.
 
     PIL opens lazily, so only decoding shows that a file is truncated.
     """

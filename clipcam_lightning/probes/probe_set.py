@@ -109,7 +109,7 @@ class ProbeSet(Sequence[LoadedProbe]):
             A set with the digest of the original.
 
         Raises:
-            KeyError, TypeError, ProbeError: the arguments are not those of a whole set.
+            KeyError, TypeError, ProbeError: the arguments do not describe a complete set.
         """
         return cls(_probes_from(tensors, rows))
 
@@ -231,7 +231,7 @@ def _load_file(file: Path) -> tuple[LoadedProbe, ...]:
     try:
         probes = _load_probes(_probes_from(tensors, metadata["probes"]))
     except (KeyError, TypeError, ProbeError) as error:
-        raise SnapshotError(f"{file} is not a whole probe set: {abridge(repr(error))}") from error
+        raise SnapshotError(f"{file} is not a complete probe set: {abridge(repr(error))}") from error
     if _digest(probes) != metadata.get("digest"):
         raise SnapshotError(f"{file} is damaged: its pixels, prompts or masks are not those that were saved.")
     return probes

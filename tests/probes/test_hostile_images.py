@@ -177,10 +177,10 @@ def test_a_truncated_image_is_refused_or_complete(kind: str, data: st.DataObject
     """Otherwise its lower part would be grey or black."""
     content = KINDS[kind]
     with example_folder() as folder:
-        (folder / "whole").write_bytes(content)
+        (folder / "complete").write_bytes(content)
         (folder / "cut").write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
         probe = attempt(lambda: read(folder / "cut"))
-        assert probe is None or np.array_equal(probe.image, read(folder / "whole").image)
+        assert probe is None or np.array_equal(probe.image, read(folder / "complete").image)
 
 
 HUGE = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
