@@ -1,7 +1,7 @@
 """The stored result of an evaluation: the maps of all probes, and what is needed to compare them."""
 
-import math
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,11 +195,11 @@ def _texts(values: Any) -> tuple[str, ...]:
 
 
 def _scales(values: Any) -> tuple[float, ...]:
-    if not isinstance(values, list | tuple) or not all(isinstance(value, float) for value in values):
-        raise TypeError("scales must be a list of floats")
-    if not values or not all(0 < value < math.inf for value in values):
+    if not isinstance(values, list | tuple) or not all(type(value) in (int, float) for value in values):
+        raise TypeError("scales must be a list of numbers")
+    if not values or not all(0 < value <= sys.float_info.max for value in values):
         raise ValueError("scales must be positive and finite, at least one")
-    return tuple(values)
+    return tuple(map(float, values))
 
 
 def _info(fields: dict[str, Any]) -> SnapshotInfo:

@@ -2,7 +2,10 @@
 
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,6 +227,22 @@ def test_the_message_says_if_too_few_probes_are_flagged_for_an_alarm(flagged: in
     now = snapshot(*[turned(90)] * flagged, *[turned(0)] * (8 - flagged))
     text = str(compare(snapshot(*[turned(0)] * 8), now))
     assert text.endswith(f"; {flagged} of 8 probes {verb} flagged, too few for an alarm")
+
+
+def test_comparing_two_files_loads_no_model_library(tmp_path: Path) -> None:
+    """Neither the code of the comparison nor that of its reports needs a model."""
+    snapshot(MAP).save(tmp_path / "before")
+    snapshot(1 - MAP).save(tmp_path / "now")
+    heavy = ["lightning", "open_clip", "pytorch_lightning", "timm", "torchvision", "transformers"]
+    program = f"""
+import sys
+from clipcam_lightning.cli import main
+code = main(["compare", "before", "now", "--html", "report.html", "--json", "report.json"])
+print(code, [name for name in {heavy} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1 []"
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_changes_are_now_minus_before() -> None:
