@@ -24,7 +24,7 @@ class Demo:
 
     @property
     def flagged(self) -> set[str]:
-        """Probes that break the rule at the last look."""
+        """Probes that are flagged at the last evaluation."""
         return set(re.findall(r"│ (\S+) +│.*│ drifted *│", self.stdout))
 
 
@@ -39,14 +39,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> None:
     """Numbers in comments were measured; threads and vector instructions change drift by 1e-4."""
 
-    def figures(line: str) -> list[float]:
+    def metrics(line: str) -> list[float]:
         (found,) = re.findall(rf"^{line}(.*)$", done.stdout, flags=re.M)
         return [float(number) for number in re.findall(r"\d\.\d+", found)]
 
-    assert figures("retrieval accuracy with stamp")[0] > 0.95  # 1.00
-    assert figures("  the same images without stamp")[0] < 0.5  # 0.16
-    assert figures("  with the stamp of another caption")[0] < 0.5  # 0.10
-    before, now = figures("energy on the stamp")
+    assert metrics("retrieval accuracy with stamp")[0] > 0.95  # 1.00
+    assert metrics("  the same images without stamp")[0] < 0.5  # 0.16
+    assert metrics("  with the stamp of another caption")[0] < 0.5  # 0.10
+    before, now = metrics("energy on the stamp")
     assert now > 2 * before  # 0.06 -> 0.32
     rows = re.findall(r"│ (\S+) +│[^│]+│ +([\d.]+) │ +([\d.]+) -> ([\d.]+) │ (drifted)? *│", done.stdout)
     assert len(rows) == 8
@@ -61,8 +61,8 @@ def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> No
     assert named <= flagged
 
     (sheet,) = re.findall(r"contact sheet: (\S+)", done.stdout)
-    with Image.open(done.folder / sheet) as picture:
-        assert min(picture.size) > 600
+    with Image.open(done.folder / sheet) as image:
+        assert min(image.size) > 600
     assert re.search(r"tensorboard --logdir \S+", done.stdout)
 
 

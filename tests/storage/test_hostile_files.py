@@ -102,7 +102,7 @@ def use(snapshot: Snapshot) -> None:
             snapshot.save(folder / "again")
             again = Snapshot.load(folder / "again")
     assert again.info == snapshot.info
-    assert (again.names, again.prompts, again.pictures) == (snapshot.names, snapshot.prompts, snapshot.pictures)
+    assert (again.names, again.prompts, again.images) == (snapshot.names, snapshot.prompts, snapshot.images)
     assert all(bits(getattr(again, name)) == bits(getattr(snapshot, name)) for name in METRICS)
 
 
@@ -147,7 +147,7 @@ DTYPES = ["F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F
 @pytest.mark.parametrize("kind", LOADERS)
 @given(
     tensors=st.dictionaries(
-        st.sampled_from([*METRICS, "pictures", "picture_sizes", "image.0", "mask.0", "tokens.0", "__metadata__", ""]),
+        st.sampled_from([*METRICS, "images", "image_sizes", "image.0", "mask.0", "tokens.0", "__metadata__", ""]),
         st.fixed_dictionaries(
             {
                 "dtype": st.sampled_from(DTYPES),
@@ -254,7 +254,7 @@ def test_a_report_with_a_damaged_image_is_written_or_names_the_image(data: st.Da
     for place in data.draw(st.lists(st.integers(0, 8 * len(image) - 1), min_size=1, max_size=6)):
         image[place // 8] ^= 1 << place % 8
     cut = bytes(image)[: data.draw(st.integers(0, len(image)))]
-    damaged = replace(GOOD, pictures=(IMAGE, cut))
+    damaged = replace(GOOD, images=(IMAGE, cut))
     page = attempt(lambda: html_report(damaged, GOOD, compare(damaged, GOOD)))
     assert page is None or page.count('alt="Input of') == 2
 
