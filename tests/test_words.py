@@ -28,8 +28,7 @@ RETIRED = {  # a pattern of the old term, and the term that replaced it
 }
 # Words that mean something else where they stand.
 ELSEWHERE = re.compile(
-    r"a picture of \{\}|figure\.(append|textContent)|<figure|</figure|figcaption|\"figure\"|figure\b.*element\(|colou?r-?blind"
-    r"|plt\.figure|figure\{|\bfigure \{|\.figure\b"
+    r"a picture of \{\}|<figure|</figure|figcaption|\"figure\"|dd, figure, table|colou?r-?blind|\[\"picture,prompt\""
 )
 
 

@@ -97,7 +97,7 @@ def use(snapshot: Snapshot) -> None:
             attempt(lambda before=before, now=now, report=report: html_report(before, now, report))
             row, steps = report.probes[-1], (before.info.step, now.info.step)
             probe_panel(GREY[0], before.maps[-1], now.maps[-1], row, steps=steps)
-        contact_sheet(GREY[:1].expand(len(snapshot.names), -1, -1, -1), snapshot.prompts, [entry])
+        contact_sheet(GREY[:1].expand(len(snapshot.names), -1, -1, -1), snapshot.prompts, [entry], report.flagged_first)
         with example_folder() as folder:
             snapshot.save(folder / "again")
             again = Snapshot.load(folder / "again")
@@ -263,7 +263,7 @@ def test_a_report_with_a_damaged_image_is_written_or_names_the_image(data: st.Da
 def test_maps_and_images_of_any_proportions_are_drawn(size: tuple[int, int]) -> None:
     image = encode_jpeg(Image.new("RGB", size), 90)
     for images in ((), (image, image)):
-        use(replace(GOOD, maps=torch.rand(2, *size), pictures=images))
+        use(replace(GOOD, maps=torch.rand(2, *size), images=images))
 
 
 @pytest.mark.parametrize("kind", LOADERS)
