@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.targets import TargetLike
-from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe_set import ProbeSet
 
@@ -73,7 +73,7 @@ def confusions(
     clip = model if isinstance(model, ClipModel) else find_clip(model)
     clip = replace(clip, tokenizer=tokenizer) if tokenizer else clip
     prepared = probes.prepared(clip)
-    with untouched(clip.module), clip.tower.native(), torch.no_grad():
+    with evaluation_mode(clip.module), clip.tower.native(), torch.no_grad():
         own = prepared.embedded(clip)[:, 0]
         others = clip.embed_texts(candidates)
         images = torch.cat([clip.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])

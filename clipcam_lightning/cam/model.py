@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, adapter_of
+from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, find_adapter
 from clipcam_lightning.cam.preprocessing import Preprocessing
-from clipcam_lightning.cam.towers import tower_of
+from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ModelError
 
@@ -44,7 +44,7 @@ class ClipModel:
     @property
     def adapter(self) -> Adapter:
         """How the library of this CLIP embeds texts."""
-        adapter = adapter_of(self.module)
+        adapter = find_adapter(self.module)
         assert adapter is not None  # or it would not have been found
         return adapter
 
@@ -80,7 +80,7 @@ class ClipModel:
             )
         # Half a surrogate pair becomes a question mark: tokenizers of transformers refuse it.
         texts = [prompt.encode("utf-8", "replace").decode("utf-8") for prompt in prompts]
-        return self.adapter.tokenized(self.tokenizer, texts)
+        return self.adapter.tokenize(self.tokenizer, texts)
 
     def features(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
         """Image embeddings as the tower gives them, before they are scaled to unit length; in float32.
@@ -100,7 +100,7 @@ class ClipModel:
             moved: Tokens = {name: values.to(self.device) for name, values in tokens.items()}
         else:
             moved = tokens.to(self.device)
-        return F.normalize(self.adapter.text_features(moved).float(), dim=-1)
+        return F.normalize(self.adapter.encode_text(moved).float(), dim=-1)
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Unit text embeddings, in float32; a prompt that occurs twice is embedded once."""
@@ -152,7 +152,7 @@ def find_clip(
             f"{len(found)} CLIPs in {type(module).__name__}: {_listed(found)}. Choose one with clip='dotted.name'."
         )
     ((path, clip),) = found.items()
-    tower = tower_of(clip, towers)
+    tower = find_tower(clip, towers)
     return ClipModel(
         module=clip,
         tower=tower,
@@ -164,7 +164,7 @@ def find_clip(
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:
     """Innermost submodules that can embed both images and texts, by dotted name; shared ones once."""
-    able = {path: part for path, part in module.named_modules() if adapter_of(part) is not None}
+    able = {path: part for path, part in module.named_modules() if find_adapter(part) is not None}
     return {
         path: clip
         for path, clip in able.items()
@@ -209,8 +209,8 @@ def _image_processor_near(module: nn.Module, path: str) -> Any:
 
 def _default_tokenizer(clip: nn.Module) -> Tokenizer | None:
     """CLIP's byte-pair tokenizer, for a model with CLIP's vocabulary."""
-    adapter = adapter_of(clip)
-    if adapter is None or adapter.vocabulary != CLIP_VOCABULARY:
+    adapter = find_adapter(clip)
+    if adapter is None or adapter.vocabulary_size != CLIP_VOCABULARY:
         return None
     tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=adapter.context_length)
     return tokenizer

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.fuse import resized
+from clipcam_lightning.cam.fuse import resize_maps
 
 # Of a map's cells: for the IoU, for the place common to many maps, for a map's own new spot.
 TOP_FRACTION, COMMON_FRACTION, PEAK_FRACTION = 0.2, 0.05, 0.02
@@ -116,7 +116,7 @@ def pointing_hit(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> 
     Source: Zhang et al. 2016, Top-down neural attention by excitation backprop, sec. 4.2 (pointing game, without
     its 15-pixel tolerance), https://arxiv.org/abs/1608.00507
     """
-    hottest = resized(maps, (masks.shape[-2], masks.shape[-1])).flatten(1).argmax(1, keepdim=True)
+    hottest = resize_maps(maps, (masks.shape[-2], masks.shape[-1])).flatten(1).argmax(1, keepdim=True)
     return masks.flatten(1).gather(1, hottest)[:, 0]
 
 

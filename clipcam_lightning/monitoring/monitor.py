@@ -9,8 +9,8 @@ from PIL import Image
 
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.targets import TargetLike
-from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.drift.compare import DriftReport, compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, mean_of_known, take_snapshot
@@ -98,7 +98,7 @@ class Monitor:
             ProbeError, ConfigError, ModelError: the probes do not fit the model.
         """
         prepared = self.prepare(clip)
-        with torch.no_grad(), untouched(clip.module):
+        with torch.no_grad(), evaluation_mode(clip.module):
             texts = prepared.embedded(clip)
         explanation = explainer(clip, prepared.images, texts, **self._settings)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from clipcam_lightning.analysis.prompt_sensitivity import paraphrases
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.targets import TargetLike
-from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.monitoring.explainer import explain_in_memory
 from clipcam_lightning.probes.probe_set import PreparedProbes
@@ -63,7 +63,7 @@ def noise(
     **settings: Any,
 ) -> Float[Tensor, "k n"]:
     """Drift of each probe's map under each harmless change; NaN where a probe does not know the change."""
-    with torch.no_grad(), untouched(clip.module):
+    with torch.no_grad(), evaluation_mode(clip.module):
         texts = prepared.embedded(clip)
     distances = []
     for images in input_changes(prepared.images):

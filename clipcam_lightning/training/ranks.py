@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, distributed, nn
 
 from clipcam_lightning import errors
-from clipcam_lightning.cam.explanation import Explanation, gathered
+from clipcam_lightning.cam.explanation import Explanation, concatenate_parts
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.monitoring.explainer import explain_in_memory
 from clipcam_lightning.training.sharded import gathered_parameters
@@ -198,7 +198,7 @@ class Ranks:
         rows = [
             (list(range(*bound)), part.maps, part.similarity) for bound, part in zip(bounds, explained, strict=True)
         ]
-        maps, similarity, grids = gathered(rows)
+        maps, similarity, grids = concatenate_parts(rows)
         return replace(explained[0], maps=maps, similarity=similarity, grids=grids)
 
     def _exchanged(self, part: Explanation | str) -> list[Explanation]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from clipcam_lightning.analysis.confusion import Confusion
 from clipcam_lightning.analysis.prompt_sensitivity import Sensitivity
 from clipcam_lightning.cam.colors import CHANGE, colored, overlaid
-from clipcam_lightning.cam.fuse import resized
+from clipcam_lightning.cam.fuse import resize_maps
 from clipcam_lightning.drift.compare import ProbeDrift
 from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
 
@@ -207,7 +207,7 @@ def _change(picture: UInt8[Tensor, "3 y x"], change: Float[Tensor, "h w"]) -> Im
 
 
 def _at(map_: Float[Tensor, "h w"], picture: UInt8[Tensor, "3 y x"]) -> Float[Tensor, "y x"]:
-    return resized(map_[None].float(), (picture.shape[1], picture.shape[2]))[0]
+    return resize_maps(map_[None].float(), (picture.shape[1], picture.shape[2]))[0]
 
 
 def _outlined(picture: UInt8[Tensor, "3 v u"], mask: Bool[Tensor, "y x"] | None) -> Image.Image:

@@ -122,7 +122,7 @@ def drawing(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
         shown = nn.functional.interpolate(masks[which, None], capture.images.shape[-2:])
         return capture.images[image] * shown
 
-    return torch.einsum("bkp,khw->bphw", capture.rescored(masked, len(masks)), masks)
+    return torch.einsum("bkp,khw->bphw", capture.score_variants(masked, len(masks)), masks)
 
 
 @dataclass(frozen=True)
