@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipcam_lightning import Tower, explain, find_clip
-from clipcam_lightning.cam.towers.shared import whole_cells
+from clipcam_lightning.cam.towers.shared import round_to_cells
 
 SIZE, PATCH = (32, 48), 8
 
@@ -70,7 +70,7 @@ class ColumnTower(Tower):
         return columns.transpose(2, 3)
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        return whole_cells(size, scale, (PATCH, PATCH))
+        return round_to_cells(size, scale, (PATCH, PATCH))
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
     torch.set_printoptions(precision=1, sci_mode=False)
     for method in ("gradcam", "hirescam", "scorecam"):
         explanation = explain(clip, image, prompt, method=method)
-        print(method, explanation.normalized()[0, 0], sep="\n")
+        print(method, explanation.normalize()[0, 0], sep="\n")
 
         row, column = divmod(int(explanation.maps[0, 0].argmax()), SIZE[1] // PATCH)
         assert (row, column) == (3, 0), f"expected the bottom left corner, got row {row} and column {column}"

@@ -12,11 +12,11 @@ from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe_set import ProbeSet
 
@@ -103,7 +103,7 @@ def confusions(
     )
     found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
     prepared = probes.prepare(found)
-    with untouched(found.module), found.tower.native(), torch.no_grad():
+    with evaluation_mode(found.module), found.tower.native(), torch.no_grad():
         own = prepared.embed_texts(found)[:, 0]
         others = found.embed_texts(candidates)
         images = torch.cat([found.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])

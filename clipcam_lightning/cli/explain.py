@@ -51,7 +51,7 @@ def run(options: Any) -> int:
     images, prompts = _read(options.images, options.prompt)
     explained = list(_explained(options, source_of(options), settings, images, prompts))
     for each in explained:
-        for prompt, map_ in zip(options.prompt, each.maps.of(0), strict=True):
+        for prompt, map_ in zip(options.prompt, each.maps.maps_of(0), strict=True):
             if why := degeneracy(map_.cpu()):
                 warn(f"the map of {each.given} for {prompt!r} says nothing: it is {why}.")
     output = Output()

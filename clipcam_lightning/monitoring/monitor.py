@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.untouched import untouched
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.compare import DriftReport, compare
 from clipcam_lightning.drift.rule import DriftRule
@@ -88,7 +88,7 @@ class Monitor:
             ProbeError, ConfigError, ModelError: the probes do not fit the model.
         """
         clip, prepared = explainer.clip, self.prepare(explainer.clip)
-        with torch.no_grad(), untouched(clip.module):
+        with torch.no_grad(), evaluation_mode(clip.module):
             texts = prepared.embed_texts(clip)
         explanation = explainer(prepared.images, texts)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
