@@ -256,7 +256,7 @@ def _image_processor_near(module: nn.Module, path: str) -> Any:
 def _default_tokenizer(clip: nn.Module) -> Tokenizer | None:
     """Make CLIP's byte-pair tokenizer for a model with CLIP's vocabulary."""
     adapter = find_adapter(clip)
-    if adapter is None or adapter.vocabulary != CLIP_VOCABULARY:
+    if adapter is None or adapter.vocabulary_size != CLIP_VOCABULARY:
         return None
     tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=adapter.context_length)
     return tokenizer
