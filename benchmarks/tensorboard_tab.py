@@ -1,10 +1,10 @@
-"""What the CLIP CAM tab of TensorBoard costs: event files, the first screen, scrolling, the server's memory.
+"""Measure what the CLIP CAM tab of TensorBoard costs: event files, first screen, scrolling, memory of the server.
 
-A run of 1,024 probes and 200 looks on a grid of 14x14 cells is written, photographs and random maps, and shown by a
-real TensorBoard with each of its loaders in a headless Chromium of 1440x900 pixels. The page itself is asked for its
-times: how long after its start no cell in sight waits for its map, and, in each frame of a scroll, since when one does.
+The benchmark writes a run of 1,024 probes and 200 evaluations on a grid of 14x14 cells, with photographs and random
+maps. TensorBoard shows it, with each of its loaders, in a headless Chromium of 1440x900 pixels. The page measures how
+long after its start no cell in sight waits for its map and, in each frame while scrolling, how long a cell has waited.
 
-Run it:  python benchmarks/tensorboard_tab.py  (``--quick``: 64 probes and 20 looks, writes nothing)
+Run it:  python -m benchmarks.tensorboard_tab  (``--quick``: 64 probes and 20 evaluations, writes nothing)
 """
 
 import argparse
@@ -39,26 +39,26 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from benchmarks.goals import Verdict
 from benchmarks.photographs import photographs
 from benchmarks.speed import cpu_name, print_verdicts
-from clipcam_lightning.sinks.tensorboard_tab import PICTURE_QUALITY, PICTURE_SIDE
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.sinks.tensorboard_tab import IMAGE_QUALITY, IMAGE_SIDE
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.tensorboard_tab import events
 
 RESULTS = Path(__file__).with_suffix(".json")
 PROBES, EVALUATIONS, GRID, ROUNDS = 1024, 200, 14, 3
 NAME = "a-photo-of-thing-{}"
 REQUESTS = 1000
-SMALL = (50, 100)  # probes and looks of the event files that are weighed
+SMALL = (50, 100)  # probes and evaluations of the event files whose size is measured
 LOADERS = {"fast": "true", "legacy": "false"}  # --load_fast
 PACKAGES = ("clipcam-lightning", "tensorboard", "tensorboard-data-server", "playwright")
 GOALS = {"first_screen": 2000, "blank": 200, "megabytes": 3.0}
 
 PAINTED = """() => new Promise(done => {
-    const look = () => document.querySelector('.cell') && !document.querySelector('.waiting')
-        ? done([performance.now(), performance.timeOrigin]) : requestAnimationFrame(look);
-    look();
+    const check = () => document.querySelector('.cell') && !document.querySelector('.waiting')
+        ? done([performance.now(), performance.timeOrigin]) : requestAnimationFrame(check);
+    check();
 })"""
-# Scroll by so many rows in each of so many frames, or to a share of the way, and rest so many frames; returns how long
-# a row in sight was blank, the slowest frame, and the share of rows that passed without having been painted.
+# Scrolls by some rows in each frame, or to a share of the way, and then rests for some frames. Returns the longest time
+# that a row in sight was blank, the slowest frame, and the share of rows that left sight before they were painted.
 SCROLL = """([by, frames, rest]) => new Promise(done => {
     const grid = document.querySelector('.grid'), since = new Map(), painted = new Map();
     const [row, head] = ['--row', '--head'].map(name => parseInt(getComputedStyle(grid).getPropertyValue(name)));
@@ -66,13 +66,13 @@ SCROLL = """([by, frames, rest]) => new Promise(done => {
     const tick = now => {
         slowest = Math.max(slowest, now - before);
         before = now;
-        const rows = new Map([...grid.querySelectorAll('.row')].map(found => [found.ariaRowIndex - 2, found]));
+        const rows = new Map([...grid.querySelectorAll('.row')].map(node => [node.ariaRowIndex - 2, node]));
         const first = Math.floor(grid.scrollTop / row);
         const last = Math.min(grid.ariaRowCount - 2, Math.floor((grid.scrollTop + grid.clientHeight - head - 1) / row));
         const blank = new Set();
         for (let i = first; i <= last; i++) {
-            const found = rows.get(i);
-            if (!found || !found.querySelector('.cell') || found.querySelector('.waiting')) blank.add(i);
+            const node = rows.get(i);
+            if (!node || !node.querySelector('.cell') || node.querySelector('.waiting')) blank.add(i);
             painted.set(i, painted.get(i) || !blank.has(i));
         }
         for (const i of since.keys()) if (!blank.has(i)) since.delete(i);
@@ -89,18 +89,20 @@ SCROLL = """([by, frames, rest]) => new Promise(done => {
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One loader; times in milliseconds, medians of the rounds or the worst of them.
+class Result:
+    """Measurements with one of TensorBoard's loaders.
 
     Attributes:
-        loader: of TensorBoard.
+        loader: its name.
         loaded: seconds until TensorBoard has read the run.
-        first_screen: from the start of the page until all that is in sight is painted.
-        with_tensorboard: the same from the start of TensorBoard's own page.
-        blank: longest time that a row in sight waited for its maps, by way of scrolling; the worst round.
-        slowest_frame: the same of the time between two frames.
-        passed_blank: the same of the share of rows that left sight before they were painted.
-        megabytes: of the server's memory after loading, after each round, and after ``REQUESTS`` requests for rows.
+        first_screen: milliseconds from the start of the page until everything in sight is painted; median of the
+            rounds.
+        with_tensorboard: milliseconds from the start of TensorBoard's own page until then; median of the rounds.
+        blank: longest time in milliseconds that a row in sight waited for its maps in any round, by way of scrolling.
+        slowest_frame: longest time in milliseconds between two frames in any round, by way of scrolling.
+        passed_blank: largest share of rows, in any round, that left sight before they were painted, by way of
+            scrolling.
+        megabytes: the server's memory after loading, after each round, and after ``REQUESTS`` requests for rows.
     """
 
     loader: str
@@ -114,23 +116,21 @@ class Shown:
 
 
 def write_run(folder: Path, probes: int, evaluations: int, grid: int) -> float:
-    """Write a run as the callback does, and return the megabytes it takes."""
+    """Write a run as the callback does, and return its size in megabytes."""
     rng = np.random.default_rng(0)
     names = [NAME.format(i) for i in range(probes)]
     writer = EventFileWriter(str(folder))
     start, end = rng.random((2, probes, grid, grid), dtype=np.float32) ** 4
-    told = {"epoch": 0, "baseline_step": 0, "alarm": False, "stored_baseline": True, "notes": [], "digest": "0"}
-    told |= {"method": "hirescam", "target": "similarity", "layers": ["visual.ln_1"], "grid": [grid, grid]}
+    content = {"epoch": 0, "baseline_step": 0, "alarm": False, "stored_baseline": True, "notes": [], "digest": "0"}
+    content |= {"method": "hirescam", "target": "similarity", "layers": ["visual.ln_1"], "grid": [grid, grid]}
     for evaluation in range(evaluations):
-        maps, scale = events.scaled(start + (end - start) * evaluation / evaluations)
-        figures = rng.random((probes, len(events.FIGURES)), dtype=np.float32)
-        figures[:, 0], figures[:, 2], figures[:, -2], figures[:, -1] = (
-            evaluation / evaluations,
-            evaluation > evaluations / 2,
-            -1,
-            scale,
-        )
-        figures[:, 0] *= np.linspace(0.1, 1, probes)
+        maps, scale = events.scale_maps(start + (end - start) * evaluation / evaluations)
+        metrics = rng.random((probes, len(events.COLUMNS)), dtype=np.float32)
+        values_of = dict(zip(events.COLUMNS, metrics.T, strict=True))
+        values_of["drift"][:] = evaluation / evaluations * np.linspace(0.1, 1, probes)
+        values_of["flagged"][:] = evaluation > evaluations / 2
+        values_of["note"][:] = -1
+        values_of["scale"][:] = scale
         values = []
         if evaluation == 0:
             described = {"digest": "0", "names": names, "prompts": names, "digests": names}
@@ -138,16 +138,16 @@ def write_run(folder: Path, probes: int, evaluations: int, grid: int) -> float:
             values.append(events.array_value(events.tag("clipcam", events.BASELINE), start))
             values += [
                 events.image_value(
-                    events.tag("clipcam", events.PICTURE, name), as_jpeg(Image.fromarray(photo), PICTURE_QUALITY)
+                    events.tag("clipcam", events.IMAGE, name), encode_jpeg(Image.fromarray(photo), IMAGE_QUALITY)
                 )
-                for name, photo in zip(names, photographs(probes, PICTURE_SIDE), strict=True)
+                for name, photo in zip(names, photographs(probes, IMAGE_SIDE), strict=True)
             ]
         values += [
             events.array_value(events.tag("clipcam", events.MAP, name), map_)
             for name, map_ in zip(names, maps, strict=True)
         ]
-        values.append(events.array_value(events.tag("clipcam", events.FIGURES_TAG), figures))
-        values.append(events.json_value(events.tag("clipcam", events.EVALUATION), {**told, "epoch": evaluation}))
+        values.append(events.array_value(events.tag("clipcam", events.METRICS), metrics))
+        values.append(events.json_value(events.tag("clipcam", events.EVALUATION), {**content, "epoch": evaluation}))
         writer.add_event(Event(step=10 * evaluation, wall_time=float(evaluation), summary=Summary(value=values)))
     writer.close()
     return sum(file.stat().st_size for file in folder.iterdir()) / 1e6
@@ -155,14 +155,14 @@ def write_run(folder: Path, probes: int, evaluations: int, grid: int) -> float:
 
 @contextmanager
 def tensorboard(logs: Path, loader: str) -> Iterator[tuple[str, int]]:
-    """Address and process of a TensorBoard."""
+    """Start TensorBoard, and yield its address and process id."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", "0", "--host", "127.0.0.1"]
     process = subprocess.Popen(
         [*command, "--load_fast", LOADERS[loader]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         assert process.stdout is not None
-        address = next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+/)", line)))
+        address = next(match[1] for line in process.stdout if (match := re.search(r"(http://\S+/)", line)))
         yield address, process.pid
     finally:
         process.kill()
@@ -170,11 +170,11 @@ def tensorboard(logs: Path, loader: str) -> Iterator[tuple[str, int]]:
 
 
 def wait_until_read(address: str, evaluations: int) -> None:
-    """Until all looks of the run are known."""
+    """Wait until TensorBoard has read all evaluations of the run."""
     while True:
         try:
-            with urlopen(f"{address}data/plugin/clipcam/looks?run=run&root=clipcam") as answer:
-                if len(load(answer.read())["step"]) == evaluations:
+            with urlopen(f"{address}data/plugin/clipcam/evaluations?run=run&root=clipcam") as response:
+                if len(load(response.read())["step"]) == evaluations:
                     return
         except HTTPError:
             pass
@@ -182,23 +182,27 @@ def wait_until_read(address: str, evaluations: int) -> None:
 
 
 def memory(pid: int) -> float:
-    """Resident megabytes of a process and its children."""
+    """Return the resident memory of a process and its children, in megabytes."""
     table = subprocess.run(["ps", "-Ao", "pid,ppid,rss"], capture_output=True, text=True, check=True).stdout
     rows = [[int(value) for value in line.split()] for line in table.splitlines()[1:]]
     return sum(size for own, parent, size in rows if pid in (own, parent)) / 1e3
 
 
-def ask_for_rows(address: str, probes: int) -> None:
-    """Many more requests than the pages made, for eight rows each, all over the run."""
+def request_rows(address: str, probes: int) -> None:
+    """Send many more requests than the pages did, for eight rows each, all over the run."""
     for i in range(REQUESTS):
         rows = {(i * 37 + j) % probes for j in range(8)}
         query = urlencode([("run", "run"), ("root", "clipcam"), *(("probe", NAME.format(row)) for row in rows)])
-        with urlopen(f"{address}data/plugin/clipcam/rows?{query}") as answer:
-            answer.read()
+        with urlopen(f"{address}data/plugin/clipcam/rows?{query}") as response:
+            response.read()
 
 
-def page_of(browser: Browser, address: str) -> tuple[Frame, float, float]:
-    """The tab in a new window, and the milliseconds from its start and from TensorBoard's until it was painted."""
+def open_page(browser: Browser, address: str) -> tuple[Frame, float, float]:
+    """Open the tab in a new window.
+
+    Returns:
+        Its frame, and the milliseconds from the start of the frame and of TensorBoard's page until it was painted.
+    """
     page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
     page.goto(f"{address}#clipcam", wait_until="commit")
     while not (frames := [frame for frame in page.frames if "plugin_entry" in frame.url]):
@@ -207,70 +211,70 @@ def page_of(browser: Browser, address: str) -> tuple[Frame, float, float]:
     return frames[0], painted, began + painted - page.evaluate("performance.timeOrigin")
 
 
-def scrolled(frame: Frame, probes: int) -> dict[str, tuple[float, ...]]:
-    """Longest blank, slowest frame and share of rows that passed blank, of each way to scroll."""
+def scroll(frame: Frame, probes: int) -> dict[str, tuple[float, ...]]:
+    """Scroll in several ways, and return for each the longest blank, slowest frame and share of rows passed blank."""
     ways = {
         "a row in four frames": ({"rows": 1 / 4}, 240, 30),
         "a row in two frames": ({"rows": 1 / 2}, min(400, probes), 30),
         "three rows a frame": ({"rows": 3}, min(200, probes // 4), 60),
     }
-    found = {way: tuple(frame.evaluate(SCROLL, how)) for way, how in ways.items()}
+    measured = {way: tuple(frame.evaluate(SCROLL, how)) for way, how in ways.items()}
     jumps = [frame.evaluate(SCROLL, [{"to": share}, 1, 60]) for share in (0.2, 0.9, 0.05, 0.5, 0.7)]
-    return {**found, "a jump": tuple(map(max, zip(*jumps, strict=True)))}
+    return {**measured, "a jump": tuple(map(max, zip(*jumps, strict=True)))}
 
 
-def measure(browser: Browser, logs: Path, loader: str, probes: int, evaluations: int) -> Shown:
-    """Show the run several times with one loader."""
+def measure(browser: Browser, logs: Path, loader: str, probes: int, evaluations: int) -> Result:
+    """Show the run several times with one of TensorBoard's loaders."""
     start = perf_counter()
     with tensorboard(logs, loader) as (address, pid):
         wait_until_read(address, evaluations)
         loaded, megabytes = perf_counter() - start, [memory(pid)]
-        times, ways = [], []
+        times, rounds = [], []
         for _ in range(ROUNDS):
-            frame, alone, whole = page_of(browser, address)
+            frame, alone, whole = open_page(browser, address)
             times.append((alone, whole))
-            ways.append(scrolled(frame, probes))
+            rounds.append(scroll(frame, probes))
             frame.page.context.close()
             megabytes.append(memory(pid))
-        ask_for_rows(address, probes)
+        request_rows(address, probes)
         megabytes.append(memory(pid))
-    return Shown(
+    return Result(
         loader=loader,
         loaded=loaded,
         first_screen=median(alone for alone, _ in times),
         with_tensorboard=median(whole for _, whole in times),
-        blank={way: max(found[way][0] for found in ways) for way in ways[0]},
-        slowest_frame={way: max(found[way][1] for found in ways) for way in ways[0]},
-        passed_blank={way: max(found[way][2] for found in ways) for way in ways[0]},
+        blank={way: max(ways[way][0] for ways in rounds) for way in rounds[0]},
+        slowest_frame={way: max(ways[way][1] for ways in rounds) for way in rounds[0]},
+        passed_blank={way: max(ways[way][2] for ways in rounds) for way in rounds[0]},
         megabytes=megabytes,
     )
 
 
-def verdicts(shown: list[Shown], sizes: dict[int, float]) -> list[Verdict]:
-    """What was asked for and what came of it."""
-    found = []
-    for each in shown:
+def verdicts(results: list[Result], sizes: dict[int, float]) -> list[Verdict]:
+    """Compare the measurements with the goals."""
+    verdicts = []
+    for each in results:
         worst = max(each.blank.values())
         first, blank = GOALS["first_screen"], GOALS["blank"]
-        figures = (
+        measured = (
             (f"first screen under {first} ms", each.first_screen, first),
             (f"no cell blank for {blank} ms", worst, blank),
         )
-        found += [Verdict(each.loader, goal, f"{value:.0f} ms", value < limit) for goal, value, limit in figures]
+        verdicts += [Verdict(each.loader, goal, f"{value:.0f} ms", value < limit) for goal, value, limit in measured]
     for grid, size in sizes.items():
-        where = f"{SMALL[0]} probes, {SMALL[1]} looks, {grid}x{grid} cells"
+        where = f"{SMALL[0]} probes, {SMALL[1]} evaluations, {grid}x{grid} cells"
         goal = f"at most {GOALS['megabytes']:g} MB"
-        found.append(Verdict(where, goal, f"{size:.2f} MB", size <= GOALS["megabytes"]))
-    return found
+        verdicts.append(Verdict(where, goal, f"{size:.2f} MB", size <= GOALS["megabytes"]))
+    return verdicts
 
 
-def print_shown(console: Console, shown: list[Shown], title: str) -> None:
+def print_results(console: Console, results: list[Result], title: str) -> None:
     table = Table(title=title, box=MARKDOWN)
     for column in ("loader", "read, s", "first screen, ms", "with TensorBoard's own page", "server, MB"):
         table.add_column(column)
-    for way in shown[0].blank:
+    for way in results[0].blank:
         table.add_column(f"{way}: blank, ms / slowest frame / passed blank")
-    for each in shown:
+    for each in results:
         times = f"{each.loaded:.1f}", f"{each.first_screen:.0f}", f"{each.with_tensorboard:.0f}"
         scrolls = [
             f"{each.blank[way]:.0f} / {each.slowest_frame[way]:.0f} / {each.passed_blank[way]:.0%}"
@@ -282,7 +286,7 @@ def print_shown(console: Console, shown: list[Shown], title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small run, to see that it works; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="a small run that checks the benchmark; writes nothing")
     quick = parser.parse_args().quick
     probes, evaluations = (64, 20) if quick else (PROBES, EVALUATIONS)
     console = Console(width=160)
@@ -291,17 +295,17 @@ def main() -> None:
         sizes = {grid: write_run(Path(folder) / f"grid-{grid}", *SMALL, grid) for grid in (7, 14)}
         size = write_run(logs / "run", probes, evaluations, GRID)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        shown = [measure(browser, logs, loader, probes, evaluations) for loader in LOADERS]
+        results = [measure(browser, logs, loader, probes, evaluations) for loader in LOADERS]
         browser.close()
-    print_shown(console, shown, f"{probes} probes, {evaluations} looks: {size:.0f} MB of event file")
-    goals = verdicts(shown, sizes)
+    print_results(console, results, f"{probes} probes, {evaluations} evaluations: {size:.0f} MB of event file")
+    goals = verdicts(results, sizes)
     print_verdicts(console, goals)
     if not quick:
         content = {
             "cpu": cpu_name(),
             "versions": {package: version(package) for package in PACKAGES},
             "run": {"probes": probes, "evaluations": evaluations, "grid": GRID, "megabytes": size},
-            "shown": [asdict(each) for each in shown],
+            "results": [asdict(each) for each in results],
             "goals": [asdict(goal) for goal in goals],
         }
         RESULTS.write_text(json.dumps(content, indent=2) + "\n")

@@ -26,8 +26,9 @@ from clipcam_lightning.monitoring.evaluation import Outcome
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.probe import PathLike
-from clipcam_lightning.sinks import sinks_of
-from clipcam_lightning.training.session import ProbesLike, Session
+from clipcam_lightning.probes.probe_set import ProbesLike
+from clipcam_lightning.sinks import make_sinks
+from clipcam_lightning.training.session import Session
 from clipcam_lightning.training.support import may_build_layers_later, unsupported_reason
 
 
@@ -308,8 +309,8 @@ class ClipCamCallback(Callback):
 
     def _evaluate(self, trainer: Trainer) -> None:
         """Evaluate with all ranks, and act on the outcome on each of them."""
-        make_sinks = partial(sinks_of, trainer.loggers, self._directory, self._root, self.num_images)
-        outcome = self._session.evaluate(make_sinks, step=trainer.global_step, epoch=trainer.current_epoch)
+        sinks = partial(make_sinks, trainer.loggers, self._directory, self._root, self.num_images)
+        outcome = self._session.evaluate(sinks, step=trainer.global_step, epoch=trainer.current_epoch)
         self._fit.evaluations += 1
         self._fit.evaluated_at = trainer.global_step
         self._fit.metrics = outcome.metrics or self._fit.metrics

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from clipcam_lightning.cam.towers.tower import Tower
     from clipcam_lightning.drift.compare import DriftReport
     from clipcam_lightning.monitoring.evaluation import Evaluation
-    from clipcam_lightning.probes.probe import PathLike
-    from clipcam_lightning.probes.probe_set import ProbeLike, ProbeSet
+    from clipcam_lightning.probes.probe_set import ProbesLike
 
 FOLDER = "clipcam_baselines"
 NAME_LENGTH = 80
@@ -70,7 +69,7 @@ class CamRegression:
     def check(
         self,
         model: "nn.Module",
-        probes: "ProbeSet | PathLike | Sequence[ProbeLike]",
+        probes: "ProbesLike",
         name: str | None = None,
         *,
         method: "MethodLike" = "auto",
@@ -120,7 +119,7 @@ class CamRegression:
             _fail(f"{file} does not exist, and --clipcam-ci forbids to write it. Run the test without, and commit it.")
         if isinstance(probes, str | os.PathLike) and (beside := self._node.path.parent / probes).exists():
             probes = beside
-        probe_set = ProbeSet.of(probes)
+        probe_set = ProbeSet(probes)
         settings = MapSettings(
             method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
         )
@@ -162,7 +161,7 @@ class CamRegression:
 
     def _page(self, evaluation: "Evaluation", file: Path) -> Path:
         """The comparison for people."""
-        from clipcam_lightning.storage.tensorfile import write_atomically
+        from clipcam_lightning.storage.atomic import write_atomically
         from clipcam_lightning.visualization.report import html_report
 
         page = self._reports / f"{file.stem}.html"
@@ -213,12 +212,12 @@ def file_name(text: str) -> str:
 
 def _in_words(report: "DriftReport") -> str:
     """The alarm, probe by probe."""
-    from clipcam_lightning.visualization.report import figures
+    from clipcam_lightning.visualization.report import format_metrics
 
     flagged = report.flagged
     lines = [f"attention drifted on {len(flagged)} of {len(report.probes)} probes (alarm: {report.rule})"]
     for probe in flagged:
-        known = ", ".join(f"{name} {text}" for name, text in figures(probe).items())
+        known = ", ".join(f"{name} {text}" for name, text in format_metrics(probe).items())
         lines.append(f"  {probe.name}: {probe.reason} ({known})")
     return "\n".join(lines)
 

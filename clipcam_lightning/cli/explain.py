@@ -22,8 +22,8 @@ from clipcam_lightning.drift.metrics import degeneracy
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
-from clipcam_lightning.storage.tensorfile import write_atomically
-from clipcam_lightning.visualization.captioned import captioned, magnified
+from clipcam_lightning.storage.atomic import write_atomically
+from clipcam_lightning.visualization.captioned import caption, magnify
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def _read_probes(images: Sequence[str], prompts: Sequence[str]) -> tuple[ProbeSe
         ProbeError: an image cannot be read, or a prompt is empty.
     """
     places = [f"image {i}" for i in range(1, len(images) + 1)]
-    image_set = ProbeSet([Probe(image, "any") for image in images], places)
+    image_set = ProbeSet([Probe(image, "any") for image in images], places=places)
     places = [f"prompt {i}" for i in range(1, len(prompts) + 1)]
-    return image_set, ProbeSet([Probe(image_set[0].image, prompt) for prompt in prompts], places)
+    return image_set, ProbeSet([Probe(image_set[0].image, prompt) for prompt in prompts], places=places)
 
 
 def _explain_images(
@@ -96,7 +96,7 @@ def _explain_images(
             pixels: Any = image.image
             explanation = explain_clip(clip, clip.preprocessing.image(pixels)[None], texts, settings)
             files = tuple(options.out / f"{image.name}--{prompt.name}.png" for prompt in prompts)
-            _draw_maps(explanation, magnified(clip.preprocessing, pixels), prompts.prompts, files)
+            _draw_maps(explanation, magnify(clip.preprocessing, pixels), prompts.prompts, files)
             yield ExplainedImage(path, explanation, files)
             progress.advance(mapping)
 
@@ -107,9 +107,9 @@ def _draw_maps(
     """Write one drawing for each prompt."""
     overlays, similarities = explanation.overlay(pixels[None])[0], explanation.similarity[0].tolist()
     for overlay, prompt, similarity, file in zip(overlays, prompts, similarities, files, strict=True):
-        caption = f"similarity {similarity:.3f} · {_describe_settings(explanation)}"
+        text = f"similarity {similarity:.3f} · {_describe_settings(explanation)}"
         with writing(file):
-            write_atomically(file, captioned(pixels, overlay, prompt, caption))
+            write_atomically(file, caption(pixels, overlay, prompt, text))
 
 
 def _describe_settings(explanation: Explanation) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
 from clipcam_lightning.cli.checkpoints import Checkpoint, load_weights, read_checkpoint, select_clip_weights
 from clipcam_lightning.cli.objects import build_object, describe_failure
-from clipcam_lightning.errors import ConfigError, ModelError, in_words
+from clipcam_lightning.errors import ConfigError, ModelError, describe_error
 
 SCHEMAS = ("hf-hub:", "local-dir:")  # model names of open_clip that come with weights
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -132,7 +132,7 @@ def _build_open_clip(name: str, pretrained: str | None, downloads: bool) -> tupl
             )
             return model, open_clip.get_tokenizer(name)
         except Exception as error:  # a download can raise almost anything
-            raise ModelError(f"open_clip cannot build {name}: {in_words(error)}") from error
+            raise ModelError(f"open_clip cannot build {name}: {describe_error(error)}") from error
 
 
 def _check_names(name: str, pretrained: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from clipcam_lightning.errors import ClipCamError, ConfigError, in_words
+from clipcam_lightning.errors import ClipCamError, ConfigError, describe_error
 
 
 def import_object(name: str) -> Any:
@@ -23,7 +23,7 @@ def import_object(name: str) -> Any:
     try:
         return resolve_name(name)
     except Exception as error:  # a module of the user's project can raise anything
-        raise ConfigError(f"{name} cannot be imported: {in_words(error)}.") from error
+        raise ConfigError(f"{name} cannot be imported: {describe_error(error)}.") from error
 
 
 def build_object(base: type, value: str | Mapping[str, Any]) -> Any:
@@ -60,7 +60,7 @@ def build_object(base: type, value: str | Mapping[str, Any]) -> Any:
 def describe_failure(error: Exception) -> str:
     """Describe an error of the user's code with the place that raised it."""
     place = extract_tb(error.__traceback__)[-1]
-    return f"{in_words(error)} ({Path(place.filename).name}, line {place.lineno})"
+    return f"{describe_error(error)} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def _make_working_directory_importable() -> None:

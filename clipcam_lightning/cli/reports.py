@@ -9,12 +9,12 @@ from clipcam_lightning.cli.outputs import writing
 from clipcam_lightning.cli.terminal import Output, sanitize
 from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.storage.tensorfile import write_atomically
-from clipcam_lightning.visualization.report import figures, html_report, report_as_json
+from clipcam_lightning.storage.atomic import write_atomically
+from clipcam_lightning.visualization.report import format_metrics, html_report, report_as_json
 
 PASSED, DRIFTED = 0, 1
 ROWS = 40  # probes in the table; more would scroll the verdict off the screen
-METRICS = ("Drift", "Drift / noise", "Common gain", "Energy on object")
+METRICS = ("Drift", "Drift / noise floor", "Shared gain", "Energy on object")
 
 
 def save_snapshot(snapshot: Snapshot, file: Path) -> None:
@@ -74,7 +74,7 @@ def _write(file: Path, text: str) -> None:
 def _make_table(report: DriftReport) -> Table:
     """Tabulate the probes, flagged ones first, with the metrics that at least one probe has."""
     order = [report.probes[i] for i in report.flagged_first]
-    rows = [figures(probe) for probe in order[:ROWS]]
+    rows = [format_metrics(probe) for probe in order[:ROWS]]
     columns = [name for name in METRICS if any(name in row for row in rows)]
     hidden = len(order) - len(rows)
     table = Table(caption=f"and {hidden} more" if hidden else None)

@@ -19,6 +19,6 @@ def run(options: Any) -> int:
     """
     check_outputs(options.out, inputs=(options.probes, options.checkpoint))
     settings, source = read_map_settings(options), read_model_source(options)
-    monitor = Monitor(ProbeSet.of(options.probes))
+    monitor = Monitor(ProbeSet(options.probes))
     save_snapshot(evaluate(monitor, source, settings).snapshot, options.out)
     return 0

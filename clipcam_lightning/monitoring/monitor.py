@@ -18,14 +18,15 @@ from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.compare import DriftReport, compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
-from clipcam_lightning.errors import IncomparableError, SnapshotError, in_words
+from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_error
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.noise_floor import noise_floor
+from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe import PathLike
-from clipcam_lightning.probes.probe_set import PreparedProbes, ProbeSet
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.probes.probe_set import ProbeSet
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.tensorfile import VERSION
 
 # Before the first evaluation drift counts as 1: unknown must not look like unmoved.
@@ -88,11 +89,11 @@ class Monitor:
         """
         clip, prepared = explainer.clip, self.prepare(explainer.clip)
         with torch.no_grad(), untouched(clip.module):
-            texts = prepared.embedded(clip)
+            texts = prepared.embed_texts(clip)
         explanation = explainer(prepared.images, texts)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
         snapshot, baseline, report, note = self._compared(explainer, prepared, snapshot)
-        self.metrics |= _means(report, snapshot, prepared.has_mask)
+        self.metrics |= mean_metrics(report, snapshot, prepared.has_mask)
         number = self.history[-1].number + 1 if self.history else 0
         self.history = thinned([*self.history, HistoryEntry.of(snapshot, report, number)])
         self.last = Evaluation(
@@ -115,7 +116,7 @@ class Monitor:
             ProbeError: a probe does not fit the model.
         """
         if self._prepared is None or self._prepared[0].module is not clip.module:
-            self._prepared = clip, self.probes.prepared(clip)
+            self._prepared = clip, self.probes.prepare(clip)
         return self._prepared[1]
 
     def close(self) -> tuple[str, ...]:
@@ -189,7 +190,7 @@ class Monitor:
             self.baseline = baseline = snapshot
             report = compare(snapshot, snapshot, self.rule)
         elif self._is_baseline_rolling:
-            self.baseline = replace(snapshot, noise=baseline.noise, pictures=baseline.pictures)
+            self.baseline = replace(snapshot, noise_floor=baseline.noise_floor, images=baseline.images)
         return snapshot, baseline, report, note
 
 
@@ -234,6 +235,31 @@ def take_snapshot(
     )
 
 
+def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor, "n"]) -> dict[str, float]:
+    """Average over the probes; where a map is degenerate, the worst value counts.
+
+    Args:
+        report: the comparison with the baseline.
+        snapshot: of the evaluation.
+        has_mask: which probes have a mask; energy and pointing are averaged over these.
+
+    Returns:
+        Finite means by name.
+    """
+    means = {
+        "drift": report.drift,
+        "drift_max": report.worst.drift,
+        "flagged": float(len(report.flagged)),
+        "alarm": float(report.alarm),
+        "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
+        "similarity": float(snapshot.similarity.nan_to_num(-1.0, -1.0, -1.0).mean()),
+    }
+    if has_mask.any():
+        for name in UNKNOWN_WITH_MASKS:
+            means[name] = float(getattr(snapshot, name)[has_mask].nan_to_num(0.0).mean())
+    return means
+
+
 def _as_baseline(explainer: Explainer, prepared: PreparedProbes, snapshot: Snapshot) -> tuple[Snapshot, str]:
     """Add noise floor and images to a new baseline.
 
@@ -241,11 +267,11 @@ def _as_baseline(explainer: Explainer, prepared: PreparedProbes, snapshot: Snaps
         The baseline, and why its noise floor is unknown; empty if it was measured.
     """
     pixels = explainer.clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
-    snapshot = replace(snapshot, pictures=tuple(as_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels))
+    snapshot = replace(snapshot, images=tuple(encode_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels))
     try:
-        return replace(snapshot, noise=noise_floor(explainer, prepared, snapshot.maps)), ""
+        return replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps)), ""
     except Exception as error:  # a paraphrase may be too long for a tokenizer; drift is measured all the same
-        return snapshot, f"the noise floor could not be measured and is taken to be 0: {in_words(error)}"
+        return snapshot, f"the noise floor could not be measured and is taken to be 0: {describe_error(error)}"
 
 
 def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> None:
@@ -261,24 +287,8 @@ def _failures(action: Callable[..., None], *arguments: object) -> list[str]:
     try:
         action(*arguments)
     except Exception as error:
-        return [f"an evaluation could not be written ({in_words(error)})."]
+        return [f"an evaluation could not be written ({describe_error(error)})."]
     return []
-
-
-def _means(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor, "n"]) -> dict[str, float]:
-    """Average over the probes; where a map is degenerate, the worst value counts."""
-    means = {
-        "drift": report.drift,
-        "drift_max": report.worst.drift,
-        "flagged": float(len(report.flagged)),
-        "alarm": float(report.alarm),
-        "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
-        "similarity": float(snapshot.similarity.nan_to_num(-1.0, -1.0, -1.0).mean()),
-    }
-    if has_mask.any():
-        for name in UNKNOWN_WITH_MASKS:
-            means[name] = float(getattr(snapshot, name)[has_mask].nan_to_num(0.0).mean())
-    return means
 
 
 def _missing_baselines(report: DriftReport) -> str:

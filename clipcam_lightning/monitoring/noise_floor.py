@@ -14,8 +14,8 @@ from clipcam_lightning.analysis.prompt_sensitivity import paraphrases
 from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.monitoring.explainer import Explainer
-from clipcam_lightning.probes.probe_set import PreparedProbes
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.probes.prepared import PreparedProbes
+from clipcam_lightning.storage.jpeg import encode_jpeg
 
 JPEG_QUALITY, BRIGHTNESS = 75, 0.1
 
@@ -49,7 +49,7 @@ def harmless_drifts(
         1 - CC, 0 to 2; NaN where a change does not apply to a probe, or a map is degenerate.
     """
     with torch.no_grad(), untouched(explainer.clip.module):
-        texts = prepared.embedded(explainer.clip)
+        texts = prepared.embed_texts(explainer.clip)
     drifts = []
     for images in changed_images(prepared.images):
         changed = explainer(images, texts).maps[:, 0].cpu()
@@ -87,5 +87,5 @@ def _other_prompts(texts: Sequence[str | Tensor]) -> list[list[str]]:
 def _compressed(image: Float[Tensor, "3 y x"]) -> Float[Tensor, "3 y x"]:
     """Compress an image of values 0 to 1 as JPEG and decode it."""
     pixels = (image.cpu() * 255).round().to(torch.uint8).permute(1, 2, 0)
-    file = as_jpeg(Image.fromarray(pixels.numpy()), JPEG_QUALITY)
+    file = encode_jpeg(Image.fromarray(pixels.numpy()), JPEG_QUALITY)
     return torch.from_numpy(np.array(Image.open(io.BytesIO(file)))).permute(2, 0, 1).float() / 255

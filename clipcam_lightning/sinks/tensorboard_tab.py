@@ -1,4 +1,4 @@
-"""A look as data for the CLIP CAM tab of TensorBoard."""
+"""Write evaluations as data for the CLIP CAM tab of TensorBoard."""
 
 import hashlib
 
@@ -10,52 +10,52 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.drift.compare import ProbeDrift
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.tensorboard_tab import events
 
-PICTURE_SIDE, PICTURE_QUALITY = 192, 70  # 7 kB where photographs are full of detail
+IMAGE_SIDE, IMAGE_QUALITY = 192, 70  # 7 kB for a detailed photograph
 
 
 class TabSink(Sink):
-    """Writes each look as one event of raw maps and figures, which TensorBoard's other tabs do not see.
+    """Writes each evaluation as one event of raw maps and metrics, which TensorBoard's other tabs ignore.
 
     Args:
         writer: ``TensorBoardLogger.experiment``.
-        root: first word of every tag; two callbacks in one run need two.
+        root: first word of every tag; two callbacks in one run need different ones.
     """
 
     def __init__(self, writer: SummaryWriter, root: str) -> None:
         self.writer = writer
         self.root = root
-        # Maps by which a baseline is known again, itself and not by its values: those that were written last.
+        # The maps written last, compared by identity to detect a reused baseline.
         self._baseline: Tensor | None = None
         self._newest: Tensor | None = None
 
     def write(self, evaluation: Evaluation) -> None:
-        """Write one event at the look's step and flush."""
-        snapshot, baseline, first = evaluation.snapshot, evaluation.baseline.maps, self._newest is None
+        """Write one event at the evaluation's step and flush."""
+        snapshot, baseline, is_first = evaluation.snapshot, evaluation.baseline.maps, self._newest is None
         values = []
-        if first:
-            values.append(events.json_value(self._tag(events.PROBES), _probes(evaluation)))
+        if is_first:
+            values.append(events.json_value(self._tag(events.PROBES), _describe_probes(evaluation)))
             values += [
-                events.image_value(self._tag(events.PICTURE, name), _picture(pixels))
+                events.image_value(self._tag(events.IMAGE, name), _thumbnail(pixels))
                 for name, pixels in zip(snapshot.names, evaluation.pixels, strict=True)
             ]
         stored = self._baseline
-        if first or not any(baseline is known for known in (self._baseline, self._newest)):
+        if is_first or not any(baseline is written for written in (self._baseline, self._newest)):
             values.append(events.array_value(self._tag(events.BASELINE), baseline.numpy()))
             stored = baseline
-        maps, scale = events.scaled(snapshot.maps.numpy())
+        maps, scale = events.scale_maps(snapshot.maps.numpy())
         values += [
             events.array_value(self._tag(events.MAP, name), map_)
             for name, map_ in zip(snapshot.names, maps, strict=True)
         ]
         notes = sorted({_note(probe) for probe in evaluation.report.probes} - {""})
-        table = np.array([[*_figures(probe), _index(notes, probe)] for probe in evaluation.report.probes], np.float32)
-        values.append(events.array_value(self._tag(events.FIGURES_TAG), np.column_stack([table, scale])))
-        told = {**_described(evaluation), "stored_baseline": baseline is stored, "notes": notes}
-        values.append(events.json_value(self._tag(events.EVALUATION), told))  # last: who finds it finds the rest
-        # The writer's own add_tensor names neither plugin nor data class.
+        table = np.array([[*_metrics(probe), _index(notes, probe)] for probe in evaluation.report.probes], np.float32)
+        values.append(events.array_value(self._tag(events.METRICS), np.column_stack([table, scale])))
+        content = {**_describe(evaluation), "stored_baseline": baseline is stored, "notes": notes}
+        values.append(events.json_value(self._tag(events.EVALUATION), content))  # last: a reader that finds it has all
+        # The writer's own add_tensor sets neither plugin nor data class.
         self.writer._get_file_writer().add_summary(Summary(value=values), snapshot.info.step)
         self.writer.flush()
         self._baseline, self._newest = stored, snapshot.maps
@@ -64,7 +64,7 @@ class TabSink(Sink):
         return events.tag(self.root, kind, probe)
 
 
-def _described(evaluation: Evaluation) -> dict[str, object]:
+def _describe(evaluation: Evaluation) -> dict[str, object]:
     info = evaluation.snapshot.info
     return {
         "epoch": info.epoch,
@@ -78,7 +78,7 @@ def _described(evaluation: Evaluation) -> dict[str, object]:
     }
 
 
-def _probes(evaluation: Evaluation) -> dict[str, object]:
+def _describe_probes(evaluation: Evaluation) -> dict[str, object]:
     snapshot = evaluation.snapshot
     return {
         "digest": _digest(evaluation),
@@ -90,18 +90,18 @@ def _probes(evaluation: Evaluation) -> dict[str, object]:
 
 
 def _digest(evaluation: Evaluation) -> str:
-    """Of the probes by their names too, since these are in the tags of their maps."""
+    """Hash the probe set with the names, because the tags of the maps contain them."""
     return hashlib.sha256("\0".join([evaluation.snapshot.info.digest, *evaluation.snapshot.names]).encode()).hexdigest()
 
 
-def _figures(probe: ProbeDrift) -> list[float]:
-    """All but the last two of ``FIGURES``."""
-    known = {
+def _metrics(probe: ProbeDrift) -> list[float]:
+    """Return the values of all ``COLUMNS`` but the last two."""
+    values = {
         **vars(probe),
         "flagged": float(probe.flagged),
         "drift": probe.drift if probe.has_valid_baseline else np.nan,
     }
-    return [known[name] for name in events.FIGURES[:-2]]
+    return [values[name] for name in events.COLUMNS[:-2]]
 
 
 def _note(probe: ProbeDrift) -> str:
@@ -112,7 +112,7 @@ def _index(notes: list[str], probe: ProbeDrift) -> int:
     return notes.index(_note(probe)) if _note(probe) else -1
 
 
-def _picture(pixels: Tensor) -> bytes:
+def _thumbnail(pixels: Tensor) -> bytes:
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
-    return as_jpeg(image, PICTURE_QUALITY)
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC)
+    return encode_jpeg(image, IMAGE_QUALITY)

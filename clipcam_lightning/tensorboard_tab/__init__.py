@@ -1,7 +1,7 @@
-"""The CLIP CAM tab of TensorBoard: what TensorBoard loads when it starts.
+"""The CLIP CAM tab of TensorBoard: the entry point that TensorBoard loads when it starts.
 
-An entry point that fails keeps all of TensorBoard from starting. So nothing is imported here but TensorBoard, and
-nothing raises.
+An entry point that fails keeps all of TensorBoard from starting. Therefore this module imports nothing but TensorBoard,
+and nothing in it raises.
 """
 
 from contextlib import suppress
@@ -9,21 +9,21 @@ from typing import Any
 
 from tensorboard.plugins.base_plugin import TBContext, TBLoader, TBPlugin
 
-EVALUATIONS_KEPT = 1000  # of each probe; of tensors TensorBoard would keep 10
+MAX_EVALUATIONS = 1000  # per probe; TensorBoard's default for tensors is 10
 
 
 class ClipCamLoader(TBLoader):  # type: ignore[misc]  # TensorBoard ships no types
-    """Has TensorBoard keep enough looks, and loads the plugin."""
+    """Loads the plugin and makes TensorBoard keep enough evaluations."""
 
     def fix_flags(self, flags: Any) -> None:
-        """Set how many looks are kept, unless the user has."""
+        """Set how many evaluations TensorBoard keeps, unless the user has set it."""
         with suppress(Exception):
             from clipcam_lightning.tensorboard_tab.events import PLUGIN
 
-            flags.samples_per_plugin.setdefault(PLUGIN, EVALUATIONS_KEPT)
+            flags.samples_per_plugin.setdefault(PLUGIN, MAX_EVALUATIONS)
 
     def load(self, context: TBContext) -> TBPlugin:
-        """The plugin; if this raises, TensorBoard goes on without it."""
+        """Return the plugin. If this raises, TensorBoard starts without the tab."""
         from clipcam_lightning.tensorboard_tab.plugin import ClipCamPlugin
 
         return ClipCamPlugin(context)

@@ -1,16 +1,16 @@
-"""What stands in an event file for the CLIP CAM tab of TensorBoard: its tags, its figures, and how each is encoded.
+"""The format of the CLIP CAM tab's data in an event file: tags, columns of the metrics, and the encoding of values.
 
-A look is one event, whose values have tags that begin with ``<root>/tab/``, in this order:
+An evaluation is one event. The tags of its values begin with ``<root>/tab/`` and stand in this order:
 
-    probes           JSON: names, prompts and digests in the order of the figures; once
-    picture/<probe>  a JPEG of what the model saw; once
-    baseline         float32 [n, h, w]: raw maps of the baseline, when it is first used and is not the look before
-    map/<probe>      float16 [h, w]: the raw map divided by the probe's figure ``scale``
-    figures          float32 [n, f]: one row a probe, one column each of ``FIGURES``
-    look             JSON: epoch, step of the baseline, whether that is the newest ``baseline`` or the look at that
-                     step, whether the look is an alarm, how the maps were made
+    probes         JSON: names, prompts and digests in the order of the metrics; once
+    image/<probe>  JPEG of the model's input; once
+    baseline       float32 [n, h, w]: raw maps of the baseline, at its first use, unless it is the previous evaluation
+    map/<probe>    float16 [h, w]: the raw map divided by the probe's ``scale``, a column of the metrics
+    metrics        float32 [n, c]: one row per probe, one column for each of ``COLUMNS``
+    evaluation     JSON: epoch, step of the baseline, whether that is the newest ``baseline`` or the evaluation at that
+                   step, whether the evaluation is an alarm, and how the maps were made
 
-Each value's metadata names the plugin, and as its content the version of all this.
+The metadata of each value names the plugin; its content is the format version.
 """
 
 import json
@@ -27,39 +27,39 @@ PLUGIN = "clipcam"
 VERSION = 1
 METADATA = str(VERSION).encode()
 TAB = "/tab/"
-EVALUATION, FIGURES_TAG, PROBES, BASELINE, MAP, PICTURE = (
-    "evaluation",
-    "figures",
-    "probes",
-    "baseline",
-    "map/",
-    "picture/",
-)
-FIGURES = (
-    "drift",  # NaN where the baseline says nothing
+EVALUATION, METRICS, PROBES, BASELINE, MAP, IMAGE = "evaluation", "metrics", "probes", "baseline", "map/", "image/"
+COLUMNS = (
+    "drift",  # NaN without a valid baseline
     "similarity",
-    "flagged",  # 1 if the probe breaks the rule, else 0
+    "flagged",  # 1 or 0
     "noise_ratio",
     "shared_gain",
     "concentration",
     "top_iou",
     "center_shift",
     "energy_inside_mask",
-    "note",  # which of the look's notes is the probe's: why it breaks the rule or cannot be judged; -1 for none
-    "scale",  # of its map in the event file
+    "note",  # index into the evaluation's notes: why the probe is flagged or its drift unknown; -1 for none
+    "scale",  # of the map in the event file
 )
 _TYPES = {np.dtype(np.float32): DT_FLOAT, np.dtype(np.float16): DT_HALF}
 
 
 def tag(root: str, kind: str, probe: str = "") -> str:
-    """The tag of one value; ``probe`` for those that each probe has."""
+    """Return the tag of a value; ``probe`` is for the kinds that have one value per probe."""
     return f"{root}{TAB}{kind}{probe}"
 
 
-def scaled(maps: Float[np.ndarray, "n h w"]) -> tuple[Float16[np.ndarray, "n h w"], Float32[np.ndarray, "n"]]:
-    """Maps as half floats between -1 and 1, and the power of two that each was divided by.
+def scale_maps(maps: Float[np.ndarray, "n h w"]) -> tuple[Float16[np.ndarray, "n h w"], Float32[np.ndarray, "n"]]:
+    """Scale each map to half floats between -1 and 1.
 
-    A raw map may be smaller than the smallest half float; to divide by a power of two loses nothing.
+    A raw map may be smaller than the smallest half float. The scales are powers of two, so that dividing by them is
+    exact.
+
+    Args:
+        maps: raw maps.
+
+    Returns:
+        The maps divided by their scales, and the scales.
     """
     largest = np.abs(np.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0)).max((1, 2))
     _, exponent = np.frexp(largest)  # largest < 2 ** exponent
@@ -68,25 +68,28 @@ def scaled(maps: Float[np.ndarray, "n h w"]) -> tuple[Float16[np.ndarray, "n h w
 
 
 def array_value(name: str, array: Float[np.ndarray, "..."]) -> Summary.Value:
-    """A float16 or float32 array under a tag."""
+    """Encode a float16 or float32 array under the tag ``name``."""
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in array.shape])
     return _value(name, TensorProto(dtype=_TYPES[array.dtype], tensor_shape=shape, tensor_content=array.tobytes()))
 
 
 def json_value(name: str, content: Mapping[str, object]) -> Summary.Value:
-    """What JSON knows, in ASCII: a prompt may hold half a surrogate pair."""
+    """Encode an object as JSON under the tag ``name``, in ASCII because a prompt may hold a lone surrogate."""
     encoded = json.dumps({"version": VERSION, **content}).encode("ascii")
     return _value(name, TensorProto(dtype=DT_STRING, string_val=[encoded]))
 
 
 def image_value(name: str, jpeg: bytes) -> Summary.Value:
-    """A picture under a tag. Not as a blob: those TensorBoard's fast loader hands out one by one, in 40 ms each."""
+    """Encode a JPEG file under the tag ``name``.
+
+    It is a tensor and not a blob, because TensorBoard's fast loader returns blobs one by one, in 40 ms each.
+    """
     return _value(name, TensorProto(dtype=DT_STRING, string_val=[jpeg]))
 
 
 def _value(name: str, tensor: TensorProto) -> Summary.Value:
     plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN, content=METADATA)
-    # A value that names no data class is hidden by TensorBoard.
+    # TensorBoard hides values without a data class.
     return Summary.Value(
         tag=name, metadata=SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR), tensor=tensor
     )

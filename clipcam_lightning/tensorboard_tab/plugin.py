@@ -1,4 +1,4 @@
-"""What TensorBoard asks of the tab: its routes."""
+"""The plugin of the CLIP CAM tab: its routes and how it responds."""
 
 import json
 from collections.abc import Callable
@@ -12,101 +12,101 @@ from tensorboard.plugins.base_plugin import FrontendMetadata, TBContext, TBPlugi
 from typing_extensions import override
 from werkzeug.wrappers import Request
 
-from clipcam_lightning.tensorboard_tab.answers import colors_answer, evaluations_answer, rows_answer
 from clipcam_lightning.tensorboard_tab.events import PLUGIN
+from clipcam_lightning.tensorboard_tab.responses import encode_colors, encode_evaluations, encode_rows
 from clipcam_lightning.tensorboard_tab.runs import Evaluations, Moment, RunReader
 
 FIRST_ROWS = 16  # as many as a large screen shows
-MOST_ROWS = 64  # in one answer, whose size they bound
-MOST_KNOWN = 2  # runs whose looks are kept: as many as are shown side by side
+MAX_ROWS = 64  # per response, to bound its size
+MAX_CACHED_RUNS = 2  # as many as are shown one below the other
 BINARY = "application/octet-stream"
-TYPES = {".js": "text/javascript", ".css": "text/css"}  # of the page's files
+CONTENT_TYPES = {".js": "text/javascript", ".css": "text/css"}  # of the static files
 
 
 class ClipCamPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no types
     """The CLIP CAM tab.
 
-    It reads through TensorBoard's data provider alone. Between two requests it keeps, of two runs at most, all but the
-    maps and pictures of the looks.
+    It reads through TensorBoard's data provider alone. Between requests it caches the metrics of at most two runs, but
+    no maps or images.
     """
 
     plugin_name = PLUGIN
 
     def __init__(self, context: TBContext) -> None:
         self._provider = context.data_provider
-        self._known: dict[tuple[str, str, str], tuple[Moment | None, Evaluations]] = {}
+        self._cache: dict[tuple[str, str, str], tuple[Moment | None, Evaluations]] = {}
 
     @override
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
-        """Every route by name: none is made of what a request says."""
+        """Return every route by its fixed name; no route is built from a request."""
         return {
-            **_page(),
+            **_static_routes(),
             "/runs": _app(self._runs, "application/json"),
             "/evaluations": _app(self._evaluations, BINARY),
             "/rows": _app(self._rows, BINARY),
-            "/colors": _app(lambda _: colors_answer(), BINARY),
+            "/colors": _app(lambda _: encode_colors(), BINARY),
         }
 
     @override
     def is_active(self) -> bool:
-        """Whether the tab is offered although there is nothing to show; what there is TensorBoard sees itself."""
+        """Return False: TensorBoard activates the tab when the plugin has data."""
         return False
 
     @override
     def frontend_metadata(self) -> FrontendMetadata:
-        """Where the page begins."""
+        """Return the page's module and the title of the tab."""
         return FrontendMetadata(es_module_path="/index.js", tab_name="CLIP CAM")
 
     def _runs(self, request: Request) -> bytes:
-        return json.dumps({"runs": [vars(watched) for watched in self._reader(request).watched()]}).encode()
+        return json.dumps({"runs": [vars(source) for source in self._reader(request).sources()]}).encode()
 
     def _evaluations(self, request: Request) -> bytes:
-        run, root, reader = self._asked(request)
+        run, root, reader = self._parse(request)
         evaluations = self._read(reader, run, root)
         names = evaluations.flagged_first[:FIRST_ROWS]
-        return evaluations_answer(evaluations, names, reader.rows(run, root, names, evaluations))
+        return encode_evaluations(evaluations, names, reader.rows(run, root, names, evaluations))
 
     def _rows(self, request: Request) -> bytes:
-        run, root, reader = self._asked(request)
+        run, root, reader = self._parse(request)
         names = request.args.getlist("probe")
-        if not 0 < len(names) <= MOST_ROWS:
-            raise InvalidArgumentError(f"Ask for 1 to {MOST_ROWS} probes at a time, not for {len(names)}.")
-        newest, evaluations = self._known.get((reader.experiment, run, root), (None, None))
+        if not 0 < len(names) <= MAX_ROWS:
+            raise InvalidArgumentError(f"Expected 1 to {MAX_ROWS} probes per request, got {len(names)}.")
+        newest, evaluations = self._cache.get((reader.experiment, run, root), (None, None))
         if evaluations is None or newest != reader.newest(run, root):
             evaluations = self._read(reader, run, root)
         if unknown := set(names) - set(evaluations.probes["names"]):
             raise NotFoundError(f"Run {run!r} has no probe {min(unknown)!r}.")
-        return rows_answer(evaluations, names, reader.rows(run, root, names, evaluations))
+        return encode_rows(evaluations, names, reader.rows(run, root, names, evaluations))
 
     def _read(self, reader: RunReader, run: str, root: str) -> Evaluations:
-        """All looks of a run; kept, since its rows are asked for next and reading them takes less than this."""
-        newest = reader.newest(run, root)  # before the rest: what is written in between is read next time
+        """Read all evaluations of a run and cache them, because the page requests its rows next."""
+        newest = reader.newest(run, root)  # first: an evaluation written in between makes the cache stale
         evaluations, key = reader.evaluations(run, root), (reader.experiment, run, root)
-        others = [(other, known) for other, known in self._known.items() if other != key]
-        self._known = dict([*others, (key, (newest, evaluations))][-MOST_KNOWN:])
+        others = [(other, entry) for other, entry in self._cache.items() if other != key]
+        self._cache = dict([*others, (key, (newest, evaluations))][-MAX_CACHED_RUNS:])
         return evaluations
 
-    def _asked(self, request: Request) -> tuple[str, str, RunReader]:
+    def _parse(self, request: Request) -> tuple[str, str, RunReader]:
         run, root = request.args.get("run"), request.args.get("root")
         if run is None or root is None:
-            raise InvalidArgumentError("Say which run and which root.")
+            raise InvalidArgumentError("The query must have the parameters 'run' and 'root'.")
         return run, root, self._reader(request)
 
     def _reader(self, request: Request) -> RunReader:
         return RunReader(self._provider, context(request.environ), experiment_id(request.environ))
 
 
-def _page() -> dict[str, Callable[..., Any]]:
-    static = Path(__file__).with_name("static").iterdir()
-    return {f"/{file.name}": _file(file) for file in static if file.suffix in TYPES}
+def _static_routes() -> dict[str, Callable[..., Any]]:
+    files = Path(__file__).with_name("static").iterdir()
+    return {f"/{file.name}": _static_app(file) for file in files if file.suffix in CONTENT_TYPES}
 
 
-def _file(file: Path) -> Callable[..., Any]:
+def _static_app(file: Path) -> Callable[..., Any]:
     content = file.read_bytes()
-    return _app(lambda _: content, TYPES[file.suffix])
+    return _app(lambda _: content, CONTENT_TYPES[file.suffix])
 
 
-def _app(answer: Callable[[Request], bytes], content_type: str) -> Callable[..., Any]:
-    """A WSGI application that answers each request with these bytes."""
-    app: Callable[..., Any] = Request.application(lambda request: Respond(request, answer(request), content_type))
+def _app(respond: Callable[[Request], bytes], content_type: str) -> Callable[..., Any]:
+    """Wrap a function from a request to a body as a WSGI application."""
+    app: Callable[..., Any] = Request.application(lambda request: Respond(request, respond(request), content_type))
     return app

@@ -1,6 +1,6 @@
-"""The looks of a run, as TensorBoard's data provider has them.
+"""Read the evaluations of a run through TensorBoard's data provider.
 
-What is read here may have been written by anyone: a look that cannot be understood is left out and counted.
+Anyone may have written the event files: an evaluation that is not valid is left out and counted.
 """
 
 import math
@@ -18,24 +18,24 @@ from tensorboard.data.provider import DataProvider, RunTagFilter, TensorDatum, T
 from tensorboard.errors import InvalidArgumentError, NotFoundError, PublicError
 
 from clipcam_lightning.tensorboard_tab import events
-from clipcam_lightning.tensorboard_tab.parsing import evaluation_of, newest_bytes, probes_of, version_problem
+from clipcam_lightning.tensorboard_tab.parsing import newest_bytes, parse_evaluation, parse_probes, version_problem
 
 Moment: TypeAlias = tuple[int, float]  # step and wall time, which all values of one event share
-ALL = 1_000_000  # data points a tag: as many as the data provider has kept
-MOST_BYTES = 2**27  # of the maps in one answer; the fast loader sends 2**28 at once, with all that is around them
-UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # a tensor unlike its own shape
-MADE = ("digest", "method", "target", "layers", "grid")  # looks that differ in one of these cannot be compared
+NO_DOWNSAMPLING = 1_000_000  # data points per tag: more than the data provider keeps
+MAX_BYTES = 2**27  # of the maps in one response; a response of the fast loader, with its overhead, is limited to 2**28
+UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # a tensor that contradicts its shape
+SETTINGS = ("digest", "method", "target", "layers", "grid")  # evaluations that differ in these are not comparable
 
 
 @dataclass(frozen=True)
-class Watched:
+class Source:
     """One callback in one run.
 
     Attributes:
-        run: its name.
+        run: name of the run.
         root: first word of the callback's tags.
         problem: why it cannot be shown; empty if it can.
-        wall_time: of its last look.
+        wall_time: of its last evaluation, in seconds since the epoch.
     """
 
     run: str
@@ -46,172 +46,200 @@ class Watched:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The looks of one callback that can be compared with its last one, by step.
+    """Evaluations of one callback that are comparable with its last one, by step.
 
     Attributes:
-        moments: when each was taken.
-        told: what each look's JSON says.
-        figures: a row a probe, a column each of ``tab_events.FIGURES``.
-        probes: JSON: names, prompts, digests, rule.
-        baselines: raw maps, by the moment of their first use, in its order.
-        left_out: reasons and how many looks are left out for each.
+        moments: step and wall time of each.
+        descriptions: JSON of each: epoch, alarm, map settings and so on.
+        metrics: one row per probe, one column for each of ``events.COLUMNS``.
+        probes: JSON of the probe set: names, prompts, digests, rule.
+        baselines: raw maps by the moment of their first use, in this order.
+        left_out: number of evaluations that are left out, by reason.
     """
 
     moments: Sequence[Moment]
-    told: Sequence[Mapping[str, Any]]
-    figures: Float32[np.ndarray, "l n f"]
+    descriptions: Sequence[Mapping[str, Any]]
+    metrics: Float32[np.ndarray, "e n c"]
     probes: Mapping[str, Any]
     baselines: Mapping[Moment, Float32[np.ndarray, "n h w"]]
     left_out: Mapping[str, int]
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Height and width of the maps."""
-        grid: tuple[int, int] = self.told[-1]["grid"]
+        """Height and width of the maps, in cells."""
+        grid: tuple[int, int] = self.descriptions[-1]["grid"]
         return grid
 
     @property
     def flagged_first(self) -> list[str]:
-        """Names of the probes by drift at the last look, unknown drift last."""
-        drift = self.figures[-1, :, events.FIGURES.index("drift")]
-        return [self.probes["names"][i] for i in np.argsort(-np.nan_to_num(drift, nan=-1.0), kind="stable")]
+        """Names of the probes at the last evaluation: flagged first, unknown drift last, then by drift, descending."""
+        drift, flagged = (self.metrics[-1, :, events.COLUMNS.index(name)] for name in ("drift", "flagged"))
+        order = np.lexsort((-np.nan_to_num(drift), np.isnan(drift), ~(flagged > 0)))  # the last key counts most
+        return [self.probes["names"][i] for i in order]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some probes at all looks.
+    """Maps and images of some probes at all evaluations.
 
     Attributes:
-        maps: divided by their figure ``scale``; NaN where a look has none.
-        pictures: JPEG files, empty where there is none.
+        maps: divided by their metric ``scale``; NaN where an evaluation has none.
+        images: JPEG files, empty where there is none.
     """
 
-    maps: Float16[np.ndarray, "r l h w"]
-    pictures: Sequence[bytes]
+    maps: Float16[np.ndarray, "r e h w"]
+    images: Sequence[bytes]
 
 
 class RunReader:
-    """Reads through ``provider`` alone, which is all that both of TensorBoard's loaders have; keeps nothing."""
+    """Reads runs for one request and keeps nothing.
+
+    Args:
+        provider: the only source that both of TensorBoard's loaders have.
+        ctx: of the request.
+        experiment: TensorBoard's experiment id.
+    """
 
     def __init__(self, provider: DataProvider, ctx: RequestContext, experiment: str) -> None:
         self.experiment = experiment
         self._provider = provider
-        self._asked = {"ctx": ctx, "experiment_id": experiment, "plugin_name": events.PLUGIN}
+        self._query = {"ctx": ctx, "experiment_id": experiment, "plugin_name": events.PLUGIN}
 
-    def watched(self) -> list[Watched]:
-        """All callbacks of all runs."""
-        listed = self._list(None)
+    def sources(self) -> list[Source]:
+        """List all callbacks of all runs."""
+        series_by_run = self._list(None)
         end = events.tag("", events.EVALUATION)
         return [
-            Watched(run, tag.removesuffix(end), version_problem(series.plugin_content), _finite(series.max_wall_time))
-            for run, tags in sorted(listed.items(), key=lambda item: _natural(item[0]))
+            Source(run, tag.removesuffix(end), version_problem(series.plugin_content), _finite(series.max_wall_time))
+            for run, tags in sorted(series_by_run.items(), key=lambda item: _natural(item[0]))
             for tag, series in sorted(tags.items())
             if tag.endswith(end)
         ]
 
     def newest(self, run: str, root: str) -> Moment | None:
-        """When the last look of one callback was taken; ``None`` if there is none."""
+        """Return the moment of a callback's last evaluation; ``None`` if there is none."""
         tag = events.tag(root, events.EVALUATION)
         series = self._list(RunTagFilter(runs=[run], tags=[tag])).get(run, {}).get(tag)
         return series and (series.max_step, series.max_wall_time)
 
     def evaluations(self, run: str, root: str) -> Evaluations:
-        """All looks of one callback.
+        """Read all evaluations of one callback.
+
+        Args:
+            run: name of the run.
+            root: first word of the callback's tags.
 
         Raises:
-            NotFoundError: there is no look that can be shown.
+            NotFoundError: no evaluation can be shown.
         """
-        kinds = events.EVALUATION, events.FIGURES_TAG, events.PROBES, events.BASELINE
-        read = self._read(run, [events.tag(root, kind) for kind in kinds])
-        described, tables, sets, baselines = (read.get(events.tag(root, kind), []) for kind in kinds)
-        evaluations = [(_moment(datum), evaluation_of(datum)) for datum in surviving(described)]
-        last = next((told for _, told in reversed(evaluations) if told is not None), None)
+        kinds = events.EVALUATION, events.METRICS, events.PROBES, events.BASELINE
+        data = self._read(run, [events.tag(root, kind) for kind in kinds])
+        descriptions, tables, sets, baselines = (data.get(events.tag(root, kind), []) for kind in kinds)
+        evaluations = [(_moment(datum), parse_evaluation(datum)) for datum in drop_overtaken(descriptions)]
+        last = next((description for _, description in reversed(evaluations) if description is not None), None)
         if last is None:
-            raise NotFoundError(f"Run {run!r} has no look that can be read.")
-        probes = next(
-            (told for told in map(probes_of, reversed(sets)) if told and told["digest"] == last["digest"]), None
-        )
+            raise NotFoundError(f"Run {run!r} has no readable evaluation.")
+        candidates = (parse_probes(datum) for datum in reversed(sets))
+        probes = next((each for each in candidates if each and each["digest"] == last["digest"]), None)
         if probes is None:
-            raise NotFoundError(f"Run {run!r} does not tell which probes its last look is of.")
+            raise NotFoundError(f"Run {run!r} has no probe set for its last evaluation.")
         count = len(probes["names"])
-        figures = dict(_arrays(tables, (count, len(events.FIGURES)), np.float32))
+        metrics = dict(_arrays(tables, (count, len(events.COLUMNS)), np.float32))
         kept: list[tuple[Moment, Mapping[str, Any]]] = []
         left_out: Counter[str] = Counter()
-        for moment, told in evaluations:
-            if told is not None and any(told[key] != last[key] for key in MADE):
-                left_out["were made in another way or of other probes than the last"] += 1
-            elif told is None or moment not in figures:
-                left_out["cannot be read"] += 1
+        for moment, description in evaluations:
+            if description is not None and any(description[key] != last[key] for key in SETTINGS):
+                left_out["other probes or map settings than the last one"] += 1
+            elif description is None or moment not in metrics:
+                left_out["unreadable"] += 1
             else:
-                kept.append((moment, told))
+                kept.append((moment, description))
         if not kept:
-            raise NotFoundError(f"Run {run!r} has no look whose figures can be read.")
+            raise NotFoundError(f"Run {run!r} has no evaluation with readable metrics.")
         return Evaluations(
             moments=[moment for moment, _ in kept],
-            told=[told for _, told in kept],
-            figures=np.stack([figures[moment] for moment, _ in kept]),
+            descriptions=[description for _, description in kept],
+            metrics=np.stack([metrics[moment] for moment, _ in kept]),
             probes=probes,
             baselines=dict(_arrays(baselines, (count, *last["grid"]), np.float32)),
             left_out=left_out,
         )
 
     def rows(self, run: str, root: str, names: Sequence[str], evaluations: Evaluations) -> Rows:
-        """Maps and pictures of the probes ``names``; of one that is not known all is missing.
+        """Read maps and images of some probes.
+
+        Args:
+            run: name of the run.
+            root: first word of the callback's tags.
+            names: of the probes.
+            evaluations: of the callback.
+
+        Returns:
+            One row per name, empty for a probe that has no data.
 
         Raises:
             InvalidArgumentError: the maps would take too much memory.
         """
         size = 2 * len(names) * len(evaluations.moments) * evaluations.grid[0] * evaluations.grid[1]
-        if size > MOST_BYTES:
+        if size > MAX_BYTES:
             raise InvalidArgumentError(
-                f"The maps of {len(names)} probes at {len(evaluations.moments)} looks take {size / 2**20:.0f} MB, "
-                f"of which {MOST_BYTES / 2**20:.0f} are answered."
+                f"The maps of {len(names)} probes at {len(evaluations.moments)} evaluations take "
+                f"{size / 2**20:.0f} MB; at most {MAX_BYTES / 2**20:.0f} MB fit in a response. Request fewer probes."
             )
-        tags = [[events.tag(root, kind, name) for name in names] for kind in (events.MAP, events.PICTURE)]
-        read = self._read(run, tags[0] + tags[1])
+        map_tags, image_tags = ([events.tag(root, kind, name) for name in names] for kind in (events.MAP, events.IMAGE))
+        data = self._read(run, map_tags + image_tags)
         maps = np.full((len(names), len(evaluations.moments), *evaluations.grid), np.nan, np.float16)
-        for row, tag in zip(maps, tags[0], strict=True):
-            known = dict(_arrays(read.get(tag, []), evaluations.grid, np.float16))
+        for row, tag in zip(maps, map_tags, strict=True):
+            map_at = dict(_arrays(data.get(tag, []), evaluations.grid, np.float16))
             for i, moment in enumerate(evaluations.moments):
-                row[i] = known.get(moment, np.nan)
-        return Rows(maps, [newest_bytes(read.get(tag, [])) for tag in tags[1]])
+                row[i] = map_at.get(moment, np.nan)
+        return Rows(maps, [newest_bytes(data.get(tag, [])) for tag in image_tags])
 
-    def _list(self, wanted: RunTagFilter | None) -> Mapping[str, Mapping[str, TensorTimeSeries]]:
-        """Which tensors there are, by run and tag."""
-        asked = {**self._asked, "run_tag_filter": wanted}
-        listed: Mapping[str, Mapping[str, TensorTimeSeries]]
+    def _list(self, tag_filter: RunTagFilter | None) -> Mapping[str, Mapping[str, TensorTimeSeries]]:
+        """List the time series of tensors, by run and tag."""
+        query = {**self._query, "run_tag_filter": tag_filter}
+        series: Mapping[str, Mapping[str, TensorTimeSeries]]
         try:
-            listed = self._provider.list_tensors(**asked)
-        except KeyError:  # the legacy loader, while it reads, knows a tag a moment before its first tensor
+            series = self._provider.list_tensors(**query)
+        except KeyError:  # while the legacy loader reads, it lists a tag shortly before its first tensor
             sleep(0.02)
-            listed = self._provider.list_tensors(**asked)
-        return listed
+            series = self._provider.list_tensors(**query)
+        return series
 
     def _read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[TensorDatum]]:
-        """Of each tag what the provider has, in the order of writing."""
-        wanted = RunTagFilter(runs=[run], tags=tags)
+        """Read all data of some tags, in the order of writing."""
+        tag_filter = RunTagFilter(runs=[run], tags=tags)
         try:
-            read = self._provider.read_tensors(**self._asked, run_tag_filter=wanted, downsample=ALL).get(run, {})
+            data = self._provider.read_tensors(
+                **self._query, run_tag_filter=tag_filter, downsample=NO_DOWNSAMPLING
+            ).get(run, {})
         except PublicError:
             raise
         except Exception as error:
-            if len(tags) > 1:  # one tensor spoils the answer for all
+            if len(tags) > 1:  # one bad tensor fails the whole call
                 return {tag: data for each in tags for tag, data in self._read(run, [each]).items()}
-            if _is_of_data(error):
+            if _is_unreadable(error):
                 return {}
             raise
-        return {tag: sorted(data, key=lambda datum: datum.wall_time) for tag, data in read.items()}
+        return {tag: sorted(series, key=lambda datum: datum.wall_time) for tag, series in data.items()}
 
 
-def _is_of_data(error: Exception) -> bool:
-    """Whether a tensor cannot be had as it is, damaged or too large for the fast loader; not that nobody answers."""
+def _is_unreadable(error: Exception) -> bool:
+    """Whether the data is damaged or too large for the fast loader, as opposed to a connection error."""
     code = getattr(error, "code", None)  # of gRPC, which the legacy loader does not import
-    too_large = callable(code) and getattr(code(), "name", "") == "RESOURCE_EXHAUSTED"
-    return too_large or isinstance(error, UNREADABLE)
+    is_too_large = callable(code) and getattr(code(), "name", "") == "RESOURCE_EXHAUSTED"
+    return is_too_large or isinstance(error, UNREADABLE)
 
 
-def surviving(data: Iterable[TensorDatum]) -> list[TensorDatum]:
-    """Of data in the order of writing what a resumed run has not overtaken: it begins anew at the step it resumes."""
+def drop_overtaken(data: Iterable[TensorDatum]) -> list[TensorDatum]:
+    """Drop data that a resumed run has overtaken: it starts again at the step from which it resumes.
+
+    Args:
+        data: in the order of writing.
+
+    Returns:
+        The remaining data, by step.
+    """
     kept: list[TensorDatum] = []
     for datum in data:
         while kept and kept[-1].step >= datum.step:
@@ -225,7 +253,7 @@ def _finite(time: float | None) -> float:
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
-    """By which ``version_10`` comes after ``version_9``."""
+    """Return a sort key that puts ``version_10`` after ``version_9``."""
     return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
@@ -236,7 +264,7 @@ def _moment(datum: TensorDatum) -> Moment:
 def _arrays(
     data: Iterable[TensorDatum], shape: tuple[int, ...], dtype: type[np.floating[Any]]
 ) -> Iterator[tuple[Moment, np.ndarray]]:
-    """Those of this shape and type, and when they were written."""
+    """Yield the arrays of this shape and type with the moments at which they were written."""
     for datum in data:
         if datum.numpy.shape == shape and datum.numpy.dtype == dtype:
             yield _moment(datum), datum.numpy

@@ -13,7 +13,7 @@ from clipcam_lightning.cam.explanation import Explanation, gathered
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.texts import Prompts
-from clipcam_lightning.errors import ClipCamError, in_words
+from clipcam_lightning.errors import ClipCamError, describe_error
 from clipcam_lightning.monitoring.explainer import explain_within_memory
 from clipcam_lightning.training.ranks import Ranks
 
@@ -79,7 +79,7 @@ class DistributedExplainer:
                 part = explain_within_memory(self.clip, images, prompts, self.settings)
                 part = replace(part, maps=part.maps.cpu(), similarity=part.similarity.cpu())
             except BaseException as error:  # of any kind: the other ranks must not wait
-                failure, part = error, in_words(error)
+                failure, part = error, describe_error(error)
         try:
             parts = self._ranks.exchange(part)
         except ClipCamError:

@@ -1,9 +1,9 @@
 """Per-rank state of a monitored run: the CLIP on every rank, probes and baseline on the first."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import nn
 
@@ -11,17 +11,15 @@ from clipcam_lightning.cam.model import ClipModel, ModelSpec
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.errors import ClipCamError, in_words
+from clipcam_lightning.errors import ClipCamError, describe_error
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.probe import PathLike
-from clipcam_lightning.probes.probe_set import ProbeLike, ProbeSet
+from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
 from clipcam_lightning.training.ranks import Ranks
-from clipcam_lightning.training.sharded import gathered_parameters, unwrapped
-
-ProbesLike: TypeAlias = ProbeSet | PathLike | Sequence[ProbeLike]
+from clipcam_lightning.training.sharded import gathered_parameters, without_wrappers
 
 
 class Session:
@@ -80,7 +78,7 @@ class Session:
             root: the strategy's wrapper around it, or the module itself.
         """
         self._root = root
-        with unwrapped(root):
+        with without_wrappers(root):
             self.clip = clip = self._spec.find(module)
         self._explainer = None
         self._settings.resolve(clip.tower)
@@ -100,7 +98,7 @@ class Session:
             self._make_monitor(ProbeSet.from_batch(batch, size=size, count=self._num_probes, tokenizer=tokenizer))
         except Exception as error:
             self.error = error
-            return f"no probes could be taken from a batch: {in_words(error)}"
+            return f"no probes could be taken from a batch: {describe_error(error)}"
         return ""
 
     def has_probes(self) -> bool:
@@ -124,7 +122,7 @@ class Session:
                 return self.ranks.on_rank_zero(partial(self._evaluate, explainer, make_sinks, step, epoch), assist)
         except ClipCamError as error:  # the same on all ranks; any other means that the ranks lost their connection
             self.error = error
-            return Outcome(problems=(f"an evaluation failed: {in_words(error)}",))
+            return Outcome(problems=(f"an evaluation failed: {describe_error(error)}",))
 
     def resume(self, state: dict[str, Any]) -> tuple[int, Mapping[str, float], str]:
         """Go on where a checkpoint left off.
@@ -140,7 +138,7 @@ class Session:
             return {}
         state = {"monitor": self.monitor.state(), "evaluations": evaluations}
         if self._probes is None:  # the user gives the same probes again; a batch is gone
-            tensors, rows = self.monitor.probes.tensors()
+            tensors, rows = self.monitor.probes.to_tensors()
             state["probes"] = {"tensors": tensors, "rows": rows}
         return state
 
@@ -159,7 +157,7 @@ class Session:
         if self.monitor is not None:
             self.monitor.close()  # a fit that was killed leaves its sinks open
         elif self._probes is not None:
-            self._make_monitor(ProbeSet.of(self._probes))
+            self._make_monitor(ProbeSet(self._probes))
 
     def _prepare_probes(self, clip: ClipModel) -> None:
         if self.monitor is not None:
@@ -183,7 +181,7 @@ class Session:
                 stack.enter_context(gathered_parameters(self.clip.module, self._root))
                 stack.enter_context(self.ranks.lending_buffers(self.clip.module))
             except Exception as error:  # of any kind, such as too little memory for the whole model
-                message = in_words(error)
+                message = describe_error(error)
             self.ranks.exchange(message)
             if self.ranks.size == 1:
                 yield LocalExplainer(self.clip, self._settings)
@@ -200,7 +198,7 @@ class Session:
             return self.monitor.evaluate(explainer, step=step, epoch=epoch)
         except Exception as error:  # of any kind: an evaluation must not stop a training
             self.error = error
-            return Outcome(dict(self.monitor.metrics), problems=(f"an evaluation failed: {in_words(error)}",))
+            return Outcome(dict(self.monitor.metrics), problems=(f"an evaluation failed: {describe_error(error)}",))
 
     def _restore(self, state: dict[str, Any]) -> tuple[int, Mapping[str, float], str]:
         try:
@@ -212,5 +210,5 @@ class Session:
             self.monitor.restore(state["monitor"])
         except Exception as error:
             self.error = error
-            return 0, UNKNOWN, f"the checkpoint's baseline and history are not used: {in_words(error)}"
+            return 0, UNKNOWN, f"the checkpoint's baseline and history are not used: {describe_error(error)}"
         return evaluations, dict(self.monitor.metrics), ""

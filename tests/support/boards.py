@@ -1,4 +1,4 @@
-"""TensorBoard as users start it, and waiting until it has read what was written."""
+"""Start TensorBoard as users do, and wait until it has read what was written."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PATIENCE = 60  # seconds, on a busy machine
 
 @contextmanager
 def tensorboard(*options: object) -> Iterator[str]:
-    """Its address; at the end it must have raised nothing."""
+    """Start TensorBoard and yield its address; at the end, its output must have no traceback."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [
@@ -34,24 +34,24 @@ def tensorboard(*options: object) -> Iterator[str]:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-        def said() -> str:
+        def output() -> str:
             log.seek(0)
             return log.read()
 
         try:
-            found = until(
-                lambda: re.search(r"at (http://\S+) \(Press", said()) or process.poll() is not None,
+            address = until(
+                lambda: re.search(r"at (http://\S+) \(Press", output()) or process.poll() is not None,
                 "TensorBoard starts",
             )
-            assert isinstance(found, re.Match), said()
-            yield found[1].rstrip("/")
+            assert isinstance(address, re.Match), output()
+            yield address[1].rstrip("/")
         finally:
             stop(process)
-        assert "Traceback" not in said(), said()
+        assert "Traceback" not in output(), output()
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
-    """End a TensorBoard; one that has lost the signal, as happens once in hundreds of times, is killed."""
+    """Terminate a TensorBoard; kill it if it misses the signal, which happens once in hundreds of times."""
     process.terminate()
     try:
         process.wait(10)
@@ -61,33 +61,33 @@ def stop(process: subprocess.Popen[Any]) -> None:
 
 
 def until(condition: Callable[[], object], what: str) -> object:
-    """What ``condition`` returns as soon as that is true."""
+    """Wait until ``condition`` returns a true value, and return it."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if value := condition():
             return value
         time.sleep(0.05)
-    raise AssertionError(f"waited in vain until {what}")
+    raise AssertionError(f"timed out before {what}")
 
 
 def evaluations(board: str, run: str, root: str = "clipcam") -> dict[str, np.ndarray]:
-    """What the page is told of a run; nothing as long as there is nothing."""
+    """Fetch the arrays of a run as the page does; empty while there are none."""
     query = urllib.parse.urlencode({"run": run, "root": root})
     try:
-        with urllib.request.urlopen(f"{board}/data/plugin/clipcam/looks?{query}") as answer:
-            return load(answer.read())
+        with urllib.request.urlopen(f"{board}/data/plugin/clipcam/evaluations?{query}") as response:
+            return load(response.read())
     except urllib.error.HTTPError:
         return {}
 
 
 def runs(board: str) -> list[tuple[str, str]]:
-    """Every run with a callback, and the callback's root."""
-    with urllib.request.urlopen(f"{board}/data/plugin/clipcam/runs") as answer:
-        return [(told["run"], told["root"]) for told in json.load(answer)["runs"]]
+    """List every run with a callback, and the callback's root."""
+    with urllib.request.urlopen(f"{board}/data/plugin/clipcam/runs") as response:
+        return [(source["run"], source["root"]) for source in json.load(response)["runs"]]
 
 
 def wait_for(board: str, run: str, steps: Sequence[int], root: str = "clipcam") -> None:
-    """Until TensorBoard has read these steps of the run, neither more nor less."""
+    """Wait until TensorBoard has read exactly these steps of the run."""
     until(
         lambda: [*evaluations(board, run, root).get("step", [])] == [*steps],
         f"{run} with steps {steps} is read at {board}",

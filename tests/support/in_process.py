@@ -1,4 +1,4 @@
-"""TensorBoards in this process, over event files of any content."""
+"""Run TensorBoard in this process, on event files of any content."""
 
 import json
 import os
@@ -20,14 +20,14 @@ from werkzeug.test import Client, TestResponse
 
 from clipcam_lightning.tensorboard_tab import ClipCamLoader
 
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # a test that forks later would wait for its threads
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # otherwise a test that forks later waits for its threads
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of a library that TensorBoard has a copy of
+    warnings.simplefilter("ignore", DeprecationWarning)  # from a library that TensorBoard bundles
     from tensorboard import default
     from tensorboard.backend import application
 
 LOADERS = {"legacy": "false", "fast": "true"}  # values of --load_fast
-LOADED = "loaded"  # scalar that stands behind everything else in a run
+LOADED = "loaded"  # tag of a scalar that comes after everything else in a run
 
 
 @dataclass
@@ -35,53 +35,60 @@ class Board:
     """A TensorBoard without a socket.
 
     Attributes:
-        client: asks it.
-        prefix: of all its addresses.
+        client: sends requests to it.
+        prefix: path prefix of all its addresses.
     """
 
     client: Client
     prefix: str
 
     def get(self, route: str, query: Mapping[str, object] | None = None) -> TestResponse:
-        """The answer of any route, as ``clipcam/runs`` or ``scalars/tags``."""
-        answer = self.client.get(f"{self.prefix}/data/plugin/{route}", query_string=query)
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        return answer
+        """Request a route, such as ``clipcam/runs`` or ``scalars/tags``."""
+        response = self.client.get(f"{self.prefix}/data/plugin/{route}", query_string=query)
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        return response
 
     def json(self, route: str, query: Mapping[str, object] | None = None) -> Any:
-        answer = self.get(route, query)
-        assert answer.status_code == 200, answer.text
-        return answer.json
+        """Request a route and parse the JSON of a successful response."""
+        response = self.get(route, query)
+        assert response.status_code == 200, response.text
+        return response.json
 
     def arrays(self, route: str, **query: object) -> tuple[dict[str, np.ndarray], Any]:
-        """Arrays and JSON of one of the tab's own routes."""
-        answer = self.get(f"clipcam/{route}", query)
-        assert answer.status_code == 200, answer.text
-        length = int.from_bytes(answer.data[:8], "little")
-        about = json.loads(answer.data[8 : 8 + length])["__metadata__"]["about"]
-        return load(answer.data), json.loads(about, parse_constant=not_json)
+        """Request one of the tab's own routes and parse its arrays and JSON."""
+        response = self.get(f"clipcam/{route}", query)
+        assert response.status_code == 200, response.text
+        length = int.from_bytes(response.data[:8], "little")
+        about = json.loads(response.data[8 : 8 + length])["__metadata__"]["about"]
+        return load(response.data), json.loads(about, parse_constant=refuse_constant)
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Wait for another process, or a thread, to have read what there is."""
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until another process or thread has made ``condition`` true."""
     for _ in range(1200):
-        if true():
+        if condition():
             return
         time.sleep(0.025)
-    raise AssertionError("it took too long")
+    raise AssertionError("timed out")
 
 
-def not_json(constant: str) -> None:
-    raise AssertionError(f"a browser does not know {constant}")
+def refuse_constant(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON; a browser cannot parse it")
 
 
 @contextmanager
 def board_over(
     loader: str, folder: Path, flags: Sequence[str] = (), *, prefix: str = "", growing: bool = False
 ) -> Iterator[Board]:
-    """All plugins that TensorBoard has, and the tab.
+    """Run TensorBoard with all its plugins and the tab.
 
-    All runs are read when this returns, unless they are ``growing``: then they are read again and again.
+    Args:
+        loader: a key of ``LOADERS``.
+        folder: the log directory.
+        flags: further flags of TensorBoard.
+        prefix: path prefix of its addresses.
+        growing: read the runs every second, because they are still being written; otherwise all runs have been read
+            when the ``with`` block starts.
     """
     board = program.TensorBoard(plugins=[*default.get_static_plugins(), ClipCamLoader])
     where = [] if any(flag.startswith("--logdir") for flag in flags) else ["--logdir", str(folder)]
@@ -91,20 +98,20 @@ def board_over(
     )
     runs = set() if growing else mark(folder)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it keeps no handle of its data server
+        warnings.simplefilter("ignore", ResourceWarning)  # TensorBoard keeps no handle of its data server
         provider, multiplexer = board._make_data_provider()
     app = application.TensorBoardWSGIApp(board.flags, board.plugin_loaders, provider, None, multiplexer)
-    served = Board(Client(app), prefix)
+    opened = Board(Client(app), prefix)
     try:
-        until(lambda: marks(served) == len(runs))
-        yield served
+        until(lambda: count_marks(opened) == len(runs))
+        yield opened
     finally:
         if not multiplexer:
             board._ingester._stdin_handle.close()
 
 
 def mark(folder: Path) -> set[Path]:
-    """Put a scalar behind everything that is in each run; returns their folders."""
+    """Write a scalar after everything else in each run, and return the folders of the runs."""
     runs = {file.parent for file in folder.rglob("events.out.*")}
     value = Summary.Value(tag=LOADED, simple_value=1.0)
     for run in runs:
@@ -112,11 +119,11 @@ def mark(folder: Path) -> set[Path]:
     return runs
 
 
-def marks(board: Board) -> int:
-    """How many runs have been read up to their mark."""
+def count_marks(board: Board) -> int:
+    """Count the runs that have been read up to their mark."""
     try:
         return sum(LOADED in tags for tags in board.json("scalars/tags").values())
-    except KeyError:  # TensorBoard's own while it reads: it knows a tag a moment before its first value
+    except KeyError:  # in TensorBoard, which lists a tag shortly before its first value
         return -1
 
 
@@ -125,7 +132,7 @@ def event_of(values: Iterable[Summary.Value], step: int, wall_time: float) -> Ev
 
 
 def write_events(file: Path, events: Iterable[Event]) -> None:
-    """An event file of exactly these events."""
+    """Write an event file of exactly these events."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as opened:
         writer = RecordWriter(opened)

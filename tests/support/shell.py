@@ -10,7 +10,6 @@ import open_clip
 import torch
 from PIL import Image
 
-from clipcam_lightning.shapes_world.models import build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 
 EYES = '''
@@ -66,10 +65,11 @@ OPTIONS = ("--class-path", "eyes.Eyes", "--checkpoint")
 
 
 def make_project(folder: Path, clip: open_clip.CLIP) -> Path:
-    """Write a module, two checkpoints (``before.pt`` of ``clip``, ``after.pt`` of an untrained one) and probes."""
+    """Write a module, probes and two checkpoints: ``before.pt`` of ``clip``, ``after.pt`` with inverted maps."""
     (folder / "eyes.py").write_text(EYES)
-    for name, model in (("before", clip), ("after", build_clip())):
-        weights = {f"clip.{key}": value for key, value in model.state_dict().items()}
+    for name, sign in (("before", 1), ("after", -1)):  # -1 turns each similarity into its negative
+        weights = {f"clip.{key}": value for key, value in clip.state_dict().items()}
+        weights["clip.visual.proj"] = sign * weights["clip.visual.proj"]
         torch.save({"state_dict": weights, "global_step": 7 if name == "before" else 70}, folder / f"{name}.pt")
     (folder / "probes").mkdir()
     scenes, rows = draw_scenes(2, seed=5), ["image,prompt,mask"]

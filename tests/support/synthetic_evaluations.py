@@ -1,4 +1,4 @@
-"""Looks made of given raw maps, so that what is shown of them is known; all figures are the callback's own."""
+"""Evaluations of given raw maps, so that tests know what must be shown; all metrics are the callback's own."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +14,8 @@ from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency, thinned
-from clipcam_lightning.monitoring.monitor import _figures
+from clipcam_lightning.monitoring.history import HistoryEntry, thinned
+from clipcam_lightning.monitoring.monitor import mean_metrics
 from clipcam_lightning.sinks.images import ImageSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
 from clipcam_lightning.sinks.tensorboard_tab import TabSink
@@ -35,30 +35,29 @@ def evaluations_of(
     previous: bool = False,
     history: Sequence[HistoryEntry] = (),
 ) -> list[Evaluation]:
-    """One look a step, compared with ``baseline``, with the first of them or, if ``previous``, with the one before.
+    """Make one evaluation per step.
 
     Args:
         maps_by_step: raw maps.
         prompts: of the probes.
         names: of the probes; by default "probe-0" and so on.
-        pixels: what the model saw; by default ramps, which differ.
-        baseline: of the same digests and method.
+        pixels: inputs of the model; by default distinct ramps.
+        baseline: of the same digests and method; by default the first evaluation.
         digests: of the probes; by default of their prompts.
-        method: what made the maps.
-        previous: see above.
-        history: of the run that goes on.
+        method: of the maps.
+        previous: compare each evaluation with the previous one.
+        history: of the run that is resumed.
     """
     names = names or [f"probe-{i}" for i in range(len(prompts))]
     digests = digests or [_digest(prompt) for prompt in prompts]
     pixels = ramps(len(prompts)) if pixels is None else pixels
-    columns, evaluations = list(history), []
+    entries, evaluations = list(history), []
     for epoch, (step, maps) in enumerate(maps_by_step.items()):
         snapshot = snapshot_of(maps, prompts, names, digests, step=step, epoch=epoch, method=method)
         baseline = baseline or snapshot
         report = compare(baseline, snapshot, RULE)
-        drift, alarm = zip(*((probe.drift, probe.flagged) for probe in report.probes), strict=True)
-        number = columns[-1].evaluation + 1 if columns else 0
-        columns = thinned([*columns, HistoryEntry(step, relative_saliency(maps).half(), drift, alarm, number)])
+        number = entries[-1].number + 1 if entries else 0
+        entries = thinned([*entries, HistoryEntry.of(snapshot, report, number)])
         evaluations.append(
             Evaluation(
                 pixels=pixels,
@@ -66,12 +65,12 @@ def evaluations_of(
                 snapshot=snapshot,
                 baseline=baseline,
                 report=report,
-                history=tuple(columns),
+                history=tuple(entries),
                 digests=digests,
-                metrics=_figures(report, snapshot),
+                metrics=mean_metrics(report, snapshot, torch.zeros(len(prompts), dtype=torch.bool)),
             )
         )
-        baseline = replace(snapshot, noise=baseline.noise) if previous else baseline
+        baseline = replace(snapshot, noise_floor=baseline.noise_floor) if previous else baseline
     return evaluations
 
 
@@ -85,7 +84,7 @@ def snapshot_of(
     epoch: int = 0,
     method: str = "hirescam",
 ) -> Snapshot:
-    """A snapshot of these maps; similarities are told from each other by step and probe."""
+    """Make a snapshot of raw maps, with a similarity that differs by step and probe."""
     unknown = torch.full((len(maps),), torch.nan)
     return Snapshot(
         maps=maps,
@@ -100,17 +99,20 @@ def snapshot_of(
             epoch=epoch,
             method=method,
             target="similarity",
+            scales=(1.0,),
+            flip=False,
+            fuse="mean",
             layers=("visual.ln_1",),
             fingerprint="synthetic",
             dtype="float32",
             versions={},
         ),
-        noise=torch.full((len(maps),), 0.02),
+        noise_floor=torch.full((len(maps),), 0.02),
     )
 
 
 def ramps(count: int, side: int = 32) -> UInt8[Tensor, "n 3 side side"]:
-    """Pictures that differ, and differ if they are turned or mirrored."""
+    """Make distinct images that also differ from their rotations and reflections."""
     across = torch.linspace(0, 200, side).expand(side, side)
     channels = torch.stack([across, across.T, torch.zeros(side, side)])
     return (channels + torch.arange(count).view(-1, 1, 1, 1) % 50).to(torch.uint8)
@@ -119,7 +121,7 @@ def ramps(count: int, side: int = 32) -> UInt8[Tensor, "n 3 side side"]:
 def random_maps(
     steps: Iterable[int], count: int, grid: tuple[int, int] = (3, 5), seed: int = 0
 ) -> dict[int, Float[Tensor, "n h w"]]:
-    """Maps that move from step to step, each probe's by its own stride; of another grid than square by default."""
+    """Make maps that move from step to step, each probe's by its own stride; the default grid is not square."""
     generator = torch.Generator().manual_seed(seed)
     start, away = torch.rand(2, count, *grid, generator=generator)
     stride = torch.rand(count, 1, 1, generator=generator)
@@ -129,7 +131,15 @@ def random_maps(
 def write_run(
     folder: Path, evaluations: Iterable[Evaluation], root: str = "clipcam", *, tab: bool = True, panels: int = 0
 ) -> None:
-    """Write looks as the callback does, through one writer: figures, data for the tab, and ``panels`` pictures."""
+    """Write evaluations as the callback does, through one writer.
+
+    Args:
+        folder: of the run.
+        evaluations: in the order of writing.
+        root: first word of every tag.
+        tab: whether to write data for the tab besides the metrics.
+        panels: number of images to log per evaluation.
+    """
     writer = SummaryWriter(folder)
     sinks: list[Sink] = [TensorBoardSink(writer, root)]
     if tab:

@@ -1,4 +1,4 @@
-"""The page of the CLIP CAM tab, as a user sees and moves it: the one place that knows how it is built."""
+"""Drive the page of the CLIP CAM tab as a user does. No other test code depends on how the page is built."""
 
 import base64
 import io
@@ -13,17 +13,17 @@ from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Frame, Locator, Page, Request, expect
 
 Pixels = UInt8[np.ndarray, "y x 4"]
-MAPS = "Maps of all probes at all looks"
-EXPECTED = re.compile("Multiple instances of Three.js|/font-roboto/")  # TensorBoard's own: no fonts below a prefix
+MAPS = "Maps of all probes at all evaluations"
+EXPECTED = re.compile("Multiple instances of Three.js|/font-roboto/")  # of TensorBoard itself
 READY = """() => !document.querySelector('.waiting') && (
     document.querySelector('[role=gridcell]') || document.querySelector('.message:not([hidden])')?.textContent
 )"""
-# What a canvas has on it, or what the canvas behind a cell's frame has at the frame's place.
-SHOWN = """found => {
-    if (!found.isConnected) return null;
-    if (found.matches('canvas')) return found.toDataURL('image/png');
-    const frame = found.querySelector('.frame').getBoundingClientRect();
-    const strip = found.querySelector('canvas') ?? found.closest('[role=row]').querySelector(':scope > canvas');
+# The pixels of a canvas, or the part of a row's canvas that lies behind a cell's frame.
+PIXELS = """node => {
+    if (!node.isConnected) return null;
+    if (node.matches('canvas')) return node.toDataURL('image/png');
+    const frame = node.querySelector('.frame').getBoundingClientRect();
+    const strip = node.querySelector('canvas') ?? node.closest('[role=row]').querySelector(':scope > canvas');
     const { left, top } = strip.getBoundingClientRect();
     const [x, y, width, height] = [frame.left - left, frame.top - top, frame.width, frame.height].map(
         length => Math.round(length * devicePixelRatio));
@@ -32,24 +32,25 @@ SHOWN = """found => {
     cut.getContext('2d').drawImage(strip, -x, -y);
     return cut.toDataURL('image/png');
 }"""
-expect.set_options(timeout=10_000)
+TIMEOUT = 30_000  # milliseconds, on a busy machine
+expect.set_options(timeout=TIMEOUT)
 
 
 class Tab:
-    """A browser window with a TensorBoard whose CLIP CAM tab is chosen.
+    """A browser window with TensorBoard, in which the CLIP CAM tab is open.
 
     Args:
-        browser: in which a window with nothing kept is opened.
-        board: TensorBoard's address.
+        browser: opens the window, with empty storage.
+        board: address of TensorBoard.
         options: of the window.
     """
 
     def __init__(self, browser: Browser, board: str, **options: Any) -> None:
         self.board = board
         self.context = browser.new_context(**{"viewport": {"width": 1500, "height": 1000}, **options})
-        self.context.set_default_timeout(10_000)
-        self.noise: list[str] = []  # what a page that works does not do
-        self.page = self._watched(self.context.new_page())
+        self.context.set_default_timeout(TIMEOUT)
+        self.noise: list[str] = []  # errors, warnings, dialogs and foreign requests: a working page has none
+        self.page = self._monitored(self.context.new_page())
 
     def __enter__(self) -> "Tab":
         return self
@@ -57,16 +58,16 @@ class Tab:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.context.close()
 
-    def _watched(self, page: Page) -> Page:
+    def _monitored(self, page: Page) -> Page:
         def console(message: ConsoleMessage) -> None:
-            said = f"{message.text} {message.location.get('url', '')}"
-            if message.type in ("error", "warning") and not EXPECTED.search(said):
-                self.noise.append(f"console: {said}")
+            text = f"{message.text} {message.location.get('url', '')}"
+            if message.type in ("error", "warning") and not EXPECTED.search(text):
+                self.noise.append(f"console: {text}")
 
-        def request(asked: Request) -> None:
-            url = urlsplit(asked.url)
+        def request(sent: Request) -> None:
+            url = urlsplit(sent.url)
             if url.scheme not in ("data", "blob") and url.netloc != urlsplit(self.board).netloc:
-                self.noise.append(f"request: {asked.url}")
+                self.noise.append(f"request: {sent.url}")
 
         page.on("console", console)
         page.on("request", request)
@@ -78,7 +79,7 @@ class Tab:
 
     @property
     def frame(self) -> Frame:
-        """The page itself, which TensorBoard has in a frame."""
+        """The frame in which TensorBoard shows the page."""
         return next(frame for frame in self.page.frames if "plugin_entry" in frame.url)
 
     def open(self, **state: object) -> "Tab":
@@ -93,9 +94,9 @@ class Tab:
         return self.ready()
 
     def fresh(self, **state: object) -> "Tab":
-        """The page alone anew, with nothing kept but this state; takes a third of :meth:`open`."""
+        """Load the page again with empty storage and this state in the address; three times as fast as :meth:`open`."""
         frame, entry = self.frame, self.frame.url
-        frame.goto("about:blank")  # what the page still means to keep is lost with it
+        frame.goto("about:blank")  # drops what the page has not stored yet
         self.page.evaluate(
             "hash => { localStorage.clear(); history.replaceState(history.state, '', hash); }", f"#{_hash(state)}"
         )
@@ -103,12 +104,12 @@ class Tab:
         return self.ready()
 
     def ready(self) -> "Tab":
-        """Wait until all that is in sight is painted, or a message says why there is nothing."""
+        """Wait until everything in sight is painted, or a message explains why there is nothing."""
         self.frame.wait_for_function(READY)
         return self
 
     def reload_data(self, by: str = "mouse") -> None:
-        """TensorBoard's own button; by anything else than the mouse as TensorBoard presses it from time to time."""
+        """Press TensorBoard's reload button, by the mouse or else without moving the focus, as its timer does."""
         button = self.page.locator("app-header-reload button")
         if by == "mouse":
             button.click()
@@ -117,7 +118,7 @@ class Tab:
 
     @property
     def state(self) -> dict[str, str]:
-        """What the address bar says of the page."""
+        """The state in the address bar."""
         return dict(
             self.page.evaluate(
                 "[...new URLSearchParams(location.hash.slice(1).split('&').slice(1).join('&'))]"
@@ -127,12 +128,12 @@ class Tab:
 
     @property
     def root(self) -> Locator:
-        """All that the page shows."""
+        """The root element of the page."""
         return self.page.frame_locator("iframe").locator("main")
 
     @property
     def message(self) -> Locator:
-        """What is said instead of, or besides, the maps."""
+        """The message that is shown instead of the maps or above them."""
         return self.page.frame_locator("iframe").locator("[role=status].message:visible")
 
     @property
@@ -140,22 +141,22 @@ class Tab:
         """The run in a sentence."""
         return self.root.locator(".headline")
 
-    # What can be chosen.
+    # Controls.
 
     def choose(self, name: str, entry: str) -> None:
-        """An entry of a select, by its value or its text."""
+        """Choose an entry of a select, by its value or its text."""
         self.root.get_by_label(name, exact=True).select_option(entry)
 
     def chosen(self, label: str) -> str:
-        """The value of a control."""
+        """Return the value of a control."""
         return self.root.get_by_label(label, exact=True).input_value()
 
     def options(self, label: str) -> list[str]:
-        """The texts of a select's entries."""
+        """Return the texts of a select's entries."""
         return self.root.get_by_label(label, exact=True).locator("option").all_text_contents()
 
     def view(self, name: str) -> None:
-        """Overlay, Heat, Change or Input."""
+        """Choose Overlay, Heat, Change or Input."""
         self.root.get_by_role("radio", name=name, exact=True).click()
 
     def slide(self, label: str, value: float) -> None:
@@ -170,40 +171,40 @@ class Tab:
         return self.root.get_by_role("grid", name=MAPS)
 
     def order(self) -> list[str]:
-        """Names of the probes from the top down."""
+        """Return the names of the probes in sight, from the top down."""
         rows = self.grid.locator("[role=row][aria-rowindex]:has([role=rowheader])")
-        found = rows.evaluate_all(
+        numbered = rows.evaluate_all(
             "rows => rows.map(row => [Number(row.getAttribute('aria-rowindex')),"
             " [...row.querySelector('.name').childNodes].at(-1).textContent])"
         )
-        return [name for _, name in sorted(found)]
+        return [name for _, name in sorted(numbered)]
 
     def row(self, name: str, side: int = 0) -> Locator:
-        """The row of a probe; ``side`` 1 for the second run's."""
+        """Return the row of a probe, of the first run or, with ``side`` 1, of the second."""
         number = 2 + self.order().index(name) + side
         return self.grid.locator(f"[role=row][aria-rowindex='{number}']")
 
     def cell(self, name: str, step: int) -> Locator:
-        """A probe at a look."""
+        """Return the cell of a probe at a step."""
         return self.grid.get_by_role("gridcell", name=re.compile(rf"^{re.escape(name)}, step {step}, "))
 
-    def present(self, name: str) -> Locator:
-        """The look that is shown now, beside the probe's name."""
-        return self.row(name).get_by_role("rowheader").locator(".present")
+    def current(self, name: str) -> Locator:
+        """Return the tile beside a probe's name, which shows the current evaluation."""
+        return self.row(name).get_by_role("rowheader").locator(".current")
 
     def head(self, step: int) -> Locator:
-        """The head of a column."""
+        """Return the head of a column."""
         return self.grid.get_by_role("columnheader", name=re.compile(rf"^step {step}, "))
 
     def labels(self) -> list[str]:
-        """What each cell in sight is called."""
-        found: list[str] = self.grid.get_by_role("gridcell").evaluate_all(
+        """Return the accessible name of each cell in sight."""
+        labels: list[str] = self.grid.get_by_role("gridcell").evaluate_all(
             "cells => cells.map(cell => cell.getAttribute('aria-label'))"
         )
-        return found
+        return labels
 
     def scroll(self, down: float = 0, across: float = 0, *, wait: bool = True) -> None:
-        """To these shares of the way, and wait until what comes into sight is painted, or do not."""
+        """Scroll to these shares of the way, and by default wait until everything in sight is painted."""
         self.grid.evaluate(
             "(grid, [down, across]) => new Promise(done => {"
             " grid.scrollTo((grid.scrollWidth - grid.clientWidth) * across,"
@@ -214,7 +215,7 @@ class Tab:
         if wait:
             self.ready()
 
-    # Player and detail.
+    # Player and large view.
 
     @property
     def player(self) -> Locator:
@@ -223,17 +224,17 @@ class Tab:
 
     @property
     def title(self) -> Locator:
-        """Which look the player shows."""
+        """The title of the evaluation that is shown."""
         return self.player.get_by_role("status")
 
     @property
     def slider(self) -> Locator:
         """The player's slider."""
-        return self.player.get_by_role("slider", name="Look that is shown")
+        return self.player.get_by_role("slider", name="Evaluation shown")
 
     @property
     def play(self) -> Locator:
-        """The button that plays and pauses."""
+        """The button to play and pause."""
         return self.player.get_by_role("button", name=re.compile("^(Play|Pause)"))
 
     @property
@@ -243,34 +244,34 @@ class Tab:
 
     @property
     def stage(self) -> Locator:
-        """Baseline and now under the wipe."""
+        """The canvas with the baseline and now under the wipe."""
         return self.detail.get_by_role("img", name=re.compile("baseline beside now$"))
 
     @property
     def wipe(self) -> Locator:
-        """What moves the border between baseline and now."""
+        """The slider that moves the border between baseline and now."""
         return self.detail.get_by_role("slider", name=re.compile("^Wipe"))
 
-    def figures(self) -> dict[str, str]:
-        """The table of the detail."""
+    def metrics(self) -> dict[str, str]:
+        """Return the table of metrics in the large view."""
         rows = self.detail.get_by_role("table").get_by_role("row")
         return {row.get_by_role("rowheader").inner_text(): row.get_by_role("cell").inner_text() for row in rows.all()}
 
 
 def all_pixels(tab: Tab) -> dict[tuple[str, int], Pixels]:
-    """Of every cell in sight, by the names in :meth:`Tab.order` and the number of the look."""
-    found = tab.grid.evaluate(
+    """Return the pixels of every cell in sight, by the names in :meth:`Tab.order` and the index of the column."""
+    cells = tab.grid.evaluate(
         "grid => [...grid.querySelectorAll('[role=gridcell]')].map(cell => [Number(cell.dataset.row),"
-        f" Number(cell.dataset.column), ({SHOWN})(cell)])"
+        f" Number(cell.dataset.column), ({PIXELS})(cell)])"
     )
-    order, top = tab.order(), min(row for row, _, _ in found)
-    return {(order[row - top], column): _decoded(url) for row, column, url in found}
+    order, top = tab.order(), min(row for row, _, _ in cells)
+    return {(order[row - top], column): _decoded(url) for row, column, url in cells}
 
 
 def pixels(element: Locator) -> Pixels:
-    """What is painted in a cell, or on a canvas."""
-    while (url := element.evaluate(SHOWN)) is None:
-        pass  # it was replaced by another just then
+    """Return the pixels of a cell or a canvas."""
+    while (url := element.evaluate(PIXELS)) is None:
+        pass  # it has just been replaced by another
     return _decoded(url)
 
 

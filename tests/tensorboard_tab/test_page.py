@@ -1,4 +1,4 @@
-"""The page in TensorBoard as users start it: both loaders, runs of all kinds, what it remembers, who can use it."""
+"""The page in TensorBoard as users start it: both loaders, runs of all kinds, runs that grow or disappear."""
 
 import re
 from collections.abc import Iterator
@@ -18,11 +18,9 @@ from tests.support.modules import FineTuning, fit
 from tests.support.synthetic_evaluations import evaluations_of, random_maps, write_run
 from tests.support.tab_page import Tab, pixels
 
-LOADERS = ("true", "false")  # what --load_fast says
+LOADERS = ("true", "false")  # values of --load_fast
 LONG = range(0, 600, 10)
 EVERY = [*STEPS, 40]
-
-
 RUNS = re.compile("/clipcam/runs")  # the route
 
 
@@ -31,23 +29,23 @@ def corner_evaluations(corner: tuple[int, int], steps: tuple[int, ...]) -> list[
 
 
 def walking_evaluations() -> list[Evaluation]:
-    """Lit to the left but for one look in the middle."""
+    """Lit at the top left, but for one evaluation in the middle."""
     maps = {step: lit(BOTTOM_RIGHT if step == 300 else TOP_LEFT, 1.0)[None] for step in LONG}
     return evaluations_of(maps, ["a thing"], ["thing"])
 
 
 def write_resumed(folder: Path) -> None:
-    """A run that went to step 40, and was resumed at step 20 with another map."""
-    for i, found in enumerate(
+    """Write a run that went to step 40 and was resumed at step 20 with another map."""
+    for i, part in enumerate(
         [corner_evaluations(TOP_LEFT, (0, 10, 20, 30, 40)), corner_evaluations(BOTTOM_RIGHT, (20, 30))]
     ):
-        write_run(folder, found)
+        write_run(folder, part)
         (written,) = (file for file in folder.iterdir() if not file.name.endswith("host"))
-        written.rename(folder / f"events.out.tfevents.{i}.host")  # read in this order, whatever the writer called them
+        written.rename(folder / f"events.out.tfevents.{i}.host")  # so that TensorBoard reads them in this order
 
 
 def is_lit(tab: Tab, name: str, step: int, corner: tuple[int, int]) -> bool:
-    """Whether this corner is brighter than the opposite one, where heat alone is shown."""
+    """Whether this corner is brighter than the opposite one in the view of heat."""
     shown = pixels(tab.cell(name, step))[..., :3].astype(int)
     height, width = shown.shape[0] // 6, shown.shape[1] // 10
     first, last = shown[:height, :width].mean(), shown[-height:, -width:].mean()
@@ -103,14 +101,14 @@ def test_every_callback_of_every_run_can_be_chosen(tab: Tab) -> None:
     assert sorted(tab.order()) == sorted(NAMES)
 
 
-def test_a_training_with_the_callback_is_shown(tab: Tab) -> None:
+def test_shows_a_training_with_the_callback(tab: Tab) -> None:
     tab.fresh(run="clipcam@trained/run")
     assert len(tab.order()) == 3
     expect(tab.grid).to_have_attribute("aria-colcount", str(1 + 3))
     assert all(pixels(tab.cell(name, 8)).std() > 5 for name in tab.order())
 
 
-def test_the_newest_value_of_a_step_wins_and_stale_later_steps_are_gone(tab: Tab) -> None:
+def test_a_resumed_run_replaces_the_later_steps_of_the_run_before(tab: Tab) -> None:
     tab.fresh(run="clipcam@resumed", view="heat")
     expect(tab.grid).to_have_attribute("aria-colcount", str(1 + len(STEPS)))
     expect(tab.title).to_have_text("step 30, epoch 1 (4 of 4)")
@@ -118,89 +116,91 @@ def test_the_newest_value_of_a_step_wins_and_stale_later_steps_are_gone(tab: Tab
     assert [is_lit(tab, "thing", step, TOP_LEFT) for step in STEPS] == [True, True, False, False]
 
 
-def test_sixty_evaluations_are_all_there(tab: Tab) -> None:
+def test_shows_all_of_sixty_evaluations(tab: Tab) -> None:
     tab.fresh(run="clipcam@long", view="heat")
     expect(tab.grid).to_have_attribute("aria-colcount", "61")
     expect(tab.cell("thing", LONG[-1])).to_be_in_viewport()
     expect(tab.title).to_contain_text("(60 of 60)")
-    seen = set()
+    steps = set()
     for place in (0, 0.25, 0.5, 0.75, 1):
         tab.scroll(across=place)
-        seen |= {label.split(",")[1] for label in tab.labels()}
-    assert seen == {f" step {step}" for step in LONG}
+        steps |= {label.split(",")[1] for label in tab.labels()}
+    assert steps == {f" step {step}" for step in LONG}
     tab.slider.fill("30")
     expect(tab.cell("thing", 300)).to_be_in_viewport()
     assert is_lit(tab, "thing", 300, BOTTOM_RIGHT)
     assert is_lit(tab, "thing", 290, TOP_LEFT)
     tab.slider.fill("59")
     tab.scroll(across=0)
-    with tab.page.expect_response("**/looks?*"):
+    with tab.page.expect_response("**/evaluations?*"):
         tab.reload_data()
     tab.ready()
     expect(tab.cell("thing", 0)).to_be_in_viewport()
 
 
-def test_a_run_that_is_still_written_grows_and_the_player_follows_if_it_stood_at_the_end(
+def test_a_growing_run_shows_new_evaluations_and_the_player_follows_from_the_last_one(
     tab: Tab, board: str, logs: Path, request: pytest.FixtureRequest
 ) -> None:
     run = f"written-{request.node.callspec.params['board']}"
-    found = evaluations_of(random_maps(EVERY, 40), [f"thing {i}" for i in range(40)])
+    written = evaluations_of(random_maps(EVERY, 40), [f"thing {i}" for i in range(40)])
     writer = SummaryWriter(logs / run)
     sink = TabSink(writer, "clipcam")
-    for evaluation in found[:2]:
+    for evaluation in written[:2]:
         sink.write(evaluation)
     wait_for(board, run, EVERY[:2])
     tab.fresh(run=f"clipcam@{run}")
     expect(tab.title).to_contain_text("step 10, epoch 1 (2 of 2)")
 
-    sink.write(found[2])
+    sink.write(written[2])
     wait_for(board, run, EVERY[:3])
     tab.reload_data()
     expect(tab.title).to_contain_text("step 20, epoch 2 (3 of 3)")
     name = tab.ready().order()[0]
-    assert (pixels(tab.cell(name, 20)) == pixels(tab.present(name))).all()
+    assert (pixels(tab.cell(name, 20)) == pixels(tab.current(name))).all()
 
     tab.grid.focus()
     tab.page.keyboard.press("ArrowLeft")
     tab.page.keyboard.press("ArrowDown")
-    sink.write(found[3])
+    sink.write(written[3])
     wait_for(board, run, EVERY[:4])
-    tab.reload_data(by="nobody")
+    tab.reload_data(by="timer")
     expect(tab.title).to_contain_text("step 10, epoch 1 (2 of 4)")
     focused = tab.frame.evaluate("document.activeElement.ariaLabel")
-    assert focused.startswith(f"{tab.order()[1]}, step 10, "), "new data leave the keyboard where it is"
+    assert focused.startswith(f"{tab.order()[1]}, step 10, "), "new data must not move the focus"
 
-    sink.write(found[4])
+    sink.write(written[4])
     wait_for(board, run, EVERY)
-    tab.scroll(down=1)  # no reload: but the rows that are asked for have one look more than the page knows
+    tab.scroll(down=1)  # without a reload: the rows that arrive have one more evaluation than the page
     expect(tab.title).to_contain_text("step 10, epoch 1 (2 of 5)")
     expect(tab.head(40)).to_be_visible()
     expect(tab.grid).to_have_attribute("aria-colcount", "6")
     writer.close()
 
 
-def test_one_run_grows_while_the_other_cannot_be_read(
+def test_a_run_that_cannot_be_read_leaves_the_comparison_as_it_was(
     tab: Tab, board: str, logs: Path, request: pytest.FixtureRequest
 ) -> None:
-    run = f"beside-{request.node.callspec.params['board']}"
-    found = corner_evaluations(TOP_LEFT, (0, 10, 20))
+    run = f"compared-{request.node.callspec.params['board']}"
+    written = corner_evaluations(TOP_LEFT, (0, 10, 20))
     writer = SummaryWriter(logs / run)
     sink = TabSink(writer, "clipcam")
-    for evaluation in found[:2]:
+    for evaluation in written[:2]:
         sink.write(evaluation)
     wait_for(board, run, (0, 10))
-    tab.fresh(run=f"clipcam@{run}", beside="clipcam@long")
+    tab.fresh(run=f"clipcam@{run}", compare="clipcam@long")
     expect(tab.grid).to_have_attribute("aria-colcount", "61")
     tab.scroll(across=0)
-    sink.write(found[2])
+    sink.write(written[2])
     wait_for(board, run, (0, 10, 20))
     tab.page.route(
-        "**/looks?*long*", lambda route: route.fulfill(status=500, content_type="text/plain", body="not now")
+        "**/evaluations?*long*", lambda route: route.fulfill(status=500, content_type="text/plain", body="not now")
     )
     tab.reload_data()
     expect(tab.message).to_contain_text("not now")
-    assert "no look" in (tab.cell("thing", 20).first.get_attribute("aria-label") or ""), "both as they were"
-    tab.page.unroute("**/looks?*long*")
+    assert "no evaluation" in (tab.cell("thing", 20).first.get_attribute("aria-label") or ""), (
+        "both runs stay as they were"
+    )
+    tab.page.unroute("**/evaluations?*long*")
     tab.reload_data()
     expect(tab.message).to_be_hidden()
     label = tab.cell("thing", 20).first
@@ -209,7 +209,7 @@ def test_one_run_grows_while_the_other_cannot_be_read(
     tab.noise.clear()
 
 
-def test_the_keys_reach_the_page_after_a_click_on_its_tab(tab: Tab, board: str) -> None:
+def test_keys_work_after_a_click_on_the_tab(tab: Tab, board: str) -> None:
     tab.page.goto("about:blank")
     tab.page.goto(f"{board}/#scalars")
     tab.page.get_by_role("tab", name="CLIP CAM").or_(tab.page.get_by_text("CLIP CAM", exact=True)).first.click()
@@ -222,7 +222,7 @@ def test_the_keys_reach_the_page_after_a_click_on_its_tab(tab: Tab, board: str) 
     expect(tab.title).to_contain_text("(3 of 4)")
 
 
-def test_a_log_directory_that_is_emptied_shows_nothing_of_what_was_there(tab: Tab) -> None:
+def test_an_emptied_log_directory_shows_no_old_run(tab: Tab) -> None:
     tab.page.route(RUNS, lambda route: route.fulfill(json={"runs": []}))
     tab.reload_data()
     expect(tab.message).to_contain_text("There are no CLIP CAM maps")
@@ -234,8 +234,8 @@ def test_a_log_directory_that_is_emptied_shows_nothing_of_what_was_there(tab: Ta
     expect(tab.message).to_be_hidden()
 
 
-def test_a_link_to_a_run_that_is_gone_says_so(tab: Tab) -> None:
+def test_a_link_to_a_missing_run_shows_another_and_a_note(tab: Tab) -> None:
     tab.fresh(run="clipcam@gone")
-    expect(tab.headline).to_contain_text("There is no run \u2068gone\u2069 here")
+    expect(tab.headline).to_contain_text("There is no run \u2068gone\u2069 in this log directory")
     tab.choose("Run", "clipcam@known")
     expect(tab.headline).not_to_contain_text("gone")

@@ -1,4 +1,4 @@
-"""What a run says stays text, and data that cannot be read is said so, in this tab alone."""
+"""Text of a run is never parsed as markup; unreadable data gives a message and leaves other tabs alone."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ TEXTS = {
     **hostile.TEXTS,
     "image": "<img src=x onerror=alert(1)>",
     "end of script": "</script><script>alert(2)</script>",
-    "elsewhere": "<link rel=stylesheet href=http://example.org/x><a ping=http://example.org href=javascript:alert(3)>",
+    "addresses": "<link rel=stylesheet href=http://example.org/x><a ping=http://example.org href=javascript:alert(3)>",
     "override": "\u202eevil",
 }
 PROMPTS = tuple(TEXTS.values())
@@ -71,18 +71,18 @@ def tab(opened: Tab) -> Iterator[Tab]:
     assert noise == []
 
 
-def spoken(text: str) -> str:
-    """As it comes from a browser: half a pair of surrogates cannot."""
+def as_shown(text: str) -> str:
+    """Replace lone surrogates as a browser does."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 @pytest.mark.parametrize(("run", "texts", "part"), [("prompts", PROMPTS, ".prompt"), ("names", NAMES_IN_TAGS, ".name")])
-def test_prompts_and_names_stay_text_in_rows_of_equal_height(
+def test_prompts_and_names_are_shown_as_text_in_rows_of_equal_height(
     tab: Tab, run: str, texts: tuple[str, ...], part: str
 ) -> None:
     tab.fresh(run=f"clipcam@{run}")
     shown = tab.grid.locator(f"[role=rowheader] {part}").evaluate_all("parts => parts.map(part => part.textContent)")
-    assert sorted(map(spoken, shown)) == sorted(map(spoken, texts))
+    assert sorted(map(as_shown, shown)) == sorted(map(as_shown, texts))
     boxes = tab.grid.get_by_role("rowheader").evaluate_all(
         "heads => heads.map(head => head.getBoundingClientRect()).map(({ width, height }) => [width, height])"
     )
@@ -91,8 +91,8 @@ def test_prompts_and_names_stay_text_in_rows_of_equal_height(
     assert max(parts) < 30, "one line"
 
 
-def test_the_detail_shows_any_text(tab: Tab) -> None:
-    tab.fresh(run="clipcam@names")  # which are the prompts as well
+def test_the_large_view_shows_any_text(tab: Tab) -> None:
+    tab.fresh(run="clipcam@names")  # its prompts are the same texts
     for number in range(tab.grid.get_by_role("rowheader").count()):
         tab.grid.locator(f"[data-row='{number}'][data-column='3']").click()
         tab.stage.wait_for()
@@ -101,17 +101,17 @@ def test_the_detail_shows_any_text(tab: Tab) -> None:
         expect(tab.detail).to_be_hidden()
 
 
-def test_runs_of_any_name_can_be_chosen(tab: Tab) -> None:
+def test_a_run_of_any_name_can_be_chosen(tab: Tab) -> None:
     for run in RUNS:
-        tab.fresh(run=f"clipcam@{run}", beside="clipcam@override")
+        tab.fresh(run=f"clipcam@{run}", compare="clipcam@override")
         assert tab.chosen("Run") == f"clipcam@{run}"
         expect(tab.headline.locator("p")).to_have_count(2)
     tab.fresh(run=f"clipcam@{RUNS[0]}")
     assert tab.order() == ["probe-0"]
 
 
-def test_a_name_does_not_turn_the_sentence_around_it(tab: Tab) -> None:
-    """After an override of the direction the text would run from right to left."""
+def test_a_name_does_not_change_the_direction_of_the_headline(tab: Tab) -> None:
+    """An unclosed right-to-left override would turn the text after it."""
     tab.fresh(run="clipcam@override")
     first, last = tab.headline.evaluate(
         """headline => {
@@ -147,10 +147,10 @@ def floats(*shape: int, content: bytes | None = None) -> TensorProto:
 
 
 def write_broken(folder: Path, kind: str) -> None:
-    """A run with a scalar that is sound, and data for the tab that is not."""
+    """Write a run with valid scalars and invalid data for the tab."""
     write_run(folder, known_evaluations(), tab=False, panels=1)
-    evaluation, figures, probes = (
-        events.tag("clipcam", name) for name in (events.EVALUATION, events.FIGURES_TAG, events.PROBES)
+    evaluation, metrics, probes = (
+        events.tag("clipcam", kind) for kind in (events.EVALUATION, events.METRICS, events.PROBES)
     )
     values = {
         "future": [value(evaluation, text(b'{"version": 99}'), b"99")],
@@ -158,10 +158,10 @@ def write_broken(folder: Path, kind: str) -> None:
         "garbage": [
             value(evaluation, text(b"\xff\xfe{")),
             value(probes, text(b"[" * 100_000)),
-            value(figures, floats(3)),
+            value(metrics, floats(3)),
         ],
-        "torn": [value(evaluation, text(b"{}")), value(figures, floats(6, 13, content=b"abc"))],
-        "typed": [value(evaluation, floats(2)), value(probes, floats()), value(figures, text(b"no figures"))],
+        "torn": [value(evaluation, text(b"{}")), value(metrics, floats(6, 13, content=b"abc"))],
+        "typed": [value(evaluation, floats(2)), value(probes, floats()), value(metrics, text(b"no metrics"))],
     }[kind]
     writer = SummaryWriter(folder)
     writer._get_file_writer().add_summary(Summary(value=values), 0)
@@ -170,56 +170,56 @@ def write_broken(folder: Path, kind: str) -> None:
 
 BROKEN = {
     "future": "It was written by a later version (format 99): update clipcam-lightning.",
-    "nameless": "Its data is damaged: it does not tell the version of its format.",
-    "garbage": "has no look that can be read",
-    "torn": "has no look that can be read",
-    "typed": "has no look that can be read",
+    "nameless": "Its data is damaged: the format version is missing.",
+    "garbage": "has no readable evaluation",
+    "torn": "has no readable evaluation",
+    "typed": "has no readable evaluation",
 }
 
 
 @pytest.fixture(scope="module", params=["true", "false"], ids=lambda flag: f"load_fast={flag}")
 def broken(browser: Browser, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Tab]:
     folder: Path = tmp_path_factory.mktemp("logs")
-    write_run(folder / "sound", known_evaluations())
+    write_run(folder / "valid", known_evaluations())
     for kind in BROKEN:
         write_broken(folder / f"z-{kind}", kind)
     with tensorboard("--logdir", folder, f"--load_fast={request.param}") as url:
-        wait_for(url, "sound", STEPS)
+        wait_for(url, "valid", STEPS)
         until(lambda: len(runs(url)) == 1 + len(BROKEN), "all runs are read")
         with Tab(browser, url) as tab:
-            yield tab.open(run="clipcam@sound")
+            yield tab.open(run="clipcam@valid")
 
 
-def only_refused(tab: Tab) -> bool:
-    """Whether nothing was noisy but the browser's note of an answer that says what is wrong."""
+def has_only_refusals(tab: Tab) -> bool:
+    """Whether the only noise is the browser's note of a 404 response."""
     noise, tab.noise = tab.noise, []
     return all("404" in text and "clipcam/evaluations" in text for text in noise)
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_run_that_cannot_be_shown_says_why_and_another_can_be_chosen(broken: Tab, kind: str) -> None:
+def test_an_unreadable_run_gives_a_message_and_another_can_be_chosen(broken: Tab, kind: str) -> None:
     broken.fresh(run=f"clipcam@z-{kind}")
     expect(broken.message).to_contain_text(BROKEN[kind])
     expect(broken.message).to_contain_text(f"z-{kind}")
     expect(broken.grid).to_be_hidden()
     assert broken.chosen("Run") == f"clipcam@z-{kind}"
-    broken.choose("Run", "sound")
+    broken.choose("Run", "valid")
     expect(broken.cell("walks", 20)).to_be_visible()
     expect(broken.message).to_have_count(0)
     assert sorted(broken.order()) == sorted(NAMES)
     broken.choose("Run", f"z-{kind}")
     expect(broken.message).to_contain_text(BROKEN[kind])
     expect(broken.grid).to_be_hidden()
-    assert only_refused(broken)
+    assert has_only_refusals(broken)
 
 
-def test_whatever_is_chosen_first_all_runs_are_offered(broken: Tab) -> None:
+def test_all_runs_are_offered_even_if_unreadable(broken: Tab) -> None:
     broken.fresh()
     assert len(broken.options("Run")) == 1 + len(BROKEN)
-    assert only_refused(broken)
+    assert has_only_refusals(broken)
 
 
-def test_the_other_tabs_work_beside_broken_data(broken: Tab) -> None:
+def test_the_other_tabs_work_with_unreadable_data(broken: Tab) -> None:
     page = broken.page
     broken.fresh(run="clipcam@z-torn")
     page.get_by_role("tab", name="Scalars").click()
@@ -227,4 +227,4 @@ def test_the_other_tabs_work_beside_broken_data(broken: Tab) -> None:
     expect(page.locator("scalar-card, tf-scalar-card, card-view").first).to_be_visible()
     page.get_by_role("tab", name="Images").click()
     expect(page.locator("image-card, tf-image-loader, tf-image-dashboard").first).to_be_visible()
-    assert only_refused(broken)
+    assert has_only_refusals(broken)

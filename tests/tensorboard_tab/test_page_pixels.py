@@ -1,4 +1,4 @@
-"""What is painted is what the maps are: against hand-made maps, and against the pictures of the Images tab."""
+"""Pixels on the page: compared with hand-made maps and with the images that the callback logs."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -11,7 +11,8 @@ from playwright.sync_api import Browser
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import colored, overlaid
-from clipcam_lightning.visualization import panels as render
+from clipcam_lightning.monitoring.history import relative_saliency
+from clipcam_lightning.visualization import drawing
 from tests.support.boards import tensorboard, until, wait_for
 from tests.support.known_maps import (
     BOTTOM_LEFT,
@@ -23,25 +24,25 @@ from tests.support.known_maps import (
     STEPS,
     TOP_LEFT,
     TOP_RIGHT,
+    images,
     known_evaluations,
     known_maps,
-    pictures,
 )
 from tests.support.synthetic_evaluations import write_run
 from tests.support.tab_page import Pixels, Tab, all_pixels, pixels
 
-KNOWN, FILED = "clipcam@known", "clipcam@filed"
-NEAR = 4  # levels of 255 by which two renderers may differ
-MAPS, PICTURES = known_maps(), pictures()
+KNOWN, STORED = "clipcam@known", "clipcam@stored"
+TOLERANCE = 4  # levels of 255 by which two renderers may differ
+MAPS, IMAGES = known_maps(), images()
 
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("logs")
-    write_run(folder / "filed", known_evaluations(baseline=BOTTOM_LEFT))
+    write_run(folder / "stored", known_evaluations(baseline=BOTTOM_LEFT))
     write_run(folder / "known", known_evaluations())
     with tensorboard("--logdir", folder) as url:
-        for run in ("filed", "known"):
+        for run in ("stored", "known"):
             wait_for(url, run, STEPS)
         yield url
 
@@ -70,7 +71,7 @@ on_any_screen = pytest.mark.parametrize("tab", ["plain", "dense"], indirect=True
 
 
 def corner(canvas: Pixels, place: tuple[int, int]) -> np.ndarray:
-    """Mean colour of the outer half of a corner's cell, where nothing of its neighbours is mixed in."""
+    """Return the mean colour of the outer half of a corner's cell, into which no neighbour is interpolated."""
     height, width = (length // 2 // cells for length, cells in zip(canvas.shape, (3, 5), strict=False))
     rows = slice(0, height) if place[0] == 0 else slice(-height, None)
     columns = slice(0, width) if place[1] == 0 else slice(-width, None)
@@ -78,29 +79,29 @@ def corner(canvas: Pixels, place: tuple[int, int]) -> np.ndarray:
 
 
 def spread(color: np.ndarray) -> float:
-    """How far from grey."""
+    """Return the range of the channels: 0 for grey."""
     return float(np.ptp(color))
 
 
-def picture_at(name: str, canvas: Pixels) -> UInt8[Tensor, "3 y x"]:
-    """The picture of a probe at the size of a canvas."""
-    return render._enlarged(PICTURES[NAMES.index(name)], max(canvas.shape[:2]))
+def image_at(name: str, canvas: Pixels) -> UInt8[Tensor, "3 y x"]:
+    """Return the image of a probe at the size of a canvas."""
+    return drawing.enlarge(IMAGES[NAMES.index(name)], max(canvas.shape[:2]))
 
 
 def heat_of(name: str, step: int) -> Float[Tensor, "h w"]:
-    return render.relative_saliency(MAPS[step])[NAMES.index(name)]
+    return relative_saliency(MAPS[step])[NAMES.index(name)]
 
 
-def assert_same(canvas: Pixels, expected: object, near: int = NEAR) -> None:
-    """To within ``near``, and opaque."""
+def assert_same(canvas: Pixels, expected: object, tolerance: int = TOLERANCE) -> None:
+    """Check that a canvas is opaque and equals ``expected`` to within ``tolerance`` levels."""
     wanted = np.asarray(expected).astype(int)
     assert canvas.shape[:2] == wanted.shape[:2]
-    assert np.abs(canvas[..., :3].astype(int) - wanted).max(initial=0) <= near
+    assert np.abs(canvas[..., :3].astype(int) - wanted).max(initial=0) <= tolerance
     assert (canvas[..., 3] == 255).all()
 
 
 @on_any_screen
-def test_a_tile_has_the_shape_of_its_picture_and_as_many_pixels_as_the_screen(tab: Tab) -> None:
+def test_a_tile_has_the_shape_of_its_image_and_the_resolution_of_the_screen(tab: Tab) -> None:
     ratio = tab.frame.evaluate("devicePixelRatio")
     assert pixels(tab.cell("walks", 0)).shape == (round(96 * ratio * 0.6), 96 * ratio, 4)
     box = tab.cell("walks", 0).locator(".frame").bounding_box()
@@ -108,21 +109,21 @@ def test_a_tile_has_the_shape_of_its_picture_and_as_many_pixels_as_the_screen(ta
     assert box["width"] / box["height"] == pytest.approx(160 / 96, rel=0.02)
 
 
-def test_tiles_are_made_anew_for_another_screen(tab: Tab) -> None:
+def test_tiles_are_made_again_for_another_resolution(tab: Tab) -> None:
     session = tab.context.new_cdp_session(tab.page)
     size = {"height": 1000, "mobile": False}
     session.send("Emulation.setDeviceMetricsOverride", {**size, "width": 1200, "deviceScaleFactor": 2})
     tab.frame.wait_for_function("devicePixelRatio === 2")
-    until(lambda: pixels(tab.cell("walks", 20))[..., 3].all(), "all is painted")
-    picture = picture_at("walks", pixels(tab.cell("walks", 20)))
-    assert picture.shape[2] == 192
-    expected = overlaid(picture, render._at(heat_of("walks", 20), picture)).permute(1, 2, 0)
+    until(lambda: pixels(tab.cell("walks", 20))[..., 3].all(), "everything is painted")
+    image = image_at("walks", pixels(tab.cell("walks", 20)))
+    assert image.shape[2] == 192
+    expected = overlaid(image, drawing.fit_to(image, heat_of("walks", 20))).permute(1, 2, 0)
     assert_same(pixels(tab.cell("walks", 20)), expected)
     session.send("Emulation.setDeviceMetricsOverride", {**size, "width": 1500, "deviceScaleFactor": 1})
     tab.frame.wait_for_function("devicePixelRatio === 1")
 
 
-def test_the_lit_corner_is_hot_and_no_other(tab: Tab) -> None:
+def test_only_the_lit_corner_is_hot(tab: Tab) -> None:
     for name in ("walks", "still"):
         for step, (place, _) in zip(STEPS, PROBES[name], strict=True):
             overlay = pixels(tab.cell(name, step))
@@ -130,7 +131,7 @@ def test_the_lit_corner_is_hot_and_no_other(tab: Tab) -> None:
                 assert (spread(corner(overlay, other)) > 60) == (other == place)
 
 
-def test_red_is_where_there_is_more_and_blue_where_there_is_less(tab: Tab) -> None:
+def test_a_change_is_red_where_the_map_gained_and_blue_where_it_lost(tab: Tab) -> None:
     tab.view("Change")
     change = pixels(tab.cell("walks", 20))
     assert corner(change, BOTTOM_RIGHT)[0] > corner(change, BOTTOM_RIGHT)[2] + 50
@@ -140,41 +141,41 @@ def test_red_is_where_there_is_more_and_blue_where_there_is_less(tab: Tab) -> No
 
 
 @on_any_screen
-def test_an_overlay_is_that_of_the_images_tab(tab: Tab) -> None:
+def test_an_overlay_equals_the_logged_image(tab: Tab) -> None:
     shown = all_pixels(tab)
     assert shown.keys() == set(product(NAMES, range(len(STEPS))))
     for (name, evaluation), canvas in shown.items():
-        picture = picture_at(name, canvas)
-        assert_same(canvas, overlaid(picture, render._at(heat_of(name, STEPS[evaluation]), picture)).permute(1, 2, 0))
+        image = image_at(name, canvas)
+        assert_same(canvas, overlaid(image, drawing.fit_to(image, heat_of(name, STEPS[evaluation]))).permute(1, 2, 0))
 
 
 @on_any_screen
-def test_a_change_is_that_of_the_images_tab(tab: Tab) -> None:
+def test_a_change_equals_the_logged_image(tab: Tab) -> None:
     tab.view("Change")
     for (name, evaluation), canvas in all_pixels(tab).items():
         change = heat_of(name, STEPS[evaluation]) - heat_of(name, STEPS[0])
-        assert_same(canvas, render._change(picture_at(name, canvas), change))
+        assert_same(canvas, drawing.draw_change(image_at(name, canvas), change))
 
 
-def test_heat_alone_is_the_colour_of_the_map(tab: Tab) -> None:
+def test_heat_equals_the_coloured_map(tab: Tab) -> None:
     tab.view("Heat")
     for colors in ("inferno", "viridis", "gray"):
         tab.choose("Colours", colors)
         for (name, evaluation), canvas in all_pixels(tab).items():
-            heat = render._at(heat_of(name, STEPS[evaluation]), picture_at(name, canvas))
+            heat = drawing.fit_to(image_at(name, canvas), heat_of(name, STEPS[evaluation]))
             assert_same(canvas, colored(heat, colors).permute(1, 2, 0) * 255)
 
 
 @on_any_screen
-def test_the_input_is_the_picture_neither_turned_nor_mirrored(tab: Tab) -> None:
+def test_the_input_is_neither_rotated_nor_mirrored(tab: Tab) -> None:
     tab.view("Input")
     canvas = pixels(tab.cell("slow", 0))
-    assert_same(canvas, picture_at("slow", canvas).permute(1, 2, 0), near=8)
+    assert_same(canvas, image_at("slow", canvas).permute(1, 2, 0), tolerance=8)
     assert corner(canvas, TOP_RIGHT)[0] > corner(canvas, TOP_LEFT)[0] + 100, "redder to the right"
     assert corner(canvas, BOTTOM_LEFT)[1] > corner(canvas, TOP_LEFT)[1] + 100, "greener to the bottom"
 
 
-def test_without_opacity_the_grey_picture_is_left_and_the_more_of_it_the_more_colour(tab: Tab) -> None:
+def test_zero_opacity_shows_the_grey_image_and_more_opacity_more_colour(tab: Tab) -> None:
     shown = []
     for opacity in (0, 0.5, 1):
         tab.slide("Opacity", opacity)
@@ -185,10 +186,10 @@ def test_without_opacity_the_grey_picture_is_left_and_the_more_of_it_the_more_co
     colourfulness = [spread(corner(canvas, BOTTOM_LEFT)) for canvas in shown]
     assert colourfulness == sorted(colourfulness)
     assert colourfulness[2] > colourfulness[1] + 20 > 40
-    assert spread(corner(shown[2], TOP_RIGHT)) < 60, "hardly covered where the map is cold"
+    assert spread(corner(shown[2], TOP_RIGHT)) < 60, "the colour covers little where the map is cold"
 
 
-def test_a_scale_is_of_one_map_or_of_all_evaluations_of_a_probe(tab: Tab) -> None:
+def test_the_scale_is_that_of_one_map_or_of_all_evaluations_of_a_probe(tab: Tab) -> None:
     """The map of "fades" is 4 at its hottest, then 2, 1 and 1/16."""
     tab.view("Heat")
     expected = {"map": (1, 1, 1, 1), "probe": (1, 0.5, 0.25, 1 / 64)}
@@ -196,10 +197,10 @@ def test_a_scale_is_of_one_map_or_of_all_evaluations_of_a_probe(tab: Tab) -> Non
         tab.choose("Scale", scale)
         for step, heat in zip(STEPS, heats, strict=True):
             wanted = 255 * colored(torch.tensor([[float(heat)]]))[:, 0, 0].numpy()
-            assert np.abs(corner(pixels(tab.cell("fades", step)), TOP_RIGHT) - wanted).max() <= NEAR
+            assert np.abs(corner(pixels(tab.cell("fades", step)), TOP_RIGHT) - wanted).max() <= TOLERANCE
 
 
-def test_a_change_is_from_the_baseline_that_was_chosen(tab: Tab) -> None:
+def test_a_change_starts_from_the_chosen_baseline(tab: Tab) -> None:
     tab.view("Change")
     for baseline, step, more, less in (
         ("callback", 20, BOTTOM_RIGHT, TOP_LEFT),
@@ -213,8 +214,8 @@ def test_a_change_is_from_the_baseline_that_was_chosen(tab: Tab) -> None:
         assert_changed(pixels(tab.cell("walks", step)), more, less)
 
 
-def test_a_baseline_of_a_file_is_known_although_it_is_no_evaluation(tab: Tab) -> None:
-    tab.fresh(run=FILED, view="change")
+def test_a_change_can_start_from_a_stored_baseline(tab: Tab) -> None:
+    tab.fresh(run=STORED, view="change")
     for step, (place, _) in zip(STEPS, PROBES["walks"], strict=True):
         assert_changed(pixels(tab.cell("walks", step)), place, BOTTOM_LEFT)
     tab.choose("Baseline", "previous")
@@ -222,7 +223,7 @@ def test_a_baseline_of_a_file_is_known_although_it_is_no_evaluation(tab: Tab) ->
 
 
 def assert_changed(canvas: Pixels, more: tuple[int, int] | None, less: tuple[int, int] | None) -> None:
-    """One corner is red, one is blue, the others are neither."""
+    """Check that one corner is red, one blue, and the others neither."""
     for place in CORNERS:
         red, _, blue = corner(canvas, place)
         if place == more:
@@ -233,18 +234,18 @@ def assert_changed(canvas: Pixels, more: tuple[int, int] | None, less: tuple[int
             assert spread(corner(canvas, place)) < 5
 
 
-def test_a_vanished_map_is_cold_all_over(tab: Tab) -> None:
+def test_a_map_of_zeros_is_cold_everywhere(tab: Tab) -> None:
     tab.view("Heat")
     assert pixels(tab.cell("vanishes", 30))[..., :3].max() < 5
-    assert pixels(tab.cell("blind", 0))[..., :3].max() < 5
+    assert pixels(tab.cell("unknown", 0))[..., :3].max() < 5
 
 
-def test_the_tile_beside_the_name_is_the_evaluation_that_is_shown(tab: Tab) -> None:
+def test_the_tile_beside_the_name_shows_the_current_evaluation(tab: Tab) -> None:
     cells = all_pixels(tab)
     for evaluation, step in reversed([*enumerate(STEPS)]):
         tab.head(step).click()
         for name in NAMES:
-            assert np.array_equal(pixels(tab.present(name)), cells[name, evaluation])
+            assert np.array_equal(pixels(tab.current(name)), cells[name, evaluation])
 
 
 @on_any_screen
@@ -252,8 +253,8 @@ def test_the_wipe_uncovers_the_baseline_from_the_left(tab: Tab) -> None:
     """The map of "walks" went from the top left to the bottom right."""
     tab.cell("walks", 20).click()
     tab.stage.wait_for()
-    picture = picture_at("walks", pixels(tab.stage))
-    before, now = (np.asarray(render._overlay(picture, heat_of("walks", step))) for step in (STEPS[0], 20))
+    image = image_at("walks", pixels(tab.stage))
+    before, now = (np.asarray(drawing.draw_overlay(image, heat_of("walks", step))) for step in (STEPS[0], 20))
     for share in (0.0, 0.5, 1.0):
         tab.wipe.fill(str(share))
         shown = pixels(tab.stage)
@@ -265,7 +266,7 @@ def test_the_wipe_uncovers_the_baseline_from_the_left(tab: Tab) -> None:
 
 
 @on_any_screen
-def test_the_wipe_can_be_dragged_on_the_picture(tab: Tab) -> None:
+def test_the_wipe_can_be_dragged_on_the_image(tab: Tab) -> None:
     tab.cell("walks", 20).click()
     box = tab.stage.bounding_box()
     assert box is not None

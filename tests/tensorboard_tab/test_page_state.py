@@ -1,4 +1,4 @@
-"""What the page remembers and where it works: addresses, prefixes, empty folders, dark mode, keyboard alone."""
+"""What the page remembers, and where it works: addresses, prefixes, empty folders, dark mode, keyboard."""
 
 import re
 from collections.abc import Iterator
@@ -62,11 +62,11 @@ def choose_all(tab: Tab) -> None:
     tab.choose("Colours", "viridis")
     tab.view("Change")
     tab.choose("Baseline", "step 10")
-    tab.choose("Scale", "all looks of a probe")
+    tab.choose("Scale", "all evaluations of a probe")
     tab.choose("Sort", "name")
     tab.root.get_by_label("Filter").fill("what")
     tab.head(20).click()
-    tab.page.wait_for_function("location.hash.includes('filter=what') && location.hash.includes('look=20')")
+    tab.page.wait_for_function("location.hash.includes('filter=what') && location.hash.includes('evaluation=20')")
 
 
 def assert_all_chosen(tab: Tab) -> None:
@@ -78,7 +78,7 @@ def assert_all_chosen(tab: Tab) -> None:
     assert tab.order() == sorted(NAMES)
 
 
-def test_the_address_has_all_that_was_chosen_and_brings_it_back(tab: Tab, browser: Browser, board: str) -> None:
+def test_the_address_holds_and_restores_all_choices(tab: Tab, browser: Browser, board: str) -> None:
     choose_all(tab)
     assert tab.state.items() >= CHOICES.items()
     expected = pixels(tab.cell("walks", 20))
@@ -92,13 +92,13 @@ def test_the_address_has_all_that_was_chosen_and_brings_it_back(tab: Tab, browse
     assert_all_chosen(tab.ready())
 
 
-def test_without_an_address_the_browser_remembers(tab: Tab, board: str) -> None:
+def test_without_an_address_the_browser_restores_the_choices(tab: Tab, board: str) -> None:
     choose_all(tab)
     tab.open()
     assert_all_chosen(tab)
 
 
-def test_a_link_shows_what_its_sender_saw_whatever_this_browser_remembers(tab: Tab, board: str) -> None:
+def test_a_link_takes_precedence_over_what_the_browser_remembers(tab: Tab, board: str) -> None:
     choose_all(tab)
     tab.open(run=OTHER, sort="similarity")
     assert (tab.chosen("Run"), tab.chosen("Sort"), tab.chosen("Filter")) == (OTHER, "similarity", "")
@@ -106,29 +106,29 @@ def test_a_link_shows_what_its_sender_saw_whatever_this_browser_remembers(tab: T
     expect(tab.title).to_contain_text("step 30")
 
 
-def test_a_slow_answer_does_not_replace_what_was_chosen_after_it(tab: Tab) -> None:
+def test_a_slow_response_does_not_replace_a_later_choice(tab: Tab) -> None:
     tab.fresh(run=KNOWN, view="heat")
     expected = pixels(tab.cell("walks", 20))
-    tab.page.route("**/looks?*other*", lambda route: None)  # which goes on at the end
-    with tab.page.expect_request("**/looks?*other*"):
+    tab.page.route("**/evaluations?*other*", lambda route: None)  # held until it is unrouted
+    with tab.page.expect_request("**/evaluations?*other*"):
         tab.choose("Run", OTHER)
     tab.choose("Run", KNOWN)
-    with tab.page.expect_response("**/looks?*other*"):
-        tab.page.unroute("**/looks?*other*")
+    with tab.page.expect_response("**/evaluations?*other*"):
+        tab.page.unroute("**/evaluations?*other*")
     tab.frame.evaluate("new Promise(done => setTimeout(done, 200))")
     assert tab.chosen("Run") == KNOWN
     assert np.array_equal(pixels(tab.cell("walks", 20)), expected)
     expect(tab.grid).to_have_attribute("aria-rowcount", str(1 + len(NAMES)))
 
 
-def test_the_detail_opens_at_its_address(tab: Tab) -> None:
+def test_the_address_opens_the_large_view(tab: Tab) -> None:
     tab.fresh(run=KNOWN, open="walks", evaluation=20)
     expect(tab.detail).to_have_accessible_name("walks")
     tab.page.keyboard.press("Escape")
     expect(tab.detail).to_be_hidden()
 
 
-NONSENSE = {
+INVALID = {
     "view": ("<script>", "constructor", ""),
     "colors": ("constructor", "crameri:vik"),
     "scale": ("furlong",),
@@ -136,7 +136,7 @@ NONSENSE = {
     "opacity": ("NaN", "-7", "1e9"),
     "baseline": ("nowhere",),
     "run": ("clipcam@gone",),
-    "beside": ("clipcam@gone", KNOWN),
+    "compare": ("clipcam@gone", KNOWN),
     "evaluation": ("yesterday", "-1"),
     "open": ("nobody",),
     "constructor": ("x",),
@@ -144,22 +144,22 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("key", NONSENSE)
-def test_a_nonsense_address_shows_the_page_all_the_same(tab: Tab, key: str) -> None:
+@pytest.mark.parametrize("key", INVALID)
+def test_invalid_values_in_the_address_are_ignored(tab: Tab, key: str) -> None:
     usual = pixels(tab.cell("walks", 20))
-    for value in NONSENSE[key]:
+    for value in INVALID[key]:
         tab.fresh(**{"run": KNOWN, key: value})
         expect(tab.message).to_have_count(0)
         assert sorted(tab.order()) == sorted(NAMES)
-        if key != "run":  # then it is the other
+        if key != "run":  # it is replaced by the newest run
             assert np.array_equal(pixels(tab.cell("walks", 20)), usual)
-        for label in ("Run", "Beside", "Sort", "Colours", "Baseline", "Scale"):
+        for label in ("Run", "Compare with", "Sort", "Colours", "Baseline", "Scale"):
             selected = tab.root.get_by_label(label, exact=True).locator("option:checked")
             assert selected.count() == 1, f"{label} is left blank"
         expect(tab.root.get_by_role("radio", checked=True)).to_have_count(1)
 
 
-def test_the_other_tabs_keep_their_place_in_the_address(tab: Tab, board: str) -> None:
+def test_other_tabs_keep_their_part_of_the_address(tab: Tab, board: str) -> None:
     tab.open_at(f"{board}/?darkMode=false#clipcam&p.other.x=1")
     tab.view("Heat")
     tab.page.wait_for_function("location.hash.includes('p.clipcam.view=heat')")
@@ -178,7 +178,7 @@ def luminance(tab: Tab) -> float:
     return sum(map(int, re.findall(r"\d+", css)[:3])) / 3 / 255
 
 
-def test_dark_mode_is_tensorboards(tab: Tab) -> None:
+def test_dark_mode_follows_tensorboard(tab: Tab) -> None:
     for mode, dark in (("Dark", True), ("Light", False)):
         tab.page.get_by_role("button", name="Menu for changing light or dark theme").click()
         tab.page.get_by_role("menuitem", name=mode).click()
@@ -186,7 +186,7 @@ def test_dark_mode_is_tensorboards(tab: Tab) -> None:
         assert (luminance(tab) < 0.3) == dark
 
 
-def test_every_control_has_a_name_and_the_grid_its_roles(tab: Tab) -> None:
+def test_every_control_has_an_accessible_name_and_the_grid_has_its_roles(tab: Tab) -> None:
     for role in ("button", "combobox", "slider", "searchbox", "radio", "columnheader", "gridcell", "img", "grid"):
         for control in tab.root.get_by_role(role).all():  # type: ignore[arg-type]
             expect(control).to_have_accessible_name(re.compile(r"\S"))
@@ -199,7 +199,7 @@ def test_every_control_has_a_name_and_the_grid_its_roles(tab: Tab) -> None:
             expect(control).to_have_accessible_name(re.compile(r"\S"))
 
 
-def test_the_keyboard_alone_is_enough(tab: Tab) -> None:
+def test_the_page_works_with_the_keyboard_alone(tab: Tab) -> None:
     tab.root.get_by_label("Run", exact=True).focus()
     for _ in range(20):
         tab.page.keyboard.press("Tab")
@@ -220,7 +220,7 @@ def test_the_keyboard_alone_is_enough(tab: Tab) -> None:
     expect(tab.detail).to_be_hidden()
 
 
-def test_keys_reach_the_page_at_once_and_after_a_click_on_a_view(tab: Tab) -> None:
+def test_keys_work_at_once_and_after_a_click_on_a_view(tab: Tab) -> None:
     tab.open(run=KNOWN)
     tab.page.keyboard.press("ArrowLeft")
     expect(tab.title).to_contain_text("step 20")
@@ -230,7 +230,7 @@ def test_keys_reach_the_page_at_once_and_after_a_click_on_a_view(tab: Tab) -> No
     expect(tab.root.get_by_role("radio", name="Heat")).to_be_checked()
 
 
-def test_what_has_no_effect_on_the_grid_in_a_view_cannot_be_chosen(tab: Tab) -> None:
+def test_controls_without_effect_in_a_view_are_disabled(tab: Tab) -> None:
     without = {"Overlay": set(), "Heat": {"Opacity"}, "Change": {"Colours"}, "Input": {"Opacity", "Colours", "Scale"}}
     for view, controls in without.items():
         tab.view(view)
@@ -238,10 +238,10 @@ def test_what_has_no_effect_on_the_grid_in_a_view_cannot_be_chosen(tab: Tab) -> 
             expect(tab.root.get_by_label(control, exact=True)).to_be_enabled(enabled=control not in controls)
 
 
-@pytest.mark.parametrize("beside", ["", OTHER])
+@pytest.mark.parametrize("compare", ["", OTHER])
 @pytest.mark.parametrize("width", [480, 700, 1000])
-def test_the_detail_fits_a_narrow_window(tab: Tab, width: int, beside: str) -> None:
-    tab.fresh(run=KNOWN, beside=beside, open="walks")
+def test_the_large_view_fits_a_narrow_window(tab: Tab, width: int, compare: str) -> None:
+    tab.fresh(run=KNOWN, compare=compare, open="walks")
     tab.stage.first.wait_for()
     before = tab.page.viewport_size
     tab.page.set_viewport_size({"width": width, "height": 700})
@@ -252,7 +252,7 @@ def test_the_detail_fits_a_narrow_window(tab: Tab, width: int, beside: str) -> N
 
 
 @pytest.mark.parametrize("key", ["ArrowLeft", "ArrowRight"])
-def test_the_arrows_move_the_slider_that_has_the_focus(tab: Tab, key: str) -> None:
+def test_arrow_keys_move_the_slider_that_has_the_focus(tab: Tab, key: str) -> None:
     opacity = tab.root.get_by_label("Opacity")
     tab.slide("Opacity", 0.5)
     opacity.focus()
@@ -267,19 +267,19 @@ def test_the_arrows_move_the_slider_that_has_the_focus(tab: Tab, key: str) -> No
     expect(tab.title).to_contain_text("step 20")
 
 
-def test_named_folders(browser: Browser, logs: Path) -> None:
+def test_runs_of_named_folders_can_be_compared(browser: Browser, logs: Path) -> None:
     with tensorboard("--logdir_spec", f"a:{logs}/known,b:{logs}/other") as url:
         wait_for(url, "a/.", STEPS)
         wait_for(url, "b/.", STEPS)
         with Tab(browser, url) as tab:
-            tab.open(run="clipcam@a/.", beside="clipcam@b/.")
+            tab.open(run="clipcam@a/.", compare="clipcam@b/.")
             assert tab.options("Run") == ["a/.", "b/."]
             expect(tab.grid).to_have_attribute("aria-rowcount", str(1 + 2 * len(NAMES)))
             assert tab.noise == []
 
 
 @pytest.mark.parametrize("flag", ["true", "false"])
-def test_a_folder_that_is_itself_a_run(browser: Browser, logs: Path, flag: str) -> None:
+def test_a_log_directory_can_itself_be_a_run(browser: Browser, logs: Path, flag: str) -> None:
     with tensorboard("--logdir", logs / "known", f"--load_fast={flag}") as url:
         wait_for(url, ".", STEPS)
         with Tab(browser, url) as tab:
@@ -293,7 +293,7 @@ def test_a_folder_that_is_itself_a_run(browser: Browser, logs: Path, flag: str) 
             assert tab.noise == []
 
 
-def test_an_empty_folder_says_what_to_do(browser: Browser, tmp_path: Path) -> None:
+def test_an_empty_log_directory_shows_what_to_do(browser: Browser, tmp_path: Path) -> None:
     with tensorboard("--logdir", tmp_path) as url, Tab(browser, url) as tab:
         tab.page.goto(url)
         tab.page.get_by_role("combobox", name="Inactive").click()

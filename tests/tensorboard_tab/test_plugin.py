@@ -1,4 +1,4 @@
-"""The tab inside of TensorBoard: what it refuses, what it survives, and that it keeps nobody else from working."""
+"""The plugin inside TensorBoard: refused requests, damaged data, other tabs, and the command."""
 
 import argparse
 import json
@@ -81,15 +81,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("status", "route", "query"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_answered_is_refused_as_text(
+def test_a_bad_request_is_refused_with_plain_text(
     status: int, route: str, query: Mapping[str, object], board: Board
 ) -> None:
-    answer = board.get(f"clipcam/{route}", query)
-    assert answer.status_code == status
-    assert answer.content_type == "text/plain; charset=utf-8"
+    response = board.get(f"clipcam/{route}", query)
+    assert response.status_code == status
+    assert response.content_type == "text/plain; charset=utf-8"
 
 
-UNKNOWN = [
+UNKNOWN_ROUTES = [
     *(
         "",
         "index.html",
@@ -106,28 +106,28 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.parametrize("route", UNKNOWN, ids=[route or "none" for route in UNKNOWN])
+@pytest.mark.parametrize("route", UNKNOWN_ROUTES, ids=[route or "none" for route in UNKNOWN_ROUTES])
 def test_an_unknown_route_is_not_found(route: str, board: Board) -> None:
-    answer = board.get(f"clipcam/{route}")
-    assert answer.status_code == 404
-    assert answer.content_type == "text/plain; charset=utf-8"
-    assert b"import" not in answer.data
+    response = board.get(f"clipcam/{route}")
+    assert response.status_code == 404
+    assert response.content_type == "text/plain; charset=utf-8"
+    assert b"import" not in response.data
 
 
-def test_half_of_a_character_in_an_address_finds_nothing(board: Board) -> None:
+def test_invalid_utf8_in_a_query_is_not_found(board: Board) -> None:
     for query in ("run=%ed%a0%bd&root=clipcam", "run=run&root=%ff", "run=%00&root=%c3"):
-        assert board.client.get(f"/data/plugin/clipcam/looks?{query}").status_code == 404
+        assert board.client.get(f"/data/plugin/clipcam/evaluations?{query}").status_code == 404
 
 
-def test_every_answer_says_what_it_is_and_never_that_it_is_a_page(board: Board) -> None:
+def test_no_response_has_the_content_type_of_a_page(board: Board) -> None:
     static = {"clipcam/" + file.name for file in (PACKAGE / "tensorboard_tab" / "static").iterdir()}
-    answers = {
+    responses = {
         **{route: board.get(route) for route in ("clipcam/runs", "clipcam/colors", *static)},
         "clipcam/evaluations": board.get("clipcam/evaluations", RUN),
         "clipcam/rows": board.get("clipcam/rows", {**RUN, "probe": "probe-3"}),
     }
-    types = {route: answer.content_type for route, answer in answers.items()}
-    assert {answer.status_code for answer in answers.values()} == {200}
+    types = {route: response.content_type for route, response in responses.items()}
+    assert {response.status_code for response in responses.values()} == {200}
     assert set(types.values()) <= {
         *("application/json", "application/octet-stream", "text/javascript; charset=utf-8", "text/css; charset=utf-8")
     }
@@ -135,14 +135,14 @@ def test_every_answer_says_what_it_is_and_never_that_it_is_a_page(board: Board) 
     assert types["clipcam/evaluations"] == types["clipcam/rows"] == "application/octet-stream"
 
 
-def test_as_many_probes_as_can_be_asked_for_come_in_their_order(board: Board) -> None:
+def test_the_largest_request_is_answered_in_the_requested_order(board: Board) -> None:
     names = NAMES[66:2:-1]
     arrays, about = board.arrays("rows", **RUN, probe=names)
     assert about["rows"] == names
     assert arrays["maps"].shape == (64, 3, 3, 5)
 
 
-def test_rows_read_the_figures_of_all_evaluations_again_only_if_there_is_a_newer_evaluation(
+def test_a_request_for_rows_reads_the_metrics_again_only_after_a_new_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluations = evaluations_of(random_maps(range(3), 2), ["a", "b"])
@@ -154,7 +154,7 @@ def test_rows_read_the_figures_of_all_evaluations_again_only_if_there_is_a_newer
             write_run(tmp_path / run, evaluations[:2])
         for run in ("other", "third", "run"):
             until(lambda run=run: has_rows(board, run, 2))
-            assert has_rows(board, run, 2)  # once more: what came while they were read is known by now
+            assert has_rows(board, run, 2)  # once more: the first read may have missed the last evaluation
         read: list[str] = []
         original = RunReader.evaluations
         monkeypatch.setattr(
@@ -163,76 +163,78 @@ def test_rows_read_the_figures_of_all_evaluations_again_only_if_there_is_a_newer
         assert all(has_rows(board, run, 2) for run in ("third", "run", "third", "run"))
         assert read == []
         assert all(has_rows(board, run, 2) for run in ("other", "run", "other", "third"))
-        assert read == ["other", "third"], "two runs are kept, those that were read last"
+        assert read == ["other", "third"], "the cache holds the two runs that were read last"
         read.clear()
         sink.write(evaluations[2])
         until(lambda: has_rows(board, "run", 3))
-        assert 1 <= read.count("run") == len(read) <= 2, "when it was no longer kept, and when there was a newer look"
+        assert 1 <= read.count("run") == len(read) <= 2, (
+            "after its removal from the cache, and after the new evaluation"
+        )
         board.arrays("evaluations", **RUN)
-        assert read[-1:] == ["run"], "whoever begins anew gets what there is, whatever its clock says"
+        assert read[-1:] == ["run"], "the metrics themselves are never taken from the cache"
 
 
 def has_rows(board: Board, run: str, evaluations: int) -> bool:
-    """Whether a run answers rows of so many looks."""
-    answer = board.get("clipcam/rows", {"run": run, "root": "clipcam", "probe": "probe-0"})
-    return answer.status_code == 200 and len(load(answer.data)["step"]) == evaluations
+    """Whether a run has rows of this many evaluations."""
+    response = board.get("clipcam/rows", {"run": run, "root": "clipcam", "probe": "probe-0"})
+    return response.status_code == 200 and len(load(response.data)["step"]) == evaluations
 
 
-class AnswerError(Exception):
-    """Of a data server, with a code as gRPC's have."""
+class ServerError(Exception):
+    """An error of the data server, with a code like those of gRPC."""
 
     def __init__(self, code: str) -> None:
         self.code = lambda: SimpleNamespace(name=code)
 
 
-def test_what_is_too_large_for_the_data_server_is_left_out_but_a_dead_one_is_not_hidden(
+def test_data_too_large_for_the_data_server_is_left_out_but_a_dead_server_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_run(tmp_path / "run", evaluations_of(random_maps(range(2), 2), ["a", "b"]))
     with board_over("legacy", tmp_path) as board:
-        whole = MultiplexerDataProvider.read_tensors
+        original = MultiplexerDataProvider.read_tensors
 
         def limited(self: Any, *args: Any, run_tag_filter: RunTagFilter, **options: Any) -> Any:
             if any(tag.endswith("map/probe-0") for tag in run_tag_filter.tags):
-                raise AnswerError("RESOURCE_EXHAUSTED")
-            return whole(self, *args, run_tag_filter=run_tag_filter, **options)
+                raise ServerError("RESOURCE_EXHAUSTED")
+            return original(self, *args, run_tag_filter=run_tag_filter, **options)
 
         monkeypatch.setattr(MultiplexerDataProvider, "read_tensors", limited)
         arrays, _ = board.arrays("rows", **RUN, probe=["probe-0", "probe-1"])
         assert np.isnan(arrays["maps"].astype(np.float32)).all((1, 2, 3)).tolist() == [True, False]
 
         def dead(*args: Any, **options: Any) -> Any:
-            raise AnswerError("UNAVAILABLE")
+            raise ServerError("UNAVAILABLE")
 
         monkeypatch.setattr(MultiplexerDataProvider, "read_tensors", dead)
-        with pytest.raises(AnswerError):
+        with pytest.raises(ServerError):
             board.get("clipcam/evaluations", RUN)
 
 
-def test_a_tag_that_has_no_tensor_yet_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tag_without_a_tensor_yet_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "run", evaluations_of(random_maps(range(2), 2), ["a", "b"]))
     with board_over("legacy", tmp_path) as board:
-        whole, failures = MultiplexerDataProvider.list_tensors, [KeyError("clipcam/tab/evaluation")]
+        original, failures = MultiplexerDataProvider.list_tensors, [KeyError("clipcam/tab/evaluation")]
 
         def racing(*args: Any, **options: Any) -> Any:
             if failures:
                 raise failures.pop()
-            return whole(*args, **options)
+            return original(*args, **options)
 
         monkeypatch.setattr(MultiplexerDataProvider, "list_tensors", racing)
-        assert [told["run"] for told in board.json("clipcam/runs")["runs"]] == ["run"]
+        assert [source["run"] for source in board.json("clipcam/runs")["runs"]] == ["run"]
 
 
-def test_colors_are_those_of_the_pictures(board: Board) -> None:
+def test_colors_equal_those_of_the_logged_images(board: Board) -> None:
     arrays, about = board.arrays("colors")
-    assert (about["heats"][0], about["change"]) == (HEAT, CHANGE)
+    assert (about["heat"][0], about["change"]) == (HEAT, CHANGE)
     for name, table in arrays.items():
         assert table.shape == (256, 3)
         levels = colored(torch.linspace(0, 1, 256)[None], name)[:, 0].T
         assert np.array_equal(table, (levels * 255).round().byte().numpy())
 
 
-def test_the_tab_is_listed_where_there_is_something_to_show(tmp_path: Path) -> None:
+def test_the_tab_is_listed_if_there_is_data_for_it(tmp_path: Path) -> None:
     write_run(tmp_path / "with", evaluations_of(random_maps([0], 1), ["a"]))
     write_run(tmp_path / "without" / "run", evaluations_of(random_maps([0], 1), ["a"]), tab=False)
     for loader in LOADERS:
@@ -244,10 +246,10 @@ def test_the_tab_is_listed_where_there_is_something_to_show(tmp_path: Path) -> N
                 assert listed["loading_mechanism"] == {"type": "IFRAME", "module_path": "/data/plugin/clipcam/index.js"}
 
 
-def others(board: Board) -> dict[str, Any]:
-    """What the other tabs get."""
+def data_of_other_tabs(board: Board) -> dict[str, Any]:
+    """Fetch the data of the other tabs."""
     images = board.json("images/tags")["run"]
-    shown = {
+    files = {
         tag: [
             board.get(f"images/individualImage?{sample['query']}").data
             for sample in board.json("images/images", {"run": "run", "tag": tag, "sample": 0})
@@ -255,37 +257,39 @@ def others(board: Board) -> dict[str, Any]:
         for tag in images
     }
     scalars = board.json("scalars/tags")["run"]
-    read = {tag: [point[1:] for point in board.json("scalars/scalars", {"run": "run", "tag": tag})] for tag in scalars}
+    points = {
+        tag: [point[1:] for point in board.json("scalars/scalars", {"run": "run", "tag": tag})] for tag in scalars
+    }
     texts = board.json("text/tags")["run"]
-    told = {tag: [row["text"] for row in board.json("text/text", {"run": "run", "tag": tag})] for tag in texts}
-    return {"images": images, "shown": shown, "scalars": scalars, "read": read, "told": told}
+    contents = {tag: [row["text"] for row in board.json("text/text", {"run": "run", "tag": tag})] for tag in texts}
+    return {"images": images, "files": files, "scalars": scalars, "points": points, "texts": contents}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in TensorBoard's text plugin
 @pytest.mark.parametrize("loader", LOADERS)
-def test_the_other_tabs_get_what_they_get_without(loader: str, tmp_path: Path) -> None:
-    evaluations, seen = evaluations_of(random_maps(range(12), 2), ["a", "b"]), []
+def test_the_other_tabs_get_the_same_data_with_and_without_this_one(loader: str, tmp_path: Path) -> None:
+    evaluations, data = evaluations_of(random_maps(range(12), 2), ["a", "b"]), []
     for with_tab in (False, True):
         write_run(tmp_path / str(with_tab) / "run", evaluations, tab=with_tab, panels=1)
         with board_over(loader, tmp_path / str(with_tab)) as board:
-            seen.append(others(board))
-    assert all(seen[0].values())
-    assert seen[0] == seen[1]
+            data.append(data_of_other_tabs(board))
+    assert all(data[0].values())
+    assert data[0] == data[1]
 
 
-# What anyone may have written
+# Damaged event files: anyone may have written them.
 
 
-def good_events() -> list[Event]:
+def valid_events() -> list[Event]:
     with example_folder() as folder:
-        foreign = evaluations_of(random_maps([9], 2, seed=3), ["a", "b"])[0].snapshot
-        write_run(folder, evaluations_of(random_maps(range(2), 2), ["a", "b"], baseline=foreign))
+        stored = evaluations_of(random_maps([9], 2, seed=3), ["a", "b"])[0].snapshot
+        write_run(folder, evaluations_of(random_maps(range(2), 2), ["a", "b"], baseline=stored))
         (file,) = folder.iterdir()
         events = list(LegacyEventFileLoader(str(file)).Load())
     return [e for e in events if any("/tab/" in value.tag for value in e.summary.value)]
 
 
-GOOD = [event.SerializeToString() for event in good_events()]
+VALID = [event.SerializeToString() for event in valid_events()]
 BOMBS = [
     "[" * 100_000,
     '{"version":1,"epoch":' + "[" * 50_000 + "]" * 50_000 + "}",
@@ -321,8 +325,8 @@ METADATA = st.one_of(
 
 @st.composite
 def damaged(draw: st.DrawFn) -> list[Event]:
-    """Good events of which some parts are others."""
-    events = [Event.FromString(event) for event in GOOD]
+    """Replace some parts of valid events."""
+    events = [Event.FromString(event) for event in VALID]
     for _ in range(draw(st.integers(1, 3))):
         event = draw(st.sampled_from(events))
         if not event.summary.value:
@@ -353,47 +357,48 @@ def damaged(draw: st.DrawFn) -> list[Event]:
 
 def change_json(draw: st.DrawFn, value: Summary.Value) -> None:
     try:
-        told = json.loads(value.tensor.string_val[0])
+        content = json.loads(value.tensor.string_val[0])
     except (ValueError, RecursionError):
         return
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         return
-    key = draw(st.sampled_from([*told, "extra"]))
+    key = draw(st.sampled_from([*content, "extra"]))
     if draw(st.booleans()):
-        told[key] = draw(ANYTHING)
-    elif isinstance(told.get(key), list) and draw(st.booleans()):
-        told[key] = [*told[key], draw(ANYTHING)]
-    elif key in told:
-        told[key] = draw(
-            st.sampled_from([[], [told[key]], {}, str(told[key]), 0.5, 2, [1, 1], ["a", "a"], "x" * 10**4])
+        content[key] = draw(ANYTHING)
+    elif isinstance(content.get(key), list) and draw(st.booleans()):
+        content[key] = [*content[key], draw(ANYTHING)]
+    elif key in content:
+        content[key] = draw(
+            st.sampled_from([[], [content[key]], {}, str(content[key]), 0.5, 2, [1, 1], ["a", "a"], "x" * 10**4])
         )
         if draw(st.booleans()):
-            del told[key]
-    value.tensor.string_val[0] = json.dumps(told).encode()
+            del content[key]
+    value.tensor.string_val[0] = json.dumps(content).encode()
 
 
 def check(board: Board) -> bool:
-    """Nothing is answered with 500 (which the client would raise); whether there were looks."""
-    for watched in board.json("clipcam/runs")["runs"]:
-        assert set(watched) == {"run", "root", "problem", "wall_time"}
-    answer = board.get("clipcam/evaluations", RUN)
-    assert answer.status_code in (200, 404)
-    assert answer.status_code == 200 or len(answer.data) < 300
-    if answer.status_code == 200:
+    """Check that no route fails (the client raises its error); return whether there are evaluations."""
+    for source in board.json("clipcam/runs")["runs"]:
+        assert set(source) == {"run", "root", "problem", "wall_time"}
+    response = board.get("clipcam/evaluations", RUN)
+    assert response.status_code in (200, 404)
+    assert response.status_code == 200 or len(response.data) < 300
+    if response.status_code == 200:
         arrays, about = board.arrays("evaluations", **RUN)
         names = about["probes"]["names"]
         assert len(arrays["maps"]) == min(len(names), 16)
         board.arrays("rows", **RUN, probe=names[:64])
         assert json.dumps(about, allow_nan=False)
-        known = range(-len(arrays.get("baselines", ())), len(arrays["step"]))
-        assert set(arrays["baseline"].tolist()) <= {UNKNOWN_MAP, *known}
+        available = range(-len(arrays.get("baselines", ())), len(arrays["step"]))
+        assert set(arrays["baseline"].tolist()) <= {UNKNOWN_MAP, *available}
     assert "loaded" in board.json("scalars/tags")["run"]
     board.json("images/tags")
     assert "clipcam" in board.client.get("/data/plugins_listing").json
-    return answer.status_code == 200
+    return response.status_code == 200
 
 
-def served(events: list[Event], loader: str) -> bool:
+def is_shown_from(events: list[Event], loader: str) -> bool:
+    """Check every route on a run of these events; return whether there are evaluations."""
     with example_folder() as folder:
         write_events(folder / "run" / "events.out.tfevents.1.x", events)
         with board_over(loader, folder) as board:
@@ -401,8 +406,8 @@ def served(events: list[Event], loader: str) -> bool:
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_the_good_events_are_good(loader: str) -> None:
-    assert served([Event.FromString(event) for event in GOOD], loader)
+def test_valid_events_are_shown(loader: str) -> None:
+    assert is_shown_from([Event.FromString(event) for event in VALID], loader)
 
 
 def array(shape: list[int], content: bytes, kind: int = 1) -> TensorProto:
@@ -415,7 +420,7 @@ def text(content: str, **wrong: object) -> TensorProto:
 
 
 IN_JSON = {
-    "a look of a later version": ("evaluation", {"version": 2}, False),
+    "an evaluation of a later version": ("evaluation", {"version": 2}, False),
     "an epoch that is no integer": ("evaluation", {"epoch": 0.5}, False),
     "an epoch beyond 64 bits": ("evaluation", {"epoch": 10**400}, False),
     "a baseline beyond 64 bits": ("evaluation", {"baseline_step": -(10**400)}, False),
@@ -431,7 +436,7 @@ IN_JSON = {
     "a grid without cells": ("evaluation", {"grid": [0, 5]}, False),
     "probes of a later version": ("probes", {"version": 2}, False),
     "two probes of one name": ("probes", {"names": ["probe-0"] * 2}, False),
-    "half of a character in a name": ("probes", {"names": ["probe-0", "\ud800"]}, False),
+    "half of a surrogate pair in a name": ("probes", {"names": ["probe-0", "\ud800"]}, False),
     "more prompts than names": ("probes", {"prompts": ["a"] * 3}, False),
     "no probes": ("probes", {"names": [], "prompts": [], "digests": []}, False),
     "a digest that is a list": ("probes", {"digest": []}, False),
@@ -440,12 +445,12 @@ IN_JSON = {
 
 
 @pytest.mark.parametrize(("kind", "changes", "is_shown"), IN_JSON.values(), ids=IN_JSON)
-def test_what_json_should_not_say(kind: str, changes: dict[str, object], is_shown: bool) -> None:
-    events = [Event.FromString(event) for event in GOOD]
+def test_invalid_json_is_left_out(kind: str, changes: dict[str, object], is_shown: bool) -> None:
+    events = [Event.FromString(event) for event in VALID]
     for value in (value for event in events for value in event.summary.value if value.tag.endswith(kind)):
-        told = {**json.loads(value.tensor.string_val[0]), **changes}
-        value.tensor.string_val[0] = json.dumps(told).encode()
-    assert served(events, "legacy") is is_shown
+        content = {**json.loads(value.tensor.string_val[0]), **changes}
+        value.tensor.string_val[0] = json.dumps(content).encode()
+    assert is_shown_from(events, "legacy") is is_shown
 
 
 IN_TENSORS = {
@@ -453,33 +458,33 @@ IN_TENSORS = {
     "a map of another type": ("map/probe-0", array([3, 5], b"\0" * 60), True),
     "a map that does not fit its shape": ("map/probe-0", array([3, 5], b"\0" * 29, 19), True),
     "a map that is a text": ("map/probe-0", text("map"), True),
-    "a picture that does not fit its shape": ("picture/probe-0", array([2, 2], b"jpeg", 7), True),
-    "a picture without a shape": ("picture/probe-0", text("jpeg"), True),
-    "a picture of numbers": ("picture/probe-0", array([1], b"\0" * 4), True),
-    "no picture": ("picture/probe-0", array([0], b"", 7), True),
+    "an image that does not fit its shape": ("image/probe-0", array([2, 2], b"jpeg", 7), True),
+    "an image without a shape": ("image/probe-0", text("jpeg"), True),
+    "an image of numbers": ("image/probe-0", array([1], b"\0" * 4), True),
+    "no image": ("image/probe-0", array([0], b"", 7), True),
     "baselines of another grid": ("baseline", array([2, 5, 3], b"\0" * 120), True),
     "baselines of other probes": ("baseline", array([3, 3, 5], b"\0" * 180), True),
-    "figures of other probes": ("figures", array([3, 11], b"\0" * 132), False),
-    "figures that are not finite": ("figures", array([2, 11], b"\0\0\xc0\x7f\0\0\x80\xff" * 11), True),
-    "figures that do not fit their shape": ("figures", array([2, 11], b"\0"), False),
-    "figures of a type that there is not": ("figures", array([2, 11], b"\0" * 88, 99), False),
-    "a look of many texts": ("evaluation", TensorProto(dtype=7, string_val=[b"{}", b"{}"]), False),
-    "a look that is no JSON": ("evaluation", text("{"), False),
-    "a look that is a list": ("evaluation", text("[]"), False),
-    "a look in bytes that are no text": ("evaluation", TensorProto(dtype=7, string_val=[b"\xff"]), False),
-    "a look that is a number": ("evaluation", array([], b"\0" * 4), False),
-    "a look that is nested deeply": ("evaluation", text(BOMBS[1]), False),
-    "a look that is a very long number": ("evaluation", text(BOMBS[2]), False),
+    "metrics of other probes": ("metrics", array([3, 11], b"\0" * 132), False),
+    "metrics that are not finite": ("metrics", array([2, 11], b"\0\0\xc0\x7f\0\0\x80\xff" * 11), True),
+    "metrics that do not fit their shape": ("metrics", array([2, 11], b"\0"), False),
+    "metrics of an undefined type": ("metrics", array([2, 11], b"\0" * 88, 99), False),
+    "an evaluation of several texts": ("evaluation", TensorProto(dtype=7, string_val=[b"{}", b"{}"]), False),
+    "an evaluation that is not JSON": ("evaluation", text("{"), False),
+    "an evaluation that is a list": ("evaluation", text("[]"), False),
+    "an evaluation that is not UTF-8": ("evaluation", TensorProto(dtype=7, string_val=[b"\xff"]), False),
+    "an evaluation that is a number": ("evaluation", array([], b"\0" * 4), False),
+    "an evaluation that is nested deeply": ("evaluation", text(BOMBS[1]), False),
+    "an evaluation that is a very long number": ("evaluation", text(BOMBS[2]), False),
 }
 
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(("kind", "tensor", "is_shown"), IN_TENSORS.values(), ids=IN_TENSORS)
-def test_tensors_that_are_others(kind: str, tensor: TensorProto, is_shown: bool, loader: str) -> None:
-    events = [Event.FromString(event) for event in GOOD]
+def test_invalid_tensors_are_left_out(kind: str, tensor: TensorProto, is_shown: bool, loader: str) -> None:
+    events = [Event.FromString(event) for event in VALID]
     for value in (value for event in events for value in event.summary.value if value.tag.endswith(f"/tab/{kind}")):
         value.tensor.CopyFrom(tensor)
-    assert served(events, loader) is is_shown
+    assert is_shown_from(events, loader) is is_shown
 
 
 OF_VERSIONS = {
@@ -487,7 +492,7 @@ OF_VERSIONS = {
     "2": "It was written by a later version (format 2): update clipcam-lightning.",
     **dict.fromkeys(
         ("", "null", "true", "[]", "{}", '"1"', "NaN", "[" * 100_000, "\udcff"),
-        "Its data is damaged: it does not tell the version of its format.",
+        "Its data is damaged: the format version is missing.",
     ),
 }
 
@@ -495,20 +500,20 @@ OF_VERSIONS = {
 @pytest.mark.parametrize(
     ("metadata", "problem"), OF_VERSIONS.items(), ids=[ascii(content[:16]) for content in OF_VERSIONS]
 )
-def test_a_run_of_another_version_is_listed_with_what_to_do(metadata: str, problem: str) -> None:
-    events = [Event.FromString(event) for event in GOOD]
+def test_a_run_of_another_version_is_listed_with_its_problem(metadata: str, problem: str) -> None:
+    events = [Event.FromString(event) for event in VALID]
     for value in (value for event in events for value in event.summary.value):
         value.metadata.plugin_data.content = metadata.encode("utf-8", "surrogateescape")
     with example_folder() as folder:
         write_events(folder / "run" / "events.out.tfevents.1.x", events)
         with board_over("legacy", folder) as board:
-            (watched,) = board.json("clipcam/runs")["runs"]
-            assert watched == {**RUN, "problem": problem, "wall_time": watched["wall_time"]}
+            (source,) = board.json("clipcam/runs")["runs"]
+            assert source == {**RUN, "problem": problem, "wall_time": source["wall_time"]}
             check(board)
 
 
-def test_a_evaluation_that_cannot_be_read_takes_no_other_away() -> None:
-    events = [Event.FromString(event) for event in GOOD]
+def test_an_unreadable_evaluation_removes_no_other() -> None:
+    events = [Event.FromString(event) for event in VALID]
     (value,) = (value for value in events[0].summary.value if value.tag.endswith("tab/evaluation"))
     value.tensor.string_val[0] = b"{}"
     with example_folder() as folder:
@@ -516,12 +521,12 @@ def test_a_evaluation_that_cannot_be_read_takes_no_other_away() -> None:
         with board_over("legacy", folder) as board:
             arrays, about = board.arrays("evaluations", **RUN)
     assert arrays["step"].tolist() == [1]
-    assert about["left_out"] == {"cannot be read": 1}
-    assert arrays["baseline"].tolist() == [-1], "its baseline was written with the damaged look"
+    assert about["left_out"] == {"unreadable": 1}
+    assert arrays["baseline"].tolist() == [-1], "its baseline was written with the damaged evaluation"
 
 
-def test_a_map_that_is_missing_is_nan() -> None:
-    events = [Event.FromString(event) for event in GOOD]
+def test_a_missing_map_is_nan() -> None:
+    events = [Event.FromString(event) for event in VALID]
     (value,) = (value for value in events[1].summary.value if value.tag.endswith("map/probe-1"))
     events[1].summary.value.remove(value)
     with example_folder() as folder:
@@ -531,8 +536,8 @@ def test_a_map_that_is_missing_is_nan() -> None:
     assert np.isnan(arrays["maps"].astype(np.float32)).all((2, 3)).tolist() == [[False, False], [False, True]]
 
 
-def test_a_map_that_does_not_fit_its_shape_takes_no_other_away() -> None:
-    events = [Event.FromString(event) for event in GOOD]
+def test_a_map_that_does_not_fit_its_shape_removes_no_other() -> None:
+    events = [Event.FromString(event) for event in VALID]
     (value,) = (value for value in events[1].summary.value if value.tag.endswith("map/probe-1"))
     value.tensor.tensor_content = b"\0"
     with example_folder() as folder:
@@ -545,16 +550,16 @@ def test_a_map_that_does_not_fit_its_shape_takes_no_other_away() -> None:
 @given(events=damaged())
 @examples(100)
 def test_damaged_data_is_left_out(events: list[Event]) -> None:
-    served(events, "legacy")
+    is_shown_from(events, "legacy")
 
 
 @given(events=damaged())
 @examples(20)
 def test_damaged_data_is_left_out_by_the_fast_loader(events: list[Event]) -> None:
-    served(events, "fast")
+    is_shown_from(events, "fast")
 
 
-# What TensorBoard is when it is started by its command
+# TensorBoard as its command starts it.
 
 
 LINE = re.compile(r"(http://\S+:\d+\S*)")
@@ -562,29 +567,31 @@ LINE = re.compile(r"(http://\S+:\d+\S*)")
 
 @contextmanager
 def command(folder: Path, *flags: str, path: Path = PACKAGE.parent) -> Iterator[str]:
-    """The address of what the real command serves."""
+    """Start TensorBoard by its command and yield its address."""
     environment = {**ENVIRONMENT, "PYTHONPATH": f"{path}{os.pathsep}{PACKAGE.parent}", "PYTHONUNBUFFERED": "1"}
     order = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port=0", "--host=localhost", *flags]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(order, cwd=path, env=environment, **pipes) as board:
         try:
             assert board.stdout is not None
-            said = []
+            output = []
             for line in board.stdout:
-                said.append(line)
-                if found := LINE.search(line) if "TensorBoard" in line else None:
-                    yield found[1].rstrip("/")
+                output.append(line)
+                if address := LINE.search(line) if "TensorBoard" in line else None:
+                    yield address[1].rstrip("/")
                     return
-            raise AssertionError("".join(said))
+            raise AssertionError("".join(output))
         finally:
             stop(board)
 
 
-def asked(url: str, route: str, **query: object) -> bytes | None:
-    """The answer, ``None`` if there is none of what is asked for."""
+def fetch(url: str, route: str, **query: object) -> bytes | None:
+    """Return the body of a response; ``None`` if it is 404."""
     try:
-        with urllib.request.urlopen(f"{url}/data/{route}?{urllib.parse.urlencode(query, True)}", timeout=60) as answer:
-            content: bytes = answer.read()
+        with urllib.request.urlopen(
+            f"{url}/data/{route}?{urllib.parse.urlencode(query, True)}", timeout=60
+        ) as response:
+            content: bytes = response.read()
             return content
     except urllib.error.HTTPError as error:
         error.close()
@@ -594,34 +601,34 @@ def asked(url: str, route: str, **query: object) -> bytes | None:
 
 
 def steps(url: str) -> list[float]:
-    content = asked(url, "plugin/clipcam/evaluations", **RUN)
+    content = fetch(url, "plugin/clipcam/evaluations", **RUN)
     step: list[float] = load(content)["step"].tolist() if content else []
     return step
 
 
 @pytest.mark.parametrize("flags", [["--load_fast=auto"], ["--load_fast=false"]], ids=["usual", "legacy"])
-def test_the_command_shows_sixty_evaluations_without_any_flag(flags: list[str], tmp_path: Path) -> None:
+def test_the_command_keeps_sixty_evaluations_by_default(flags: list[str], tmp_path: Path) -> None:
     write_run(tmp_path / "run", evaluations_of(random_maps(range(60), 2), ["a", "b"]))
     with command(tmp_path, *flags) as url:
         until(lambda: steps(url) == list(range(60)))
 
 
-def test_what_a_user_asks_for_is_kept(tmp_path: Path) -> None:
+def test_the_users_own_sample_limit_is_kept(tmp_path: Path) -> None:
     write_run(tmp_path / "run", evaluations_of(random_maps(range(60), 2), ["a", "b"]))
     with command(tmp_path, "--samples_per_plugin", "clipcam=5,images=3", "--load_fast=false") as url:
         until(lambda: len(steps(url)) == 5)
 
 
 @pytest.mark.parametrize("broken", ["plugin", "events", "runs", "parsing"])
-def test_the_other_tabs_are_served_if_this_cannot_be_loaded(broken: str, tmp_path: Path) -> None:
+def test_the_other_tabs_work_if_this_one_cannot_be_loaded(broken: str, tmp_path: Path) -> None:
     write_run(tmp_path / "logs" / "run", evaluations_of(random_maps(range(2), 2), ["a", "b"]))
     shutil.copytree(PACKAGE, tmp_path / "path" / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     (module,) = (tmp_path / "path").rglob(f"{broken}.py")
     module.write_text("raise SystemError('on purpose')")
     with command(tmp_path / "logs", "--load_fast=false", path=tmp_path / "path") as url:
-        until(lambda: b"clipcam_drift/probe-0" in (asked(url, "plugin/scalars/tags") or b""))
-        assert b"scalars" in (asked(url, "plugins_listing") or b"")
-        assert asked(url, "plugin/clipcam/runs") is None
+        until(lambda: b"clipcam_drift/probe-0" in (fetch(url, "plugin/scalars/tags") or b""))
+        assert b"scalars" in (fetch(url, "plugins_listing") or b"")
+        assert fetch(url, "plugin/clipcam/runs") is None
 
 
 SERVING = """
@@ -636,17 +643,17 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 from pathlib import Path
 from tests.support.in_process import board_over
 with board_over("legacy", Path(sys.argv[1])) as board:
-    looks, about = board.arrays("looks", run="run", root="clipcam")
+    evaluations, about = board.arrays("evaluations", run="run", root="clipcam")
     board.arrays("rows", run="run", root="clipcam", probe=about["rows"])
     board.arrays("colors")
     board.json("clipcam/runs")
     board.get("clipcam/index.js")
 assert not {"torch", "lightning", "pytorch_lightning", "open_clip"} & set(sys.modules)
-print(len(looks["step"]))
+print(len(evaluations["step"]))
 """
 
 
-def test_neither_torch_nor_lightning_is_imported_to_serve(tmp_path: Path) -> None:
+def test_the_server_imports_neither_torch_nor_lightning(tmp_path: Path) -> None:
     write_run(tmp_path / "run", evaluations_of(random_maps(range(3), 2), ["a", "b"]))
     environment = {**ENVIRONMENT, "PYTHONPATH": str(PACKAGE.parent)}
     order = [sys.executable, "-c", SERVING, str(tmp_path)]
@@ -656,11 +663,11 @@ def test_neither_torch_nor_lightning_is_imported_to_serve(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("flags", [argparse.Namespace(), argparse.Namespace(samples_per_plugin=()), None, ()], ids=str)
-def test_flags_of_another_kind_are_left_alone(flags: Any) -> None:
+def test_unexpected_flags_are_left_alone(flags: Any) -> None:
     ClipCamLoader().fix_flags(flags)
 
 
-def test_flags_are_changed_only_for_this_tab() -> None:
+def test_only_the_sample_limit_of_this_tab_is_set() -> None:
     flags = argparse.Namespace(samples_per_plugin={"images": 3})
     ClipCamLoader().fix_flags(flags)
     assert flags.samples_per_plugin == {"images": 3, "clipcam": 1000}

@@ -1,25 +1,38 @@
-/** What is on the screen: which looks of which probes of which runs, in which order, and how each is painted. */
+/** What is on the screen: which evaluations of which probes of which runs, in which order, painted in which way. */
 
-import { painted, shown, top } from "./heat.js";
+import { maxValue, normalize, paint } from "./heat.js";
 import { LAST } from "./state.js";
 
+/**
+ * @typedef {import("./run.js").Run} Run
+ * @typedef {import("./state.js").State} State
+ * @typedef {import("./wire.js").Colors} Colors
+ * @typedef {{step: number, evaluations: (number | undefined)[]}} Column the index of its evaluation in each run
+ */
+
 export class Board {
-  /** @param {import("./state.js").State} state @param {{about: Object, arrays: Object}} colors */
+  /**
+   * @param {State} state
+   * @param {Colors} colors
+   */
   constructor(state, colors) {
     this.state = state;
     this.colors = colors;
+    /** @type {Run[]} one, or two that are compared */
     this.runs = [];
-    this.columns = []; // {step, looks: the number of the look in each run, or undefined}
-    this.probes = []; // numbers in each run, in the order of the rows
-    this.matched = 0; // probes that every run has
-    this.unmatched = 0; // of the first run, which the second has not
+    /** @type {Column[]} */
+    this.columns = [];
+    /** @type {number[][]} indices of the probes in each run, in the order of the rows */
+    this.probes = [];
+    this.matched = 0; // probes that all runs have
+    this.unmatched = 0; // probes of the first run that the second lacks
   }
 
-  /** @param {import("./run.js").Run[]} runs one, or two that are compared */
+  /** @param {Run[]} runs */
   show(runs) {
     this.runs = runs;
     const steps = [...new Set(runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
-    this.columns = steps.map((step) => ({ step, looks: runs.map((run) => run.lookAt.get(step)) }));
+    this.columns = steps.map((step) => ({ step, evaluations: runs.map((run) => run.evaluationAt.get(step)) }));
     this.arrange();
   }
 
@@ -30,110 +43,170 @@ export class Board {
       [this.probes, this.matched, this.unmatched] = [[], 0, 0];
       return;
     }
-    const { filter, sort } = this.state.values;
-    const all = second ? partners(first, second) : first.names.map((_, i) => [i]);
-    const matched = all.filter((pair) => !pair.includes(undefined));
-    this.unmatched = all.length - matched.length;
+    const matched = second ? pairProbes(first, second) : first.names.map((_, probe) => [probe]);
     this.matched = matched.length;
+    this.unmatched = first.names.length - matched.length;
+    const { filter, sort } = this.state.values;
     const words = filter.toLowerCase().split(/\s+/);
-    const text = (i) => `${first.names[i]} ${first.prompts[i]}`.toLowerCase();
-    this.probes = matched.filter(([i]) => words.every((word) => text(i).includes(word)));
-    const known = (value) => (Number.isNaN(value) ? -Infinity : value);
-    const order = {
-      drift: ([a], [b]) => known(first.drift(b, first.last)) - known(first.drift(a, first.last)) || a - b,
-      similarity: ([a], [b]) =>
-        known(first.similarity(a, first.last)) - known(first.similarity(b, first.last)) || a - b,
-      name: ([a], [b]) => first.names[a].localeCompare(first.names[b], undefined, { numeric: true }),
-    }[sort];
-    this.probes.sort(order ?? (([a], [b]) => a - b));
+    /** @param {number} probe */
+    const text = (probe) => `${first.names[probe]} ${first.prompts[probe]}`.toLowerCase();
+    const compare = probeOrder(first, sort);
+    this.probes = matched
+      .filter(([probe]) => words.every((word) => text(probe).includes(word)))
+      .sort(([a], [b]) => compare(a, b));
   }
 
-  /** How many probes are shown. */
-  get inWords() {
+  /** How many probes are shown, in words. */
+  get countText() {
     const some = this.probes.length < this.matched ? `${this.probes.length} of ` : "";
     return `${some}${this.matched} ${this.matched === 1 ? "probe" : "probes"}`;
   }
 
-  /** Number of the last column. */
-  get newest() {
+  /** Index of the last column. */
+  get last() {
     return this.columns.length - 1;
   }
 
-  /** The last look that a run has up to a column, if it has one by then. */
-  lookUntil(column, side) {
-    const until = this.columns.slice(0, column + 1);
-    return until.findLast(({ looks }) => looks[side] !== undefined)?.looks[side];
+  /** Index of the column that is shown. */
+  get current() {
+    const { evaluation } = this.state.values;
+    const index = evaluation === LAST ? -1 : this.columns.findIndex(({ step }) => step === Number(evaluation));
+    return index < 0 ? this.last : index;
   }
 
-  /** Number of the column that is shown now. */
-  get now() {
-    const { look } = this.state.values;
-    const at = look === LAST ? -1 : this.columns.findIndex(({ step }) => step === Number(look));
-    return at < 0 ? this.newest : at;
-  }
-
-  /** Show a column, as far as there is one; who shows the newest will see newer ones when they come. */
+  /** Show a column or the nearest there is. A page that shows the last column will follow to newer ones.
+   *
+   * @param {number} column
+   */
   go(column) {
     if (!this.columns.length) return;
-    const at = Math.max(0, Math.min(this.columns.length - 1, column));
-    this.state.set({ look: at === this.newest ? LAST : this.columns[at].step });
+    const index = Math.max(0, Math.min(this.last, column));
+    this.state.set({ evaluation: index === this.last ? LAST : this.columns[index].step });
   }
 
-  /** The probe that is shown large, as in `probes`; undefined if none is. */
+  /** The last evaluation of a run up to a column, if there is one.
+   *
+   * @param {number} column
+   * @param {number} side index of the run
+   */
+  evaluationUntil(column, side) {
+    const until = this.columns.slice(0, column + 1);
+    return until.findLast(({ evaluations }) => evaluations[side] !== undefined)?.evaluations[side];
+  }
+
+  /** The probe in the large view, as in `probes`; undefined if none is. */
   get open() {
     return this.probes.find(([probe]) => this.runs[0].names[probe] === this.state.values.open);
   }
 
-  /** A look in words. */
+  /** Step and epoch of a column, in words.
+   *
+   * @param {number} column
+   */
   title(column) {
-    const { step, looks } = this.columns[column];
-    const side = looks.findIndex((look) => look !== undefined);
-    return `step ${step}, epoch ${this.runs[side].epoch[looks[side]]}`;
+    const { step, evaluations } = this.columns[column];
+    const side = evaluations.findIndex((evaluation) => evaluation !== undefined);
+    return `step ${step}, epoch ${this.runs[side].epoch[/** @type {number} */ (evaluations[side])]}`;
   }
 
-  alarmed(column) {
-    return this.columns[column].looks.some((look, side) => look !== undefined && this.runs[side].alarmed[look]);
+  /** Whether the evaluation of any run is an alarm.
+   *
+   * @param {number} column
+   */
+  hasAlarm(column) {
+    const { evaluations } = this.columns[column];
+    return evaluations.some((evaluation, side) => evaluation !== undefined && this.runs[side].alarm[evaluation] > 0);
   }
 
   /** The chosen colours of heat, or the first there are. */
   get heatColors() {
     const { about, arrays } = this.colors;
     const { colors } = this.state.values;
-    return arrays[about.heats.includes(colors) ? colors : about.heats[0]].data;
+    return arrays[about.heat.includes(colors) ? colors : about.heat[0]].data;
   }
 
-  /** Pixels of a probe at a look.
+  /** The colours of a change. */
+  get changeColors() {
+    return this.colors.arrays[this.colors.about.change].data;
+  }
+
+  /** Paint a probe at an evaluation.
    *
-   * @param {Object} [options] `picture` in another size than that of a tile, `view` instead of the chosen one, and
-   *     `before`: the baseline instead of the look
-   * @returns {?ImageData} null if there is no map; undefined if the row has not come yet
+   * @param {Run} run
+   * @param {number} probe
+   * @param {number} evaluation
+   * @param {Object} [options]
+   * @param {ImageData} [options.image] the image at another size than that of a tile
+   * @param {string} [options.view] instead of the chosen one
+   * @param {boolean} [options.before] paint the baseline instead of the evaluation
+   * @returns {ImageData | null | undefined} null if there is no map, undefined if the row has not arrived
    */
-  image(run, probe, look, { picture, view = this.state.values.view, before = false } = {}) {
+  image(run, probe, evaluation, { image, view = this.state.values.view, before = false } = {}) {
     const row = run.rows.get(probe);
-    if (!row) return undefined;
+    if (!row?.tile) return undefined;
     const { opacity, baseline, scale } = this.state.values;
-    const at = (map) => map && shown(map, scale === "probe" ? row.top : top(map));
-    const now = view === "input" ? null : at(row.map(look));
-    const base = before || view === "change" ? at(run.baselineMap(probe, look, baseline)) : null;
-    return painted(picture ?? row.tile, row.shape, before ? base : now, base, {
+    /** @param {Float32Array | null} map */
+    const heat = (map) => map && normalize(map, scale === "probe" ? row.max : maxValue(map));
+    const now = view === "input" ? null : heat(row.map(evaluation));
+    const base = before || view === "change" ? heat(run.baselineMap(probe, evaluation, baseline)) : null;
+    const ground = image ?? row.tile;
+    const pixels = paint(ground, row.shape, before ? base : now, base, {
       view,
       opacity: Number(opacity),
       heatColors: this.heatColors,
-      changeColors: this.colors.arrays[this.colors.about.change].data,
+      changeColors: this.changeColors,
     });
+    return pixels && new ImageData(pixels, ground.width, ground.height);
   }
 }
 
-/** Each probe of one run with its partner in the other: of the same digest and, where several have it, the same name. */
-function partners(first, second) {
+/** Pair the probes of two runs: equal digests and, where several probes have the same digest, equal names first.
+ *
+ * @param {Pick<Run, "names" | "digests">} first
+ * @param {Pick<Run, "digests" | "indexOf">} second
+ * @returns {number[][]} the indices of each pair, in the order of the first run
+ */
+export function pairProbes(first, second) {
   const free = new Set(second.digests.keys());
-  const pairs = first.digests.map((digest, i) => {
-    const named = second.places.get(first.names[i]);
-    return [i, second.digests[named] === digest && free.delete(named) ? named : undefined];
+  /** @type {(number | undefined)[]} */
+  const partners = first.digests.map((digest, probe) => {
+    const namesake = second.indexOf.get(first.names[probe]);
+    if (namesake === undefined || second.digests[namesake] !== digest) return undefined;
+    return free.delete(namesake) ? namesake : undefined;
   });
-  for (const pair of pairs) {
-    pair[1] ??= [...free].find((j) => second.digests[j] === first.digests[pair[0]]);
-    free.delete(pair[1]);
+  for (const [probe, partner] of partners.entries()) {
+    if (partner !== undefined) continue;
+    const other = [...free].find((candidate) => second.digests[candidate] === first.digests[probe]);
+    partners[probe] = other;
+    if (other !== undefined) free.delete(other);
   }
-  return pairs;
+  return partners.flatMap((partner, probe) => (partner === undefined ? [] : [[probe, partner]]));
+}
+
+/** Order the probes of a run by their last evaluation.
+ *
+ * @param {Pick<Run, "names" | "last" | "drift" | "similarity" | "flagged">} run
+ * @param {string} sort "flagged": flagged first, unknown drift last, then by drift, descending; "drift": by drift
+ *     alone, descending; "similarity": ascending; "name": alphabetical, with numbers by their value
+ * @returns {(a: number, b: number) => number} compares two probes
+ */
+export function probeOrder(run, sort) {
+  /** @param {number} value */
+  const orLowest = (value) => (Number.isNaN(value) ? -Infinity : value);
+  /** @param {number} probe */
+  const drift = (probe) => orLowest(run.drift(probe, run.last));
+  /** @param {number} probe */
+  const similarity = (probe) => orLowest(run.similarity(probe, run.last));
+  /** @param {number} probe */
+  const flagged = (probe) => Number(run.flagged(probe, run.last));
+  switch (sort) {
+    case "drift":
+      return (a, b) => drift(b) - drift(a) || a - b;
+    case "similarity":
+      return (a, b) => similarity(a) - similarity(b) || a - b;
+    case "name":
+      return (a, b) => run.names[a].localeCompare(run.names[b], undefined, { numeric: true });
+    default:
+      return (a, b) => flagged(b) - flagged(a) || drift(b) - drift(a) || a - b;
+  }
 }

@@ -1,22 +1,45 @@
-/** One probe at one look, large: baseline and now under a wipe, the figures, and where attention went. */
+/** The large view of one probe at one evaluation: baseline and now under a wipe, metrics, and where the map went. */
 
-import { element } from "./dom.js";
-import { moved, percent } from "./places.js";
-import { badge, figure } from "./row.js";
-import { nameOf } from "./run.js";
-import { sparkline } from "./sparkline.js";
+import { badge } from "./badge.js";
+import { context, element } from "./dom.js";
+import { formatNumber, formatPercent } from "./format.js";
+import { findShift } from "./places.js";
+import { nameOf } from "./sources.js";
+import { Sparkline } from "./sparkline.js";
+
+/**
+ * @typedef {import("./row_data.js").RowData} RowData
+ * @typedef {import("./run.js").Run} Run
+ *
+ * @typedef {Object} Stage a canvas with the baseline to the left of the wipe and now to the right
+ * @property {HTMLCanvasElement} canvas
+ * @property {ImageData | null | undefined} before
+ * @property {ImageData | null | undefined} now
+ * @property {HTMLElement[]} captions of either side
+ */
 
 const [STAGE, SMALL] = [420, 144]; // CSS pixels
-const FIGURES = [
-  ["drift", "Drift from the callback's baseline"],
-  ["noise_ratio", "Drift in units of its noise", 1],
-  ["common_gain", "Common gain"],
-  ["peak_gain", "Gain in one spot"],
-  ["top_iou", "Top-20 % IoU"],
-  ["center_shift", "Centre shift"],
+
+/** Labels of the metrics, and their digits after the point.
+ *
+ * @type {[string, string, number][]}
+ */
+const METRICS = [
+  ["drift", "Drift from the callback's baseline", 2],
+  ["noise_ratio", "Drift in units of the noise floor", 1],
+  ["shared_gain", "Shared gain", 2],
+  ["concentration", "Concentration", 2],
+  ["top_iou", "Top-20 % IoU", 2],
+  ["center_shift", "Centre shift", 2],
   ["similarity", "Similarity", 3],
-  ["energy_inside_mask", "Energy on the object"],
+  ["energy_inside_mask", "Energy on the object", 2],
 ];
+
+/** Movement from probe to probe.
+ *
+ * @type {Record<string, number | undefined>}
+ */
+const KEYS = { ArrowUp: -1, ArrowDown: 1 };
 
 export class Detail {
   /**
@@ -25,10 +48,13 @@ export class Detail {
    */
   constructor(board, go) {
     this.board = board;
+    /** @type {(Stage | null)[]} of each run */
     this.stages = [];
+    this.isWaiting = false; // for a row
+    this.shown = Symbol("newest update");
     this.title = element("h2", { id: "detail-title" });
     this.prompt = element("p", { class: "prompt" });
-    this.look = element("output", { "aria-live": "polite" });
+    this.evaluation = element("output", { "aria-live": "polite" });
     this.panes = element("div", { class: "panes" });
     this.wipe = element("input", {
       type: "range",
@@ -39,6 +65,7 @@ export class Detail {
       "aria-label": "Wipe between baseline and now",
       on: { input: () => this.#draw() },
     });
+    /** @type {(text: string, label: string, click: () => void) => HTMLElement} */
     const button = (text, label, click) =>
       element("button", { text, title: label, "aria-label": label, on: { click } });
     this.node = element(
@@ -57,38 +84,41 @@ export class Detail {
         button("↓", "Probe below (down arrow)", () => go(1)),
         button("✕", "Close (escape)", () => this.node.close()),
       ),
-      element("div", { class: "look" }, this.look, "wipe", this.wipe),
+      element("div", { class: "evaluation" }, this.evaluation, "wipe", this.wipe),
       this.panes,
     );
     this.node.addEventListener("keydown", (event) => {
-      const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+      const by = KEYS[event.key];
       if (by === undefined) return;
       go(by);
       event.preventDefault();
     });
     this.node.addEventListener("click", (event) => {
-      if (event.target === this.node) this.node.close(); // the ground around it
+      if (event.target === this.node) this.node.close(); // the backdrop
     });
   }
 
-  /** @param {?number[]} pair the probe's number in each run; null closes */
-  async update(pair) {
-    if (!pair) {
+  /** Show a probe.
+   *
+   * @param {number[] | undefined} indices of the probe in each run; undefined closes the view
+   */
+  async update(indices) {
+    if (!indices) {
       if (this.node.open) this.node.close();
       return;
     }
     const { board } = this;
     const [first] = board.runs;
-    this.title.textContent = first.names[pair[0]];
-    this.prompt.textContent = first.prompts[pair[0]];
-    this.look.textContent = board.title(board.now);
+    this.title.textContent = first.names[indices[0]];
+    this.prompt.textContent = first.prompts[indices[0]];
+    this.evaluation.textContent = board.title(board.current);
     if (!this.node.open) {
       this.node.showModal();
-      this.node.focus(); // and not the first button, which space would press
+      this.node.focus(); // not the first button, which the space key would press
     }
-    this.waits = false;
-    const shown = (this.shown = Symbol("newest")); // an older one may still wait for its pictures
-    const panes = await Promise.all(board.runs.map((run, side) => this.#pane(run, pair[side], side)));
+    this.isWaiting = false;
+    const shown = (this.shown = Symbol("newest update")); // an older one may still wait for its images
+    const panes = await Promise.all(board.runs.map((run, side) => this.#pane(run, indices[side], side)));
     if (shown !== this.shown) return;
     this.stages = panes.map(({ stage }) => stage);
     this.panes.classList.toggle("two", panes.length > 1);
@@ -96,129 +126,173 @@ export class Detail {
     this.#draw();
   }
 
+  /**
+   * @param {Run} run
+   * @param {number} probe
+   * @param {number} side
+   */
   async #pane(run, probe, side) {
     const { board } = this;
-    const look = board.lookUntil(board.now, side);
+    const evaluation = board.evaluationUntil(board.current, side);
     const row = run.rows.get(probe);
     const heading = board.runs.length > 1 ? [element("h3", {}, ...badge(board.runs, side), nameOf(run.source))] : [];
     const node = element("section", {}, ...heading);
-    if (!row) this.waits = true;
-    if (!row || look === undefined) {
-      node.append(element("p", { class: "quiet", text: row ? "This run has no look up to this step." : "Loading." }));
+    if (!row) this.isWaiting = true;
+    if (!row || evaluation === undefined) {
+      const text = row ? "This run has no evaluation up to this step." : "Loading.";
+      node.append(element("p", { class: "quiet", text }));
       return { node, stage: null };
     }
-    const { values } = board.state;
-    const picture = await row.picture(Math.round(STAGE * Math.min(2, devicePixelRatio)));
-    const small = await row.picture(Math.round(SMALL * Math.min(2, devicePixelRatio)));
-    const view = values.view === "heat" ? "heat" : "overlay";
-    const stage = {
-      canvas: element("canvas", {
-        class: "stage",
-        role: "img",
-        "aria-label": `${run.names[probe]}, baseline beside now`,
-      }),
-      before: board.image(run, probe, look, { picture, view, before: true }),
-      now: board.image(run, probe, look, { picture, view }),
-    };
-    stage.canvas.addEventListener("pointerdown", (event) => this.#drag(event));
-    stage.canvas.addEventListener("pointermove", (event) => event.buttons && this.#drag(event));
-    const tiles = ["change", "input"].map((kind) =>
+    const { baseline } = board.state.values;
+    const stage = await this.#stage(run, probe, evaluation, row);
+    const small = await row.image(Math.round(SMALL * Math.min(2, devicePixelRatio)));
+    const tiles = ["change", "input"].map((view) =>
       element(
         "figure",
         {},
-        painting(board.image(run, probe, look, { picture: small, view: kind })),
-        element("figcaption", { text: kind }),
+        canvasOf(board.image(run, probe, evaluation, { image: small, view })),
+        element("figcaption", { text: view }),
       ),
     );
-    const drift = sparkline(run, probe, STAGE, 64);
-    drift.mark(look);
-    stage.captions = [
-      element("span", { text: `baseline: ${run.baselineName(look, values.baseline)}` }),
-      element("span", { text: `now: step ${run.steps[look]}` }),
-    ];
-    const names = element("div", { class: "names" }, ...stage.captions);
-    const chart = element(
-      "figure",
-      {},
-      drift,
-      element("figcaption", { text: `drift, 0 to ${drift.highest}, at all looks` }),
-    );
+    const { method, target, layers } = run.settings;
     node.append(
-      element("div", {}, stage.canvas, names, chart),
+      element(
+        "div",
+        {},
+        stage.canvas,
+        element("div", { class: "names" }, ...stage.captions),
+        chart(run, probe, evaluation),
+      ),
       element(
         "div",
         {},
         element("div", { class: "tiles" }, ...tiles),
-        words(run, probe, look, row, values.baseline),
-        table(row, look),
-        element("p", {
-          class: "quiet",
-          text: `Maps: ${run.made.method}, ${run.made.target}, ${run.made.layers.join(", ")}`,
-        }),
+        summary(run, probe, evaluation, row, baseline),
+        table(row, evaluation),
+        element("p", { class: "quiet", text: `Maps: ${method}, ${target}, ${layers.join(", ")}` }),
       ),
     );
     return { node, stage };
   }
 
-  #drag({ target, clientX }) {
-    const { left, width } = target.getBoundingClientRect();
-    this.wipe.value = Math.max(0, Math.min(1, (clientX - left) / width));
+  /**
+   * @param {Run} run
+   * @param {number} probe
+   * @param {number} evaluation
+   * @param {RowData} row
+   * @returns {Promise<Stage>}
+   */
+  async #stage(run, probe, evaluation, row) {
+    const { board } = this;
+    const { baseline, view: chosen } = board.state.values;
+    const image = await row.image(Math.round(STAGE * Math.min(2, devicePixelRatio)));
+    const view = chosen === "heat" ? "heat" : "overlay";
+    const label = `${run.names[probe]}, baseline beside now`;
+    const canvas = element("canvas", { class: "stage", role: "img", "aria-label": label });
+    canvas.addEventListener("pointerdown", (event) => this.#drag(canvas, event));
+    canvas.addEventListener("pointermove", (event) => event.buttons && this.#drag(canvas, event));
+    return {
+      canvas,
+      before: board.image(run, probe, evaluation, { image, view, before: true }),
+      now: board.image(run, probe, evaluation, { image, view }),
+      captions: [
+        element("span", { text: `baseline: ${run.baselineName(evaluation, baseline)}` }),
+        element("span", { text: `now: step ${run.steps[evaluation]}` }),
+      ],
+    };
+  }
+
+  /**
+   * @param {HTMLCanvasElement} canvas
+   * @param {PointerEvent} event
+   */
+  #drag(canvas, { clientX }) {
+    const { left, width } = canvas.getBoundingClientRect();
+    this.wipe.value = String(Math.max(0, Math.min(1, (clientX - left) / width)));
     this.#draw();
   }
 
-  /** Baseline to the left of the wipe, now to the right. */
+  /** Draw the baseline to the left of the wipe and now to the right. */
   #draw() {
     for (const stage of this.stages) {
-      if (!stage) continue;
-      const { canvas, before, now } = stage;
-      const whole = now ?? before;
-      if (!whole) continue;
-      [canvas.width, canvas.height] = [whole.width, whole.height];
-      const context = canvas.getContext("2d");
-      const edge = Math.round(this.wipe.value * whole.width);
-      stage.captions[0].style.visibility = edge > 0 ? "" : "hidden"; // of what is not to be seen
-      stage.captions[1].style.visibility = edge < whole.width ? "" : "hidden";
-      if (before) context.putImageData(before, 0, 0, 0, 0, edge, whole.height);
-      if (now) context.putImageData(now, 0, 0, edge, 0, whole.width - edge, whole.height);
-      context.fillStyle = "#fff";
-      if (edge > 0 && edge < whole.width) context.fillRect(edge - 1, 0, 2, whole.height);
+      const whole = stage?.now ?? stage?.before;
+      if (!stage || !whole) continue;
+      const { canvas, before, now, captions } = stage;
+      const { width, height } = whole;
+      [canvas.width, canvas.height] = [width, height];
+      const drawing = context(canvas);
+      const edge = Math.round(Number(this.wipe.value) * width);
+      captions[0].style.visibility = edge > 0 ? "" : "hidden"; // a side that is covered needs no caption
+      captions[1].style.visibility = edge < width ? "" : "hidden";
+      if (before) drawing.putImageData(before, 0, 0, 0, 0, edge, height);
+      if (now) drawing.putImageData(now, 0, 0, edge, 0, width - edge, height);
+      drawing.fillStyle = "#fff";
+      if (edge > 0 && edge < width) drawing.fillRect(edge - 1, 0, 2, height);
     }
   }
 }
 
-function words(run, probe, look, row, baseline) {
-  const [before, now] = [run.baselineMap(probe, look, baseline), row.map(look)];
-  const way = before && now ? moved(before, now, row.shape) : null;
-  const note = run.notes[look][row.figures(look, "note")];
-  const went = way?.far
-    ? `The ${way.gained} gained ${percent(way.gain)} of the map, the ${way.lost} lost ${percent(way.loss)}. `
-    : "";
-  const node = element("p", { class: "words", text: went });
-  const breaks = run.alarm(probe, look) > 0;
-  if (note)
-    node.append(
-      element("strong", { class: breaks ? "alarm" : "", text: `${breaks ? "Breaks the rule: " : ""}${note}.` }),
-    );
+/**
+ * @param {Run} run
+ * @param {number} probe
+ * @param {number} evaluation
+ */
+function chart(run, probe, evaluation) {
+  const sparkline = new Sparkline(run, probe, STAGE, 64);
+  sparkline.mark(evaluation);
+  const highest = formatNumber(sparkline.highest, sparkline.highest > 1 ? 2 : 0);
+  const caption = element("figcaption", { text: `drift, 0 to ${highest}, at all evaluations` });
+  return element("figure", {}, sparkline.node, caption);
+}
+
+/** Where the map went, and why the probe is flagged or its drift unknown.
+ *
+ * @param {Run} run
+ * @param {number} probe
+ * @param {number} evaluation
+ * @param {RowData} row
+ * @param {string} baseline the chosen one
+ */
+function summary(run, probe, evaluation, row, baseline) {
+  const [before, now] = [run.baselineMap(probe, evaluation, baseline), row.map(evaluation)];
+  const shift = before && now ? findShift(before, now, row.shape) : null;
+  const note = run.notes[evaluation][row.metric(evaluation, "note")];
+  const node = element("p", { class: "summary" });
+  if (shift?.isNotable) {
+    const { gained, gain, lost, loss } = shift;
+    node.append(`The ${gained} gained ${formatPercent(gain)} of the map, the ${lost} lost ${formatPercent(loss)}. `);
+  }
+  if (note) {
+    const isFlagged = run.flagged(probe, evaluation);
+    const text = `${isFlagged ? "Flagged: " : ""}${note}.`;
+    node.append(element("strong", { class: isFlagged ? "flagged" : "", text }));
+  }
   return node;
 }
 
-function table(row, look) {
-  const known = FIGURES.filter(([name]) => !Number.isNaN(row.figures(look, name)));
-  const line = ([name, label, digits]) =>
+/**
+ * @param {RowData} row
+ * @param {number} evaluation
+ */
+function table(row, evaluation) {
+  const available = METRICS.filter(([name]) => !Number.isNaN(row.metric(evaluation, name)));
+  const lines = available.map(([name, label, digits]) =>
     element(
       "tr",
       {},
       element("th", { scope: "row", text: label }),
-      element("td", { text: figure(row.figures(look, name), digits) }),
-    );
-  return element("table", {}, element("tbody", {}, ...known.map(line)));
+      element("td", { text: formatNumber(row.metric(evaluation, name), digits) }),
+    ),
+  );
+  return element("table", {}, element("tbody", {}, ...lines));
 }
 
-function painting(image) {
-  const made = element("canvas", { "aria-hidden": "true" });
+/** @param {ImageData | null | undefined} image */
+function canvasOf(image) {
+  const canvas = element("canvas", { "aria-hidden": "true" });
   if (image) {
-    [made.width, made.height] = [image.width, image.height];
-    made.getContext("2d").putImageData(image, 0, 0);
+    [canvas.width, canvas.height] = [image.width, image.height];
+    context(canvas).putImageData(image, 0, 0);
   }
-  return made;
+  return canvas;
 }

@@ -1,41 +1,64 @@
-/** Elements made of plain text: nothing a run says is ever parsed as HTML. */
+/** Elements made of plain text: nothing from a run is ever parsed as HTML. */
 
 /**
- * @param {string} tag
- * @param {Object} properties of the element; `class`, `text`, `on` (event listeners) and what has a dash are set as such.
- * @param {...(Node|string)} children
+ * @typedef {{[Name in keyof HTMLElementEventMap]?: (event: HTMLElementEventMap[Name]) => void}} Listeners
+ * @typedef {{class?: string, text?: string, on?: Listeners} & Record<string, unknown>} Properties
  */
-export function element(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name === "class") made.className = value;
-    else if (name === "text") made.textContent = value;
-    else if (name === "on")
-      for (const [event, listener] of Object.entries(value)) made.addEventListener(event, listener);
-    else if (name.includes("-") || name === "role" || name === "for") made.setAttribute(name, value);
-    else made[name] = value;
+
+/** Create an element.
+ *
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Properties} [properties] properties of the element, `class`, `text`, `on` with event listeners, and
+ *     attributes: `role`, `for` and names with a dash
+ * @param {...(Node | string)} children
+ * @returns {HTMLElementTagNameMap[Tag]}
+ */
+export function element(tag, { class: className = "", text, on = {}, ...properties } = {}, ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  for (const [name, listener] of Object.entries(on)) {
+    node.addEventListener(name, /** @type {EventListener} */ (listener));
   }
-  made.append(...children);
-  return made;
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-") || name === "role" || name === "for") node.setAttribute(name, String(value));
+    else Object.assign(node, { [name]: value });
+  }
+  node.append(...children);
+  return node;
 }
 
-/** The pixels of a canvas, kept where the processor writes them: there are too many small ones for a graphics card. */
-export const context = (canvas) => canvas.getContext("2d", { willReadFrequently: true });
-
-let numbers = 0;
-
-/** A control with its label before it. */
-export function labelled(text, control, properties = {}) {
-  control.id ||= `control-${++numbers}`;
-  return element("span", { class: "control", ...properties }, element("label", { text, for: control.id }), control);
+/** The context of a canvas that stays in main memory: many small canvases are slow on a graphics card.
+ *
+ * @param {HTMLCanvasElement} canvas
+ */
+export function context(canvas) {
+  return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
 }
 
-/** Replace the options of a `<select>`, each `[value, text]`, and choose one, the first if there is no such; nothing is
- * touched if nothing changed.
+let controls = 0;
+
+/** Put a label before a control.
+ *
+ * @param {string} text
+ * @param {HTMLElement} control
+ */
+export function labelled(text, control) {
+  control.id ||= `control-${++controls}`;
+  return element("span", { class: "control" }, element("label", { text, for: control.id }), control);
+}
+
+/** Set the options of a `<select>` and choose one, the first if the chosen one is missing. Equal options stay as they
+ * are, so that an open list does not close.
+ *
+ * @param {HTMLSelectElement} select
+ * @param {string[][]} options each `[value, text]`
+ * @param {string} chosen
  */
 export function setOptions(select, options, chosen) {
-  const known = [...select.options].map((option) => [option.value, option.textContent]);
-  if (JSON.stringify(known) !== JSON.stringify(options.map(([value, text]) => [String(value), text]))) {
+  const present = [...select.options].map((option) => [option.value, option.textContent]);
+  if (JSON.stringify(present) !== JSON.stringify(options)) {
     select.replaceChildren(...options.map(([value, text]) => element("option", { value, text })));
   }
   select.value = chosen;

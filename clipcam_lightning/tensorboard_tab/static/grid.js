@@ -1,11 +1,18 @@
-/** Probes down, looks across; only what is in sight is in the page. */
+/** Probes down, evaluations across; the page holds only what is in sight. */
 
 import { element } from "./dom.js";
-import { GridRow, SIZE } from "./row.js";
+import { GridRow } from "./grid_row.js";
+import { SIZE } from "./size.js";
 
 const NO_HIT = "No probe has all the words of the filter in its name or prompt.";
 const NO_PAIR = "The two runs have no probe in common.";
-const AHEAD = 12; // rows that are asked for before they come into sight
+const AHEAD = 12; // rows that are requested before they come into sight
+
+/** Movement of the keyboard's cell, in rows.
+ *
+ * @type {Record<string, number | undefined>}
+ */
+const KEYS = { ArrowUp: -1, ArrowDown: 1, PageUp: -5, PageDown: 5, Home: -Infinity, End: Infinity };
 
 export class Grid {
   /**
@@ -15,8 +22,10 @@ export class Grid {
   constructor(board, open) {
     this.board = board;
     this.open = open;
-    this.live = new Map(); // rows in sight, by number
-    this.heads = new Map(); // column heads in sight
+    /** @type {Map<number, GridRow>} rows in sight, by number */
+    this.rows = new Map();
+    /** @type {Map<number, HTMLElement>} column heads in sight */
+    this.heads = new Map();
     this.corner = element("div", { class: "corner", role: "columnheader" });
     this.head = element("div", { class: "head", role: "row", "aria-rowindex": 1 }, this.corner);
     this.body = element("div", { class: "body", role: "presentation" });
@@ -27,98 +36,117 @@ export class Grid {
         class: "grid",
         role: "grid",
         tabIndex: 0,
-        "aria-label": "Maps of all probes at all looks",
-        on: { scroll: () => this.#soon() },
+        "aria-label": "Maps of all probes at all evaluations",
+        on: { scroll: () => this.#schedule(), keydown: (event) => this.#key(event) },
       },
       this.head,
       this.body,
     );
     for (const [name, length] of Object.entries(SIZE)) this.node.style.setProperty(`--${name}`, `${length}px`);
-    this.node.addEventListener("keydown", (event) => this.#key(event));
-    this.selected = 0; // row with the keyboard's cell
-    new ResizeObserver(() => this.#soon()).observe(this.node);
+    this.selected = 0; // row of the keyboard's cell
+    this.isScheduled = false;
+    new ResizeObserver(() => this.#schedule()).observe(this.node);
   }
 
+  /** Number of rows. */
   get count() {
     return this.board.probes.length * this.board.runs.length;
   }
 
-  /** Build anew: other runs, probes or looks. */
+  /** Build the grid again for other runs, probes or evaluations. */
   reset() {
-    const hadFocus = this.body.contains(document.activeElement);
-    for (const row of this.live.values()) row.remove();
+    const hadFocus = this.#hasFocus();
+    for (const row of this.rows.values()) row.remove();
     for (const head of this.heads.values()) head.remove();
-    this.live.clear();
+    this.rows.clear();
     this.heads.clear();
     const { columns } = this.board;
-    this.body.replaceChildren(...(this.count ? [this.marker] : [this.#nothing()]));
+    this.body.replaceChildren(this.count ? this.marker : this.#message());
     this.body.style.height = this.count ? `${this.count * SIZE.row}px` : "";
     for (const part of [this.head, this.body]) part.style.width = `${SIZE.side + columns.length * SIZE.cell}px`;
-    this.node.setAttribute("aria-rowcount", this.count + 1);
-    this.node.setAttribute("aria-colcount", columns.length + 1);
+    this.node.setAttribute("aria-rowcount", String(this.count + 1));
+    this.node.setAttribute("aria-colcount", String(columns.length + 1));
     this.selected = Math.min(this.selected, Math.max(0, this.count - 1));
     this.update(true);
     if (hadFocus) this.#focus();
   }
 
-  #nothing() {
+  #message() {
     return element("p", { class: "message nothing", role: "status", text: this.board.matched ? NO_HIT : NO_PAIR });
   }
 
-  #soon() {
-    this.frame ??= requestAnimationFrame(() => {
-      this.frame = null;
+  #schedule() {
+    if (this.isScheduled) return;
+    this.isScheduled = true;
+    requestAnimationFrame(() => {
+      this.isScheduled = false;
       this.update(false);
     });
   }
 
-  /** Show what is in sight, painting what is new, or all. */
-  update(all) {
+  /** Show what is in sight.
+   *
+   * @param {boolean} repaint whether to paint all, and not only what is new
+   */
+  update(repaint) {
     const { clientWidth, clientHeight, scrollLeft, scrollTop } = this.node;
-    if (!clientWidth || !this.board.columns.length) return; // another tab is shown
-    const first = Math.max(0, Math.floor(scrollTop / SIZE.row) - 1);
-    const last = Math.min(this.count - 1, Math.floor((scrollTop + clientHeight - SIZE.head) / SIZE.row) + 1);
-    const from = Math.max(0, Math.floor(scrollLeft / SIZE.cell) - 1);
-    const to = Math.min(
-      this.board.columns.length - 1,
-      Math.floor((scrollLeft + clientWidth - SIZE.side) / SIZE.cell) + 1,
-    );
-    const hadFocus = this.body.contains(document.activeElement);
-    this.#ask(first, last);
+    const { columns } = this.board;
+    if (!clientWidth || !columns.length) return; // another tab is shown
+    const [first, last] = rangeInSight(scrollTop, clientHeight - SIZE.head, SIZE.row, this.count);
+    const [from, to] = rangeInSight(scrollLeft, clientWidth - SIZE.side, SIZE.cell, columns.length);
+    const hadFocus = this.#hasFocus();
+    this.#requestRows(first, last);
     this.#updateHead(from, to);
-    for (const [number, row] of this.live) {
+    for (const [number, row] of this.rows) {
       if (number < first || number > last) {
         row.remove();
-        this.live.delete(number);
+        this.rows.delete(number);
       }
     }
     for (let number = first; number <= last; number++) {
-      if (!this.live.has(number)) {
-        const row = new GridRow(this.board, number, (column) => this.#openAt(number, column));
-        this.live.set(number, row);
-        this.body.append(row.node);
-      }
-      this.live.get(number).update(from, to, all);
+      const row = this.rows.get(number) ?? this.#addRow(number);
+      row.update(from, to, repaint);
     }
-    if (hadFocus && !this.body.contains(document.activeElement)) this.node.focus({ preventScroll: true });
-    this.marker.style.left = `${SIZE.side + this.board.now * SIZE.cell}px`;
+    if (hadFocus && !this.#hasFocus()) this.node.focus({ preventScroll: true });
+    this.marker.style.left = `${SIZE.side + this.board.current * SIZE.cell}px`;
   }
 
-  /** Have the rows in sight come, and then those around them. */
-  #ask(first, last) {
-    const { probes, runs } = this.board;
-    const [top, bottom] = [first, last].map((number) => Math.floor(number / runs.length));
-    const large = this.board.open;
-    runs.forEach((run, side) => {
-      const visible = [...(large ? [large] : []), ...probes.slice(top, bottom + 1)];
-      const near = [...probes.slice(bottom + 1, bottom + 1 + AHEAD), ...probes.slice(Math.max(0, top - AHEAD), top)];
-      run.want(...[visible, near].map((pairs) => pairs.map((pair) => pair[side])));
+  /** @param {number} number */
+  #addRow(number) {
+    const row = new GridRow(this.board, number, (column) => {
+      this.selected = number; // as if the keyboard had moved there
+      this.open(number, column);
     });
+    this.rows.set(number, row);
+    this.body.append(row.node);
+    return row;
   }
 
+  /** Request the rows in sight, and then those around them.
+   *
+   * @param {number} first
+   * @param {number} last
+   */
+  #requestRows(first, last) {
+    const { probes, runs, open } = this.board;
+    const [top, bottom] = [first, last].map((number) => Math.floor(number / runs.length));
+    const visible = [...(open ? [open] : []), ...probes.slice(top, bottom + 1)];
+    const near = [...probes.slice(bottom + 1, bottom + 1 + AHEAD), ...probes.slice(Math.max(0, top - AHEAD), top)];
+    for (const [side, run] of runs.entries()) {
+      run.want(
+        visible.map((indices) => indices[side]),
+        near.map((indices) => indices[side]),
+      );
+    }
+  }
+
+  /**
+   * @param {number} from
+   * @param {number} to
+   */
   #updateHead(from, to) {
     const { board } = this;
-    this.corner.textContent = `${board.inWords} · shown: ${board.title(board.now)}`;
+    this.corner.textContent = `${board.countText} · shown: ${board.title(board.current)}`;
     for (const [column, head] of this.heads) {
       if (column < from || column > to) {
         head.remove();
@@ -126,79 +154,107 @@ export class Grid {
       }
     }
     for (let column = from; column <= to; column++) {
-      if (!this.heads.has(column)) this.heads.set(column, this.#columnHead(column));
-      this.heads.get(column).classList.toggle("now", column === board.now);
+      const head = this.heads.get(column) ?? this.#addHead(column);
+      head.classList.toggle("now", column === board.current);
     }
   }
 
-  #columnHead(column) {
+  /** @param {number} column */
+  #addHead(column) {
     const { board } = this;
     const [step, epoch] = board.title(column).split(", ");
-    const alarmed = board.alarmed(column);
+    const hasAlarm = board.hasAlarm(column);
     const head = element(
       "button",
       {
         class: "column",
         role: "columnheader",
         tabIndex: -1,
-        title: alarmed ? "At this look the callback raised an alarm." : "",
-        "aria-label": `${board.title(column)}${alarmed ? ", alarm" : ""}`,
+        title: hasAlarm ? "The callback raised an alarm at this evaluation." : "",
+        "aria-label": `${board.title(column)}${hasAlarm ? ", alarm" : ""}`,
         "aria-colindex": column + 2,
         on: { click: () => board.go(column) },
       },
-      element("span", { class: alarmed ? "step alarm" : "step", text: step }),
+      element("span", { class: hasAlarm ? "step alarm" : "step", text: step }),
       element("span", { class: "epoch", text: epoch }),
     );
     head.style.left = `${SIZE.side + column * SIZE.cell}px`;
+    this.heads.set(column, head);
     this.head.append(head);
     return head;
   }
 
-  /** Go along to the look that is shown now, with the keyboard if it is here. */
+  /** Follow to the current evaluation, with the keyboard's cell if it has the focus. */
   follow() {
-    const hadFocus = this.body.contains(document.activeElement);
+    const hadFocus = this.#hasFocus();
     this.reveal();
     this.update(false);
     if (hadFocus) this.#focus();
   }
 
+  #hasFocus() {
+    return this.body.contains(document.activeElement);
+  }
+
   #focus() {
-    this.live.get(this.selected)?.cells.get(this.board.now)?.focus({ preventScroll: true });
+    this.rows.get(this.selected)?.cells.get(this.board.current)?.focus({ preventScroll: true });
   }
 
-  /** Bring the look that is shown now into sight. */
+  /** Scroll the current evaluation into sight. */
   reveal() {
-    const left = this.board.now * SIZE.cell;
-    const room = this.node.clientWidth - SIZE.side;
-    const { scrollLeft } = this.node;
-    if (left < scrollLeft) this.node.scrollLeft = left;
-    else if (left + SIZE.cell > scrollLeft + room) this.node.scrollLeft = left + SIZE.cell - room;
+    const { node, board } = this;
+    node.scrollLeft = scrollIntoSight(
+      node.scrollLeft,
+      node.clientWidth - SIZE.side,
+      board.current * SIZE.cell,
+      SIZE.cell,
+    );
   }
 
-  /** As a click does: the keyboard goes on from there. */
-  #openAt(row, column) {
-    this.selected = row;
-    this.open(row, column);
-  }
-
+  /** @param {KeyboardEvent} event */
   #key(event) {
-    const by = { ArrowUp: -1, ArrowDown: 1, PageUp: -5, PageDown: 5, Home: -Infinity, End: Infinity }[event.key];
-    if (event.target.closest("button")) return;
-    if (event.key === "Enter" && this.count) this.open(this.selected, this.board.now);
-    else if (by !== undefined && this.count) this.select(Math.max(0, Math.min(this.count - 1, this.selected + by)));
+    const by = KEYS[event.key];
+    if (!this.count || /** @type {Element} */ (event.target).closest("button")) return;
+    if (event.key === "Enter") this.open(this.selected, this.board.current);
+    else if (by !== undefined) this.#select(Math.max(0, Math.min(this.count - 1, this.selected + by)));
     else return;
     event.preventDefault();
   }
 
-  /** Move the keyboard's cell to a row, at the look that is shown now. */
-  select(number) {
+  /** Move the keyboard's cell to a row, at the current evaluation.
+   *
+   * @param {number} number
+   */
+  #select(number) {
+    const { node } = this;
     this.selected = number;
-    const top = number * SIZE.row;
-    const room = this.node.clientHeight - SIZE.head;
-    if (top < this.node.scrollTop) this.node.scrollTop = top;
-    else if (top + SIZE.row > this.node.scrollTop + room) this.node.scrollTop = top + SIZE.row - room;
+    node.scrollTop = scrollIntoSight(node.scrollTop, node.clientHeight - SIZE.head, number * SIZE.row, SIZE.row);
     this.reveal();
     this.update(false);
     this.#focus();
   }
+}
+
+/** First and last of `count` items that are in sight, and one more on either side.
+ *
+ * @param {number} scroll pixels that are scrolled over
+ * @param {number} room pixels in sight
+ * @param {number} size of an item, in pixels
+ * @param {number} count
+ * @returns {[number, number]}
+ */
+export function rangeInSight(scroll, room, size, count) {
+  return [Math.max(0, Math.floor(scroll / size) - 1), Math.min(count - 1, Math.floor((scroll + room) / size) + 1)];
+}
+
+/** Scroll position nearest to `scroll` that has an item in sight.
+ *
+ * @param {number} scroll pixels that are scrolled over
+ * @param {number} room pixels in sight
+ * @param {number} start of the item, in pixels
+ * @param {number} size of the item, in pixels
+ */
+export function scrollIntoSight(scroll, room, start, size) {
+  if (start < scroll) return start;
+  return Math.max(scroll, start + size - room);
 }

@@ -1,64 +1,110 @@
-/** The run in a sentence: which probe moved most, when, and where to. */
+/** A run in a sentence: whether there is an alarm, which probe moved most, when, and where to. */
 
+import { badge } from "./badge.js";
 import { element } from "./dom.js";
-import { LEAST, moved, percent } from "./places.js";
-import { badge, figure } from "./row.js";
+import { formatNumber, formatPercent } from "./format.js";
+import { MIN_GAIN, findShift } from "./places.js";
 
-/** @returns {Node[]} one line a run */
+/** @typedef {import("./run.js").Run} Run */
+
+/** @param {Run[]} runs
+ * @returns {HTMLElement[]} one line per run
+ */
 export function headline(runs) {
   return runs.map((run, side) => {
-    return element("p", {}, ...badge(runs, side), ...verdict(run), ...most(run), ...leftOut(run));
+    const hasAlarm = run.alarm[run.last] > 0;
+    const { name, text } = describeDrift(run);
+    return element(
+      "p",
+      {},
+      ...badge(runs, side),
+      element("strong", { class: hasAlarm ? "alarm" : "", text: describeAlarm(run) }),
+      ": ",
+      element("span", { text: describeFlagged(run), title: `The rule: ${run.rule}.` }),
+      ". ",
+      // Isolated, because a name may change the direction of the text that follows.
+      ...(name ? [element("strong", {}, element("bdi", { text: name }))] : []),
+      text,
+      ...describeLeftOut(run).map((each) => element("span", { class: "quiet", text: each })),
+    );
   });
 }
 
-function verdict(run) {
-  const { steps, alarmed, last, rule } = run;
-  const count = run.names.filter((_, probe) => run.alarm(probe, last) > 0).length;
-  const told = count ? `${count} of ${run.names.length} probes break the rule` : "no probe breaks the rule";
-  const breaking = element("span", { text: told, title: `The rule: ${rule}.` });
-  if (alarmed[last]) {
-    const since = alarmed.lastIndexOf(0) + 1;
-    return [element("strong", { class: "alarm", text: `Alarm since step ${steps[since]}` }), ": ", breaking, ". "];
-  }
-  const earlier = alarmed.indexOf(1);
-  const before = earlier < 0 ? "" : `, but there was one at step ${steps[earlier]}`;
-  return [element("strong", { text: `No alarm at the last look${before}` }), ": ", breaking, ". "];
+/** Since when there is an alarm, or whether there was one.
+ *
+ * @param {Pick<Run, "alarm" | "last" | "steps">} run
+ */
+export function describeAlarm({ alarm, last, steps }) {
+  if (alarm[last]) return `Alarm since step ${steps[alarm.lastIndexOf(0) + 1]}`;
+  const earlier = alarm.indexOf(1);
+  return `No alarm at the last evaluation${earlier < 0 ? "" : `, but one at step ${steps[earlier]}`}`;
 }
 
-function most(run) {
+/** How many probes are flagged at the last evaluation.
+ *
+ * @param {Pick<Run, "names" | "last" | "flagged">} run
+ */
+export function describeFlagged(run) {
+  const count = run.names.filter((_, probe) => run.flagged(probe, run.last)).length;
+  if (!count) return "no probe is flagged";
+  return `${count} of ${run.names.length} probes ${count === 1 ? "is" : "are"} flagged`;
+}
+
+/** Which probe moved most, when and where to.
+ *
+ * @param {Pick<Run, "names" | "last" | "drift" | "steps" | "baselineStep" | "rows" | "baselineMap">} run
+ * @returns {{name: string, text: string}} the name of the probe, empty if there is none, and the text after it
+ */
+export function describeDrift(run) {
   const { last, names } = run;
-  const known = names.map((_, probe) => probe).filter((probe) => !Number.isNaN(run.drift(probe, last)));
-  if (!known.length) return ["No drift is known: the baseline says nothing."];
-  const probe = known.reduce((worst, other) => (run.drift(other, last) > run.drift(worst, last) ? other : worst));
-  if (!last && !run.drift(probe, last)) return ["There is nothing to compare yet."];
-  return [
-    element("strong", {}, element("bdi", { text: names[probe] })), // a name may turn the direction of what follows
-    ` moved most: drift ${figure(run.drift(probe, last))}${when(run, probe)}${where(run, probe)}.`,
-  ];
+  const judged = [...names.keys()].filter((probe) => !Number.isNaN(run.drift(probe, last)));
+  if (!judged.length) return { name: "", text: "The drift is unknown: no probe has a valid baseline." };
+  const probe = judged.reduce((a, b) => (run.drift(b, last) > run.drift(a, last) ? b : a));
+  const drift = run.drift(probe, last);
+  if (!last && !drift) return { name: "", text: "There is nothing to compare yet." };
+  return {
+    name: names[probe],
+    text: ` moved most: drift ${formatNumber(drift)}${describeTime(run, probe)}${describePlace(run, probe)}.`,
+  };
 }
 
-/** Between which two looks most of the drift came, if any two saw so much and all are compared with the same map. */
-function when(run, probe) {
-  const { last, steps } = run;
-  const rises = steps.slice(1).map((_, look) => run.drift(probe, look + 1) - run.drift(probe, look));
-  const jump = rises.reduce((largest, rise, look) => (rise > (rises[largest] || 0) ? look : largest), 0);
-  const large = rises[jump] > run.drift(probe, last) / 2;
-  const same = run.baseline_step.every((step) => step === run.baseline_step[0]);
-  return large && same ? `, most of it between steps ${steps[jump]} and ${steps[jump + 1]}` : "";
+/** Between which two evaluations more than half of the drift arose, if all have the same baseline; else empty.
+ *
+ * @param {Pick<Run, "last" | "drift" | "steps" | "baselineStep">} run
+ * @param {number} probe
+ */
+export function describeTime(run, probe) {
+  const { last, steps, baselineStep } = run;
+  const rises = steps.slice(1).map((_, i) => run.drift(probe, i + 1) - run.drift(probe, i));
+  const largest = rises.reduce((best, rise, i) => (rise > (rises[best] || 0) ? i : best), 0);
+  const isLarge = rises[largest] > run.drift(probe, last) / 2;
+  const isComparable = baselineStep.every((step) => step === baselineStep[0]);
+  return isLarge && isComparable ? `, most of it between steps ${steps[largest]} and ${steps[largest + 1]}` : "";
 }
 
-function where(run, probe) {
+/** Where the map of a probe went; empty if its row has not arrived.
+ *
+ * @param {Pick<Run, "rows" | "last" | "baselineMap">} run
+ * @param {number} probe
+ */
+export function describePlace(run, probe) {
   const row = run.rows.get(probe);
-  const [before, now] = row ? [run.baselineMap(probe, run.last, "callback"), row.map(run.last)] : [];
-  if (!before || !now) return "";
-  const way = moved(before, now, row.shape);
-  if (!way) return "; its map now, or that of its baseline, has no heat to follow";
-  if (!way.far) return `; no part of the picture gained ${percent(LEAST)} of its map`;
-  return `, to the ${way.gained} (+${percent(way.gain)} of its map) from the ${way.lost} (−${percent(way.loss)})`;
+  const before = run.baselineMap(probe, run.last, "callback");
+  const now = row?.map(run.last);
+  if (!row || !before || !now) return "";
+  const shift = findShift(before, now, row.shape);
+  if (!shift) return "; its map or that of its baseline has no positive value";
+  if (!shift.isNotable) return `; no part of the image gained ${formatPercent(MIN_GAIN)} of the map`;
+  const { gained, gain, lost, loss } = shift;
+  return `, to the ${gained} (+${formatPercent(gain)} of the map) from the ${lost} (−${formatPercent(loss)})`;
 }
 
-function leftOut(run) {
-  return Object.entries(run.leftOut).map(([reason, count]) =>
-    element("span", { class: "quiet", text: ` Looks that are not shown: ${count} that ${reason}.` }),
+/** Which evaluations are not shown, and why: one sentence per reason.
+ *
+ * @param {Pick<Run, "leftOut">} run
+ */
+export function describeLeftOut({ leftOut }) {
+  return Object.entries(leftOut).map(
+    ([reason, count]) => ` ${count} ${count === 1 ? "evaluation is" : "evaluations are"} not shown: ${reason}.`,
   );
 }

@@ -1,72 +1,126 @@
-/** Raw maps as pixels. Bilinear between the centres of the cells, as the pictures in the Images tab. */
+/** Raw maps as pixels: bilinear between the centres of the cells, as in the images that the callback logs. */
 
-const [DARKEST, CONTRAST] = [0.08, 0.6]; // of a picture under heat, as in the pictures in the Images tab
+const [DARKEST, CONTRAST] = [0.08, 0.6]; // of an image under heat, as in the logged images
 
-/** Largest value of a map, at least the smallest number that can divide. */
-export function top(map) {
+/**
+ * @typedef {{width: number, height: number, data: Uint8ClampedArray<ArrayBuffer>}} Pixels RGBA
+ *
+ * @typedef {Object} PaintOptions
+ * @property {string} view "overlay", "heat", "change" or "input"
+ * @property {number} opacity 0 to 1, of an overlay or change
+ * @property {Uint8Array} heatColors 256 RGB colours
+ * @property {Uint8Array} changeColors 256 RGB colours, the middle one for no change
+ */
+
+/** Largest finite value of a map, at least the smallest number to divide by.
+ *
+ * @param {Float32Array} map
+ */
+export function maxValue(map) {
   let largest = 1e-37;
   for (const value of map) if (value > largest && value !== Infinity) largest = value;
   return largest;
 }
 
-/** Map divided by `largest`; what is negative or not finite is 0. */
-export function shown(map, largest = top(map)) {
+/** Divide a map by `largest` and clip it to 0 to 1; a value that is not finite becomes 0.
+ *
+ * @param {Float32Array} map
+ * @param {number} [largest]
+ */
+export function normalize(map, largest = maxValue(map)) {
   return map.map((value) => (value > 0 && value !== Infinity ? Math.min(1, value / largest) : 0));
 }
 
 /** Paint one view of a probe.
  *
- * @param {ImageData} picture what the model saw
+ * @param {Pixels} image the model's input
  * @param {number[]} shape of the maps, `[h, w]`
- * @param {?Float32Array} heat 0 to 1, see {@link shown}
- * @param {?Float32Array} before the same of the baseline
- * @param {{view: string, opacity: number, heatColors: Uint8Array, changeColors: Uint8Array}} how
- * @returns {?ImageData} null if a map that the view needs is missing
+ * @param {Float32Array | null} heat normalized map
+ * @param {Float32Array | null} baseline normalized map of the baseline, for the view "change"
+ * @param {PaintOptions} options
+ * @returns {Uint8ClampedArray<ArrayBuffer> | null} RGBA at the size of the image; null if the view needs a map that is
+ *     missing
  */
-export function painted(picture, shape, heat, before, how) {
-  if (how.view === "input") return picture;
-  if (!heat || (how.view === "change" && !before)) return null;
-  const { width, height, data: seen } = picture;
-  const out = new ImageData(width, height);
-  const paint = { overlay, heat: heatAlone, change }[how.view];
-  const values = how.view === "change" ? heat.map((value, i) => value - before[i]) : heat;
-  paint(resized(values, shape, [height, width]), seen, out.data, how);
-  for (let i = 3; i < out.data.length; i += 4) out.data[i] = 255;
+export function paint(image, shape, heat, baseline, options) {
+  if (options.view === "input") return image.data;
+  if (!heat) return null;
+  const { width, height, data } = image;
+  const out = new Uint8ClampedArray(4 * width * height);
+  if (options.view === "change") {
+    if (!baseline) return null;
+    const difference = heat.map((value, i) => value - baseline[i]);
+    paintChange(resize(difference, shape, [height, width]), data, out, options);
+  } else {
+    const paintHeat = options.view === "heat" ? paintPlain : paintOverlay;
+    paintHeat(resize(heat, shape, [height, width]), data, out, options);
+  }
+  for (let i = 3; i < out.length; i += 4) out[i] = 255;
   return out;
 }
 
-/** Heat over the greyed, subdued picture: the hotter, the more colour covers it. */
-function overlay(heat, seen, out, { opacity, heatColors }) {
+/** Paint heat over the grey, darkened image: hotter cells cover more of it.
+ *
+ * @param {Float32Array} heat
+ * @param {Uint8ClampedArray} image
+ * @param {Uint8ClampedArray} out
+ * @param {PaintOptions} options
+ */
+function paintOverlay(heat, image, out, { opacity, heatColors }) {
   for (let i = 0, p = 0; i < heat.length; i++, p += 4) {
     const level = Math.round(255 * heat[i]);
     const cover = (opacity / 0.85) * (0.1 + (0.75 * level) / 255);
-    const grey = Math.round(0.299 * seen[p] + 0.587 * seen[p + 1] + 0.114 * seen[p + 2]);
+    const grey = Math.round(0.299 * image[p] + 0.587 * image[p + 1] + 0.114 * image[p + 2]);
     mix(out, p, heatColors, 3 * level, Math.min(1, cover), 255 * DARKEST + CONTRAST * grey);
   }
 }
 
-function heatAlone(heat, _seen, out, { heatColors }) {
+/**
+ * @param {Float32Array} heat
+ * @param {Uint8ClampedArray} _image
+ * @param {Uint8ClampedArray} out
+ * @param {PaintOptions} options
+ */
+function paintPlain(heat, _image, out, { heatColors }) {
   for (let i = 0; i < heat.length; i++) mix(out, 4 * i, heatColors, 3 * Math.round(255 * heat[i]), 1, 0);
 }
 
-/** Red where there is more than before, blue where there is less; where nothing changed the faint picture shows. */
-function change(difference, seen, out, { opacity, changeColors }) {
+/** Paint red where a map gained and blue where it lost; elsewhere the faint image shows.
+ *
+ * @param {Float32Array} difference
+ * @param {Uint8ClampedArray} image
+ * @param {Uint8ClampedArray} out
+ * @param {PaintOptions} options
+ */
+function paintChange(difference, image, out, { opacity, changeColors }) {
   for (let i = 0, p = 0; i < difference.length; i++, p += 4) {
     const cover = (opacity / 0.85) * Math.sqrt(Math.abs(difference[i]));
-    const faint = 255 * 0.55 + (0.45 * (seen[p] + seen[p + 1] + seen[p + 2])) / 3;
+    const faint = 255 * 0.55 + (0.45 * (image[p] + image[p + 1] + image[p + 2])) / 3;
     mix(out, p, changeColors, 3 * Math.round(255 * (difference[i] / 2 + 0.5)), Math.min(1, cover), faint);
   }
 }
 
+/**
+ * @param {Uint8ClampedArray} out which rounds
+ * @param {number} p index of the pixel in `out`
+ * @param {Uint8Array} colors
+ * @param {number} c index of the colour in `colors`
+ * @param {number} cover share of the colour
+ * @param {number} grey level of the rest
+ */
 function mix(out, p, colors, c, cover, grey) {
   for (let channel = 0; channel < 3; channel++) {
-    out[p + channel] = cover * colors[c + channel] + (1 - cover) * grey; // a clamped array rounds
+    out[p + channel] = cover * colors[c + channel] + (1 - cover) * grey;
   }
 }
 
-function resized(values, [h, w], [height, width]) {
-  const down = axis(h, height);
-  const across = axis(w, width);
+/**
+ * @param {Float32Array} values
+ * @param {number[]} from `[h, w]`
+ * @param {number[]} to `[height, width]`
+ */
+function resize(values, [h, w], [height, width]) {
+  const down = interpolation(h, height);
+  const across = interpolation(w, width);
   const line = new Float32Array(w);
   const out = new Float32Array(width * height);
   for (let y = 0, i = 0; y < height; y++) {
@@ -80,20 +134,27 @@ function resized(values, [h, w], [height, width]) {
   return out;
 }
 
-const axes = new Map();
+/** @typedef {{first: Uint16Array, second: Uint16Array, weight: Float32Array}} Interpolation */
 
-/** Between which two of `cells` each of `pixels` lies, and how far from the first. */
-function axis(cells, pixels) {
+/** @type {Map<string, Interpolation>} */
+const interpolations = new Map();
+
+/** The two of `cells` between whose centres each of `pixels` lies, and the weight of the second.
+ *
+ * @param {number} cells
+ * @param {number} pixels
+ */
+function interpolation(cells, pixels) {
   const key = `${cells} ${pixels}`;
-  if (!axes.has(key)) {
-    const made = { first: new Uint16Array(pixels), second: new Uint16Array(pixels), weight: new Float32Array(pixels) };
-    for (let i = 0; i < pixels; i++) {
-      const place = Math.max(0, ((i + 0.5) * cells) / pixels - 0.5);
-      made.first[i] = Math.min(cells - 1, Math.floor(place));
-      made.second[i] = Math.min(cells - 1, made.first[i] + 1);
-      made.weight[i] = place - made.first[i];
-    }
-    axes.set(key, made);
+  const cached = interpolations.get(key);
+  if (cached) return cached;
+  const made = { first: new Uint16Array(pixels), second: new Uint16Array(pixels), weight: new Float32Array(pixels) };
+  for (let i = 0; i < pixels; i++) {
+    const place = Math.max(0, ((i + 0.5) * cells) / pixels - 0.5);
+    made.first[i] = Math.min(cells - 1, Math.floor(place));
+    made.second[i] = Math.min(cells - 1, made.first[i] + 1);
+    made.weight[i] = place - made.first[i];
   }
-  return axes.get(key);
+  interpolations.set(key, made);
+  return made;
 }

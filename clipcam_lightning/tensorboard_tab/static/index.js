@@ -5,14 +5,31 @@ import { Detail } from "./detail.js";
 import { element } from "./dom.js";
 import { Grid } from "./grid.js";
 import { headline } from "./headline.js";
-import { followDarkMode, onDataReloaded, onResolutionChange, takeKeyboard } from "./host.js";
+import {
+  addressBar,
+  browserStorage,
+  followDarkMode,
+  onDataReloaded,
+  onResolutionChange,
+  takeKeyboard,
+} from "./host.js";
 import { Player } from "./player.js";
-import { Run, keyOf } from "./run.js";
+import { Run } from "./run.js";
+import { chooseSources, keyOf } from "./sources.js";
 import { State } from "./state.js";
 import { Toolbar } from "./toolbar.js";
-import { askArrays, askJson } from "./wire.js";
+import { fetchColors, fetchRuns } from "./wire.js";
 
-const EMPTY = `from clipcam_lightning import ClipCamCallback
+/**
+ * @typedef {import("./state.js").Choices} Choices
+ * @typedef {import("./wire.js").Colors} Colors
+ * @typedef {import("./wire.js").Source} Source
+ */
+
+const EMPTY =
+  "There are no CLIP CAM maps in this log directory yet. Add the callback to a Trainer that logs to TensorBoard; " +
+  "the first maps come with the first validation.";
+const EXAMPLE = `from clipcam_lightning import ClipCamCallback
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -28,22 +45,26 @@ export async function render() {
   document.documentElement.lang = "en";
   followDarkMode();
   try {
-    const page = new Page(await askArrays("colors"));
+    const page = new Page(await fetchColors());
     document.body.replaceChildren(page.node);
     takeKeyboard();
     onDataReloaded(() => page.load(true));
     onResolutionChange(() => page.fit());
     await page.load(false);
   } catch (error) {
-    document.body.replaceChildren(element("p", { class: "message", text: error.message }));
+    document.body.replaceChildren(element("p", { class: "message", text: messageOf(error) }));
   }
 }
 
 class Page {
+  /** @param {Colors} colors */
   constructor(colors) {
-    this.state = new State();
+    this.state = new State(addressBar, browserStorage);
     this.board = new Board(this.state, colors);
+    /** @type {Source[]} */
     this.sources = [];
+    this.absent = ""; // the name of a chosen run that does not exist
+    this.choice = Symbol("newest choice");
     this.toolbar = new Toolbar(this.state, this.board);
     this.grid = new Grid(this.board, (row, column) => this.#open(row, column));
     this.player = new Player(this.board);
@@ -60,85 +81,90 @@ class Page {
       this.player.node,
       this.detail.node,
     );
-    this.state.listen((changed) => this.#changed(changed));
+    this.state.listen((changed) => this.#update(changed));
   }
 
-  /** Read the runs, and the chosen ones anew if `again`. */
+  /** Read the list of runs and show the chosen ones.
+   *
+   * @param {boolean} again whether to read runs again that are shown
+   */
   async load(again) {
     try {
-      this.sources = (await askJson("runs")).runs;
+      this.sources = await fetchRuns();
       await this.#show(again);
     } catch (error) {
-      this.#say(error.message);
+      this.#showMessage(messageOf(error));
     }
   }
 
+  /** @param {boolean} again */
   async #show(again) {
-    const asked = (this.asked = Symbol("newest")); // another choice may be made while this one is read
+    const choice = (this.choice = Symbol("newest choice")); // another may be made while this one is read
     if (!this.sources.length) {
       this.board.show([]);
-      this.#say(
-        "There are no CLIP CAM maps in this log directory yet. Add the callback to a Trainer that logs to TensorBoard; the first maps come with the first validation.",
-        EMPTY,
-      );
+      this.#showMessage(EMPTY, EXAMPLE);
       return;
     }
-    const { values } = this.state;
-    const find = (key) => this.sources.find((source) => keyOf(source) === key);
-    const newest = (some, other) => (other.wall_time > some.wall_time ? other : some);
-    const sound = this.sources.filter(({ problem }) => !problem);
-    const chosen = find(values.run) ?? (sound.length ? sound : this.sources).reduce(newest);
-    this.absent = find(values.run) ? "" : values.run.replace(/^[^@]*@/, ""); // without the root of the tags
-    const beside = find(values.beside);
-    const wanted = beside && beside !== chosen ? [chosen, beside] : [chosen];
-    const problem = wanted.find((source) => source.problem);
-    this.state.adopt({ run: keyOf(chosen), beside: wanted.length > 1 ? keyOf(beside) : "" });
-    this.toolbar.update(this.sources); // so that another run can be chosen, whatever comes of this one
-    if (problem) {
+    const { chosen, absent } = chooseSources(this.sources, this.state.values);
+    this.absent = absent;
+    this.state.adopt({ run: keyOf(chosen[0]), compare: chosen[1] ? keyOf(chosen[1]) : "" });
+    this.toolbar.update(this.sources); // first, so that another run can be chosen if this one fails
+    const invalid = chosen.find((source) => source.problem);
+    if (invalid) {
       this.board.show([]);
-      this.#say(`Run \u2068${problem.run}\u2069 cannot be shown. ${problem.problem}`);
+      this.#showMessage(`Run \u2068${invalid.run}\u2069 cannot be shown. ${invalid.problem}`);
       return;
     }
-    const shown = wanted.map((source) => this.board.runs.find(({ key }) => key === keyOf(source)));
-    const chosenAnew =
-      wanted.length !== this.board.runs.length || shown.some((run, side) => run !== this.board.runs[side]);
+    const shown = chosen.map((source) => this.board.runs.find(({ key }) => key === keyOf(source)));
+    const isSame = chosen.length === this.board.runs.length && shown.every((run, i) => run === this.board.runs[i]);
+    /** @type {Run[]} */
     let runs;
     try {
       runs = await Promise.all(
-        wanted.map((source, side) => (shown[side] && !again ? shown[side] : Run.read(source, shown[side]))),
+        chosen.map((source, i) => {
+          const run = shown[i];
+          return run && !again ? run : Run.read(source, run);
+        }),
       );
     } catch (error) {
-      if (asked !== this.asked) return;
-      if (chosenAnew) this.board.show([]); // nothing of the run that was chosen before
+      if (choice !== this.choice) return;
+      if (!isSame) this.board.show([]); // nothing of the run that was chosen before
       throw error;
     }
-    if (asked !== this.asked) return;
-    this.#say("");
-    if (!chosenAnew && runs.every((run, side) => run === shown[side])) return;
+    if (choice !== this.choice) return;
+    this.#showMessage("");
+    if (isSame && runs.every((run, i) => run === shown[i])) return;
     for (const run of runs) {
       run.isShown = () => this.board.runs === runs;
-      run.arrived = () => run.isShown() && this.#arrived();
-      run.outdated = async () => run.isShown() && this.load(true);
-      run.failed = (error) => this.#say(error.message);
+      run.onRows = () => {
+        if (run.isShown()) this.#showRows();
+      };
+      run.onOutdated = async () => {
+        if (run.isShown()) await this.load(true);
+      };
+      run.onError = (error) => this.#showMessage(error.message);
     }
-    this.#all(runs);
+    this.#showRuns(runs);
   }
 
-  /** Tiles for another resolution of the screen. */
+  /** Make tiles for another resolution of the screen. */
   async fit() {
     await Promise.all(this.board.runs.flatMap((run) => [...run.rows.values()].map((row) => row.fit())));
     this.grid.update(true);
     this.#showDetail();
   }
 
-  /** Everything anew; who has scrolled to another look stays there if the same one is shown on. */
-  #all(runs) {
-    const was = this.board.now;
+  /** Show other runs. The grid stays where the user has scrolled, if the same evaluation is shown.
+   *
+   * @param {Run[]} runs
+   */
+  #showRuns(runs) {
+    const before = this.board.current;
     this.board.show(runs);
     this.toolbar.update(this.sources);
-    this.#tell();
+    this.#showHeadline();
     this.grid.reset();
-    if (this.board.now !== was) {
+    if (this.board.current !== before) {
       this.grid.reveal();
       this.grid.update(false);
     }
@@ -146,62 +172,75 @@ class Page {
     this.#showDetail();
   }
 
-  #tell() {
+  #showHeadline() {
     const { runs, unmatched } = this.board;
-    this.headline.replaceChildren(...headline(runs));
+    const notes = [];
     if (this.absent) {
-      const text = `There is no run \u2068${this.absent}\u2069 here, which was asked for; this is another.`;
-      this.headline.append(element("p", { class: "quiet", text }));
+      notes.push(`There is no run \u2068${this.absent}\u2069 in this log directory; another one is shown.`);
     }
-    if (!unmatched) return;
-    const text = `${unmatched} ${unmatched === 1 ? "probe of the first run is" : "probes of the first run are"} not in the second.`;
-    this.headline.append(element("p", { class: "quiet", text }));
+    if (unmatched) {
+      const probes = unmatched === 1 ? "probe of the first run is" : "probes of the first run are";
+      notes.push(`${unmatched} ${probes} not in the second.`);
+    }
+    this.headline.replaceChildren(...headline(runs), ...notes.map((text) => element("p", { class: "quiet", text })));
   }
 
-  /** Rows have come. */
-  #arrived() {
-    if (!this.board.runs.some(({ failing }) => failing.size)) this.#say("");
+  /** Show rows that have arrived. */
+  #showRows() {
+    if (!this.board.runs.some(({ failing }) => failing.size)) this.#showMessage("");
     this.grid.update(false);
-    if (this.detail.waits) this.#showDetail();
+    if (this.detail.isWaiting) this.#showDetail();
   }
 
-  #changed(changed) {
-    const any = (...keys) => keys.some((key) => changed.has(key));
-    if (any("run", "beside")) {
-      this.#show(false).catch((error) => this.#say(error.message));
+  /** @param {Set<keyof Choices>} changed */
+  #update(changed) {
+    /** @type {(...keys: (keyof Choices)[]) => boolean} */
+    const hasChanged = (...keys) => keys.some((key) => changed.has(key));
+    if (hasChanged("run", "compare")) {
+      this.#show(false).catch((error) => this.#showMessage(messageOf(error)));
       return;
     }
     if (!this.board.runs.length) return;
-    if (any("sort", "filter")) {
+    if (hasChanged("sort", "filter")) {
       this.board.arrange();
       this.grid.reset();
     }
-    if (any("view", "opacity", "colors", "baseline", "scale")) this.grid.update(true);
-    if (changed.has("look")) this.grid.follow();
-    if (changed.has("open")) this.grid.update(false); // which asks for its row
+    if (hasChanged("view", "opacity", "colors", "baseline", "scale")) this.grid.update(true);
+    if (hasChanged("evaluation")) this.grid.follow();
+    if (hasChanged("open")) this.grid.update(false); // requests the row
     this.toolbar.update(this.sources);
     this.player.update();
     this.#showDetail();
   }
 
+  /**
+   * @param {number} row
+   * @param {number} column
+   */
   #open(row, column) {
-    const { board } = this;
-    const [probe] = board.probes[Math.floor(row / board.runs.length)];
-    board.go(column);
-    this.state.set({ open: board.runs[0].names[probe] });
+    const { probes, runs } = this.board;
+    const [probe] = probes[Math.floor(row / runs.length)];
+    this.board.go(column);
+    this.state.set({ open: runs[0].names[probe] });
   }
 
+  /** @param {number} by */
   #openNext(by) {
-    const { board } = this;
-    const at = board.probes.findIndex(([probe]) => board.runs[0].names[probe] === this.state.values.open) + by;
-    if (board.probes[at]) this.state.set({ open: board.runs[0].names[board.probes[at][0]] });
+    const { probes, runs, open } = this.board;
+    const next = open && probes[probes.indexOf(open) + by];
+    if (next) this.state.set({ open: runs[0].names[next[0]] });
   }
 
   #showDetail() {
-    this.detail.update(this.board.open ?? null);
+    this.detail.update(this.board.open);
   }
 
-  #say(text, example) {
+  /** Show a message; instead of the maps if there are none.
+   *
+   * @param {string} text empty to remove it
+   * @param {string} [example] code
+   */
+  #showMessage(text, example) {
     this.message.hidden = !text;
     this.message.replaceChildren(element("p", { text }), ...(example ? [element("pre", { text: example })] : []));
     for (const part of [this.headline, this.grid.node, this.player.node]) {
@@ -209,4 +248,9 @@ class Page {
     }
     this.toolbar.node.hidden = !this.sources.length;
   }
+}
+
+/** @param {unknown} error */
+function messageOf(error) {
+  return error instanceof Error ? error.message : String(error);
 }

@@ -1,31 +1,34 @@
-/** One slider moves all probes through time. */
+/** The slider that moves all probes through time. */
 
 import { element } from "./dom.js";
 
-const PAUSE = 250; // milliseconds between two looks
+const PAUSE = 250; // milliseconds between two evaluations
 
 export class Player {
   /** @param {import("./board.js").Board} board */
   constructor(board) {
     this.board = board;
+    /** @type {ReturnType<typeof setInterval> | null} while it plays */
+    this.timer = null;
     this.slider = element("input", {
       type: "range",
       min: 0,
       step: 1,
-      "aria-label": "Look that is shown",
+      "aria-label": "Evaluation shown",
       on: { input: () => board.go(Number(this.slider.value)) },
     });
-    this.button = element("button", { class: "play", on: { click: () => this.toggle() } });
+    this.button = element("button", { class: "play", on: { click: () => this.#toggle() } });
     this.title = element("output", { class: "title", "aria-live": "polite" });
     this.marks = element("div", { class: "marks", "aria-hidden": "true" });
+    /** @type {(text: string, by: number, label: string) => HTMLElement} */
     const step = (text, by, label) =>
-      element("button", { text, "aria-label": label, title: label, on: { click: () => this.go(by) } });
+      element("button", { text, "aria-label": label, title: label, on: { click: () => this.#go(by) } });
     this.node = element(
       "div",
       { class: "player", role: "group", "aria-label": "Player" },
-      step("‹", -1, "Look before (left arrow)"),
+      step("‹", -1, "Previous evaluation (left arrow)"),
       this.button,
-      step("›", 1, "Next look (right arrow)"),
+      step("›", 1, "Next evaluation (right arrow)"),
       element("div", { class: "track" }, this.slider, this.marks),
       this.title,
     );
@@ -33,49 +36,54 @@ export class Player {
     this.update();
   }
 
-  /** Move by some looks, and stop playing. */
-  go(by) {
+  /** Move by some evaluations, and stop playing.
+   *
+   * @param {number} by
+   */
+  #go(by) {
     this.#stop();
-    this.board.go(this.board.now + by);
+    this.board.go(this.board.current + by);
   }
 
-  toggle() {
+  #toggle() {
     if (this.timer) {
       this.#stop();
     } else {
-      if (this.board.now === this.board.columns.length - 1) this.board.go(0);
+      if (this.board.current === this.board.last) this.board.go(0);
       this.timer = setInterval(() => this.#next(), PAUSE);
     }
     this.update();
   }
 
   #next() {
-    this.board.go(this.board.now + 1);
-    if (this.board.now === this.board.columns.length - 1) {
+    this.board.go(this.board.current + 1);
+    if (this.board.current === this.board.last) {
       this.#stop();
       this.update();
     }
   }
 
   #stop() {
-    clearInterval(this.timer);
+    if (this.timer) clearInterval(this.timer);
     this.timer = null;
   }
 
+  /** Show the state of the board. */
   update() {
     const { board } = this;
-    const last = Math.max(0, board.columns.length - 1);
+    const last = Math.max(0, board.last);
     const label = this.timer ? "Pause (space)" : "Play (space)";
-    this.title.setAttribute("aria-live", this.timer ? "off" : "polite"); // four times a second nobody can listen
+    this.title.setAttribute("aria-live", this.timer ? "off" : "polite"); // four announcements a second are too many
     this.button.textContent = this.timer ? "❚❚" : "▶";
     this.button.title = label;
     this.button.setAttribute("aria-label", label);
-    this.slider.max = last;
+    this.slider.max = String(last);
     if (!board.columns.length) return;
-    this.slider.value = board.now;
-    this.slider.setAttribute("aria-valuetext", board.title(board.now));
-    this.title.textContent = `${board.title(board.now)} (${board.now + 1} of ${last + 1})`;
-    const alarms = board.columns.flatMap((_, column) => (board.alarmed(column) ? [column] : []));
+    const title = board.title(board.current);
+    this.slider.value = String(board.current);
+    this.slider.setAttribute("aria-valuetext", title);
+    this.title.textContent = `${title} (${board.current + 1} of ${last + 1})`;
+    const alarms = [...board.columns.keys()].filter((column) => board.hasAlarm(column));
     this.marks.replaceChildren(
       ...alarms.map((column) => {
         const mark = element("span");
@@ -85,19 +93,15 @@ export class Player {
     );
   }
 
+  /** @param {KeyboardEvent} event */
   #key(event) {
-    const control = event.target.closest?.("input, select, textarea"); // which has a use for these keys itself
-    if (
-      (control && control !== this.slider) ||
-      event.ctrlKey ||
-      event.metaKey ||
-      event.altKey ||
-      event.defaultPrevented
-    )
-      return;
-    if (event.key === "ArrowLeft") this.go(-1);
-    else if (event.key === "ArrowRight") this.go(1);
-    else if (event.key === " " && !event.target.closest?.("button, summary")) this.toggle();
+    const target = event.target instanceof Element ? event.target : null;
+    const control = target?.closest("input, select, textarea"); // these use the keys themselves
+    const isOthers = control && control !== this.slider;
+    if (isOthers || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (event.key === "ArrowLeft") this.#go(-1);
+    else if (event.key === "ArrowRight") this.#go(1);
+    else if (event.key === " " && !target?.closest("button, summary")) this.#toggle();
     else return;
     event.preventDefault();
   }

@@ -1,123 +1,124 @@
-/** One run: all its looks in figures, and the maps of the probes that were asked for. */
+/** One run: the metrics of all evaluations, and the rows of the probes that are in sight or were. */
 
-import { context } from "./dom.js";
-import { top } from "./heat.js";
-import { HALF, Refused, askArrays } from "./wire.js";
+import { readRows } from "./row_data.js";
+import { keyOf } from "./sources.js";
+import { RequestError, fetchEvaluations, fetchRows } from "./wire.js";
 
-export const TILE = 96; // side of a picture in the grid, in CSS pixels
-const MOST_BYTES = 64e6; // of maps in memory
-const AT_ONCE = 8; // rows a request: by the time more have come, others may be in sight
-const RETRY = 5000; // milliseconds until what could not be had is asked for again
-const MOST_ROWS = 64; // that one request may ask for, and that are kept whatever they take
+/**
+ * @typedef {import("./row_data.js").RowData} RowData
+ * @typedef {import("./wire.js").Evaluations} Evaluations
+ * @typedef {import("./wire.js").Source} Source
+ */
 
-const address = ({ run, root }) => [
-  ["run", run],
-  ["root", root],
-];
-export const keyOf = ({ run, root }) => `${root}@${run}`;
-export const nameOf = ({ run, root }) => (root === "clipcam" ? run : `${run} · ${root.replace(/^clipcam_/, "")}`);
+const MAX_BYTES = 64e6; // of maps in memory
+const BATCH = 8; // rows per request: until more have arrived, others may be in sight
+const MAX_REQUESTS = 2; // at a time
+const RETRY = 5000; // milliseconds until rows that failed are requested again
+const MAX_ROWS = 64; // in one request; also kept in memory whatever their size
 
-/** One probe at all looks. */
-class Row {
-  constructor(shape, maps, figures, baselines, jpeg) {
-    this.shape = shape; // [h, w]
-    this.maps = maps;
-    this.figures = figures; // (look, name) => number
-    this.baselines = baselines;
-    this.jpeg = jpeg.length ? new Blob([jpeg], { type: "image/jpeg" }) : null;
-    this.tile = null; // the picture at the size of a tile
-  }
-
-  /** Raw map of a look, or null if there is none. */
-  map(look) {
-    const cells = this.shape[0] * this.shape[1];
-    const halves = this.maps.subarray(look * cells, (look + 1) * cells);
-    if (halves.every((half) => Number.isNaN(HALF[half]))) return null;
-    const scale = this.figures(look, "scale");
-    return Float32Array.from(halves, (half) => HALF[half] * scale);
-  }
-
-  /** Largest value of all its maps. */
-  get top() {
-    const looks = this.maps.length / (this.shape[0] * this.shape[1]);
-    this.largest ??= Math.max(...[...each(looks, (look) => this.map(look) ?? []), ...this.baselines].map(top));
-    return this.largest;
-  }
-
-  /** The picture, `longer` pixels along its longer side. */
-  async picture(longer) {
-    const whole = this.jpeg && (await createImageBitmap(this.jpeg).catch(() => null)); // it may be damaged
-    return whole ? drawn(whole, longer) : blank(longer, this.shape);
-  }
-
-  /** Make the tile for the resolution of the screen. */
-  async fit() {
-    this.tile = await this.picture(Math.round(TILE * devicePixelRatio));
-    return this;
-  }
-}
-
-/** What was read of a run at one time; whoever reads it anew gets another. */
+/** What was read of a run at one time. Reading it again makes another object. */
 export class Run {
-  /** Read all looks, and the rows in sight.
+  /** Read all evaluations, and the rows in sight.
    *
-   * @param {{run: string, root: string}} source
-   * @param {?Run} before what was read of it last
-   * @returns {Promise<Run>} `before` if there is nothing new
+   * @param {Source} source
+   * @param {Run} [previous] what was read before
+   * @returns {Promise<Run>} `previous` if nothing is new
    */
-  static async read(source, before) {
-    const { about, arrays } = await askArrays("looks", address(source));
-    const stamp = JSON.stringify([...arrays.wall_time.data, about.probes.digests]);
-    if (stamp === before?.stamp) return before;
-    const run = new Run(source, stamp, about, arrays);
-    const rows = await rowsOf(about, arrays, run.figures);
-    const inSight = before ? before.visible.map((probe) => before.names[probe]) : [];
-    const missing = inSight.filter((name) => run.places.has(name) && !about.rows.includes(name)).slice(0, MOST_ROWS);
+  static async read(source, previous) {
+    const response = await fetchEvaluations(source);
+    const run = new Run(source, response);
+    if (run.stamp === previous?.stamp) return previous;
+    const rows = await readRows(response, run.metricNames);
+    const inSight = previous ? previous.visible.map((probe) => previous.names[probe]) : [];
+    const missing = inSight.filter((name) => run.indexOf.has(name) && !response.about.rows.includes(name));
     if (missing.length) {
-      const more = await run.#ask(missing);
-      if (run.#isOf(more.arrays)) rows.push(...(await rowsOf(more.about, more.arrays, run.figures)));
+      const more = await fetchRows(source, missing.slice(0, MAX_ROWS));
+      if (run.matches(more.arrays)) rows.push(...(await readRows(more, run.metricNames)));
     }
     run.#keep(rows);
     return run;
   }
 
-  constructor(source, stamp, about, arrays) {
+  /**
+   * @param {Source} source
+   * @param {Evaluations} response
+   */
+  constructor(source, { about, arrays }) {
     this.source = source;
     this.key = keyOf(source);
-    this.stamp = stamp; // tells it from what is read later
-    this.rows = new Map(); // by the number of the probe, the longest unused first
-    this.coming = new Set(); // probes whose rows are asked for
-    this.failing = new Set(); // probes whose rows did not come
+    /** Differs from that of whatever is read later. */
+    this.stamp = JSON.stringify([...arrays.wall_time.data, about.probes.digests]);
+    /** @type {Map<number, RowData>} by the index of the probe, the least recently used first */
+    this.rows = new Map();
+    /** @type {Set<number>} probes whose rows are requested */
+    this.pending = new Set();
+    /** @type {Set<number>} probes whose rows failed */
+    this.failing = new Set();
     this.requests = 0;
+    /** @type {number[]} probes in sight */
     this.visible = [];
+    /** @type {number[]} probes near them */
     this.near = [];
     this.isShown = () => false;
-    this.arrived = () => {}; // called when rows have come
-    this.outdated = async () => {}; // called when the server has other looks by now
-    this.failed = () => {};
-    Object.assign(this, about.probes); // names, prompts, digests
-    Object.assign(this, {
-      figures: about.figures,
-      notes: about.notes,
-      leftOut: about.left_out,
-      rule: about.rule,
-      made: about.made,
-    });
-    this.places = new Map(this.names.map((name, i) => [name, i]));
+    this.onRows = () => {};
+    this.onOutdated = async () => {}; // the server has other evaluations
+    /** @type {(error: Error) => void} */
+    this.onError = () => {};
+    this.names = about.probes.names;
+    this.prompts = about.probes.prompts;
+    this.digests = about.probes.digests;
+    this.metricNames = about.metrics;
+    this.notes = about.notes;
+    this.leftOut = about.left_out;
+    this.rule = about.rule;
+    this.settings = about.settings;
+    this.indexOf = new Map(this.names.map((name, probe) => [name, probe]));
     this.steps = [...arrays.step.data];
-    this.lookAt = new Map(this.steps.map((step, look) => [step, look]));
-    for (const name of ["wall_time", "epoch", "baseline_step", "baseline", "alarmed"]) this[name] = arrays[name].data;
-    for (const name of ["drift", "similarity", "alarm"]) {
-      const { data, shape } = arrays[name];
-      this[name] = (probe, look) => data[probe * shape[1] + look];
-    }
+    this.evaluationAt = new Map(this.steps.map((step, evaluation) => [step, evaluation]));
+    this.wallTime = arrays.wall_time.data;
+    this.epoch = arrays.epoch.data;
+    this.baselineStep = arrays.baseline_step.data;
+    this.baseline = arrays.baseline.data;
+    this.alarm = arrays.alarm.data;
+    /** Each `[probes, evaluations]`. */
+    this.tables = { drift: arrays.drift.data, similarity: arrays.similarity.data, flagged: arrays.flagged.data };
   }
 
+  /**
+   * @param {number} probe
+   * @param {number} evaluation
+   */
+  drift(probe, evaluation) {
+    return this.tables.drift[probe * this.steps.length + evaluation];
+  }
+
+  /**
+   * @param {number} probe
+   * @param {number} evaluation
+   */
+  similarity(probe, evaluation) {
+    return this.tables.similarity[probe * this.steps.length + evaluation];
+  }
+
+  /** Whether a probe is flagged at an evaluation.
+   *
+   * @param {number} probe
+   * @param {number} evaluation
+   */
+  flagged(probe, evaluation) {
+    return this.tables.flagged[probe * this.steps.length + evaluation] > 0;
+  }
+
+  /** Index of the last evaluation. */
   get last() {
     return this.steps.length - 1;
   }
 
-  /** Have the rows of these probes come: those in sight, then those near them. */
+  /** Request the rows of some probes.
+   *
+   * @param {number[]} visible first those in sight
+   * @param {number[]} near then those near them
+   */
   want(visible, near) {
     [this.visible, this.near] = [visible, near];
     for (const probe of visible) {
@@ -127,119 +128,97 @@ export class Run {
         this.rows.set(probe, row);
       }
     }
-    this.#next();
-    this.#next();
+    for (let i = 0; i < MAX_REQUESTS; i++) this.#requestRows();
   }
 
-  /** Two requests at a time for rows in sight; for others one, if nothing else is to do. */
-  async #next() {
-    const absent = (probe) => !this.rows.has(probe) && !this.coming.has(probe) && !this.failing.has(probe);
-    let probes = this.visible.filter(absent);
-    if (!probes.length && !this.requests) probes = this.near.filter(absent);
-    if (!probes.length || this.requests >= 2 || !this.isShown()) return;
-    probes = probes.slice(0, AT_ONCE);
+  /** Probes of the next request: some in sight or, if nothing is requested, some near them. */
+  nextBatch() {
+    /** @param {number} probe */
+    const isAbsent = (probe) => !this.rows.has(probe) && !this.pending.has(probe) && !this.failing.has(probe);
+    const visible = this.visible.filter(isAbsent);
+    const probes = visible.length || this.requests ? visible : this.near.filter(isAbsent);
+    return probes.slice(0, BATCH);
+  }
+
+  async #requestRows() {
+    const probes = this.nextBatch();
+    if (!probes.length || this.requests >= MAX_REQUESTS || !this.isShown()) return;
     this.requests++;
-    for (const probe of probes) this.coming.add(probe);
+    for (const probe of probes) this.pending.add(probe);
     try {
       const names = probes.map((probe) => this.names[probe]);
-      const { about, arrays } = await this.#ask(names).finally(() => this.requests--);
-      if (!this.#isOf(arrays)) throw new Refused("TensorBoard has other looks of this run by now.", 404);
-      this.#next(); // while the pictures are decoded
-      this.#keep(await rowsOf(about, arrays, this.figures));
-      this.arrived();
+      const response = await fetchRows(this.source, names).finally(() => this.requests--);
+      if (!this.matches(response.arrays)) throw new RequestError("This run has changed since it was read.", 404);
+      this.#requestRows(); // while the images are decoded
+      this.#keep(await readRows(response, this.metricNames));
+      this.onRows();
     } catch (error) {
-      if (error.status === 404) await this.outdated(); // the run may have been begun anew, with other probes
-      this.#fail(probes, error);
+      if (error instanceof RequestError && error.status === 404) await this.onOutdated(); // the run may have restarted
+      this.#fail(probes, /** @type {Error} */ (error));
     } finally {
-      for (const probe of probes) this.coming.delete(probe);
+      for (const probe of probes) this.pending.delete(probe);
     }
   }
 
-  /** Let others go before these, and ask for them again after a while if they are still wanted then. */
+  /** Request others before these, and these again after a while if they are still wanted.
+   *
+   * @param {number[]} probes
+   * @param {Error} error
+   */
   #fail(probes, error) {
     if (!this.isShown()) return;
     for (const probe of probes) this.failing.add(probe);
-    this.failed(error);
-    this.#next();
+    this.onError(error);
+    this.#requestRows();
     setTimeout(() => {
       for (const probe of probes) this.failing.delete(probe);
-      this.#next();
+      this.#requestRows();
     }, RETRY);
   }
 
-  /** Whether arrays of rows are of the same looks. */
-  #isOf({ wall_time: { data } }) {
-    return data.length === this.wall_time.length && data.every((time, look) => time === this.wall_time[look]);
+  /** Whether rows are of the same evaluations as this run.
+   *
+   * @param {Pick<import("./wire.js").RowArrays, "wall_time">} arrays
+   */
+  matches({ wall_time: { data } }) {
+    return data.length === this.wallTime.length && data.every((time, i) => time === this.wallTime[i]);
   }
 
-  #ask(names) {
-    return askArrays("rows", [...address(this.source), ...names.map((name) => ["probe", name])]);
-  }
-
+  /** Keep new rows, and drop the least recently used ones if there are too many.
+   *
+   * @param {[string, RowData][]} rows
+   */
   #keep(rows) {
-    for (const [name, row] of rows) this.rows.set(this.places.get(name), row);
-    const most = Math.max(MOST_ROWS, Math.floor(MOST_BYTES / rows[0]?.[1].maps.byteLength));
+    for (const [name, row] of rows) this.rows.set(/** @type {number} */ (this.indexOf.get(name)), row);
+    const most = Math.max(MAX_ROWS, Math.floor(MAX_BYTES / rows[0][1].maps.byteLength));
     for (const probe of this.rows.keys()) {
       if (this.rows.size <= most) break;
       this.rows.delete(probe);
     }
   }
 
-  /** The map that a look is compared with: by the callback's own choice, the look before, or one at a chosen step. */
-  baselineMap(probe, look, choice) {
+  /** The map that an evaluation is compared with; null if it or the row is not available.
+   *
+   * @param {number} probe
+   * @param {number} evaluation
+   * @param {string} choice "callback" for the callback's own baseline, "previous", or a step
+   */
+  baselineMap(probe, evaluation, choice) {
     const row = this.rows.get(probe);
-    if (choice === "previous") return row.map(Math.max(0, look - 1));
-    const chosen = choice === "callback" ? this.baseline[look] : (this.lookAt.get(Number(choice)) ?? null);
-    if (chosen === null || chosen < -row.baselines.length) return null;
-    return chosen < 0 ? row.baselines[-1 - chosen] : row.map(chosen);
+    if (!row) return null;
+    if (choice === "previous") return row.map(Math.max(0, evaluation - 1));
+    const index = choice === "callback" ? this.baseline[evaluation] : this.evaluationAt.get(Number(choice));
+    if (index === undefined || index < -row.baselines.length) return null;
+    return index < 0 ? row.baselines[-1 - index] : row.map(index);
   }
 
-  /** In words what {@link baselineMap} returns. */
-  baselineName(look, choice) {
-    if (choice === "previous") return `step ${this.steps[Math.max(0, look - 1)]}`;
-    return choice === "callback" ? `step ${this.baseline_step[look]}` : `step ${choice}`;
+  /** Name of the step whose map {@link baselineMap} returns.
+   *
+   * @param {number} evaluation
+   * @param {string} choice
+   */
+  baselineName(evaluation, choice) {
+    if (choice === "previous") return `step ${this.steps[Math.max(0, evaluation - 1)]}`;
+    return choice === "callback" ? `step ${this.baselineStep[evaluation]}` : `step ${choice}`;
   }
-}
-
-const each = (count, make) => Array.from({ length: count }, (_, i) => make(i));
-
-/** The rows of an answer, by name. */
-function rowsOf(about, arrays, names) {
-  const shape = arrays.maps.shape.slice(2);
-  return Promise.all(
-    about.rows.map(async (name, i) => {
-      const figures = part(arrays.row_figures, i);
-      const row = new Row(
-        shape,
-        part(arrays.maps, i),
-        (look, figure) => figures[look * names.length + names.indexOf(figure)],
-        arrays.baselines ? each(arrays.baselines.shape[0], (j) => part(arrays.baselines, j, i)) : [],
-        arrays[`picture.${i}`].data,
-      );
-      return [name, await row.fit()];
-    }),
-  );
-}
-
-/** `array[indices]` of an array with more axes. */
-function part({ shape, data }, ...indices) {
-  const size = shape.slice(indices.length).reduce((product, length) => product * length, 1);
-  const at = indices.reduce((place, index, axis) => place * shape[axis] + index, 0);
-  return data.slice(at * size, (at + 1) * size);
-}
-
-function drawn(bitmap, longer) {
-  const ratio = longer / Math.max(bitmap.width, bitmap.height);
-  const [width, height] = [bitmap.width, bitmap.height].map((length) => Math.max(1, Math.round(length * ratio)));
-  const drawing = context(new OffscreenCanvas(width, height));
-  drawing.imageSmoothingQuality = "high";
-  drawing.drawImage(bitmap, 0, 0, width, height);
-  bitmap.close();
-  return drawing.getImageData(0, 0, width, height);
-}
-
-/** White paper in the shape of a map whose picture is not known. */
-function blank(longer, [h, w]) {
-  const [width, height] = [w, h].map((length) => Math.max(1, Math.round((length * longer) / Math.max(h, w))));
-  return new ImageData(new Uint8ClampedArray(4 * width * height).fill(255), width, height);
 }

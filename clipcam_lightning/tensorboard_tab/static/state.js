@@ -1,90 +1,116 @@
-/** What the user has chosen: kept in the address bar and, for one that says nothing, in this browser. */
-
-import { addressBar } from "./host.js";
+/** The user's choices: kept in the address and, for an address without any, in the browser's storage. */
 
 export const LAST = "last";
-export const DEFAULTS = {
-  run: "", // key of a run, see keyOf
-  beside: "", // of a second one, or none
-  view: "overlay", // overlay, heat, change, input
+
+/** @typedef {{-readonly [Key in keyof typeof DEFAULTS]: string}} Choices */
+
+export const DEFAULTS = Object.freeze({
+  run: "", // key of a source
+  compare: "", // key of a second source; empty for none
+  view: "overlay",
   opacity: "0.85",
   colors: "inferno",
-  baseline: "callback", // callback, previous, or a step
-  scale: "map", // map, probe
-  sort: "drift", // drift, name, similarity
+  baseline: "callback", // or "previous", or a step
+  scale: "map", // or "probe"
+  sort: "flagged",
   filter: "",
-  look: LAST, // a step, or the newest
-  open: "", // name of the probe that is shown large
-};
-const SOUND = {
+  evaluation: LAST, // or a step
+  open: "", // name of the probe in the large view
+});
+
+/** The other choices depend on the runs.
+ *
+ * @type {Partial<Record<keyof Choices, (value: string) => boolean>>}
+ */
+const IS_VALID = {
   view: (value) => ["overlay", "heat", "change", "input"].includes(value),
-  opacity: (value) => value >= 0 && value <= 1,
+  opacity: (value) => Number(value) >= 0 && Number(value) <= 1,
   baseline: (value) => /^(callback|previous|\d+)$/.test(value),
   scale: (value) => ["map", "probe"].includes(value),
-  sort: (value) => ["drift", "name", "similarity"].includes(value),
-}; // what else can be chosen depends on the runs
-const QUIET = 200; // milliseconds; browsers refuse an address that changes with each move of a slider
-const KEPT = `clipcam ${new URL("..", location.href).pathname}`;
+  sort: (value) => ["flagged", "drift", "similarity", "name"].includes(value),
+};
+const DELAY = 200; // milliseconds; browsers refuse an address that changes with each move of a slider
+
+/**
+ * @typedef {Object} Store
+ * @property {() => Record<string, unknown>} read
+ * @property {(values: Record<string, string>) => void} write
+ */
 
 export class State {
-  constructor() {
+  /**
+   * @param {Store & {listen: (listener: () => void) => void}} address
+   * @param {Store} storage
+   */
+  constructor(address, storage) {
+    this.address = address;
+    this.storage = storage;
+    /** @type {((changed: Set<keyof Choices>) => void)[]} */
     this.listeners = [];
-    this.values = { ...DEFAULTS, ...(addressed() ?? known(stored())) };
-    addressBar.listen(() => addressed() && this.set({ ...DEFAULTS, ...addressed() }));
+    /** @type {ReturnType<typeof setTimeout> | null} */
+    this.timer = null;
+    /** @type {Choices} */
+    this.values = { ...DEFAULTS, ...(this.#addressed() ?? validChoices(storage.read())) };
+    address.listen(() => {
+      const addressed = this.#addressed();
+      if (addressed) this.set({ ...DEFAULTS, ...addressed });
+    });
   }
 
-  /** Take over what was found out, not chosen: nobody is told. */
-  adopt(patch) {
-    Object.assign(this.values, patch);
-    this.timer ??= setTimeout(() => this.#keep(), QUIET);
-  }
-
-  /** Call `listener(changed keys)` after each change. */
+  /** Call `listener` with the changed keys after each change.
+   *
+   * @param {(changed: Set<keyof Choices>) => void} listener
+   */
   listen(listener) {
     this.listeners.push(listener);
   }
 
+  /** Change values and call the listeners.
+   *
+   * @param {Partial<Record<keyof Choices, string | number>>} patch
+   */
   set(patch) {
-    const changed = Object.keys(patch).filter((key) => this.values[key] !== String(patch[key]));
+    const keys = /** @type {(keyof Choices)[]} */ (Object.keys(patch));
+    const changed = keys.filter((key) => this.values[key] !== String(patch[key]));
     if (!changed.length) return;
-    for (const key of changed) this.values[key] = String(patch[key]);
-    this.timer ??= setTimeout(() => this.#keep(), QUIET);
+    this.adopt(Object.fromEntries(changed.map((key) => [key, String(patch[key])])));
     for (const listener of this.listeners) listener(new Set(changed));
+  }
+
+  /** Change values that the page found and the user did not choose: the listeners are not called.
+   *
+   * @param {Partial<Choices>} patch
+   */
+  adopt(patch) {
+    Object.assign(this.values, patch);
+    this.timer ??= setTimeout(() => this.#keep(), DELAY);
   }
 
   #keep() {
     this.timer = null;
-    const chosen = Object.fromEntries(Object.entries(this.values).filter(([key, value]) => value !== DEFAULTS[key]));
-    addressBar.write(chosen);
-    store(chosen);
+    const entries = /** @type {[keyof Choices, string][]} */ (Object.entries(this.values));
+    const chosen = Object.fromEntries(entries.filter(([key, value]) => value !== DEFAULTS[key]));
+    this.address.write(chosen);
+    this.storage.write(chosen);
+  }
+
+  /** The choices in the address; null if there are none. A link shows what its sender saw, whatever is stored here. */
+  #addressed() {
+    const choices = validChoices(this.address.read());
+    return Object.keys(choices).length ? choices : null;
   }
 }
 
-/** What the address says, if it says anything: a link shows what its sender saw. */
-function addressed() {
-  const told = known(addressBar.read());
-  return Object.keys(told).length ? told : null;
-}
-
-/** Of what an address or this browser says all that can be chosen. */
-function known(values) {
-  const sound = ([key, value]) =>
-    Object.hasOwn(DEFAULTS, key) && typeof value === "string" && (SOUND[key]?.(value) ?? true);
-  return Object.fromEntries(Object.entries(values).filter(sound));
-}
-
-function stored() {
-  try {
-    return JSON.parse(localStorage.getItem(KEPT)) ?? {};
-  } catch {
-    return {}; // storage is switched off, or holds something else
-  }
-}
-
-function store(values) {
-  try {
-    localStorage.setItem(KEPT, JSON.stringify(values));
-  } catch {
-    // then the choice lasts as long as the page
-  }
+/** Keep the values that can be chosen.
+ *
+ * @param {Record<string, unknown>} values
+ * @returns {Partial<Choices>}
+ */
+export function validChoices(values) {
+  return Object.fromEntries(
+    Object.entries(values).filter(([key, value]) => {
+      if (!Object.hasOwn(DEFAULTS, key) || typeof value !== "string") return false;
+      return IS_VALID[/** @type {keyof Choices} */ (key)]?.(value) ?? true;
+    }),
+  );
 }

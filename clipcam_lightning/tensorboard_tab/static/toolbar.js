@@ -1,8 +1,10 @@
-/** What can be chosen. */
+/** The controls: what can be chosen. */
 
-import { element, labelled, setOptions } from "./dom.js";
-import { letter } from "./row.js";
-import { keyOf, nameOf } from "./run.js";
+import { letter } from "./badge.js";
+import { context, element, labelled, setOptions } from "./dom.js";
+import { keyOf, nameOf } from "./sources.js";
+
+/** @typedef {import("./state.js").Choices} Choices */
 
 const VIEWS = [
   ["overlay", "Overlay"],
@@ -11,15 +13,27 @@ const VIEWS = [
   ["input", "Input"],
 ];
 const SORTS = [
+  ["flagged", "flagged first"],
   ["drift", "drift, largest first"],
   ["similarity", "similarity, lowest first"],
   ["name", "name"],
 ];
 const SCALES = [
   ["map", "each map by itself"],
-  ["probe", "all looks of a probe"],
+  ["probe", "all evaluations of a probe"],
 ];
+
+/** Controls without an effect on the grid, by view.
+ *
+ * @type {Record<string, ("opacity" | "colors" | "scale")[]>}
+ */
 const WITHOUT_EFFECT = { overlay: [], heat: ["opacity"], change: ["colors"], input: ["opacity", "colors", "scale"] };
+
+/** Movement of the arrow keys in the group of views.
+ *
+ * @type {Record<string, number | undefined>}
+ */
+const KEYS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
 
 export class Toolbar {
   /**
@@ -30,7 +44,7 @@ export class Toolbar {
     this.state = state;
     this.board = board;
     this.run = this.#select("run");
-    this.beside = this.#select("beside");
+    this.compare = this.#select("compare");
     this.sort = this.#select("sort");
     this.colors = this.#select("colors");
     this.baseline = this.#select("baseline");
@@ -47,97 +61,114 @@ export class Toolbar {
       step: 0.05,
       on: { input: () => state.set({ opacity: this.opacity.value }) },
     });
-    this.views = VIEWS.map(([value, text]) =>
-      element("button", { text, value, role: "radio", on: { click: (event) => this.#look(event, value) } }),
-    );
+    this.views = VIEWS.map(([value, text]) => this.#viewButton(value, text));
+    this.viewGroup = element("span", { class: "views", role: "radiogroup", "aria-label": "View" }, ...this.views);
+    this.viewGroup.addEventListener("keydown", (event) => this.#key(event));
     this.letters = [0, 1].map((side) => letter(side));
     this.ramp = element("canvas", { width: 256, height: 1, "aria-hidden": "true" });
     this.least = element("span");
     this.most = element("span");
+    this.legend = element("span", { class: "legend" }, this.least, this.ramp, this.most);
     this.node = element(
       "div",
       { class: "toolbar", role: "toolbar", "aria-label": "What is shown" },
       this.letters[0],
       labelled("Run", this.run),
       this.letters[1],
-      labelled("Beside", this.beside),
+      labelled("Compare with", this.compare),
       labelled("Sort", this.sort),
       labelled("Filter", this.filter),
       element("span", { class: "break" }),
-      element("span", { class: "views", role: "radiogroup", "aria-label": "View" }, ...this.views),
+      this.viewGroup,
       labelled("Opacity", this.opacity),
       labelled("Colours", this.colors),
       labelled("Baseline", this.baseline),
       labelled("Scale", this.scale),
-      element("span", { class: "legend" }, this.least, this.ramp, this.most),
+      this.legend,
     );
-    this.#arrowKeys();
   }
 
+  /** @param {keyof Choices} key */
   #select(key) {
-    return element("select", { on: { change: (event) => this.state.set({ [key]: event.target.value }) } });
+    const select = element("select");
+    select.addEventListener("change", () => this.state.set({ [key]: select.value }));
+    return select;
   }
 
-  /** Another view; the mouse leaves the keys to the player. */
-  #look({ target, detail }, view) {
-    if (detail) target.blur();
-    this.state.set({ view });
-  }
-
-  /** A group of radio buttons is one stop of the tab key; the arrows move in it. */
-  #arrowKeys() {
-    this.views[0].parentNode.addEventListener("keydown", (event) => {
-      const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-      if (by === undefined) return;
-      const next = this.views[(this.views.indexOf(event.target) + by + this.views.length) % this.views.length];
-      next.focus();
-      next.click();
-      event.preventDefault();
+  /**
+   * @param {string} value
+   * @param {string} text
+   */
+  #viewButton(value, text) {
+    const button = element("button", { text, value, role: "radio" });
+    button.addEventListener("click", ({ detail }) => {
+      if (detail) button.blur(); // a click of the mouse leaves the keys to the player
+      this.state.set({ view: value });
     });
+    return button;
   }
 
-  /** @param {{run: string, root: string, problem: string}[]} sources */
+  /** A group of radio buttons is one stop of the tab key; the arrows move within it.
+   *
+   * @param {KeyboardEvent} event
+   */
+  #key(event) {
+    const by = KEYS[event.key];
+    if (by === undefined) return;
+    const { views } = this;
+    const next = views[(views.findIndex((button) => button === event.target) + by + views.length) % views.length];
+    next.focus();
+    next.click();
+    event.preventDefault();
+  }
+
+  /** Show the state.
+   *
+   * @param {import("./wire.js").Source[]} sources
+   */
   update(sources) {
     const { values } = this.state;
     const names = sources.map((source) => [keyOf(source), nameOf(source)]);
     setOptions(this.run, names, values.run);
-    setOptions(this.beside, [["", "none"], ...names.filter(([key]) => key !== values.run)], values.beside);
-    for (const node of this.letters) node.hidden = !values.beside;
+    setOptions(this.compare, [["", "none"], ...names.filter(([key]) => key !== values.run)], values.compare);
+    for (const node of this.letters) node.hidden = !values.compare;
     setOptions(this.sort, SORTS, values.sort);
-    setOptions(
-      this.colors,
-      this.board.colors.about.heats.map((name) => [name, name]),
-      values.colors,
-    );
+    const colors = this.board.colors.about.heat.map((name) => [name, name]);
+    setOptions(this.colors, colors, values.colors);
     setOptions(this.scale, SCALES, values.scale);
-    const steps = this.board.columns.map(({ step }) => String(step));
-    const named = ["callback", "previous", ...steps].includes(values.baseline) ? [] : [values.baseline]; // of another run
-    const baselines = [...steps, ...named].map((step) => [step, `step ${step}`]);
-    setOptions(
-      this.baseline,
-      [["callback", "the callback's own"], ["previous", "the look before"], ...baselines],
-      values.baseline,
-    );
+    setOptions(this.baseline, this.#baselines(), values.baseline);
     if (document.activeElement !== this.filter) this.filter.value = values.filter;
     this.opacity.value = values.opacity;
     for (const button of this.views) {
-      const chosen = button.value === values.view;
-      button.setAttribute("aria-checked", chosen);
-      button.tabIndex = chosen ? 0 : -1;
+      const isChosen = button.value === values.view;
+      button.setAttribute("aria-checked", String(isChosen));
+      button.tabIndex = isChosen ? 0 : -1;
     }
     for (const name of WITHOUT_EFFECT.input) this[name].disabled = WITHOUT_EFFECT[values.view].includes(name);
-    this.#legend(values);
+    this.#updateLegend();
   }
 
-  #legend({ view }) {
-    const change = view === "change";
-    const { arrays, about } = this.board.colors;
-    const table = change ? arrays[about.change].data : this.board.heatColors;
+  #baselines() {
+    const { baseline } = this.state.values;
+    const steps = this.board.columns.map(({ step }) => String(step));
+    const others = ["callback", "previous", ...steps].includes(baseline) ? [] : [baseline]; // a step of another run
+    return [
+      ["callback", "the callback's own"],
+      ["previous", "the previous evaluation"],
+      ...[...steps, ...others].map((step) => [step, `step ${step}`]),
+    ];
+  }
+
+  #updateLegend() {
+    const { board } = this;
+    const { view } = this.state.values;
+    const isChange = view === "change";
+    const colors = isChange ? board.changeColors : board.heatColors;
     const ramp = new ImageData(256, 1);
-    for (let i = 0; i < 256; i++) ramp.data.set([...table.subarray(3 * i, 3 * i + 3), 255], 4 * i);
-    this.ramp.getContext("2d").putImageData(ramp, 0, 0);
-    this.ramp.parentNode.style.visibility = view === "input" ? "hidden" : "";
-    this.least.textContent = change ? "less than the baseline" : "0";
-    this.most.textContent = change ? "more" : "hottest";
+    for (let i = 0; i < 256; i++) ramp.data.set([...colors.subarray(3 * i, 3 * i + 3), 255], 4 * i);
+    context(this.ramp).putImageData(ramp, 0, 0);
+    this.legend.style.visibility = view === "input" ? "hidden" : "";
+    this.least.textContent = isChange ? "less than the baseline" : "0";
+    this.most.textContent = isChange ? "more" : "highest";
   }
 }

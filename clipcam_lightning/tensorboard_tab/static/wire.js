@@ -1,51 +1,144 @@
-/** What the server answers: JSON, or arrays in a safetensors file. */
+/** Requests to the server and what it responds: JSON, or arrays in a safetensors file. */
 
+/** @typedef {Float64Array | Float32Array | Int32Array | Uint16Array | Uint8Array} TypedArray */
+
+/**
+ * @template {TypedArray} T
+ * @typedef {{shape: number[], data: T}} NdArray
+ */
+
+/**
+ * @typedef {Object} Source one callback in one run
+ * @property {string} run
+ * @property {string} root first word of the callback's tags
+ * @property {string} problem why it cannot be shown; empty if it can
+ * @property {number} wall_time of its last evaluation
+ *
+ * @typedef {Object} RowArrays
+ * @property {NdArray<Float64Array>} step
+ * @property {NdArray<Float64Array>} wall_time
+ * @property {NdArray<Uint16Array>} maps half floats `[rows, evaluations, h, w]`
+ * @property {NdArray<Float32Array>} row_metrics `[rows, evaluations, metrics]`
+ * @property {NdArray<Float32Array>} [baselines] `[baselines, rows, h, w]`
+ *
+ * @typedef {Object} EvaluationArrays
+ * @property {NdArray<Float64Array>} epoch
+ * @property {NdArray<Float64Array>} baseline_step
+ * @property {NdArray<Int32Array>} baseline index of an evaluation, or `-1 - i` for `baselines[i]`
+ * @property {NdArray<Uint8Array>} alarm
+ * @property {NdArray<Float32Array>} drift `[probes, evaluations]`
+ * @property {NdArray<Float32Array>} similarity `[probes, evaluations]`
+ * @property {NdArray<Uint8Array>} flagged `[probes, evaluations]`
+ *
+ * @typedef {{rows: string[]}} RowsAbout names of the probes
+ *
+ * @typedef {Object} EvaluationsAbout
+ * @property {{names: string[], prompts: string[], digests: string[]}} probes
+ * @property {string} rule
+ * @property {{method: string, target: string, layers: string[]}} settings of the maps
+ * @property {string[]} metrics names of the columns of `row_metrics`
+ * @property {string[][]} notes of each evaluation
+ * @property {Record<string, number>} left_out number of evaluations by reason
+ *
+ * @typedef {{about: {heat: string[], change: string}, arrays: Record<string, NdArray<Uint8Array>>}} Colors
+ * @typedef {{about: RowsAbout, arrays: RowArrays & Record<`image.${number}`, NdArray<Uint8Array<ArrayBuffer>>>}} Rows
+ * @typedef {{about: EvaluationsAbout & RowsAbout, arrays: EvaluationArrays & Rows["arrays"]}} Evaluations
+ */
+
+/** @type {Record<string, new (buffer: ArrayBuffer) => TypedArray>} */
 const TYPES = { F64: Float64Array, F32: Float32Array, I32: Int32Array, F16: Uint16Array, U8: Uint8Array };
 
-/** An answer that says in words what is wrong. */
-export class Refused extends Error {
-  constructor(text, status) {
-    super(text);
+/** A request that failed; the message is shown to the user. */
+export class RequestError extends Error {
+  /**
+   * @param {string} message
+   * @param {number} [status] of HTTP, if there was a response
+   */
+  constructor(message, status) {
+    super(message);
     this.status = status;
   }
 }
 
-export async function askJson(route) {
-  return (await ask(route)).json();
+/** @returns {Promise<Source[]>} */
+export async function fetchRuns() {
+  return (await (await request("runs")).json()).runs;
 }
 
-/** @returns {Promise<{about: Object, arrays: Object<string, {shape: number[], data: TypedArray}>}>} */
-export async function askArrays(route, query = []) {
-  const buffer = await (await ask(route, query)).arrayBuffer();
+/** @returns {Promise<Colors>} */
+export async function fetchColors() {
+  return /** @type {Colors} */ (await fetchArrays("colors"));
+}
+
+/**
+ * @param {Source} source
+ * @returns {Promise<Evaluations>}
+ */
+export async function fetchEvaluations(source) {
+  return /** @type {Evaluations} */ (await fetchArrays("evaluations", query(source)));
+}
+
+/**
+ * @param {Source} source
+ * @param {string[]} names of the probes
+ * @returns {Promise<Rows>}
+ */
+export async function fetchRows(source, names) {
+  const probes = names.map((name) => ["probe", name]);
+  return /** @type {Rows} */ (await fetchArrays("rows", [...query(source), ...probes]));
+}
+
+/** Parse a safetensors file whose metadata holds JSON under the key "about".
+ *
+ * @param {ArrayBuffer} buffer
+ * @returns {{about: any, arrays: Record<string, NdArray<any>>}}
+ */
+export function parseArrays(buffer) {
   const start = 8 + Number(new DataView(buffer).getBigUint64(0, true));
-  const { __metadata__, ...places } = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, start - 8)));
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, start - 8)));
+  const { __metadata__: metadata, ...entries } = header;
+  /** @type {Record<string, NdArray<any>>} */
   const arrays = {};
-  for (const [
-    name,
-    {
-      dtype,
-      shape,
-      data_offsets: [from, to],
-    },
-  ] of Object.entries(places)) {
-    arrays[name] = { shape, data: new TYPES[dtype](buffer.slice(start + from, start + to)) };
+  for (const [name, { dtype, shape, data_offsets: offsets }] of Object.entries(entries)) {
+    arrays[name] = { shape, data: new TYPES[dtype](buffer.slice(start + offsets[0], start + offsets[1])) };
   }
-  return { about: JSON.parse(__metadata__.about), arrays };
+  return { about: JSON.parse(metadata.about), arrays };
 }
 
-async function ask(route, query = []) {
-  const answer = await fetch(`./${route}?${new URLSearchParams(query)}`).catch(() => {
-    throw new Refused("TensorBoard does not answer. Is it still running?");
+/** @param {Source} source */
+function query({ run, root }) {
+  return [
+    ["run", run],
+    ["root", root],
+  ];
+}
+
+/**
+ * @param {string} route
+ * @param {string[][]} [parameters]
+ */
+async function fetchArrays(route, parameters) {
+  return parseArrays(await (await request(route, parameters)).arrayBuffer());
+}
+
+/**
+ * @param {string} route
+ * @param {string[][]} [parameters]
+ */
+async function request(route, parameters = []) {
+  const response = await fetch(`./${route}?${new URLSearchParams(parameters)}`).catch(() => {
+    throw new RequestError("TensorBoard does not respond. Is it still running?");
   });
-  if (!answer.ok) {
-    const isOurs = answer.headers.get("content-type")?.startsWith("text/plain");
-    throw new Refused((isOurs && (await answer.text())) || `TensorBoard answered ${answer.status}.`, answer.status);
+  if (!response.ok) {
+    const isMessage = response.headers.get("content-type")?.startsWith("text/plain");
+    const message = isMessage ? await response.text() : "";
+    throw new RequestError(message || `TensorBoard responded with status ${response.status}.`, response.status);
   }
-  return answer;
+  return response;
 }
 
-/** Every half float as a number. */
-export const HALF = Float32Array.from({ length: 65536 }, (_, bits) => {
+/** The value of every half float, by its bits. */
+export const HALF_FLOATS = Float32Array.from({ length: 65536 }, (_, bits) => {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 31;
   const fraction = bits & 1023;

@@ -1,0 +1,200 @@
+/** One row of the grid: a probe of one run, with a cell for each evaluation in sight. */
+
+import { badge } from "./badge.js";
+import { element } from "./dom.js";
+import { formatNumber, formatPercent } from "./format.js";
+import { findShift } from "./places.js";
+import { SIZE } from "./size.js";
+import { Sparkline } from "./sparkline.js";
+import { Strip } from "./strip.js";
+
+/** @type {[Strip, Strip][]} strips of removed rows: new canvases are slower than anything else in a row */
+const spareStrips = [];
+
+export class GridRow {
+  /**
+   * @param {import("./board.js").Board} board
+   * @param {number} number of the row, from 0
+   * @param {(column: number) => void} open
+   */
+  constructor(board, number, open) {
+    this.board = board;
+    this.number = number;
+    this.open = open;
+    this.side = number % board.runs.length;
+    this.run = board.runs[this.side];
+    this.probe = board.probes[Math.floor(number / board.runs.length)][this.side];
+    /** @type {Map<number, HTMLElement>} by column */
+    this.cells = new Map();
+    const [strip, currentStrip] = spareStrips.pop() ?? [new Strip(), new Strip()];
+    this.strip = strip;
+    this.currentStrip = currentStrip;
+    this.sparkline = new Sparkline(this.run, this.probe, SIZE.about, 30);
+    this.shift = element("div", { class: "shift" });
+    this.metric = element("div", { class: "metric" });
+    this.current = element(
+      "div",
+      { class: "current", on: { click: () => this.open(this.board.current) } },
+      element("div", { class: "frame" }, this.currentStrip.canvas),
+      this.metric,
+    );
+    /** @type {number | null} the column that is shown beside the name */
+    this.shown = null;
+    this.node = element(
+      "div",
+      { class: "row", role: "row", "aria-rowindex": number + 2 },
+      this.#header(),
+      this.strip.canvas,
+    );
+    this.node.classList.toggle("second", this.side > 0);
+    this.node.style.top = `${number * SIZE.row}px`;
+  }
+
+  #header() {
+    const { run, probe } = this;
+    const [name, prompt] = [run.names[probe], run.prompts[probe]];
+    return element(
+      "div",
+      { class: "side", role: "rowheader", "aria-colindex": 1 },
+      element(
+        "div",
+        { class: "about" },
+        element("div", { class: "name", title: name }, ...badge(this.board.runs, this.side), name),
+        element("div", { class: "prompt", text: prompt, title: prompt }),
+        this.sparkline.node,
+        this.shift,
+      ),
+      this.current,
+    );
+  }
+
+  /** Remove the row from the page, for good. */
+  remove() {
+    this.node.remove();
+    for (const strip of [this.strip, this.currentStrip]) strip.clear();
+    spareStrips.push([this.strip, this.currentStrip]);
+  }
+
+  /** The run's evaluation in a column, if it has one.
+   *
+   * @param {number} column
+   */
+  evaluation(column) {
+    return this.board.columns[column].evaluations[this.side];
+  }
+
+  /** @param {number} [evaluation] */
+  #image(evaluation) {
+    return evaluation === undefined ? null : this.board.image(this.run, this.probe, evaluation);
+  }
+
+  /** Show the columns `from` to `to`.
+   *
+   * @param {number} from
+   * @param {number} to
+   * @param {boolean} repaint whether to paint all, and not only what is new
+   */
+  update(from, to, repaint) {
+    for (const [column, cell] of this.cells) {
+      if (column < from || column > to) {
+        cell.remove();
+        this.cells.delete(column);
+      }
+    }
+    this.strip.move(from, to, repaint);
+    for (let column = to; column >= from; column--) {
+      const cell = this.cells.get(column) ?? this.#addCell(column);
+      if (!this.strip.has(column)) {
+        const image = this.#image(this.evaluation(column));
+        this.strip.paint(column, image);
+        mark(cell, image);
+      }
+    }
+    if (repaint || this.shown !== this.board.current) this.#showCurrent();
+  }
+
+  /** @param {number} column */
+  #addCell(column) {
+    const metric = element("div", { class: "metric" });
+    const cell = element(
+      "div",
+      {
+        class: "cell",
+        role: "gridcell",
+        tabIndex: -1,
+        "aria-colindex": column + 2,
+        on: { click: () => this.open(column) },
+      },
+      element("div", { class: "frame" }),
+      metric,
+    );
+    Object.assign(cell.dataset, { row: this.number, column });
+    cell.style.left = `${SIZE.side + column * SIZE.cell}px`;
+    const evaluation = this.evaluation(column);
+    const label = `${this.run.names[this.probe]}, ${this.board.title(column)}`;
+    if (evaluation === undefined) {
+      cell.setAttribute("aria-label", `${label}: this run has no evaluation at this step`);
+    } else {
+      const drift = formatNumber(this.run.drift(this.probe, evaluation));
+      const isFlagged = this.run.flagged(this.probe, evaluation);
+      metric.textContent = drift;
+      cell.classList.toggle("flagged", isFlagged);
+      cell.title = isFlagged ? "This probe is flagged at this evaluation." : "";
+      cell.setAttribute("aria-label", `${label}: drift ${drift}${isFlagged ? ", flagged" : ""}`);
+    }
+    this.node.insertBefore(cell, this.cells.get(column + 1) ?? null); // in the order in which a screen reader reads
+    this.cells.set(column, cell);
+    return cell;
+  }
+
+  /** Show beside the name the current evaluation, or the last one before it. */
+  #showCurrent() {
+    const column = this.board.current;
+    const evaluation = this.board.evaluationUntil(column, this.side);
+    const image = this.#image(evaluation);
+    this.currentStrip.move(0, 0, true);
+    this.currentStrip.paint(0, image);
+    mark(this.current, image);
+    if (image !== undefined) this.shown = column;
+    this.sparkline.mark(evaluation);
+    this.metric.textContent = this.#driftText(column, evaluation);
+    this.node.classList.toggle("flagged", evaluation !== undefined && this.run.flagged(this.probe, evaluation));
+    this.shift.textContent = evaluation === undefined ? "" : this.#shiftText(evaluation);
+  }
+
+  /**
+   * @param {number} column
+   * @param {number} [evaluation]
+   */
+  #driftText(column, evaluation) {
+    if (evaluation === undefined) return "no evaluation";
+    const drift = formatNumber(this.run.drift(this.probe, evaluation));
+    const isEarlier = this.evaluation(column) !== evaluation;
+    return isEarlier ? `${drift}, step ${this.run.steps[evaluation]}` : `drift ${drift}`;
+  }
+
+  /** @param {number} evaluation */
+  #shiftText(evaluation) {
+    const row = this.run.rows.get(this.probe);
+    const before = this.run.baselineMap(this.probe, evaluation, this.board.state.values.baseline);
+    const now = row?.map(evaluation);
+    const shift = row && before && now ? findShift(before, now, row.shape) : null;
+    if (!shift?.isNotable) return "";
+    return `→ ${shift.gained} +${formatPercent(shift.gain)}, ${shift.lost} −${formatPercent(shift.loss)}`;
+  }
+}
+
+/** Show in a cell whether it has an image, and give its frame the shape of the image.
+ *
+ * @param {HTMLElement} cell
+ * @param {ImageData | null | undefined} image as of {@link Strip#paint}
+ */
+function mark(cell, image) {
+  const frame = /** @type {HTMLElement} */ (cell.querySelector(".frame"));
+  cell.classList.toggle("waiting", image === undefined);
+  cell.classList.toggle("missing", image === null);
+  frame.title = image === null ? "There is no map to show here." : "";
+  const longer = image ? Math.max(image.width, image.height) : 1;
+  frame.style.width = image ? `${(SIZE.tile * image.width) / longer}px` : "";
+  frame.style.height = image ? `${(SIZE.tile * image.height) / longer}px` : "";
+}

@@ -1,0 +1,202 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { Board, pairProbes, probeOrder } from "../../../clipcam_lightning/tensorboard_tab/static/board.js";
+import { State } from "../../../clipcam_lightning/tensorboard_tab/static/state.js";
+import { makeRow, makeRun } from "./runs.js";
+
+const COLORS = {
+  about: { heat: ["inferno", "viridis"], change: "vik" },
+  arrays: {
+    inferno: { shape: [256, 3], data: new Uint8Array(768).fill(1) },
+    viridis: { shape: [256, 3], data: new Uint8Array(768).fill(2) },
+    vik: { shape: [256, 3], data: new Uint8Array(768).fill(3) },
+  },
+};
+
+/** A board with these choices, which writes nowhere.
+ *
+ * @param {ReturnType<typeof makeRun>[]} runs
+ * @param {Record<string, string>} [choices]
+ */
+function makeBoard(runs, choices = {}) {
+  const nowhere = { read: () => choices, write: () => {}, listen: () => {} };
+  const board = new Board(new State(nowhere, nowhere), COLORS);
+  board.show(runs);
+  return board;
+}
+
+/** Names of the probes of a run in an order.
+ *
+ * @param {ReturnType<typeof makeRun>} run
+ * @param {string} sort
+ */
+function sorted(run, sort) {
+  const compare = probeOrder(run, sort);
+  return [...run.names.keys()].sort(compare).map((probe) => run.names[probe]);
+}
+
+const MIXED = makeRun({
+  names: ["unknown", "still", "flagged 2", "moved 10", "flagged 1", "unknown 2"],
+  steps: [0],
+  drift: [[NaN], [0], [0.6], [0.9], [0.7], [NaN]],
+  similarity: [[0.5], [0.1], [0.4], [0.2], [NaN], [0.3]],
+  flagged: [[0], [0], [1], [0], [1], [0]],
+});
+
+test("by default flagged probes come first, unknown drift last, and the others by drift", () => {
+  const expected = ["flagged 1", "flagged 2", "moved 10", "still", "unknown", "unknown 2"];
+  assert.deepEqual(sorted(MIXED, "flagged"), expected);
+  assert.deepEqual(
+    makeBoard([MIXED]).probes.map(([probe]) => MIXED.names[probe]),
+    expected,
+  );
+});
+
+test("probes can be sorted by drift alone", () => {
+  assert.deepEqual(sorted(MIXED, "drift"), ["moved 10", "flagged 1", "flagged 2", "still", "unknown", "unknown 2"]);
+});
+
+test("probes can be sorted by similarity, lowest first", () => {
+  const names = ["flagged 1", "still", "moved 10", "unknown 2", "flagged 2", "unknown"];
+  assert.deepEqual(sorted(MIXED, "similarity"), names);
+});
+
+test("probes can be sorted by name, numbers by their value", () => {
+  const run = makeRun({ names: ["b", "a10", "a9", "A1"] });
+  assert.deepEqual(sorted(run, "name"), ["A1", "a9", "a10", "b"]);
+});
+
+test("probes are sorted by the last evaluation, equal ones by their index", () => {
+  const run = makeRun({
+    names: ["a", "b", "c"],
+    drift: [
+      [0, 0.9, 0.1],
+      [0, 0.1, 0.5],
+      [0, 0.2, 0.5],
+    ],
+  });
+  assert.deepEqual(sorted(run, "flagged"), ["b", "c", "a"]);
+});
+
+test("the filter keeps probes with all its words, in name or prompt, whatever their case", () => {
+  const run = makeRun({ names: ["fox", "owl"], prompts: ["A photo of a Fox", "a drawing"] });
+  /** @param {string} filter */
+  const shown = (filter) => makeBoard([run], { filter }).probes.map(([probe]) => run.names[probe]);
+  assert.deepEqual(shown("FOX photo"), ["fox"]);
+  assert.deepEqual(shown("owl drawing"), ["owl"]);
+  assert.deepEqual(shown(" a "), ["fox", "owl"]);
+  assert.deepEqual(shown("fox drawing"), []);
+});
+
+test("the number of probes is shown, and how many the filter keeps", () => {
+  const run = makeRun({ names: ["fox", "owl"], prompts: ["", ""] });
+  assert.equal(makeBoard([run]).countText, "2 probes");
+  assert.equal(makeBoard([run], { filter: "fox" }).countText, "1 of 2 probes");
+  assert.equal(makeBoard([makeRun({ names: ["fox"] })]).countText, "1 probe");
+});
+
+test("probes of two runs are paired by digest, and by name where digests repeat", () => {
+  const first = makeRun({ names: ["a", "b", "c", "d"], digests: ["1", "2", "2", "3"] });
+  const second = makeRun({ names: ["x", "c", "y", "d"], digests: ["1", "2", "2", "4"] });
+  // "c" has its namesake, which leaves "y" for "b"; "d" has another digest in the second run.
+  assert.deepEqual(pairProbes(first, second), [
+    [0, 0],
+    [1, 2],
+    [2, 1],
+  ]);
+});
+
+test("a probe of the second run has one partner only", () => {
+  const first = makeRun({ names: ["a", "b"], digests: ["1", "1"] });
+  const second = makeRun({ names: ["x"], digests: ["1"] });
+  assert.deepEqual(pairProbes(first, second), [[0, 0]]);
+  const board = makeBoard([first, second]);
+  assert.deepEqual([board.matched, board.unmatched], [1, 1]);
+});
+
+test("columns are the steps of all runs, each with the evaluations of the runs that have it", () => {
+  const board = makeBoard([makeRun({ steps: [0, 20] }), makeRun({ steps: [0, 10, 20] })]);
+  assert.deepEqual(board.columns, [
+    { step: 0, evaluations: [0, 0] },
+    { step: 10, evaluations: [undefined, 1] },
+    { step: 20, evaluations: [1, 2] },
+  ]);
+  assert.equal(board.title(1), "step 10, epoch 1");
+});
+
+test("a run without an evaluation in a column shows its last one before", () => {
+  const board = makeBoard([makeRun({ steps: [10, 30] }), makeRun({ steps: [0, 20] })]);
+  assert.equal(board.evaluationUntil(0, 0), undefined); // step 0
+  assert.equal(board.evaluationUntil(2, 0), 0); // step 20
+  assert.equal(board.evaluationUntil(3, 0), 1); // step 30
+  assert.equal(board.evaluationUntil(3, 1), 1);
+});
+
+test("a column has an alarm if any run has", () => {
+  const board = makeBoard([
+    makeRun({ steps: [0, 10], alarm: [0, 1] }),
+    makeRun({ steps: [0, 10, 20], alarm: [0, 0, 1] }),
+  ]);
+  assert.deepEqual([board.hasAlarm(0), board.hasAlarm(1), board.hasAlarm(2)], [false, true, true]);
+});
+
+test("the last column is shown by default, and stays shown when a run grows", () => {
+  const board = makeBoard([makeRun({ steps: [0, 10] })]);
+  assert.equal(board.current, 1);
+  board.go(0);
+  assert.equal(board.current, 0);
+  board.go(7); // beyond the last
+  assert.equal(board.current, 1);
+  board.show([makeRun({ steps: [0, 10, 20] })]);
+  assert.equal(board.current, 2);
+});
+
+test("an earlier column stays shown when a run grows before it", () => {
+  const board = makeBoard([makeRun({ steps: [0, 20, 30] })]);
+  board.go(1);
+  board.show([makeRun({ steps: [0, 10, 20, 30] })]);
+  assert.equal(board.columns[board.current].step, 20);
+});
+
+test("a missing step in the address shows the last column", () => {
+  assert.equal(makeBoard([makeRun()], { evaluation: "15" }).current, 2);
+  assert.equal(makeBoard([makeRun()], { evaluation: "yesterday" }).current, 2);
+  assert.equal(makeBoard([makeRun()], { evaluation: "10" }).current, 1);
+});
+
+test("the probe in the large view is found by its name in the first run", () => {
+  const board = makeBoard([makeRun({ name: "a" }), makeRun({ name: "b" })], { open: "dog" });
+  assert.deepEqual(board.open, [1, 1]);
+  assert.equal(makeBoard([makeRun()], { open: "nobody" }).open, undefined);
+  assert.equal(makeBoard([makeRun()]).open, undefined);
+});
+
+test("an empty board has no columns and no probes", () => {
+  const board = makeBoard([]);
+  board.go(0);
+  assert.deepEqual([board.columns, board.probes, board.last, board.open], [[], [], -1, undefined]);
+});
+
+test("colours that the server lacks are replaced by the first", () => {
+  assert.equal(makeBoard([makeRun()], { colors: "viridis" }).heatColors[0], 2);
+  assert.equal(makeBoard([makeRun()], { colors: "constructor" }).heatColors[0], 1);
+  assert.equal(makeBoard([makeRun()]).changeColors[0], 3);
+});
+
+test("a probe whose row has not arrived has no image yet", () => {
+  const run = makeRun();
+  const board = makeBoard([run]);
+  assert.equal(board.image(run, 0, 0), undefined);
+});
+
+test("a missing map has no image", () => {
+  const run = makeRun({ baseline: [-1, -1, -1] });
+  const row = makeRow([{ 0: 1 }, { 0: 1 }, { 0: 1 }]);
+  const pixels = { width: 1, height: 1, data: new Uint8ClampedArray(4), colorSpace: "srgb" };
+  row.tile = /** @type {ImageData} */ (/** @type {unknown} */ (pixels));
+  row.maps.fill(0x7e00, 9, 18);
+  run.rows.set(0, row);
+  assert.equal(makeBoard([run]).image(run, 0, 1), null);
+  assert.equal(makeBoard([run], { view: "change" }).image(run, 0, 0), null, "its baseline is not available");
+});
