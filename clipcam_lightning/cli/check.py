@@ -3,10 +3,10 @@
 from typing import Any
 
 from clipcam_lightning.cli.evaluate import evaluate
-from clipcam_lightning.cli.models import source_of
+from clipcam_lightning.cli.models import read_model_source
 from clipcam_lightning.cli.outputs import check_outputs
 from clipcam_lightning.cli.reports import report_on, save_snapshot, write_reports
-from clipcam_lightning.cli.settings import map_settings, map_settings_like
+from clipcam_lightning.cli.settings import read_map_settings, read_map_settings_like
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
@@ -26,17 +26,20 @@ def run(options: Any) -> int:
         check_outputs(file, *reports, inputs=inputs)
     else:
         check_outputs(*reports, inputs=(file, *inputs))
-    if not (updates or file.exists()):
+    if file.exists():
+        settings = read_map_settings_like(options, Snapshot.load(file).info)
+    elif updates:
+        settings = read_map_settings(options)
+    else:
         raise SnapshotError(f"the baseline {file} does not exist; --update-baseline writes it from this model.")
-    settings = map_settings_like(options, Snapshot.load(file).info) if file.exists() else map_settings(options)
-    source = source_of(options)
+    source = read_model_source(options)
     monitor = Monitor(
         ProbeSet(options.probes), rule=DriftRule(options.max_drift), baseline="start" if updates else file
     )
     evaluation = evaluate(monitor, source, settings)
     comparison = evaluation.baseline, evaluation.snapshot, evaluation.report
     if not updates:
-        return report_on(*comparison, json_file=options.json, html=options.html)
+        return report_on(*comparison, json_file=options.json, html_file=options.html)
     save_snapshot(evaluation.snapshot, file)
-    write_reports(*comparison, json_file=options.json, html=options.html)
+    write_reports(*comparison, json_file=options.json, html_file=options.html)
     return 0

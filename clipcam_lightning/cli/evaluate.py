@@ -1,8 +1,8 @@
-"""Evaluate a probe set with the model that the options of a command name."""
+"""Evaluate a probe set with the model that the options of a command select."""
 
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cli.models import ModelSource, load_clip
-from clipcam_lightning.cli.terminal import progress, warn
+from clipcam_lightning.cli.terminal import show_progress, warn
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
@@ -16,14 +16,17 @@ def evaluate(monitor: Monitor, source: ModelSource, settings: MapSettings) -> Ev
         source: which model to load.
         settings: how maps are made.
 
+    Returns:
+        The evaluation; its step and epoch are those of the checkpoint.
+
     Raises:
         ClipCamError: model, probes, settings and baseline do not fit each other.
     """
-    with progress() as bar:
-        loading = bar.add_task("loading the model", total=None)
+    with show_progress() as progress:
+        loading = progress.add_task("loading the model", total=None)
         loaded = load_clip(source)
-        bar.remove_task(loading)
-        bar.add_task(f"explaining {len(monitor.probes)} probes", total=None)
+        progress.remove_task(loading)
+        progress.add_task(f"explaining {len(monitor.probes)} probes", total=None)
         outcome = monitor.evaluate(LocalExplainer(loaded.clip, settings), step=loaded.step, epoch=loaded.epoch)
     if outcome.note:
         warn(outcome.note)
