@@ -1,86 +1,151 @@
-"""See where a CLIP looks while it is fine-tuned with PyTorch Lightning, and be told when that changes.
+"""See where a CLIP looks while it is fine-tuned with PyTorch Lightning, and get an alarm when that changes.
 
-Names are resolved when they are first used: importing the package imports neither torch nor Lightning.
+Names are resolved when they are first used, so importing the package imports neither torch nor Lightning.
 """
 
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from clipcam_lightning.analysis.confusion import Confusion, confusions
-    from clipcam_lightning.callback import ClipCamCallback
-    from clipcam_lightning.cam.capture import Capture
-    from clipcam_lightning.cam.explain import explain
-    from clipcam_lightning.cam.explanation import Explanation
-    from clipcam_lightning.cam.methods import METHODS, Method
-    from clipcam_lightning.cam.model import ClipModel, find_clip
-    from clipcam_lightning.cam.targets import Contrast, LogSoftmax
-    from clipcam_lightning.cam.towers.tower import Tower
-    from clipcam_lightning.drift.compare import DriftReport, compare
-    from clipcam_lightning.drift.rule import DriftRule
-    from clipcam_lightning.drift.snapshot import Snapshot
-    from clipcam_lightning.errors import ClipCamError, ClipCamWarning, DriftAlarm
-    from clipcam_lightning.probes.probe import Probe
-    from clipcam_lightning.probes.probe_set import ProbeSet
+if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the table below
+    from clipcam_lightning.analysis.confusion import Confusion as Confusion
+    from clipcam_lightning.analysis.confusion import confusions as confusions
+    from clipcam_lightning.analysis.prompt_sensitivity import Sensitivity as Sensitivity
+    from clipcam_lightning.analysis.prompt_sensitivity import paraphrases as paraphrases
+    from clipcam_lightning.analysis.prompt_sensitivity import sensitivity as sensitivity
+    from clipcam_lightning.callback import ClipCamCallback as ClipCamCallback
+    from clipcam_lightning.cam.capture import AttentionCapture as AttentionCapture
+    from clipcam_lightning.cam.capture import Capture as Capture
+    from clipcam_lightning.cam.explain import explain as explain
+    from clipcam_lightning.cam.explanation import Explanation as Explanation
+    from clipcam_lightning.cam.methods import METHODS as METHODS
+    from clipcam_lightning.cam.methods import Method as Method
+    from clipcam_lightning.cam.model import ClipModel as ClipModel
+    from clipcam_lightning.cam.model import ModelSpec as ModelSpec
+    from clipcam_lightning.cam.model import find_clip as find_clip
+    from clipcam_lightning.cam.settings import MapSettings as MapSettings
+    from clipcam_lightning.cam.targets import Contrast as Contrast
+    from clipcam_lightning.cam.targets import LogSoftmax as LogSoftmax
+    from clipcam_lightning.cam.targets import Similarity as Similarity
+    from clipcam_lightning.cam.targets import Target as Target
+    from clipcam_lightning.cam.towers.tower import Tower as Tower
+    from clipcam_lightning.drift.compare import DriftReport as DriftReport
+    from clipcam_lightning.drift.compare import ProbeDrift as ProbeDrift
+    from clipcam_lightning.drift.compare import compare as compare
+    from clipcam_lightning.drift.rule import DriftRule as DriftRule
+    from clipcam_lightning.drift.snapshot import Snapshot as Snapshot
+    from clipcam_lightning.drift.snapshot import SnapshotInfo as SnapshotInfo
+    from clipcam_lightning.errors import ClipCamError as ClipCamError
+    from clipcam_lightning.errors import ClipCamWarning as ClipCamWarning
+    from clipcam_lightning.errors import ConfigError as ConfigError
+    from clipcam_lightning.errors import DriftAlarm as DriftAlarm
+    from clipcam_lightning.errors import IncomparableError as IncomparableError
+    from clipcam_lightning.errors import ModelError as ModelError
+    from clipcam_lightning.errors import ProbeError as ProbeError
+    from clipcam_lightning.errors import SnapshotError as SnapshotError
+    from clipcam_lightning.errors import TowerError as TowerError
+    from clipcam_lightning.monitoring.evaluation import Evaluation as Evaluation
+    from clipcam_lightning.monitoring.evaluation import Sink as Sink
+    from clipcam_lightning.monitoring.history import HistoryEntry as HistoryEntry
+    from clipcam_lightning.monitoring.monitor import evaluate as evaluate
+    from clipcam_lightning.probes.probe import LoadedProbe as LoadedProbe
+    from clipcam_lightning.probes.probe import Probe as Probe
+    from clipcam_lightning.probes.probe_set import ProbeSet as ProbeSet
+    from clipcam_lightning.visualization.analysis_panels import confusion_panel as confusion_panel
+    from clipcam_lightning.visualization.analysis_panels import sensitivity_panel as sensitivity_panel
+    from clipcam_lightning.visualization.contact_sheet import contact_sheet as contact_sheet
+    from clipcam_lightning.visualization.panels import probe_panel as probe_panel
+    from clipcam_lightning.visualization.report import html_report as html_report
+    from clipcam_lightning.visualization.report import report_as_json as report_as_json
 
 __version__ = version("clipcam-lightning")
 
-_HOME = {
-    "METHODS": "cam.methods",
-    "Capture": "cam.capture",
-    "ClipCamCallback": "callback",
-    "ClipCamError": "errors",
-    "ClipCamWarning": "errors",
-    "ClipModel": "cam.model",
-    "Confusion": "analysis.confusion",
-    "Contrast": "cam.targets",
-    "DriftAlarm": "errors",
-    "DriftReport": "drift.compare",
-    "DriftRule": "drift.rule",
-    "Explanation": "cam.explanation",
-    "LogSoftmax": "cam.targets",
-    "Method": "cam.methods",
-    "Probe": "probes.probe",
-    "ProbeSet": "probes.probe_set",
-    "Snapshot": "drift.snapshot",
-    "Tower": "cam.towers.tower",
-    "compare": "drift.compare",
-    "confusions": "analysis.confusion",
-    "explain": "cam.explain",
-    "find_clip": "cam.model",
+_PUBLIC = {
+    "analysis.confusion": (
+        "Confusion",
+        "confusions",
+    ),
+    "analysis.prompt_sensitivity": (
+        "Sensitivity",
+        "paraphrases",
+        "sensitivity",
+    ),
+    "callback": ("ClipCamCallback",),
+    "cam.capture": (
+        "AttentionCapture",
+        "Capture",
+    ),
+    "cam.explain": ("explain",),
+    "cam.explanation": ("Explanation",),
+    "cam.methods": (
+        "METHODS",
+        "Method",
+    ),
+    "cam.model": (
+        "ClipModel",
+        "ModelSpec",
+        "find_clip",
+    ),
+    "cam.settings": ("MapSettings",),
+    "cam.targets": (
+        "Contrast",
+        "LogSoftmax",
+        "Similarity",
+        "Target",
+    ),
+    "cam.towers.tower": ("Tower",),
+    "drift.compare": (
+        "DriftReport",
+        "ProbeDrift",
+        "compare",
+    ),
+    "drift.rule": ("DriftRule",),
+    "drift.snapshot": (
+        "Snapshot",
+        "SnapshotInfo",
+    ),
+    "errors": (
+        "ClipCamError",
+        "ClipCamWarning",
+        "ConfigError",
+        "DriftAlarm",
+        "IncomparableError",
+        "ModelError",
+        "ProbeError",
+        "SnapshotError",
+        "TowerError",
+    ),
+    "monitoring.evaluation": (
+        "Evaluation",
+        "Sink",
+    ),
+    "monitoring.history": ("HistoryEntry",),
+    "monitoring.monitor": ("evaluate",),
+    "probes.probe": (
+        "LoadedProbe",
+        "Probe",
+    ),
+    "probes.probe_set": ("ProbeSet",),
+    "visualization.analysis_panels": (
+        "confusion_panel",
+        "sensitivity_panel",
+    ),
+    "visualization.contact_sheet": ("contact_sheet",),
+    "visualization.panels": ("probe_panel",),
+    "visualization.report": (
+        "html_report",
+        "report_as_json",
+    ),
 }
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = [
-    "METHODS",
-    "Capture",
-    "ClipCamCallback",
-    "ClipCamError",
-    "ClipCamWarning",
-    "ClipModel",
-    "Confusion",
-    "Contrast",
-    "DriftAlarm",
-    "DriftReport",
-    "DriftRule",
-    "Explanation",
-    "LogSoftmax",
-    "Method",
-    "Probe",
-    "ProbeSet",
-    "Snapshot",
-    "Tower",
-    "compare",
-    "confusions",
-    "explain",
-    "find_clip",
-]
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -11,12 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipcam_lightning import Capture, explain
-from clipcam_lightning.cam.capture import AttentionCapture
-from clipcam_lightning.cam.methods import Method
-from clipcam_lightning.cam.towers.tower import ATTENTION
-from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
-from clipcam_lightning.shapes_world.scenes import draw_scenes
+from clipcam_lightning import AttentionCapture, Capture, Method, explain
+from clipcam_lightning.shapes_world import WordTokenizer, build_clip, draw_scenes, model_input
 
 
 def sensitivity(capture: Capture) -> Float[Tensor, "b p h w"]:
@@ -25,9 +21,9 @@ def sensitivity(capture: Capture) -> Float[Tensor, "b p h w"]:
 
 
 def last_attention(capture: AttentionCapture) -> Float[Tensor, "b 1 h w"]:
-    """Where the class token of the last block looks, over all heads; no prompt is asked for."""
-    evaluations = capture.attentions[-1].first_query().weights()  # [b, heads, 1, tokens]
-    return capture.to_map(evaluations.mean(dim=1))
+    """Average the attention of the last block's class token over all heads; no prompt is needed."""
+    attention = capture.attentions[-1].first_query().weights()  # [b, heads, 1, tokens]
+    return capture.to_map(attention.mean(dim=1))
 
 
 def main() -> None:
@@ -36,10 +32,10 @@ def main() -> None:
     scenes = draw_scenes(1, seed=0)
     images = model_input(torch.from_numpy(scenes.images), 64)
 
-    own = (sensitivity, Method(last_attention, AttentionCapture, needs=(ATTENTION,), blocks=1))
+    own = (sensitivity, Method(last_attention, AttentionCapture, needs=("attention",), blocks=1))
     for method in own:
         explanation = explain(model, images, scenes.captions, method=method, tokenizer=WordTokenizer())
-        print(f"{explanation.method} of {scenes.captions[0]!r}\n{drawn(explanation.normalize()[0, 0])}\n")
+        print(f"{explanation.method} of {scenes.captions[0]!r}\n{draw(explanation.normalize()[0, 0])}\n")
 
 
 def draw(map_: Float[Tensor, "h w"]) -> str:

@@ -34,6 +34,14 @@ class Confusion:
         preferred_similarity: cosine of the image and the preferred prompt; larger than ``similarity``.
         map: raw saliency of its own prompt, float32.
         preferred_map: raw saliency of the preferred prompt, float32, on the same grid.
+
+    Example:
+        >>> from clipcam_lightning import confusions
+        >>> from clipcam_lightning.shapes_world import CAPTIONS, WordTokenizer, draw_scenes, trained_clip
+        >>> probes = ProbeSet([(draw_scenes(1).images[0], "a purple star")])
+        >>> (confusion,) = confusions(trained_clip("vit"), probes, CAPTIONS, tokenizer=WordTokenizer())
+        >>> confusion.prompt, confusion.preferred
+        ('a purple star', 'a green star')
     """
 
     index: int

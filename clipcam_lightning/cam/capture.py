@@ -77,6 +77,18 @@ class AttentionCapture:
         inputs: arguments of each of ``blocks``.
         attention_inputs: arguments of each attention module.
         last_tokens: output of the tower's last block; for a class-token tower possibly that token alone.
+
+    Example:
+        >>> import torch
+        >>> from clipcam_lightning import AttentionCapture, Method, explain
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
+        >>> def last_attention(capture):
+        ...     weights = capture.attentions[-1].first_query().weights()  # [b, heads, 1, tokens]
+        ...     return capture.to_map(weights.mean(dim=1))
+        >>> method = Method(last_attention, AttentionCapture, needs=("attention",), blocks=1)
+        >>> images = torch.rand(1, 3, 64, 64)
+        >>> explain(trained_clip("vit"), images, ["a star"], method=method, tokenizer=WordTokenizer()).maps.shape
+        torch.Size([1, 1, 8, 8])
     """
 
     tower: AttentionTower

@@ -22,6 +22,16 @@ class Target(ABC):
     Attributes:
         name: label of the target in snapshots and images.
         negatives: prompts, or their embeddings, that the score needs in addition to the mapped prompts.
+
+    Example:
+        >>> import torch
+        >>> class Squared(Target):
+        ...     name = "squared"
+        ...
+        ...     def __call__(self, similarity, prompts):
+        ...         return similarity[:, :prompts] ** 2
+        >>> Squared()(torch.tensor([[0.5, 0.1]]), prompts=1)
+        tensor([[0.2500]])
     """
 
     @property
@@ -92,6 +102,11 @@ class Similarity(_TargetWithNegatives):
 
     Attributes:
         negatives: embedded with the prompts, but not part of the score.
+
+    Example:
+        >>> import torch
+        >>> Similarity()(torch.tensor([[0.3, 0.1]]), prompts=2)
+        tensor([[0.3000, 0.1000]])
     """
 
     @property
