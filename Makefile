@@ -2,18 +2,37 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test benchmarks clean
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+
+.PHONY: demo fast test lint test-fast test-python test-js coverage benchmarks clean
 
 demo: .venv/.installed
 	$(BIN)/clipcam demo
 
+# Each part runs even if another one fails; then make fails.
+fast: .venv/.installed-test
+	$(MAKE) --keep-going lint test-fast
+
 test: .venv/.installed-test
+	$(MAKE) --keep-going lint test-python test-js
+
+lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy --strict
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --ignore tests/tensorboard_tab
-	# In processes of its own: others fork, which threads of TensorBoard's fast loader do not outlive.
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile tests/tensorboard_tab
+
+test-fast: .venv/.installed-test
+	$(PYTEST) -m "not slow and not browser and not ranks"
+
+test-python: .venv/.installed-test
+	$(PYTEST)
+
+test-js:
+	@if command -v npm > /dev/null; then npm ci --silent && npm test; else echo "npm is missing: no JavaScript checks"; fi
+
+coverage: .venv/.installed-test
+	$(PYTEST) --cov --cov-report term --cov-report html
 
 benchmarks: .venv/.installed-test
 	$(BIN)/python -m benchmarks.localisation
@@ -33,4 +52,4 @@ benchmarks: .venv/.installed-test
 	touch $@
 
 clean:
-	rm -rf .venv clipcam_demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv node_modules clipcam_demo htmlcov .coverage* .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

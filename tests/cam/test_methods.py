@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from clipcam_lightning.cam.capture import AttentionCapture, Capture, LayerCapture
 from clipcam_lightning.cam.explain import explain
-from clipcam_lightning.cam.methods import METHODS, Method, method_of
+from clipcam_lightning.cam.methods import METHODS, Method, resolve_method
 from clipcam_lightning.cam.towers import tower_of
 from clipcam_lightning.cam.towers.tower import Recipe
 from clipcam_lightning.errors import ConfigError
@@ -35,10 +35,10 @@ def test_a_method_that_does_not_fit_is_answered_with_those_that_do(name: str) ->
     tower, fitting = tower_of(build()), FITTING_ALL | more
     for method in METHODS:
         if method in fitting:
-            assert method_of(method, tower).name == method
+            assert resolve_method(method, tower).name == method
         else:
             with pytest.raises(ConfigError, match=f"{method} does not fit .* needs") as raised:
-                method_of(method, tower)
+                resolve_method(method, tower)
             assert set(str(raised.value).removesuffix(".").split("Fitting: ")[1].split(", ")) == fitting
 
 
@@ -115,7 +115,7 @@ def test_a_function_of_ones_own_reads_activations_and_gradients() -> None:
     assert_close(found.maps, explain(model, images, texts, method=Method(mine)).maps)
 
 
-def test_a_method_of_ones_own_says_what_it_reads_and_needs() -> None:
+def test_a_resolve_method_ones_own_says_what_it_reads_and_needs() -> None:
     def brightest(capture: LayerCapture) -> Tensor:
         return capture.activations.amax(1, keepdim=True)
 
@@ -150,7 +150,7 @@ def test_a_function_that_gives_no_maps_is_refused(unchecked: None) -> None:
 
 def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'auto', one of gradcam, gradcam_pp, .*, gem, or a function.*'gradcamm'"):
-        method_of("gradcamm", tower_of(vit()))
+        resolve_method("gradcamm", tower_of(vit()))
 
 
 @pytest.mark.parametrize("method", ["gae", "rollout", "legrad", "maskclip"])
