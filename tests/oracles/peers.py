@@ -55,6 +55,7 @@ PEERS: dict[str, type[BaseCAM] | type[peer.FinerCAM]] = {
     "scorecam": peer.ScoreCAM,
     "ablationcam": peer.AblationCAM,
 }
+WITHOUT_PEER: frozenset[str] = frozenset()  # methods that read one layer and that no other package has
 
 
 def peer_maps(
