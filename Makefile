@@ -2,17 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test benchmarks clean
+.PHONY: demo test lint test-package test-tab benchmarks clean
 
 demo: .venv/.installed
 	$(BIN)/clipcam demo
 
+# Each part runs even if another one fails; then make fails.
 test: .venv/.installed-test
+	$(MAKE) --keep-going lint test-package test-tab
+
+lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
+
+test-package:
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --ignore tests/tensorboard_tab
-	# In processes of its own: others fork, which threads of TensorBoard's fast loader do not outlive.
+
+# In processes of its own: others fork, which threads of TensorBoard's fast loader do not outlive.
+test-tab:
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile tests/tensorboard_tab
 
 benchmarks: .venv/.installed-test

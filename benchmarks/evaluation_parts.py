@@ -16,12 +16,12 @@ from torch.utils.tensorboard.writer import FileWriter
 
 from clipcam_lightning import ClipCamCallback
 from clipcam_lightning.monitoring import monitor
-from clipcam_lightning.probes.probe_set import PreparedProbes
+from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.sinks import files, pictures, tensorboard
 from clipcam_lightning.training import ranks
 
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "explain": ((PreparedProbes, "embedded"), (ranks, "explain_in_memory")),
+    "explain": ((PreparedProbes, "embed_texts"), (ranks, "explain_in_memory")),
     "compare": ((monitor, "take_snapshot"), (monitor, "compare")),
     "render": ((pictures, "probe_panel"), (pictures, "contact_sheet")),
     "encode": ((Image.Image, "save"),),

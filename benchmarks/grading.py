@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.fuse import resized
+from clipcam_lightning.cam.fuse import resize_maps
 from clipcam_lightning.drift import metrics
 
 STEPS = 10  # in which all pixels vanish or appear
@@ -56,7 +56,7 @@ def mask_iou(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> Floa
 
     Source: Arras et al. 2022, CLEVR-XAI (relevance rank accuracy), https://arxiv.org/abs/2003.07258
     """
-    pixels, inside = resized(maps, (masks.shape[-2], masks.shape[-1])).flatten(1), masks.flatten(1)
+    pixels, inside = resize_maps(maps, (masks.shape[-2], masks.shape[-1])).flatten(1), masks.flatten(1)
     last = pixels.sort(dim=1, descending=True).values.gather(1, inside.sum(1, keepdim=True) - 1)
     hottest = (pixels >= last) & (pixels > pixels.amin(1, keepdim=True))
     return torch.div((hottest & inside).sum(1), (hottest | inside).sum(1))
@@ -73,7 +73,7 @@ def perturbation_curves(
     Source: Petsiuk et al. 2018, RISE, sec. 4.1 (causal metrics), https://arxiv.org/abs/1806.07421
     """
     size = (images.shape[-2], images.shape[-1])
-    order = resized(maps, size).flatten(1).argsort(dim=1, descending=True, stable=True)
+    order = resize_maps(maps, size).flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1).view(-1, 1, *size)
     reached = [rank < step / steps * size[0] * size[1] for step in range(steps + 1)]
     deletion = [score(images.masked_fill(hottest, 0)) for hottest in reached]

@@ -20,7 +20,7 @@ from clipcam_lightning import find_clip
 from clipcam_lightning.drift.compare import DriftRule
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.models import WordTokenizer
-from clipcam_lightning.sinks import sinks_of
+from clipcam_lightning.sinks import make_sinks
 
 VISION = CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=32, image_size=224)
 SETTLED = 20  # looks until every cache and every buffer has its size
@@ -50,7 +50,7 @@ def growth(evaluations: int, probes: int = 8) -> Growth:
     monitor = Monitor(probe_set(probes, int(VISION.image_size)), **settings)
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder)
-        monitor.sinks = sinks_of([logger], Path(folder), "clipcam", num_images=32)
+        monitor.sinks = make_sinks([logger], Path(folder), "clipcam", num_images=32)
         for step in track(range(1, evaluations + 1), "memory", transient=True):
             with torch.no_grad():  # so that maps differ from look to look
                 model.visual.proj.add_(1e-2 * torch.randn_like(model.visual.proj))

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.grading import edges
 from clipcam_lightning import METHODS, ClipModel, Contrast, LogSoftmax, Method, explain
 from clipcam_lightning.cam.capture import CurvatureCapture, ScoreCapture
-from clipcam_lightning.cam.fuse import fused
+from clipcam_lightning.cam.fuse import fuse_maps
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.targets import Similarity, Target
 from clipcam_lightning.cam.towers.tower import BLOCKS
@@ -110,7 +110,7 @@ def layer_maps(clip: ClipModel, asked: Asked) -> Iterator[Maps]:
             if _has_say(target, method):
                 maps = [[method(capture) for capture in prompt] for prompt in prompts]
                 for layers in choices:
-                    chosen = [fused([prompt[layer] for layer in layers], "mean") for prompt in maps]
+                    chosen = [fuse_maps([prompt[layer] for layer in layers], "mean") for prompt in maps]
                     yield _question(method, layers, target), torch.cat(chosen, dim=1)
 
 

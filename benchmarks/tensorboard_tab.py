@@ -40,7 +40,7 @@ from benchmarks.goals import Verdict
 from benchmarks.photographs import photographs
 from benchmarks.speed import cpu_name, print_verdicts
 from clipcam_lightning.sinks.tensorboard_tab import IMAGE_QUALITY, IMAGE_SIDE
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.tensorboard_tab import events
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -138,7 +138,7 @@ def write_run(folder: Path, probes: int, evaluations: int, grid: int) -> float:
             values.append(events.array_value(events.tag("clipcam", events.BASELINE), start))
             values += [
                 events.image_value(
-                    events.tag("clipcam", events.IMAGE, name), as_jpeg(Image.fromarray(photo), IMAGE_QUALITY)
+                    events.tag("clipcam", events.IMAGE, name), encode_jpeg(Image.fromarray(photo), IMAGE_QUALITY)
                 )
                 for name, photo in zip(names, photographs(probes, IMAGE_SIDE), strict=True)
             ]

@@ -1,7 +1,9 @@
-"""When looks happen in a Lightning training."""
+"""The Lightning callback: when the probes are evaluated, and what follows from the result."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,56 +12,93 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
-from clipcam_lightning.cam.methods import Layers, MethodLike, check_method
-from clipcam_lightning.cam.model import Tokenizer
+from clipcam_lightning.cam.fuse import Fusion
+from clipcam_lightning.cam.methods import Layers, MethodLike
+from clipcam_lightning.cam.model import ModelSpec, Tokenizer
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
 from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.drift.compare import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm
+from clipcam_lightning.monitoring.evaluation import Outcome
+from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.probe import PathLike
-from clipcam_lightning.training.session import ProbesLike, Session
-from clipcam_lightning.training.support import builds_later, why_not
+from clipcam_lightning.probes.probe_set import ProbesLike
+from clipcam_lightning.sinks import make_sinks
+from clipcam_lightning.training.session import Session
+from clipcam_lightning.training.support import may_build_layers_later, unsupported_reason
+
+
+@dataclass
+class _FitState:
+    """Where a fit stands, the same on every rank, so that all ranks agree on what comes next.
+
+    Attributes:
+        evaluates: whether probes are evaluated in this fit.
+        logs: whether metrics are logged for other callbacks to monitor.
+        evaluations: how many took place, those before a resume included.
+        evaluated_at: step of the last evaluation.
+        logged_at: step at which metrics were last logged.
+        tried_batch: whether a training batch was tried for probes.
+        problem: of this rank, not yet shared with the others.
+        checkpoint: state of the callback in a checkpoint that is not yet restored.
+        metrics: of the last evaluation.
+    """
+
+    evaluates: bool = False
+    logs: bool = False
+    evaluations: int = 0
+    evaluated_at: int = -1
+    logged_at: int = -1
+    tried_batch: bool = False
+    problem: str = ""
+    checkpoint: dict[str, Any] | None = None
+    metrics: Mapping[str, float] = field(default_factory=lambda: UNKNOWN)
 
 
 class ClipCamCallback(Callback):
-    """Watch where a CLIP looks while it is fine-tuned, and say when that changes.
+    """Monitor where a CLIP looks while it is fine-tuned, and raise an alarm when that changes.
 
-    A *look* explains every probe with one CAM, compares the maps with those of the baseline and writes both to
-    TensorBoard and to ``dirpath``. Looks are taken before training and after each validation (each epoch, if there
-    is no validation). The training is not changed by one bit.
+    An *evaluation* explains every probe with one CAM method, compares the maps with those of the baseline and writes
+    both to TensorBoard and to ``dirpath``. Evaluations take place before training and after each validation (after each
+    epoch, if there is no validation). The training is not changed by one bit.
 
-    Figures are in ``trainer.callback_metrics`` for other callbacks to monitor: ``clipcam/drift``,
-    ``clipcam/drift_max``, ``clipcam/similarity``, ``clipcam/alarms`` (probes), ``clipcam/alarmed`` (1 if the look as a
-    whole is an alarm), ``clipcam/degenerate`` and, with masks, ``clipcam/energy_inside_mask`` and ``clipcam/pointing``.
-    They are finite in every epoch: what could not be measured keeps its last value, and drift is 1 before anything was
-    measured, since unknown is not unmoved.
+    Metrics are in ``trainer.callback_metrics`` for other callbacks to monitor: ``clipcam/drift``,
+    ``clipcam/drift_max``, ``clipcam/similarity``, ``clipcam/flagged`` (count of flagged probes), ``clipcam/alarm``
+    (1 if the evaluation is an alarm, else 0), ``clipcam/degenerate`` and, with masks, ``clipcam/energy_inside_mask``
+    and ``clipcam/pointing``. They are finite in every epoch: after an evaluation that failed the last values stay, and
+    before the first evaluation drift is 1, because unknown is not unmoved.
+
+    Every argument is an attribute of the same name.
 
     Args:
         probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
-            ``(image, prompt)`` pairs. By default the first batch that passes: of the sanity check, else of training.
-        method: name of a CAM method or a function of your own.
-        layers: names or indices of the layers to map; by default the tower's own choice.
-        target: what is mapped: ``"similarity"``, or ``Contrast(negatives=...)``: own prompt minus these.
-        every_n_epochs: epochs between looks, at least 1.
-        every_n_train_steps: optimizer steps between looks; then looks no longer follow epochs.
-        baseline: ``"start"`` (the look before training), ``"previous"`` look, or a snapshot file.
-        max_drift: a probe that drifts further raises an alarm: 0 the same map, 1 an unrelated one, 2 inverted. By
-            default :class:`DriftRule` decides, from where the maps gather, their own noise and what left the object.
-        on_drift: on alarm, ``"log"`` only the figures, ``"warn"``, ``"stop"`` training, or ``"raise"`` DriftAlarm.
+            ``(image, prompt)`` pairs. By default the first batch of the sanity check, else of training.
+        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`. The
+            targets ``Contrast`` and ``LogSoftmax`` need explicit negatives, because each probe has one prompt.
+        every_n_epochs: epochs between evaluations, at least 1.
+        every_n_train_steps: optimizer steps between evaluations; then they no longer follow epochs.
+        baseline: ``"start"`` (the evaluation before training), ``"previous"`` (the last one), or a snapshot file.
+        max_drift: a probe that drifts further is flagged and one flagged probe is an alarm: 0 for the same map, 1 for
+            an unrelated one, 2 for an inverted one. By default the conditions of :class:`DriftRule` decide.
+        on_drift: on alarm, ``"log"`` only the metrics, ``"warn"``, ``"stop"`` training, or ``"raise"`` DriftAlarm.
         num_probes: how many probes to take from a batch.
-        num_pictures: how many probes TensorBoard shows a picture of at each look: of more, those that drifted furthest.
-            Figures, snapshots and history are of all.
-        clip: dotted name of the CLIP inside the module; needed only if there are several.
-        tokenizer: strings to token ids; by default the module's or open_clip's own.
-        towers: image towers of your own, tried before the package's.
+        num_images: how many probes TensorBoard shows images of per evaluation, flagged ones first. Metrics, snapshots
+            and history cover all probes.
+        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
         dirpath: for snapshots, history and the contact sheet; by default ``clipcam`` in the trainer's log directory.
-        name: tells several of these callbacks in one trainer apart; part of every tag and of the default directory.
-        batch_size: images per pass in a look; bounds memory.
-        on_error: what a failed look does: ``"warn"`` once and let the training go on, or ``"raise"``.
+        name: distinguishes several of these callbacks in one trainer; part of every tag and of the default directory.
+        on_error: what a failed evaluation does: ``"warn"`` once and let the training go on, or ``"raise"``.
 
     Raises:
         ConfigError: an argument cannot be used; the message lists what can.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[ClipCamCallback(every_n_epochs=2, on_drift="stop")], logger=False)
     """
 
     def __init__(
@@ -69,6 +108,10 @@ class ClipCamCallback(Callback):
         method: MethodLike = "auto",
         layers: Layers = None,
         target: TargetLike = "similarity",
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        fuse: Fusion = "mean",
+        batch_size: int | None = None,
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,
         baseline: PathLike = "start",
@@ -81,7 +124,6 @@ class ClipCamCallback(Callback):
         towers: Sequence[type[Tower]] = (),
         dirpath: PathLike | None = None,
         name: str | None = None,
-        batch_size: int | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         require_positive(
@@ -89,45 +131,46 @@ class ClipCamCallback(Callback):
             every_n_train_steps=every_n_train_steps,
             num_probes=num_probes,
             num_images=num_images,
-            batch_size=batch_size,
         )
         require_choice("on_drift", on_drift, ("log", "warn", "stop", "raise"))
         require_choice("on_error", on_error, ("warn", "raise"))
         if name is not None and not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"name must be letters, digits, '.', '-' and '_' (got {name!r}).")
-        check_method(method)
-        aim = target_of(target)
-        if isinstance(aim, Contrast | LogSoftmax) and not len(aim.negatives):
-            kind = type(aim).__name__
-            raise ConfigError(f"in a look each image has one prompt; give the others: {kind}(negatives=('...',)).")
+        _require_negatives(target)
+        self.probes = probes
+        self.method = method
+        self.layers = layers
+        self.target = target
+        self.scales = scales
+        self.flip = flip
+        self.fuse = fuse
+        self.batch_size = batch_size
         self.every_n_epochs = every_n_epochs
         self.every_n_train_steps = every_n_train_steps
+        self.baseline = baseline
+        self.max_drift = max_drift
         self.on_drift = on_drift
-        self.on_error = on_error
-        self.name = name
+        self.num_probes = num_probes
+        self.num_images = num_images
+        self.clip = clip
+        self.tokenizer = tokenizer
+        self.towers = towers
         self.dirpath = dirpath
-        self._watch = Session(
+        self.name = name
+        self.on_error = on_error
+        self._session = Session(
             probes,
+            spec=ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers),
+            settings=MapSettings.of(self),
             num_probes=num_probes,
-            num_images=num_images,
             baseline=baseline,
             rule=DriftRule(max_drift),
-            settings={"method": method, "layers": layers, "target": aim, "batch_size": batch_size},
-            clip=clip,
-            tokenizer=tokenizer,
-            towers=towers,
         )
         self._root = f"clipcam_{name}" if name else "clipcam"
         self._directory = Path()
-        self._metrics: Mapping[str, float] = UNKNOWN
-        self._resumed: dict[str, Any] | None = None
-        self._evaluations = 0  # counted on every rank, so that all ranks agree on what comes next
-        self._evaluated_at = self._logged_at = -1  # steps of the last look and of the last time figures were logged
-        self._tried_a_batch = False
-        self._problem = ""  # of this rank, not yet told to the others
+        self._fit = _FitState()
+        self._report: DriftReport | None = None
         self._warned: set[str] = set()
-        self._off = False  # no looks
-        self._silent = False  # and no figures for others to monitor
 
     @property
     @override
@@ -136,71 +179,85 @@ class ClipCamCallback(Callback):
 
     @property
     def monitor(self) -> Monitor | None:
-        """Probes, baseline and history; ``None`` until there are probes, and on other ranks than the first."""
-        return self._watch.monitor
+        """Probes, baseline and sinks; ``None`` before there are probes, and on other ranks than the first."""
+        return self._session.monitor
+
+    @property
+    def report(self) -> DriftReport | None:
+        """The comparison of the last evaluation with the baseline, on every rank; ``None`` before the first."""
+        return self._report
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """Maps and metrics of the last evaluation; ``None`` before the first, and on other ranks than the first."""
+        return self.monitor.last.snapshot if self.monitor and self.monitor.last else None
+
+    @property
+    def history(self) -> Sequence[HistoryEntry]:
+        """The evaluations so far; empty before the first, and on other ranks than the first."""
+        return self.monitor.history if self.monitor else ()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._off = self._silent = stage != "fit" or bool(getattr(trainer, "fast_dev_run", False))
+        runs = stage == "fit" and not getattr(trainer, "fast_dev_run", False)
+        before = self._fit
+        self._fit = _FitState(runs, runs, before.evaluations, metrics=before.metrics)
         if stage != "fit":
             return
-        self._evaluated_at = self._logged_at = -1
-        self._tried_a_batch = False
-        if reason := why_not(trainer.strategy):
-            self._off = True
+        if reason := unsupported_reason(trainer.strategy):
+            self._fit.evaluates = False
             if self.on_error == "raise":
                 raise ConfigError(reason)
-            self._warn_once(reason, " The training goes on without looks.")
+            self._warn_once(reason, " The training goes on without evaluations.")
             return
         self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
-        self._watch.begin(trainer.world_size)
-        if not builds_later(pl_module):
-            self._watch.find(pl_module, trainer.strategy.model or pl_module)
+        self._session.begin(trainer.world_size)
+        if not may_build_layers_later(pl_module):
+            self._session.find_clip(pl_module, trainer.strategy.model or pl_module)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = None if self._off else state_dict or None
+        self._fit.checkpoint = state_dict or None if self._fit.evaluates else None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._off:
+        if not self._fit.evaluates:
             return
-        self._watch.find(
-            pl_module, trainer.strategy.model or pl_module
-        )  # again: a module may be built, compiled, wrapped or sharded since setup
+        # Again: a module may have been built, compiled, wrapped or sharded since setup.
+        self._session.find_clip(pl_module, trainer.strategy.model or pl_module)
         self._resume()
 
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._resume()  # a strategy that splits the model has its checkpoint read after on_fit_start
+        self._resume()  # sharded strategies load the checkpoint after on_fit_start
 
     @override
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if trainer.sanity_checking and trainer.is_global_zero and not self._off:
-            self._problem = self._watch.capture(batch)
+        if trainer.sanity_checking and trainer.is_global_zero and self._fit.evaluates:
+            self._fit.problem = self._session.take_probes(batch)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._off:
+        if not self._fit.evaluates:
             return
         self._resume()
-        self._tell_problem()
-        if self._evaluations:  # resumed
-            self._evaluated_at = trainer.global_step
-        elif self._watch.has_probes():
+        self._share_problem()
+        if self._fit.evaluations:  # resumed
+            self._fit.evaluated_at = trainer.global_step
+        elif self._session.has_probes():
             self._evaluate(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._off or self._evaluations or self._tried_a_batch:
+        if not self._fit.evaluates or self._fit.evaluations or self._fit.tried_batch:
             return
-        self._tried_a_batch = True
+        self._fit.tried_batch = True
         if trainer.is_global_zero:
-            self._problem = self._watch.capture(batch)
-        self._tell_problem()
-        if self._watch.has_probes():
+            self._fit.problem = self._session.take_probes(batch)
+        self._share_problem()
+        if self._session.has_probes():
             self._evaluate(trainer)
 
     @override
@@ -208,97 +265,111 @@ class ClipCamCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         every = self.every_n_train_steps
-        if (
-            not self._off
-            and every
-            and self._evaluations
-            and trainer.global_step // every != self._evaluated_at // every
-        ):
+        if not every or not self._fit.evaluates or not self._fit.evaluations:
+            return
+        if trainer.global_step // every != self._fit.evaluated_at // every:
             self._evaluate(trainer)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._evaluate_and_log(trainer, pl_module)
+            self._end_epoch(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._logged_at != trainer.global_step:  # no validation, or steps were taken since
-            self._evaluate_and_log(trainer, pl_module)
+        if self._fit.logged_at != trainer.global_step:  # no validation, or steps were taken since
+            self._end_epoch(trainer, pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._watch.state(self._evaluations)
+        return self._session.state(self._fit.evaluations)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._resumed = None
-        for problem in self._watch.release():
-            self._warn_once(problem)  # and never raised: all else is done
+        self._fit.checkpoint = None
+        for problem in self._session.close():
+            self._warn_once(problem)  # never raised: the training is over
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")  # Lightning does not, and closes the loggers next
+        self.teardown(trainer, pl_module, "fit")  # Lightning calls no teardown then, and closes the loggers next
 
-    def _evaluate_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look if one is due, and log the figures in any case: a monitor must find them in every epoch."""
-        if self._silent:
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate if an evaluation is due, and log the metrics in any case: monitors need them in every epoch."""
+        if not self._fit.logs:
             return
-        due = (
-            self._evaluations
-            and not self.every_n_train_steps
-            and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        )
-        if due and trainer.global_step != self._evaluated_at:
+        due = not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and self._fit.evaluations and trainer.global_step != self._fit.evaluated_at:
             self._evaluate(trainer)
-        self._logged_at = trainer.global_step
-        for metric, value in self._metrics.items():
-            # Not to the logger: there the sink writes them, at the same step as the pictures.
+        self._fit.logged_at = trainer.global_step
+        for metric, value in self._fit.metrics.items():
+            # Not to the logger: a sink writes them there, at the same step as the images.
             name = f"{self._root}/{metric}"
             pl_module.log(name, value, on_step=False, on_epoch=True, logger=False, sync_dist=True, batch_size=1)
 
     def _evaluate(self, trainer: Trainer) -> None:
-        """Look on all ranks, and act on what came out together."""
-        step, epoch = trainer.global_step, trainer.current_epoch
-        outcome = self._watch.evaluate(trainer.loggers, self._directory, self._root, step=step, epoch=epoch)
-        self._evaluations += 1
-        self._evaluated_at = trainer.global_step
-        self._metrics = outcome.metrics or self._metrics
+        """Evaluate with all ranks, and act on the outcome on each of them."""
+        sinks = partial(make_sinks, trainer.loggers, self._directory, self._root, self.num_images)
+        outcome = self._session.evaluate(sinks, step=trainer.global_step, epoch=trainer.current_epoch)
+        self._fit.evaluations += 1
+        self._fit.evaluated_at = trainer.global_step
+        self._fit.metrics = outcome.metrics or self._fit.metrics
+        self._report = outcome.report or self._report
         for problem in outcome.problems:
-            self._failed(problem)
+            self._fail(problem)
         if outcome.note:
             self._warn_once(outcome.note)
-        if not outcome.alarm or self.on_drift == "log":
+        self._act_on_alarm(trainer, outcome)
+
+    def _act_on_alarm(self, trainer: Trainer, outcome: Outcome) -> None:
+        report = outcome.report
+        if report is None or not report.alarm or self.on_drift == "log":
             return
         if self.on_drift == "raise":
-            raise DriftAlarm(outcome.alarm)
+            raise DriftAlarm(str(report), report)
         stops = self.on_drift == "stop"
         trainer.should_stop = trainer.should_stop or stops
-        rank_zero_warn(outcome.alarm + (". Training stops." if stops else ""), category=ClipCamWarning)
+        rank_zero_warn(f"{report}{'. Training stops.' if stops else ''}", category=ClipCamWarning)
 
     def _resume(self) -> None:
-        """Go on where a checkpoint left off, once it has been read."""
-        resumed, self._resumed = self._resumed, None
-        if resumed is None or self._off:
+        """Go on where a checkpoint left off, once Lightning has loaded it."""
+        checkpoint, self._fit.checkpoint = self._fit.checkpoint, None
+        if checkpoint is None or not self._fit.evaluates:
             return
-        self._evaluations, self._metrics, problem = self._watch.resume(resumed)
+        self._fit.evaluations, self._fit.metrics, problem = self._session.resume(checkpoint)
         if problem:
-            self._failed(problem)
+            self._fail(problem)
 
-    def _tell_problem(self) -> None:
-        """Let all ranks act on what went wrong on the first."""
-        problem, self._problem = self._watch.ranks.on_rank_zero(lambda: self._problem), ""
+    def _share_problem(self) -> None:
+        """Let all ranks act on a problem of the first."""
+        problem, self._fit.problem = self._session.ranks.on_rank_zero(lambda: self._fit.problem), ""
         if problem:
-            self._failed(problem)
+            self._fail(problem)
 
-    def _failed(self, problem: str) -> None:
-        error, self._watch.error = self._watch.error, None  # kept longer, its traceback would keep the look's tensors
+    def _fail(self, problem: str) -> None:
+        # Not kept longer: the traceback of the error keeps the tensors of the evaluation.
+        error, self._session.error = self._session.error, None
         if self.on_error == "raise":
             raise ClipCamError(problem) from error
         self._warn_once(problem, " The training goes on.")
 
     def _warn_once(self, text: str, consequence: str = "") -> None:
-        kind, _, _ = text.partition(":")  # what follows may name a step or a temporary file, and differ each time
+        kind, _, _ = text.partition(":")  # the rest may name a step or a temporary file, and differ each time
         if kind not in self._warned:
             self._warned.add(kind)
             rank_zero_warn(f"{type(self).__name__}: {text.rstrip('.')}.{consequence}", category=ClipCamWarning)
+
+
+def _require_negatives(target: TargetLike) -> None:
+    """Refuse a contrastive target without negatives.
+
+    Raises:
+        ConfigError: with what to write.
+    """
+    resolved = target_of(target)
+    if isinstance(resolved, Contrast | LogSoftmax) and not len(resolved.negatives):
+        kind = type(resolved).__name__
+        raise ConfigError(
+            f"target {resolved.name!r} needs explicit negatives, because each probe has one prompt: "
+            f"{kind}(negatives=('...',))."
+        )

@@ -1,20 +1,36 @@
 """Everything this package raises on purpose.
 
     ClipCamError
-      ModelError          no CLIP in the module, or too many
-        TowerError        a CLIP whose image tower is not known, or whose output does not fit its grid
+      ModelError          no CLIP in the module, or several and none was chosen
+        TowerError        a CLIP whose image tower is unknown, or whose output does not fit its grid
       ConfigError         an argument that cannot be used; the message lists what can
       ProbeError          an image, prompt, mask or manifest that cannot be used
       SnapshotError       a snapshot or probe file that cannot be read
         IncomparableError two snapshots that must not be compared
-      DriftAlarm          attention drifted and ``on_drift="raise"``
+      DriftAlarm          the maps drifted and ``on_drift="raise"``
 
 and the one category it warns with, ``ClipCamWarning``.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipcam_lightning.drift.compare import DriftReport
+
+MAX_QUOTED = 200  # characters of user text quoted in a message
+
 
 class ClipCamError(Exception):
-    """Root of the tree."""
+    """Base class of all errors of this package.
+
+    Example:
+        >>> from clipcam_lightning import ClipCamError, ProbeSet
+        >>> try:
+        ...     ProbeSet("no/such/folder")
+        ... except ClipCamError as error:
+        ...     print(error)
+        no/such/folder cannot be read as a probe set: No such file.
+    """
 
 
 class ModelError(ClipCamError, ValueError):
@@ -22,7 +38,7 @@ class ModelError(ClipCamError, ValueError):
 
 
 class TowerError(ModelError):
-    """The CLIP's image tower is not known, or its output does not fit its grid."""
+    """The CLIP's image tower is unknown, or its output does not fit its grid."""
 
 
 class ConfigError(ClipCamError, ValueError):
@@ -41,16 +57,47 @@ class IncomparableError(SnapshotError):
     """Two snapshots differ in something that makes their maps incomparable."""
 
 
-class DriftAlarm(ClipCamError, RuntimeError):  # noqa: N818 - an alarm, as the design calls it
-    """Attention drifted further than the rule allows."""
+class DriftAlarm(ClipCamError, RuntimeError):  # noqa: N818 - an alarm, as the docs call it
+    """Attention drifted further than the rule allows.
+
+    Attributes:
+        report: the comparison that raised the alarm.
+    """
+
+    def __init__(self, message: str, report: "DriftReport") -> None:
+        super().__init__(message, report)  # both are arguments, so that the error can be pickled
+        self.report = report
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ClipCamWarning(UserWarning):
-    """Attention drifted, or a look failed and the training went on."""
+    """The maps drifted, or an evaluation failed and the training went on."""
 
 
-def in_words(error: BaseException) -> str:
-    """An error's message, after its type where it is neither ours nor the system's, which speak for themselves."""
+def describe_error(error: BaseException) -> str:
+    """Describe an error in one message.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        The message, prefixed with the exception's type unless it is a :class:`ClipCamError` or an ``OSError``.
+    """
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error) if isinstance(error, ClipCamError) else f"{type(error).__name__}: {error}"
+
+
+def abridge(text: object) -> str:
+    """Shorten a long text for a message.
+
+    Args:
+        text: anything; ``str`` is applied to it.
+
+    Returns:
+        The text, or both ends of one that is longer than 200 characters.
+    """
+    text = str(text)
+    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED // 2]} ... {text[-MAX_QUOTED // 2 :]}"

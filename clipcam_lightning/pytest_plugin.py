@@ -17,14 +17,14 @@ import pytest
 if TYPE_CHECKING:
     from torch import nn
 
+    from clipcam_lightning.cam.fuse import Fusion
     from clipcam_lightning.cam.methods import Layers, MethodLike
     from clipcam_lightning.cam.model import Tokenizer
     from clipcam_lightning.cam.targets import TargetLike
+    from clipcam_lightning.cam.towers.tower import Tower
     from clipcam_lightning.drift.compare import DriftReport
-    from clipcam_lightning.drift.rule import DriftRule
     from clipcam_lightning.monitoring.evaluation import Evaluation
-    from clipcam_lightning.probes.probe import PathLike
-    from clipcam_lightning.probes.probe_set import ProbeLike, ProbeSet
+    from clipcam_lightning.probes.probe_set import ProbesLike
 
 FOLDER = "clipcam_baselines"
 NAME_LENGTH = 80
@@ -69,15 +69,20 @@ class CamRegression:
     def check(
         self,
         model: "nn.Module",
-        probes: "ProbeSet | PathLike | Sequence[ProbeLike]",
+        probes: "ProbesLike",
         name: str | None = None,
         *,
         method: "MethodLike" = "auto",
         layers: "Layers" = None,
         target: "TargetLike" = "similarity",
-        rule: "DriftRule | None" = None,
-        tokenizer: "Tokenizer | None" = None,
+        scales: "Sequence[float]" = (1.0,),
+        flip: bool = False,
+        fuse: "Fusion" = "mean",
+        batch_size: int | None = None,
+        max_drift: float | None = None,
         clip: str | None = None,
+        tokenizer: "Tokenizer | None" = None,
+        towers: "Sequence[type[Tower]]" = (),
     ) -> "DriftReport":
         """Fail the test if the maps of ``probes`` drifted from their baseline.
 
@@ -89,10 +94,9 @@ class CamRegression:
             probes: a :class:`ProbeSet`, a folder with a manifest (beside the test, wherever pytest was started), a
                 file that ``ProbeSet.save`` wrote, or ``(image, prompt)`` pairs.
             name: of the baseline, unique in the test module; by default the test's.
-            method, layers, target: as in :func:`~clipcam_lightning.cam.explain.explain`.
-            rule: what counts as an alarm; by default :class:`DriftRule`'s own.
-            tokenizer: strings to token ids; by default the model's or open_clip's own.
-            clip: dotted name of the CLIP inside the module; needed only if there are several.
+            method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+            max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
+            clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
         Returns:
             The comparison that passed; of a baseline that was just written, with itself.
@@ -101,9 +105,11 @@ class CamRegression:
             ModelError, TowerError: ``model`` holds no CLIP, several, or an unknown one.
             ProbeError, ConfigError: the probes or settings do not fit the model.
         """
-        from clipcam_lightning.cam.model import find_clip
+        from clipcam_lightning.cam.model import ModelSpec
+        from clipcam_lightning.cam.settings import MapSettings
         from clipcam_lightning.drift.rule import DriftRule
         from clipcam_lightning.errors import ClipCamWarning, SnapshotError
+        from clipcam_lightning.monitoring.explainer import LocalExplainer
         from clipcam_lightning.monitoring.monitor import Monitor
         from clipcam_lightning.probes.probe_set import ProbeSet
 
@@ -113,17 +119,14 @@ class CamRegression:
             _fail(f"{file} does not exist, and --clipcam-ci forbids to write it. Run the test without, and commit it.")
         if isinstance(probes, str | os.PathLike) and (beside := self._node.path.parent / probes).exists():
             probes = beside
-        chosen, found = ProbeSet.of(probes), find_clip(model, clip, tokenizer)
+        probe_set = ProbeSet(probes)
+        settings = MapSettings(
+            method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+        )
+        explainer = LocalExplainer(ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model), settings)
         try:
-            monitor = Monitor(
-                chosen,
-                method=method,
-                layers=layers,
-                target=target,
-                rule=rule or DriftRule(),
-                baseline="start" if writes else file,
-            )
-            outcome = monitor.evaluate(found, step=0, epoch=0)
+            monitor = Monitor(probe_set, rule=DriftRule(max_drift), baseline="start" if writes else file)
+            outcome = monitor.evaluate(explainer, step=0, epoch=0)
         except SnapshotError as error:
             _fail(f"{file} cannot be compared with: {error}\n{self._how_to_accept()}")
         assert monitor.last is not None
@@ -158,7 +161,7 @@ class CamRegression:
 
     def _page(self, evaluation: "Evaluation", file: Path) -> Path:
         """The comparison for people."""
-        from clipcam_lightning.storage.tensorfile import write_atomically
+        from clipcam_lightning.storage.atomic import write_atomically
         from clipcam_lightning.visualization.report import html_report
 
         page = self._reports / f"{file.stem}.html"
@@ -209,12 +212,12 @@ def file_name(text: str) -> str:
 
 def _in_words(report: "DriftReport") -> str:
     """The alarm, probe by probe."""
-    from clipcam_lightning.visualization.report import figures
+    from clipcam_lightning.visualization.report import format_metrics
 
     flagged = report.flagged
     lines = [f"attention drifted on {len(flagged)} of {len(report.probes)} probes (alarm: {report.rule})"]
     for probe in flagged:
-        known = ", ".join(f"{name} {text}" for name, text in figures(probe).items())
+        known = ", ".join(f"{name} {text}" for name, text in format_metrics(probe).items())
         lines.append(f"  {probe.name}: {probe.reason} ({known})")
     return "\n".join(lines)
 

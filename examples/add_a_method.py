@@ -1,8 +1,8 @@
-"""Explain with a method of your own: a function from what a pass recorded to raw maps.
+"""Explain with your own method: a function from what a pass recorded to raw maps.
 
-Two of them. One reads activations and gradients, as most CAM methods do, and a plain function is enough. The other
-reads attention and says so, that the pass records it and that a tower without any is refused. The model is small and
-random, so that the maps show the way a method is written and nothing else.
+There are two. One reads activations and gradients, as most CAM methods do; a plain function is enough. The other reads
+attention and declares it, so that the pass records attention and a tower without any is refused. The model is small and
+its weights are random, so the maps only show how a method is written.
 
 Run it:  python examples/add_a_method.py
 """
@@ -20,13 +20,13 @@ from clipcam_lightning.shapes_world.scenes import draw_scenes
 
 
 def sensitivity(capture: Capture) -> Float[Tensor, "b p h w"]:
-    """How much the similarity changes when a cell does, whatever the change: the length of the gradient."""
+    """Measure how much the similarity changes with each cell: the length of the gradient."""
     return capture.gradients.square().sum(dim=2).sqrt()
 
 
 def last_attention(capture: AttentionCapture) -> Float[Tensor, "b 1 h w"]:
     """Where the class token of the last block looks, over all heads; no prompt is asked for."""
-    evaluations = capture.attentions[-1].first().weights()  # [b, heads, 1, tokens]
+    evaluations = capture.attentions[-1].first_query().weights()  # [b, heads, 1, tokens]
     return capture.to_map(evaluations.mean(dim=1))
 
 
@@ -39,11 +39,11 @@ def main() -> None:
     own = (sensitivity, Method(last_attention, AttentionCapture, needs=(ATTENTION,), blocks=1))
     for method in own:
         explanation = explain(model, images, scenes.captions, method=method, tokenizer=WordTokenizer())
-        print(f"{explanation.method} of {scenes.captions[0]!r}\n{drawn(explanation.normalized()[0, 0])}\n")
+        print(f"{explanation.method} of {scenes.captions[0]!r}\n{drawn(explanation.normalize()[0, 0])}\n")
 
 
-def drawn(map_: Float[Tensor, "h w"]) -> str:
-    """A map from 0 to 1 as a picture in the terminal."""
+def draw(map_: Float[Tensor, "h w"]) -> str:
+    """Draw a map from 0 to 1 with characters."""
     shades = " ░▒▓█"
     return "\n".join("".join(2 * shades[round(4 * float(value))] for value in row) for row in map_)
 

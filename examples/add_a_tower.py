@@ -1,7 +1,7 @@
-"""Explain an image encoder of your own: say where its grid is, and every CAM method works on it.
+"""Explain your own image encoder: a tower describes its grid, and every CAM method works on it.
 
-The encoder below is in no library. It reads its patches column by column, which nobody could guess from the outside;
-a tower is where that is said. The weights are random: nothing is downloaded.
+The encoder below is in no library. It reads its patches column by column, which the package cannot know; the tower
+describes it. The weights are random: nothing is downloaded.
 
 Run it:  python examples/add_a_tower.py
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipcam_lightning import Tower, explain, find_clip
-from clipcam_lightning.cam.towers.shared import whole_cells
+from clipcam_lightning.cam.towers.shared import round_to_cells
 
 SIZE, PATCH = (32, 48), 8
 
@@ -33,7 +33,7 @@ class ColumnEncoder(nn.Module):
 
 
 class ColumnClip(nn.Module):
-    """What makes a module a CLIP: it embeds images and texts."""
+    """A CLIP: a module that embeds images and texts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,11 +50,11 @@ class ColumnClip(nn.Module):
 
 
 class ColumnTower(Tower):
-    """The four things that the core asks of every tower; for attention methods, derive from ``AttentionTower``."""
+    """The four parts of every tower; for attention methods, derive from ``AttentionTower``."""
 
     layers = ("visual.blocks.0", "visual.blocks.1")
     default_layer = "visual.blocks.1"
-    channel_dim = -1  # of what these layers give; only Ablation-CAM asks
+    channel_dim = -1  # of the output of these layers; only Ablation-CAM needs it
 
     @classmethod
     def fits(cls, clip: nn.Module) -> bool:
@@ -70,7 +70,7 @@ class ColumnTower(Tower):
         return columns.transpose(2, 3)
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        return whole_cells(size, scale, (PATCH, PATCH))
+        return round_to_cells(size, scale, (PATCH, PATCH))
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
     model = ColumnClip().eval()
     clip = find_clip(model, towers=[ColumnTower])  # ClipCamCallback takes the same argument
 
-    # Only the bottom left corner is not grey, and the prompt is what that corner adds to the embedding.
+    # Only the bottom left corner is not grey, and the prompt is the difference that the corner makes to the embedding.
     grey = torch.zeros(1, 3, *SIZE)
     image = grey.clone()
     image[..., -PATCH:, :PATCH] = torch.randn(3, PATCH, PATCH)
@@ -88,7 +88,7 @@ def main() -> None:
     torch.set_printoptions(precision=1, sci_mode=False)
     for method in ("gradcam", "hirescam", "scorecam"):
         explanation = explain(clip, image, prompt, method=method)
-        print(method, explanation.normalized()[0, 0], sep="\n")
+        print(method, explanation.normalize()[0, 0], sep="\n")
 
         row, column = divmod(int(explanation.maps[0, 0].argmax()), SIZE[1] // PATCH)
         assert (row, column) == (3, 0), f"expected the bottom left corner, got row {row} and column {column}"

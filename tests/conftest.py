@@ -1,23 +1,19 @@
-"""What the tests share: small models, trained once and then cached, and a browser."""
+"""What the tests share: small models and a browser."""
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import jaxtyping
 import open_clip
 import pytest
 import torch
-from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 
 from clipcam_lightning.cam.model import ClipModel, find_clip
-from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
-from clipcam_lightning.shapes_world.pretraining import pretrained_clip
+from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, trained_clip
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.support.forks"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,20 +29,14 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def pretrained_once(tower: str) -> open_clip.CLIP:
-    """From the cache, which only one of several test processes fills."""
-    with FileLock(Path(tempfile.gettempdir()) / f"clipcam-shapes-{tower}.lock"):
-        return pretrained_clip(tower)
-
-
 @pytest.fixture(scope="session")
 def shapes_vit() -> open_clip.CLIP:
-    return pretrained_once("vit")
+    return trained_clip("vit")
 
 
 @pytest.fixture(scope="session")
 def shapes_resnet() -> open_clip.CLIP:
-    return pretrained_once("resnet")
+    return trained_clip("resnet")
 
 
 @pytest.fixture

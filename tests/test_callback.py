@@ -1,8 +1,11 @@
-"""The callback in real trainings, from the first look to a resumed run."""
+"""The callback in real trainings, from its arguments to a resumed run."""
 
+import inspect
 import io
 import json
 import math
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
 from torch import nn
+from torch.testing import assert_close
 
 from clipcam_lightning import (
     ClipCamCallback,
@@ -25,13 +29,14 @@ from clipcam_lightning import (
     compare,
 )
 from clipcam_lightning.cam.targets import Contrast
-from clipcam_lightning.drift.compare import LEAST_NOISE
+from clipcam_lightning.cam.towers.open_clip import OpenClipViT
+from clipcam_lightning.drift.compare import MIN_NOISE_FLOOR
 from clipcam_lightning.errors import ConfigError, IncomparableError, ModelError, ProbeError, SnapshotError
-from clipcam_lightning.shapes_world.models import build_clip
+from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from tests.support.modules import FineTuning, Pairs, events, fit
 
-# Nets of random weights that learn for a few steps do look elsewhere afterwards.
+# After a few steps of training, a model of random weights does look elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
 
 SCENES = draw_scenes(3, seed=9)
@@ -43,24 +48,26 @@ def masked_probes() -> ProbeSet:
     return ProbeSet(Probe(image, caption, mask=mask) for image, caption, mask in rows)
 
 
-class Figures(pl.Callback):
-    """What another callback sees of the metrics at the end of each epoch."""
+class EpochMetrics(pl.Callback):
+    """Records the metrics that another callback can read at the end of each epoch."""
 
     def __init__(self) -> None:
-        self.seen: list[dict[str, float]] = []
+        self.epochs: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics
-        self.seen.append({k.removeprefix("clipcam/"): float(v) for k, v in metrics.items() if "clipcam" in k})
+        self.epochs.append({k.removeprefix("clipcam/"): float(v) for k, v in metrics.items() if "clipcam" in k})
 
 
 @pytest.mark.parametrize("form", ["tokens", "strings", "dict", "nested"])
 @pytest.mark.parametrize("name", ["model", "backbone_of_mine"])
-def test_without_any_argument_pictures_and_scalars_land_at_equal_steps(form: str, name: str, tmp_path: Path) -> None:
+def test_without_arguments_images_and_scalars_are_logged_at_the_same_steps(
+    form: str, name: str, tmp_path: Path
+) -> None:
     fit(FineTuning(name), tmp_path, ClipCamCallback(), form=form)
 
     log = events(tmp_path)
-    captions = Pairs(seed=1).captions[:4]  # the first validation batch, seen in the sanity check
+    captions = Pairs(seed=1).captions[:4]  # the first validation batch, from the sanity check
     names = sorted(tag.removeprefix("clipcam_drift/") for tag in log.Tags()["scalars"] if "clipcam_drift/" in tag)
     assert {name.rstrip("-2345").replace("-", " ") for name in names} == set(captions)
     assert len(names) == 4
@@ -74,21 +81,20 @@ def test_without_any_argument_pictures_and_scalars_land_at_equal_steps(form: str
     assert [event.step for event in log.Tensors("clipcam/probes/text_summary")] == [0]
 
 
-def test_the_pictures_are_pictures(tmp_path: Path) -> None:
+def test_the_images_in_the_log_are_small_jpegs(tmp_path: Path) -> None:
     fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()))
 
     log = events(tmp_path)
     for tag in log.Tags()["images"]:
         for event in log.Images(tag):
-            picture = Image.open(io.BytesIO(event.encoded_image_string))
-            picture.load()
-            assert (picture.format, picture.size) == ("JPEG", (event.width, event.height))
+            image = Image.open(io.BytesIO(event.encoded_image_string))
+            image.load()
+            assert (image.format, image.size) == ("JPEG", (event.width, event.height))
             assert len(event.encoded_image_string) < 60_000
 
 
-def test_scalars_are_what_the_snapshots_say(tmp_path: Path) -> None:
-    watcher = ClipCamCallback(masked_probes())
-    trainer = fit(FineTuning(), tmp_path, watcher)
+def test_the_scalars_are_those_of_the_snapshots(tmp_path: Path) -> None:
+    trainer = fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()))
 
     files = sorted((tmp_path / "run" / "clipcam").glob("step-*.safetensors"))
     snapshots = [Snapshot.load(file) for file in files]
@@ -105,7 +111,7 @@ def test_scalars_are_what_the_snapshots_say(tmp_path: Path) -> None:
     assert trainer.callback_metrics["clipcam/similarity"] == pytest.approx(float(last.similarity.mean()))
 
 
-def test_the_history_has_a_line_a_evaluation_with_the_figures_of_the_snapshots(tmp_path: Path) -> None:
+def test_the_history_file_has_one_line_per_evaluation_with_the_metrics_of_the_snapshots(tmp_path: Path) -> None:
     trainer = fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()))
 
     lines = [json.loads(line) for line in (tmp_path / "run" / "clipcam" / "history.jsonl").read_text().splitlines()]
@@ -116,46 +122,45 @@ def test_the_history_has_a_line_a_evaluation_with_the_figures_of_the_snapshots(t
         assert line["alarm"] == report.alarm
         assert [probe["drift"] for probe in line["probes"]] == pytest.approx([row.drift for row in report.probes])
         assert [probe["name"] for probe in line["probes"]] == list(snapshot.names)
-    fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()), max_epochs=1)
-    assert len((tmp_path / "run" / "clipcam" / "history.jsonl").read_text().splitlines()) == 2, "another run"
     assert lines[-1]["metrics"]["drift"] == pytest.approx(float(trainer.callback_metrics["clipcam/drift"]))
+    fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()), max_epochs=1)
+    assert len((tmp_path / "run" / "clipcam" / "history.jsonl").read_text().splitlines()) == 2, "of the new run alone"
 
 
 @pytest.mark.parametrize("baseline", ["start", "previous"])
-def test_only_the_first_evaluation_measures_noise_and_keeps_pictures_and_later_ones_are_judged_by_it(
+def test_the_first_evaluation_measures_the_noise_floor_and_stores_images_for_all_later_ones(
     tmp_path: Path, baseline: str
 ) -> None:
-    watcher = ClipCamCallback(masked_probes(), baseline=baseline)
-    fit(FineTuning(), tmp_path, watcher)
+    callback = ClipCamCallback(masked_probes(), baseline=baseline)
+    fit(FineTuning(), tmp_path, callback)
 
     first, *later = (Snapshot.load(file) for file in sorted((tmp_path / "run" / "clipcam").glob("step-*.safetensors")))
-    assert first.noise is not None
-    assert all(Image.open(io.BytesIO(picture)).size == (64, 64) for picture in first.pictures)
-    assert len(first.pictures) == len(first.names)
-    assert [(snapshot.noise, snapshot.pictures) for snapshot in later] == [(None, ())] * 2
-    assert watcher.monitor is not None
-    assert watcher.monitor.last is not None
-    for row, noise in zip(watcher.monitor.last.report.probes, first.noise.tolist(), strict=True):
-        assert row.noise_ratio == pytest.approx(row.drift / max(noise, LEAST_NOISE), rel=1e-4)
+    assert first.noise_floor is not None
+    assert all(Image.open(io.BytesIO(picture)).size == (64, 64) for picture in first.images)
+    assert len(first.images) == len(first.names)
+    assert [(snapshot.noise_floor, snapshot.images) for snapshot in later] == [(None, ())] * 2
+    assert callback.report is not None
+    for row, noise in zip(callback.report.probes, first.noise_floor.tolist(), strict=True):
+        assert row.noise_ratio == pytest.approx(row.drift / max(noise, MIN_NOISE_FLOOR), rel=1e-4)
 
 
-def test_figures_are_in_callback_metrics_every_epoch_and_finite(tmp_path: Path) -> None:
-    figures = Figures()
-    fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes(), every_n_epochs=2), figures, max_epochs=3)
+def test_metrics_are_finite_and_in_callback_metrics_in_every_epoch(tmp_path: Path) -> None:
+    metrics = EpochMetrics()
+    fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes(), every_n_epochs=2), metrics, max_epochs=3)
 
-    assert [seen.keys() for seen in figures.seen] == [ALWAYS | {"energy_inside_mask", "pointing"}] * 3
-    assert all(math.isfinite(value) for seen in figures.seen for value in seen.values())
+    assert [epoch.keys() for epoch in metrics.epochs] == [ALWAYS | {"energy_inside_mask", "pointing"}] * 3
+    assert all(math.isfinite(value) for epoch in metrics.epochs for value in epoch.values())
     assert [event.step for event in events(tmp_path).Scalars("clipcam/drift")] == [0, 8]
 
 
 CADENCES: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
     "every epoch": ({}, {}, [0, 4, 8]),
     "no validation": ({}, {"validate": False}, [0, 4, 8]),
-    "two validations an epoch": ({}, {"val_check_interval": 0.5}, [0, 2, 4, 6, 8]),
+    "two validations per epoch": ({}, {"val_check_interval": 0.5}, [0, 2, 4, 6, 8]),
     "validation every other epoch": ({}, {"check_val_every_n_epoch": 2}, [0, 4, 8]),
     "every second epoch": ({"every_n_epochs": 2}, {}, [0, 8]),
     "every third step": ({"every_n_train_steps": 3}, {}, [0, 3, 6]),
-    "every step, two batches each": ({"every_n_train_steps": 1}, {"accumulate_grad_batches": 2}, [0, 1, 2, 3, 4]),
+    "every step of two batches": ({"every_n_train_steps": 1}, {"accumulate_grad_batches": 2}, [0, 1, 2, 3, 4]),
     "no sanity check": ({}, {"num_sanity_val_steps": 0}, [0, 4, 8]),
     "last validation before the epoch's end": ({}, {"val_check_interval": 3}, [0, 3, 4, 7, 8]),
     "steps end in mid-epoch": ({}, {"max_steps": 6}, [0, 4, 6]),
@@ -163,15 +168,17 @@ CADENCES: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
 
 
 @pytest.mark.parametrize(("arguments", "options", "steps"), CADENCES.values(), ids=CADENCES)
-def test_evaluations_are_taken(arguments: Any, options: Any, steps: list[int], tmp_path: Path) -> None:
-    monitors = [EarlyStopping("clipcam/drift", patience=99), Figures()]
-    fit(FineTuning(), tmp_path, ClipCamCallback(method="hirescam", **arguments), *monitors, **options)
+def test_evaluations_take_place_at_the_steps_that_the_arguments_ask_for(
+    arguments: Any, options: Any, steps: list[int], tmp_path: Path
+) -> None:
+    stopper, metrics = EarlyStopping("clipcam/drift", patience=99), EpochMetrics()
+    fit(FineTuning(), tmp_path, ClipCamCallback(method="hirescam", **arguments), stopper, metrics, **options)
 
     assert [event.step for event in events(tmp_path).Scalars("clipcam/drift")] == steps
-    assert all(seen.keys() == ALWAYS for seen in monitors[1].seen)  # type: ignore[attr-defined]
+    assert all(epoch.keys() == ALWAYS for epoch in metrics.epochs)
 
 
-def test_a_checkpoint_can_be_chosen_by_energy_on_the_object(tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_chosen_by_the_energy_on_the_object(tmp_path: Path) -> None:
     keeper = ModelCheckpoint(tmp_path / "kept", monitor="clipcam/energy_inside_mask", mode="max")
     fit(FineTuning(), tmp_path, keeper, ClipCamCallback(masked_probes()), enable_checkpointing=True)
 
@@ -179,30 +186,60 @@ def test_a_checkpoint_can_be_chosen_by_energy_on_the_object(tmp_path: Path) -> N
     assert keeper.best_model_score.isfinite()
 
 
-def test_stop_ends_the_training_with_a_warning_that_names_the_probes(tmp_path: Path) -> None:
-    watcher = ClipCamCallback(masked_probes(), max_drift=0.0, on_drift="stop")
+def test_on_drift_stop_ends_the_training_with_a_warning(tmp_path: Path) -> None:
+    callback = ClipCamCallback(masked_probes(), max_drift=0.0, on_drift="stop")
 
     with pytest.warns(ClipCamWarning, match=r"attention drifted on 3 of 3 probes at step 4 .*Training stops"):
-        trainer = fit(FineTuning(), tmp_path, watcher, max_epochs=9)
+        trainer = fit(FineTuning(), tmp_path, callback, max_epochs=9)
 
     assert trainer.global_step == 4
 
 
-def test_raise_ends_the_training_with_an_alarm(tmp_path: Path) -> None:
-    watcher = ClipCamCallback(masked_probes(), max_drift=0.0, on_drift="raise")
+def test_on_drift_raise_ends_the_training_with_an_alarm_that_carries_its_report(tmp_path: Path) -> None:
+    callback = ClipCamCallback(masked_probes(), max_drift=0.0, on_drift="raise")
 
-    with pytest.raises(DriftAlarm, match=r"3 of 3 probes.*its map moved further than 0"):
-        fit(FineTuning(), tmp_path, watcher)
+    with pytest.raises(DriftAlarm, match=r"3 of 3 probes.*than 0") as raised:
+        fit(FineTuning(), tmp_path, callback)
+
+    alarm = raised.value
+    assert alarm.report is callback.report
+    assert all(probe.name in str(alarm) for probe in alarm.report.flagged)
+    copied = pickle.loads(pickle.dumps(alarm))
+    assert (str(copied), repr(copied.report)) == (str(alarm), repr(alarm.report))
 
 
-def test_log_says_nothing_and_previous_compares_with_the_evaluation_before(tmp_path: Path) -> None:
-    watcher = ClipCamCallback(masked_probes(), max_drift=0.0, on_drift="log", baseline="previous")
-    fit(FineTuning(), tmp_path, watcher, max_epochs=2)
+def test_on_drift_log_does_not_warn_and_baseline_previous_compares_with_the_last_evaluation(tmp_path: Path) -> None:
+    callback = ClipCamCallback(masked_probes(), max_drift=0.0, on_drift="log", baseline="previous")
+    with warnings.catch_warnings(action="error", category=ClipCamWarning):
+        fit(FineTuning(), tmp_path, callback, max_epochs=2)
 
-    assert watcher.monitor is not None
-    assert watcher.monitor.last is not None
-    assert watcher.monitor.last.baseline.info.step == 4
+    assert callback.report is not None
+    assert (callback.report.baseline_step, callback.report.step) == (4, 8)
     assert events(tmp_path).Scalars("clipcam/flagged")[-1].value == 3
+
+
+def test_report_snapshot_and_history_are_those_of_the_evaluations_so_far(tmp_path: Path) -> None:
+    callback = ClipCamCallback(masked_probes(), on_drift="log")
+    assert (callback.report, callback.snapshot, list(callback.history)) == (None, None, [])
+
+    trainer = fit(FineTuning(), tmp_path, callback)
+
+    first, second, last = (
+        Snapshot.load(tmp_path / f"run/clipcam/step-0000000{step}.safetensors") for step in (0, 4, 8)
+    )
+    assert callback.snapshot is not None
+    assert callback.snapshot.info == last.info
+    assert torch.equal(callback.snapshot.maps, last.maps)
+    assert callback.report is not None
+    assert repr(callback.report) == repr(compare(first, last))
+    assert callback.report.drift == pytest.approx(float(trainer.callback_metrics["clipcam/drift"]))
+    for number, (entry, snapshot) in enumerate(zip(callback.history, (first, second, last), strict=True)):
+        report = compare(first, snapshot)
+        assert (entry.number, entry.step) == (number, snapshot.info.step)
+        assert entry.drift == tuple(probe.drift for probe in report.probes)
+        assert entry.flagged == tuple(probe.flagged for probe in report.probes)
+        shown = snapshot.maps.clamp_min(0)
+        assert_close(entry.maps.float(), shown / shown.amax((1, 2), keepdim=True), atol=1e-3, rtol=0)  # float16
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # of the second ModelCheckpoint
@@ -227,41 +264,38 @@ def test_a_run_resumes_with_its_baseline_probes_and_history(tmp_path: Path) -> N
     assert again.monitor is not None
     assert again.monitor.probes.digest == first.monitor.probes.digest
     assert torch.equal(again.monitor.baseline.maps, first.monitor.baseline.maps)  # type: ignore[union-attr]
-    assert [column.step for column in again.monitor.history] == [0, 4, 8, 12]
+    assert [entry.step for entry in again.history] == [0, 4, 8, 12]
     assert [event.step for event in events(tmp_path / "b").Scalars("clipcam/drift")] == [12]
 
 
 def test_a_second_fit_goes_on_with_the_baseline_of_the_first(tmp_path: Path) -> None:
-    watcher, module = ClipCamCallback(masked_probes(), method="hirescam"), FineTuning()
-    fit(module, tmp_path / "a", watcher)
-    fit(module, tmp_path / "b", watcher)
+    callback, module = ClipCamCallback(masked_probes(), method="hirescam"), FineTuning()
+    fit(module, tmp_path / "a", callback)
+    fit(module, tmp_path / "b", callback)
 
-    assert watcher.monitor is not None
-    assert [column.step for column in watcher.monitor.history] == [0, 4, 8, 4, 8]
+    assert [entry.step for entry in callback.history] == [0, 4, 8, 4, 8]
     assert events(tmp_path / "b").Scalars("clipcam/drift")[0].value > 0
 
 
-def test_a_second_run_with_as_many_steps_is_evaluated_at_too(tmp_path: Path) -> None:
-    watcher = ClipCamCallback(masked_probes(), method="hirescam")
-    for fold in ("a", "b"):
-        fit(FineTuning(), tmp_path / fold, watcher, max_epochs=1)
+def test_a_second_fit_with_as_many_steps_as_the_first_is_evaluated_too(tmp_path: Path) -> None:
+    callback = ClipCamCallback(masked_probes(), method="hirescam")
+    for run in ("a", "b"):
+        fit(FineTuning(), tmp_path / run, callback, max_epochs=1)
 
     assert [event.step for event in events(tmp_path / "b").Scalars("clipcam/drift")] == [4]
 
 
 def test_after_an_interrupted_fit_the_next_writes_to_its_own_folder(tmp_path: Path) -> None:
-    watcher = ClipCamCallback(masked_probes(), method="hirescam", max_drift=0.0, on_drift="raise")
-    for fold in ("a", "b"):
+    callback = ClipCamCallback(masked_probes(), method="hirescam", max_drift=0.0, on_drift="raise")
+    for run in ("a", "b"):
         with pytest.raises(DriftAlarm):
-            fit(FineTuning(), tmp_path / fold, watcher)
+            fit(FineTuning(), tmp_path / run, callback)
 
     assert (tmp_path / "b" / "run" / "clipcam" / "contact_sheet.png").exists()
 
 
-def test_two_optimizers_stepped_by_hand_miss_no_evaluation(tmp_path: Path) -> None:
-    class ByHand(FineTuning):
-        automatic_optimization = False
-
+def test_no_evaluation_is_missed_with_two_optimizers_in_manual_optimization(tmp_path: Path) -> None:
+    class ManualOptimization(FineTuning):
         def __init__(self) -> None:
             super().__init__()
             self.automatic_optimization = False
@@ -276,7 +310,7 @@ def test_two_optimizers_stepped_by_hand_miss_no_evaluation(tmp_path: Path) -> No
         def configure_optimizers(self) -> Any:
             return [torch.optim.SGD(part.parameters(), 1e-3) for part in (self.model.visual, self.model.transformer)]
 
-    fit(ByHand(), tmp_path, ClipCamCallback(masked_probes(), method="hirescam", every_n_train_steps=3))
+    fit(ManualOptimization(), tmp_path, ClipCamCallback(masked_probes(), method="hirescam", every_n_train_steps=3))
 
     assert [event.step for event in events(tmp_path).Scalars("clipcam/drift")] == [0, 4, 6, 10, 12, 16]
 
@@ -289,7 +323,7 @@ def test_a_run_resumed_with_another_method_takes_a_new_baseline(tmp_path: Path) 
     again = ClipCamCallback(masked_probes(), method="hirescam")
     options: Any = {"max_epochs": 4, "enable_checkpointing": True, "ckpt_path": tmp_path / "kept" / "last.ckpt"}
 
-    with pytest.warns(ClipCamWarning, match=r"another CAM method.*This look is the new baseline"):
+    with pytest.warns(ClipCamWarning, match=r"another CAM method.*This evaluation is the new baseline"):
         fit(FineTuning(), tmp_path / "b", again, ModelCheckpoint(tmp_path / "too"), **options)
 
     assert again.monitor is not None
@@ -297,16 +331,16 @@ def test_a_run_resumed_with_another_method_takes_a_new_baseline(tmp_path: Path) 
     assert (again.monitor.baseline.info.method, again.monitor.baseline.info.step) == ("hirescam", 12)
 
 
-def test_a_checkpoint_holds_no_pictures_that_were_given(tmp_path: Path) -> None:
-    given, captured = ClipCamCallback(masked_probes()), ClipCamCallback(method="hirescam")
-    fit(FineTuning(), tmp_path / "a", given)
-    fit(FineTuning(), tmp_path / "b", captured)
+def test_a_checkpoint_stores_probes_of_a_batch_but_not_those_of_the_user(tmp_path: Path) -> None:
+    with_probes, without_probes = ClipCamCallback(masked_probes()), ClipCamCallback(method="hirescam")
+    fit(FineTuning(), tmp_path / "a", with_probes)
+    fit(FineTuning(), tmp_path / "b", without_probes)
 
-    assert "probes" not in given.state_dict()
-    assert "probes" in captured.state_dict()
+    assert "probes" not in with_probes.state_dict()
+    assert "probes" in without_probes.state_dict()
 
 
-def test_two_of_them_share_a_run(tmp_path: Path) -> None:
+def test_two_callbacks_with_names_share_a_run(tmp_path: Path) -> None:
     pair = ClipCamCallback(masked_probes(), name="all"), ClipCamCallback([(SCENES.images[0], "a red star")], name="red")
     trainer = fit(FineTuning(), tmp_path, *pair)
 
@@ -316,12 +350,11 @@ def test_two_of_them_share_a_run(tmp_path: Path) -> None:
     assert pair[0].state_key != pair[1].state_key
 
 
-def test_a_baseline_file_is_compared_with(tmp_path: Path) -> None:
+def test_evaluations_are_compared_with_a_baseline_file(tmp_path: Path) -> None:
     fit(FineTuning(), tmp_path / "a", ClipCamCallback(masked_probes(), method="gradcam"))
     baseline = tmp_path / "a" / "run" / "clipcam" / "step-00000008.safetensors"
 
-    watcher = ClipCamCallback(masked_probes(), baseline=baseline, method="gradcam")
-    fit(FineTuning(), tmp_path / "b", watcher)
+    fit(FineTuning(), tmp_path / "b", ClipCamCallback(masked_probes(), baseline=baseline, method="gradcam"))
 
     assert events(tmp_path / "b").Scalars("clipcam/drift")[0].value > 0
     with pytest.raises(IncomparableError, match="made with other probes"):
@@ -330,28 +363,27 @@ def test_a_baseline_file_is_compared_with(tmp_path: Path) -> None:
         fit(FineTuning(), tmp_path / "d", ClipCamCallback(masked_probes(), baseline=baseline, method="hirescam"))
 
 
-def test_settings_reach_the_maps(tmp_path: Path) -> None:
+def test_the_settings_of_the_maps_are_those_of_the_arguments(tmp_path: Path) -> None:
     target = Contrast(negatives=("a blue square",))
-    watcher = ClipCamCallback(
-        masked_probes(), method="layercam", layers=[-2, -1], target=target, dirpath=tmp_path / "x"
-    )
-    fit(FineTuning(), tmp_path, watcher)
+    settings: dict[str, Any] = {"method": "layercam", "layers": [-2, -1], "target": target, "fuse": "max"}
+    settings |= {"scales": (1.0, 1.5), "flip": True}
+    fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes(), **settings, dirpath=tmp_path / "x"))
 
     info = Snapshot.load(tmp_path / "x" / "step-00000008.safetensors").info
     assert (info.method, info.target) == ("layercam", "contrast(a blue square)")
+    assert (info.scales, info.flip, info.fuse) == ((1.0, 1.5), True, "max")
     assert info.layers == tuple(f"visual.transformer.resblocks.{i}.ln_1" for i in (1, 2))
     assert (tmp_path / "x" / "contact_sheet.png").stat().st_size > 1000
 
 
 def test_fast_dev_run_and_validate_write_nothing(tmp_path: Path) -> None:
-    watcher = ClipCamCallback(masked_probes())
-    trainer = fit(FineTuning(), tmp_path, watcher, fast_dev_run=True)
+    trainer = fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()), fast_dev_run=True)
     trainer.validate(FineTuning(), torch.utils.data.DataLoader(Pairs(), 4), verbose=False)
 
     assert not list(tmp_path.rglob("clipcam*"))
 
 
-def test_no_logger_still_leaves_snapshots(tmp_path: Path) -> None:
+def test_without_a_logger_there_are_snapshots(tmp_path: Path) -> None:
     fit(FineTuning(), tmp_path, ClipCamCallback(), logger=False, default_root_dir=tmp_path)
 
     assert len(list((tmp_path / "clipcam").glob("step-*.safetensors"))) == 3
@@ -381,32 +413,63 @@ def test_a_module_built_in_its_own_setup_is_found(tmp_path: Path) -> None:
 
 
 class DeepSpeedStrategy(SingleDeviceStrategy):
-    """Of a name that is not served."""
+    """A strategy with the name of one that is not supported."""
 
 
-def test_under_a_strategy_that_is_not_served_it_switches_itself_off_with_a_warning(tmp_path: Path) -> None:
-    monitors = [Figures(), EarlyStopping("clipcam/drift", patience=99)]
+def test_under_an_unsupported_strategy_there_is_a_warning_and_no_evaluation(tmp_path: Path) -> None:
+    metrics, stopper = EpochMetrics(), EarlyStopping("clipcam/drift", patience=99)
     strategy = DeepSpeedStrategy(device="cpu")
-    with pytest.warns(ClipCamWarning, match=r"under DeepSpeedStrategy\. The training goes on without looks"):
-        trainer = fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()), *monitors, strategy=strategy)
+    with pytest.warns(ClipCamWarning, match=r"DeepSpeedStrategy\. The training goes on without evaluations"):
+        trainer = fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()), metrics, stopper, strategy=strategy)
     assert trainer.global_step == 8
-    assert [seen["drift"] for seen in monitors[0].seen] == [1, 1]  # type: ignore[attr-defined]  # unknown
+    assert [epoch["drift"] for epoch in metrics.epochs] == [1, 1], "unknown is not unmoved"
     assert not list(tmp_path.rglob("step-*"))
 
 
-class TestBadInput:
-    """Said clearly; what can be said before training is said before training."""
+ARGUMENTS: dict[str, Any] = {
+    "probes": masked_probes(),
+    "method": "layercam",
+    "layers": [-2, -1],
+    "target": Contrast(negatives=("a blue square",)),
+    "scales": (1.0, 1.5),
+    "flip": True,
+    "fuse": "max",
+    "batch_size": 2,
+    "every_n_epochs": 3,
+    "every_n_train_steps": 5,
+    "baseline": "previous",
+    "max_drift": 0.5,
+    "on_drift": "stop",
+    "num_probes": 4,
+    "num_images": 6,
+    "clip": "model",
+    "tokenizer": WordTokenizer(),
+    "towers": (OpenClipViT,),
+    "dirpath": "evaluations",
+    "name": "mine",
+    "on_error": "raise",
+}
 
-    def test_a_strategy_that_is_not_served_is_refused_if_errors_raise(self, tmp_path: Path) -> None:
+
+def test_every_argument_is_an_attribute_of_the_same_name() -> None:
+    callback = ClipCamCallback(**ARGUMENTS)
+
+    assert {name: getattr(callback, name) for name in inspect.signature(ClipCamCallback).parameters} == ARGUMENTS
+
+
+class TestBadInput:
+    """Each message says what to do, and comes before training where that is possible."""
+
+    def test_an_unsupported_strategy_with_on_error_raise(self, tmp_path: Path) -> None:
         strategy = DeepSpeedStrategy(device="cpu")
-        with pytest.raises(ConfigError, match="cannot look into a model under DeepSpeedStrategy"):
+        with pytest.raises(ConfigError, match="does not support DeepSpeedStrategy"):
             fit(FineTuning(), tmp_path, ClipCamCallback(on_error="raise"), strategy=strategy)
 
     def test_no_clip_in_the_module(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="no CLIP in FineTuning"):
             fit(FineTuning(clip=nn.Linear(2, 2)), tmp_path, ClipCamCallback())
 
-    def test_two_clips_and_then_the_chosen_one(self, tmp_path: Path) -> None:
+    def test_two_clips_of_which_none_is_chosen(self, tmp_path: Path) -> None:
         module = FineTuning()
         module.other = build_clip("vit")
         with pytest.raises(ModelError, match=r"model \(CLIP\), other \(CLIP\).*clip='dotted"):
@@ -428,28 +491,28 @@ class TestBadInput:
             ({"target": "contrast"}, r"Contrast\(negatives="),
         ],
     )
-    def test_arguments(self, arguments: dict[str, Any], message: str, unchecked: None) -> None:
+    def test_an_argument_that_cannot_be_used(self, arguments: dict[str, Any], message: str, unchecked: None) -> None:
         with pytest.raises(ConfigError, match=message):
             ClipCamCallback(**arguments)
 
-    def test_a_missing_baseline_file_before_training(self, tmp_path: Path) -> None:
+    def test_a_missing_baseline_file(self, tmp_path: Path) -> None:
         with pytest.raises(SnapshotError, match=r"nothing\.safetensors cannot be read"):
             fit(FineTuning(), tmp_path, ClipCamCallback(baseline=tmp_path / "nothing.safetensors"))
 
-    def test_negatives_that_are_letters(self, unchecked: None) -> None:
+    def test_one_string_as_negatives(self, unchecked: None) -> None:
         with pytest.raises(ConfigError, match=r"a tuple of prompts.*'red'"):
             Contrast(negatives="red")
 
-    @pytest.mark.parametrize("probes", [None, masked_probes()], ids=["captured", "given"])
-    def test_an_unknown_layer_before_training(self, probes: Any, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("probes", [None, masked_probes()], ids=["of a batch", "of the user"])
+    def test_an_unknown_layer(self, probes: Any, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"got 'blocks\.3'.*Layers worth mapping"):
             fit(FineTuning(), tmp_path, ClipCamCallback(probes, layers="blocks.3"))
 
-    def test_captured_probes_of_another_size(self, tmp_path: Path) -> None:
+    def test_a_preprocessed_probe_of_another_size(self, tmp_path: Path) -> None:
         with pytest.raises(ProbeError, match=r"probe .* 32x32.*expects 64x64"):
             fit(FineTuning(), tmp_path, ClipCamCallback([(torch.randn(3, 32, 32), "a red star")]))
 
-    def test_a_batch_without_prompts_warns_and_the_training_goes_on(self, tmp_path: Path) -> None:
+    def test_a_batch_without_prompts(self, tmp_path: Path) -> None:
         with pytest.warns(ClipCamWarning, match=r"no probes could be taken.*Give probes=.*The training goes on"):
             trainer = fit(FineTuning(), tmp_path, ClipCamCallback(), form="labels")
         assert trainer.global_step == 8
@@ -457,12 +520,12 @@ class TestBadInput:
         with pytest.raises(ClipCamError, match="no probes could be taken"):
             fit(FineTuning(), tmp_path, ClipCamCallback(on_error="raise"), form="labels")
 
-    def test_a_failing_evaluation_warns_once_and_the_training_goes_on(self, tmp_path: Path) -> None:
+    def test_a_method_that_fails(self, tmp_path: Path) -> None:
         def broken(_capture: Any) -> torch.Tensor:
             raise ZeroDivisionError("on purpose")
 
-        with pytest.warns(ClipCamWarning, match="a look failed: ZeroDivisionError: on purpose") as caught:
-            trainer = fit(FineTuning(), tmp_path, ClipCamCallback(method=broken), Figures())
+        with pytest.warns(ClipCamWarning, match="an evaluation failed: ZeroDivisionError: on purpose") as caught:
+            trainer = fit(FineTuning(), tmp_path, ClipCamCallback(method=broken))
 
         assert len([warning for warning in caught if warning.category is ClipCamWarning]) == 1
         assert trainer.global_step == 8
@@ -471,33 +534,35 @@ class TestBadInput:
             fit(FineTuning(), tmp_path, ClipCamCallback(method=broken, on_error="raise"))
         assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
-    def test_a_directory_that_cannot_be_written_warns_and_figures_go_on(self, tmp_path: Path) -> None:
+    def test_a_directory_that_cannot_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
-        watcher = ClipCamCallback(masked_probes(), dirpath=tmp_path / "file" / "below")
+        callback = ClipCamCallback(masked_probes(), dirpath=tmp_path / "file" / "below")
 
-        with pytest.warns(ClipCamWarning, match="a look could not be written"):
-            trainer = fit(FineTuning(), tmp_path, watcher)
+        with pytest.warns(ClipCamWarning, match="an evaluation could not be written"):
+            trainer = fit(FineTuning(), tmp_path, callback)
 
         assert trainer.callback_metrics["clipcam/drift"] > 0
         assert [event.step for event in events(tmp_path).Scalars("clipcam/drift")] == [0, 4, 8]
 
-    def test_nan_weights_are_reported_and_the_training_goes_on(self, tmp_path: Path) -> None:
+    def test_weights_that_become_nan(self, tmp_path: Path) -> None:
         class Exploding(FineTuning):
             def on_train_epoch_start(self) -> None:
                 with torch.no_grad():
                     self.model.visual.proj *= float("nan")
 
-        figures = Figures()
+        metrics = EpochMetrics()
         with pytest.warns(ClipCamWarning, match=r"its map is not finite"):
-            trainer = fit(Exploding(), tmp_path, ClipCamCallback(masked_probes()), figures)
+            trainer = fit(Exploding(), tmp_path, ClipCamCallback(masked_probes()), metrics)
 
+        last = metrics.epochs[-1]
         assert trainer.global_step == 8
-        assert figures.seen[-1]["degenerate"] == figures.seen[-1]["flagged"] == 3
-        assert figures.seen[-1]["drift"] == 1
-        assert all(math.isfinite(value) for value in figures.seen[-1].values())
+        assert last["degenerate"] == last["flagged"] == 3
+        assert (last["drift"], last["similarity"]) == (1, -1)
+        assert (last["energy_inside_mask"], last["pointing"]) == (0, 0)
+        assert all(math.isfinite(value) for value in last.values())
 
-    def test_a_blind_baseline_is_noted_and_no_alarm(self, tmp_path: Path) -> None:
-        with pytest.warns(ClipCamWarning, match=r"3 of 3 probes have no usable baseline.*all zero"):
+    def test_a_baseline_whose_maps_are_all_zero(self, tmp_path: Path) -> None:
+        with pytest.warns(ClipCamWarning, match=r"3 of 3 probes have no valid baseline.*all zero"):
             trainer = fit(
                 FineTuning(),
                 tmp_path,

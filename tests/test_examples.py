@@ -5,14 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import open_clip
-
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def output_of(example: str, folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / example)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(EXAMPLES / example)], cwd=folder, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     assert not list(folder.iterdir()), "an example that only shows something leaves no file behind"
@@ -38,16 +36,14 @@ def test_methods_of_one_s_own_are_drawn_on_the_grid_of_the_model(tmp_path: Path)
     assert drawn["sensitivity"] != drawn["last_attention"]
 
 
-def test_a_training_stops_on_drift_and_keeps_the_weights_with_the_most_energy_on_objects(
-    shapes_vit: open_clip.CLIP, tmp_path: Path
-) -> None:
+def test_a_training_stops_on_drift_and_keeps_the_weights_with_the_most_energy_on_objects(tmp_path: Path) -> None:
     output = output_of("stop_and_keep_best.py", tmp_path)
 
     ((stopped, drift),) = re.findall(r"^stopped in epoch (\d+): mean drift ([\d.]+)$", output, flags=re.M)
     ((kept, energy),) = re.findall(
         r"^kept \S+epoch=(\d+)-step=\d+\.ckpt: energy on the objects ([\d.]+)$", output, flags=re.M
     )
-    assert 0 < int(stopped) < 7
-    assert float(drift) > 0.15
+    assert 0 < int(stopped) < 7  # 1 was measured
+    assert float(drift) >= 0.15  # two digits of a drift above 0.15
     assert int(kept) <= int(stopped)
-    assert float(energy) > 0.5
+    assert float(energy) > 0.5  # 0.77

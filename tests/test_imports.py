@@ -1,6 +1,8 @@
-"""The house: imports point down, files stay small, importing the package is cheap."""
+"""Modules import only what the contracts in pyproject.toml allow, and importing the package is cheap."""
 
-import ast
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,70 +11,79 @@ import pytest
 
 import clipcam_lightning
 
-PACKAGE = Path(clipcam_lightning.__file__).parent
-LAYERS = [
-    {"errors", "colors", "jpeg", "tab_events"},
-    {"checks"},
-    {"cam", "tensorfile"},
-    {"metrics", "memory", "probe", "probe_folder", "probe_batch"},
-    {"probes", "prompts", "ranks"},
-    {"snapshot", "confusion", "noise"},
-    {"drift_rule"},
-    {"drift"},
-    {"render"},
-    {"evaluation"},
-    {"monitor", "report"},
-    {"sinks", "fit_checks"},
-    {"session"},
-    {"callback", "checkpoints", "pytest_plugin"},
-    {"shapes_world", "tensorboard_tab"},
-    {"cli"},
-    {"__main__"},
-    {"__init__"},
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-FILES = sorted(PACKAGE.rglob("*.py"))
-PAGE = sorted(PACKAGE.rglob("*.js"))
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "clipcam_lightning"
+
+LAYERS = "Imports point down"
+NO_ROOT = "No module imports from the root package"
+LIGHTNING = "Only the callback and the shapes world import Lightning"
+TAB = "The tab imports neither torch nor Lightning nor the rest of the package"
+DRIFT = "Drift works on arrays and files, without a model"
+CAM = "The CAM core reads and writes no file and uses no logger"
 
 
-def imported(path: Path) -> set[str]:
-    modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            modules.add(node.module or "")
-        elif isinstance(node, ast.Import):
-            modules |= {name.name for name in node.names}
-    return modules
+def broken_contracts(folder: Path) -> set[str]:
+    """Run import-linter on the package in a folder and return the names of the contracts that it reports as broken."""
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    linter = subprocess.run(
+        [sys.executable, "-c", program, "--no-cache", "--no-logo"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    results = dict(re.findall(r"^(.+?) (KEPT|BROKEN)(?: \(.+\))?$", linter.stdout, flags=re.M))
+    assert set(results) == {LAYERS, NO_ROOT, LIGHTNING, TAB, DRIFT, CAM}, linter.stdout + linter.stderr
+    return {name for name, result in results.items() if result == "BROKEN"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
-    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for module in imported(path):
-        if module.startswith("clipcam_lightning."):
-            target = module.split(".")[1]
-            assert target == here or RANK[target] < RANK[here], f"{here} must not import {target}"
+@pytest.fixture
+def copied_project(tmp_path: Path) -> Path:
+    shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
 
 
-def test_only_the_callback_and_the_shapes_world_know_lightning() -> None:
-    knowing = {path.relative_to(PACKAGE).parts[0] for path in FILES if any("lightning.py" in m for m in imported(path))}
-    assert knowing <= {"callback.py", "shapes_world"}
+def test_the_package_keeps_every_import_contract() -> None:
+    assert broken_contracts(ROOT) == set()
 
 
-def test_the_core_knows_no_logger_and_no_file() -> None:
-    core = set().union(*(imported(path) for path in FILES if "cam" in path.relative_to(PACKAGE).parts))
-    assert not {module.split(".")[0] for module in core} & {
-        "tensorboard",
-        "lightning",
-        "pathlib",
-        "safetensors",
-        "rich",
-    }
+@pytest.mark.parametrize(
+    ("module", "statement", "contract"),
+    [
+        ("drift/metrics.py", "from clipcam_lightning.callback import ClipCamCallback", LAYERS),
+        ("drift/metrics.py", "from clipcam_lightning import callback", LAYERS),
+        ("drift/metrics.py", "import clipcam_lightning.callback", LAYERS),
+        ("errors.py", "from clipcam_lightning.cam.model import find_clip", LAYERS),
+        ("storage/jpeg.py", "from clipcam_lightning.tensorboard_tab import events", LAYERS),
+        ("helpers.py", "import math", LAYERS),  # the contract names every module at the root
+        ("drift/metrics.py", "from clipcam_lightning import ClipCamCallback", NO_ROOT),
+        ("drift/metrics.py", "from lightning import Trainer", LIGHTNING),
+        ("drift/metrics.py", "import lightning.pytorch", LIGHTNING),
+        ("training/session.py", "from lightning.pytorch import Trainer", LIGHTNING),
+        ("sinks/files.py", "from pytorch_lightning.loggers import Logger", LIGHTNING),
+        ("tensorboard_tab/runs.py", "import torch", TAB),
+        ("tensorboard_tab/runs.py", "from clipcam_lightning.errors import ClipCamError", TAB),
+        ("drift/metrics.py", "from clipcam_lightning.cam.explain import explain", DRIFT),
+        ("drift/metrics.py", "from clipcam_lightning.probes.probe import Probe", DRIFT),
+        ("drift/metrics.py", "import open_clip", DRIFT),
+        ("cam/fuse.py", "from pathlib import Path", CAM),
+        ("cam/fuse.py", "from safetensors.torch import load_file", CAM),
+        ("cam/fuse.py", "from tensorboard.compat.proto.summary_pb2 import Summary", CAM),
+        ("cam/fuse.py", "import rich.console", CAM),
+    ],
+)
+def test_an_import_that_a_contract_forbids_is_reported(
+    copied_project: Path, module: str, statement: str, contract: str
+) -> None:
+    with (copied_project / PACKAGE.name / module).open("a") as file:
+        file.write(f"{statement}\n")
+    assert contract in broken_contracts(copied_project)
 
 
-@pytest.mark.parametrize("path", [*FILES, *PAGE], ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_files_stay_readable(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 325
+def test_only_entry_points_stand_at_the_root_of_the_package() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
 
 
 def test_importing_the_package_imports_neither_torch_nor_lightning() -> None:
@@ -81,7 +92,7 @@ def test_importing_the_package_imports_neither_torch_nor_lightning() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_every_public_name_resolves_and_is_documented() -> None:
+def test_every_public_name_resolves() -> None:
     assert sorted(clipcam_lightning.__all__) == sorted(clipcam_lightning._HOME)
     for name in clipcam_lightning.__all__:
         assert getattr(clipcam_lightning, name) is not None

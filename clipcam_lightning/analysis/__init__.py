@@ -1,1 +1,1 @@
-"""What else maps tell about a model: sensitivity to prompts, and confusions."""
+"""What maps show besides drift: sensitivity to prompts, and confusions between prompts."""

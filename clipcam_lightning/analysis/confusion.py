@@ -1,37 +1,39 @@
-"""Where the model prefers another prompt: what it saw in the one, and what in the other."""
+"""Find probes for which the model prefers another prompt, and map both prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
+from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
+from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
-from clipcam_lightning.cam.untouched import untouched
+from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe_set import ProbeSet
 
-BATCH_SIZE = 32
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Confusion:
-    """A probe whose own prompt is not the one its image resembles most.
+    """A probe whose image is more similar to another prompt than to its own; see :func:`confusions`.
 
     Attributes:
         index: of the probe in its set.
         name: of the probe.
-        prompt: its own.
-        preferred: the candidate that scores best.
-        similarity: cosine with its own prompt, -1 to 1.
-        preferred_similarity: with the preferred one; larger.
-        map: raw, of its own prompt.
-        preferred_map: raw, of the preferred one.
+        prompt: of the probe.
+        preferred: the candidate with the highest similarity.
+        similarity: cosine of the image and its own prompt, -1 to 1.
+        preferred_similarity: cosine of the image and the preferred prompt; larger than ``similarity``.
+        map: raw saliency of its own prompt, float32.
+        preferred_map: raw saliency of the preferred prompt, float32, on the same grid.
     """
 
     index: int
@@ -43,6 +45,8 @@ class Confusion:
     map: Float[Tensor, "h w"]
     preferred_map: Float[Tensor, "h w"]
 
+    __repr__ = short_repr
+
 
 def confusions(
     model: nn.Module | ClipModel,
@@ -52,59 +56,77 @@ def confusions(
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
-    tokenizer: Tokenizer | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fuse: Fusion = "mean",
     batch_size: int | None = None,
+    clip: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    towers: Sequence[type[Tower]] = (),
 ) -> list[Confusion]:
-    """Find the probes that the model would caption with another of ``candidates``, and explain both prompts.
+    """Find the probes that the model would caption with another prompt, and explain both prompts.
 
-    Only the confused ones are explained; the others cost a forward. The largest error comes first.
+    Only the confused probes are explained; the others cost one forward each.
 
     Args:
-        model, method, layers, target, tokenizer, batch_size: as in :func:`~clipcam_lightning.explain`.
-        probes: pictures with their true prompts.
-        candidates: what else they could be called; a probe's own prompt may be among them.
+        model: any module that holds a CLIP, or a :class:`ClipModel`.
+        probes: images with their true prompts.
+        candidates: other possible prompts; a probe's own prompt may be among them.
+        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
+
+    Returns:
+        One :class:`Confusion` per confused probe, the largest difference of similarities first.
 
     Raises:
-        ConfigError: ``candidates`` is empty or no list of prompts.
-        ModelError, ProbeError: there is no CLIP, or the probes do not fit it.
+        ConfigError: ``candidates`` is empty or not a list of prompts.
+        ModelError: ``model`` holds no CLIP, or several.
+        ProbeError: the probes do not fit the model.
+
+    Example:
+        An untrained model confuses almost everything:
+
+        >>> from clipcam_lightning import Probe, ProbeSet, confusions, find_clip
+        >>> from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
+        >>> from clipcam_lightning.shapes_world.scenes import CAPTIONS, draw_scenes
+        >>> scenes = draw_scenes(2)
+        >>> probes = ProbeSet(Probe(image, prompt) for image, prompt in zip(scenes.images, scenes.captions))
+        >>> clip = find_clip(build_clip("vit"), tokenizer=WordTokenizer())
+        >>> confused = confusions(clip, probes, CAPTIONS)
+        >>> all(each.preferred_similarity > each.similarity for each in confused)
+        True
     """
     if isinstance(candidates, str) or not candidates or not all(isinstance(c, str) and c.strip() for c in candidates):
         raise ConfigError(f"candidates must be a list of prompts, such as ['a fox', 'an owl'] (got {candidates!r}).")
-    clip = model if isinstance(model, ClipModel) else find_clip(model)
-    clip = replace(clip, tokenizer=tokenizer) if tokenizer else clip
-    prepared = probes.prepared(clip)
-    with untouched(clip.module), clip.tower.native(), torch.no_grad():
-        own = prepared.embedded(clip)[:, 0]
-        others = clip.embed_texts(candidates)
-        images = torch.cat([clip.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])
-    same = torch.tensor([[prompt == candidate for candidate in candidates] for prompt in probes.prompts])
-    mine = (images * own).sum(dim=1)
-    # Its own prompt among the candidates is no other prompt, whatever the rounding of its second embedding.
-    best = (images @ others.T).masked_fill(same.to(images.device), -torch.inf).max(dim=1)
-    confused = (best.values > mine).nonzero()[:, 0].tolist()
+    settings = MapSettings(
+        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+    )
+    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    prepared = probes.prepare(found)
+    with evaluation_mode(found.module), found.tower.native(), torch.no_grad():
+        own = prepared.embed_texts(found)[:, 0]
+        others = found.embed_texts(candidates)
+        images = torch.cat([found.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])
+    is_own = torch.tensor([[prompt == candidate for candidate in candidates] for prompt in probes.prompts])
+    similarity = (images * own).sum(dim=1)
+    # A probe's own prompt among the candidates must not be preferred to itself because of a rounding error.
+    best = (images @ others.T).masked_fill(is_own.to(images.device), -torch.inf).max(dim=1)
+    confused = (best.values > similarity).nonzero()[:, 0].tolist()
     if not confused:
         return []
     texts = torch.stack([own[confused], F.normalize(others[best.indices[confused]], dim=-1)], dim=1)
-    explained = explain(
-        clip,
-        prepared.images[confused],
-        texts,
-        method=method,
-        layers=layers,
-        target=target,
-        batch_size=batch_size,
-    )
-    found = [
+    explanation = explain_clip(found, prepared.images[confused], texts, settings)
+    unsorted = [
         Confusion(
             index=i,
             name=probes.names[i],
             prompt=probes.prompts[i],
             preferred=candidates[int(best.indices[i])],
-            similarity=float(mine[i]),
+            similarity=float(similarity[i]),
             preferred_similarity=float(best.values[i]),
             map=pair[0].cpu(),
             preferred_map=pair[1].cpu(),
         )
-        for i, pair in zip(confused, explained.maps, strict=True)
+        for i, pair in zip(confused, explanation.maps, strict=True)
     ]
-    return sorted(found, key=lambda confusion: confusion.similarity - confusion.preferred_similarity)
+    return sorted(unsorted, key=lambda confusion: confusion.similarity - confusion.preferred_similarity)

@@ -1,4 +1,4 @@
-"""How much a map depends on the wording of its prompt, and whether it depends on the prompt at all."""
+"""Measure how much a map depends on the phrasing of its prompt, and whether it depends on the prompt at all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.explain import explain_clip
+from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Similarity, TargetLike, target_of
+from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.errors import ConfigError
 
@@ -28,22 +32,23 @@ TEMPLATES = (
 ABSENT = ("a lighthouse", "a trombone", "an igloo", "a microscope")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sensitivity:
-    """One image's map under several wordings of one prompt, and under prompts of things that are not there.
+    """The maps of one image for paraphrases of one prompt, and for prompts of absent things; see :func:`sensitivity`.
 
     Attributes:
-        prompts: the wordings.
-        absent: the prompts of the control.
-        maps: raw, one a wording; the absent ones follow in ``absent_maps``.
-        similarity: cosine of the image with each wording, -1 to 1.
-        absent_similarity: with each absent prompt.
-        correlation: mean CC of all pairs of wordings, -1 to 1; NaN if the maps say nothing.
-        top_iou: mean top-20 % IoU of all pairs, 0 to 1.
-        spread: standard deviation over the wordings, each map divided by its own largest magnitude: 0 where the wording
-            changes nothing.
-        absent_correlation: mean CC of the wordings' maps with the absent prompts' maps. Near ``correlation`` the map
-            does not depend on what is asked for: it shows what the model always looks at.
+        prompts: the paraphrases.
+        absent: the prompts of absent things, as a control.
+        maps: raw saliency, one map per paraphrase.
+        absent_maps: raw saliency, one map per absent prompt.
+        similarity: cosine of the image and each paraphrase, -1 to 1.
+        absent_similarity: cosine of the image and each absent prompt, -1 to 1.
+        correlation: mean CC of all pairs of paraphrases, -1 to 1; NaN if a map is degenerate.
+        top_iou: mean top-20 % IoU of all pairs of paraphrases, 0 to 1.
+        spread: standard deviation over the paraphrases, each map divided by its own largest magnitude; 0 where the
+            phrasing changes nothing.
+        absent_correlation: mean CC between the maps of paraphrases and those of absent prompts, -1 to 1. If it is
+            close to ``correlation``, the map does not depend on the prompt.
     """
 
     prompts: tuple[str, ...]
@@ -57,17 +62,31 @@ class Sensitivity:
     spread: Float[Tensor, "h w"]
     absent_correlation: float
 
+    __repr__ = short_repr
+
 
 def paraphrases(prompt: str, templates: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
-    """What ``prompt`` names in each of ``templates``; one that is worded by a template already is unworded first.
+    """Put the thing that a prompt names into each of several prompt templates.
+
+    Args:
+        prompt: a thing, or a sentence made from one of ``templates`` or :data:`TEMPLATES`, from which the thing is
+            taken.
+        templates: at least two, each with one ``{}`` for the thing.
+
+    Returns:
+        One prompt per template, without duplicates.
 
     Raises:
-        ConfigError: fewer than two templates, or one without exactly one ``{}``.
+        ConfigError: there are fewer than two templates, one has not exactly one ``{}``, or the prompt is empty.
+
+    Example:
+        >>> paraphrases("a photo of a fox", ("{}", "a photo of {}", "my {}"))
+        ('a fox', 'a photo of a fox', 'my a fox')
     """
     if isinstance(templates, str) or len(set(templates)) < 2 or any(each.count("{}") != 1 for each in templates):
         raise ConfigError(f"templates must be at least two strings with one '{{}}' for the thing (got {templates!r}).")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigError(f"prompt must be a string with something in it (got {prompt!r}).")
+        raise ConfigError(f"prompt must be a string that is not blank (got {prompt!r}).")
     thing = prompt.strip()
     for template in sorted({*templates, *TEMPLATES}, key=len, reverse=True):
         before, after = template.split("{}")
@@ -88,37 +107,58 @@ def sensitivity(
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fuse: Fusion = "mean",
+    batch_size: int | None = None,
+    clip: str | None = None,
     tokenizer: Tokenizer | None = None,
+    towers: Sequence[type[Tower]] = (),
 ) -> Sensitivity:
-    """Explain one image under several wordings of a prompt, and under prompts of things that are not in it.
+    """Explain one image with paraphrases of a prompt, and with prompts of things that are not in the image.
 
-    Drift below the spread between wordings is noise; a map that looks the same for an absent thing explains nothing.
+    Drift below the spread between paraphrases is noise. A map that stays the same for an absent thing explains nothing.
 
     Args:
-        model, method, layers, target, tokenizer: as in :func:`~clipcam_lightning.explain`.
+        model: any module that holds a CLIP, or a :class:`ClipModel`.
         image: preprocessed as the model expects.
         prompt: what is in the image.
-        templates: at least two wordings with one ``{}`` for the thing.
-        absent: prompts of things that are not in the image, for the control.
+        templates: at least two prompt templates, each with one ``{}`` for the thing.
+        absent: prompts of things that are not in the image, as a control.
+        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
+
+    Returns:
+        The maps, and how alike they are.
 
     Raises:
         ConfigError: an argument cannot be used; the message says what can.
+
+    Example:
+        >>> import torch
+        >>> from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
+        >>> clip, image = build_clip("vit"), torch.rand(3, 64, 64)
+        >>> result = sensitivity(clip, image, "a red circle", tokenizer=WordTokenizer(), absent=["a blue star"])
+        >>> len(result.prompts), result.maps.shape, result.absent_maps.shape
+        (8, torch.Size([8, 8, 8]), torch.Size([1, 8, 8]))
     """
     prompts, control = paraphrases(prompt, templates), tuple(absent)
     if isinstance(absent, str) or not control:
         raise ConfigError(f"absent must be at least one prompt, such as ('a trombone',) (got {absent!r}).")
-    aim = target_of(target)
-    if method == "finercam" or (not isinstance(aim, Similarity) and not len(aim.negatives)):
+    resolved = target_of(target)
+    if method == "finercam" or (not isinstance(resolved, Similarity) and not len(resolved.negatives)):
         raise ConfigError(
-            "wordings of one thing must not be set against each other: leave target and method at a similarity, "
+            "paraphrases of one thing must not be contrasted with each other: leave target and method at a similarity, "
             "or give the target negatives=('...',)."
         )
     if image.ndim != 3:
         raise ConfigError(f"image must be one preprocessed image [3, y, x] (got {tuple(image.shape)}).")
-    explained = explain(
-        model, image[None], [*prompts, *control], method=method, layers=layers, target=target, tokenizer=tokenizer
+    settings = MapSettings(
+        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
     )
-    maps, similarity = explained.maps[0].cpu(), explained.similarity[0].cpu()
+    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    explanation = explain_clip(found, image[None], [*prompts, *control], settings)
+    maps, similarity = explanation.maps[0].cpu(), explanation.similarity[0].cpu()
     count = len(prompts)
     own, others = maps[:count], maps[count:]
     first, second = (list(side) for side in zip(*combinations(range(count), 2), strict=True))

@@ -1,24 +1,24 @@
-"""The one entrance: a model, images and prompts in; an :class:`Explanation` out."""
+"""Explain images: a model, images and prompts in, an :class:`Explanation` out."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import product
 
 import torch
 from torch import nn
 
-from clipcam_lightning.cam.arguments import require_choice, require_positive
 from clipcam_lightning.cam.capture import AttentionCapture
-from clipcam_lightning.cam.explanation import Explanation, gathered
-from clipcam_lightning.cam.fuse import FUSIONS, fused
-from clipcam_lightning.cam.images import Images, by_size, enlarged, sizes_of
-from clipcam_lightning.cam.methods import Layers, Method, MethodLike, layers_of, method_of
-from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
-from clipcam_lightning.cam.passes import Pass, maps_of
+from clipcam_lightning.cam.explanation import Explanation, concatenate_parts
+from clipcam_lightning.cam.fuse import Fusion, fuse_maps
+from clipcam_lightning.cam.images import Images, compute_scaled_sizes, group_by_size, resize_images
+from clipcam_lightning.cam.methods import Layers, Method, MethodLike
+from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model_state import checkpointed, evaluation_mode
+from clipcam_lightning.cam.passes import Pass, compute_maps
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike, target_of
-from clipcam_lightning.cam.texts import Prompts, embedded_prompts
-from clipcam_lightning.cam.untouched import checkpointed, untouched
+from clipcam_lightning.cam.texts import Prompts, embed_prompts
+from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ConfigError
 
 BATCH_SIZE = 32
@@ -32,40 +32,32 @@ def explain(
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
-    tokenizer: Tokenizer | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    fuse: str = "mean",
+    fuse: Fusion = "mean",
     batch_size: int | None = None,
     checkpointing: bool = False,
+    clip: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    towers: Sequence[type[Tower]] = (),
 ) -> Explanation:
     """Map which regions of each image raise its similarity to each prompt.
 
     The model comes back as it was: modes, hooks, ``.grad``, buffers and random state, also after an exception.
-    It works under ``no_grad``, inference mode and autocast, on frozen, compiled and checkpointed models; inside,
-    autocast is off, so that maps do not depend on it.
+    Frozen, compiled and checkpointed models are supported, as are ``no_grad``, inference mode and autocast around the
+    call; autocast is switched off inside, so that maps do not depend on it.
 
     Args:
-        model: any module that holds one CLIP (a LightningModule, an open_clip model, a compiled, DDP or PEFT
-            wrapper), or a :class:`ClipModel`.
+        model: any module that holds a CLIP (a LightningModule, an open_clip model, a compiled, DDP or PEFT wrapper),
+            or a :class:`ClipModel`.
         images: preprocessed as the model expects, ``[n, 3, y, x]``. For SigLIP 2, which takes any size, also a list of
-            ``[3, y, x]`` or what its processor gives.
+            ``[3, y, x]`` or its processor's output.
         prompts: ``p`` strings for every image, one list of ``p`` strings per image, or embeddings ``[p, d]`` or
             ``[n, p, d]``.
-        method: a name in ``METHODS``; a function from :class:`Capture` to maps; or ``"auto"``, what was
-            measured best: the decomposition on a class-token ViT that is a sum over its blocks, HiResCAM of the last
-            two blocks on others, Grad-CAM of the last two stages on a ResNet; and Grad-CAM on what was not measured.
-        layers: names or indices of one or several layers; by default the tower's last one with a gradient, or those
-            of ``"auto"``. For a method that reads attention, the blocks whose attention it reads.
-        target: what is mapped: ``"similarity"``, ``"contrast"``, ``"logsoftmax"``, or one of them with arguments.
-        tokenizer: strings to token ids; by default the model's own.
-        scales: enlargements of the image whose maps are averaged; positions are interpolated for the pass.
-        flip: average with the map of the mirrored image, mirrored back.
-        fuse: how the maps of several layers are combined: ``"mean"``, ``"max"`` or ``"product"``. A method that reads
-            attention makes one map of all its blocks by itself.
-        batch_size: images per pass (default 32); it bounds memory and changes no map.
+        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
         checkpointing: recompute the blocks after the layer instead of keeping their activations, for deep layers
             of a method that reads no attention.
+        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
     Returns:
         An :class:`Explanation` of ``n`` images and ``p`` prompts.
@@ -74,20 +66,47 @@ def explain(
         ModelError: no CLIP or several in ``model``, or strings but no tokenizer.
         TowerError: the CLIP's tower is unknown, or the layer's output is no grid of patches.
         ConfigError: an argument cannot be used; the message lists what can.
-    """
-    clip = model if isinstance(model, ClipModel) else find_clip(model)
-    clip = replace(clip, tokenizer=tokenizer) if tokenizer else clip
-    chosen, aim = method_of(method, clip.tower), target_of(target)
-    names = layers_of(chosen, clip.tower, layers, auto=method == "auto")
-    require_choice("fuse", fuse, tuple(FUSIONS))
-    require_positive(batch_size=batch_size)
-    _check_extras(chosen, fuse, checkpointing)
-    groups = by_size(clip.tower, images)
-    sizes = [sizes_of(clip.tower, same, scales) for _, same in groups]
-    limit = batch_size or BATCH_SIZE
 
-    with untouched(clip.module), clip.tower.native(), ExitStack() as stack:
-        texts, count = embedded_prompts(clip, prompts, aim, sum(len(indices) for indices, _ in groups))
+    Example:
+        >>> import torch
+        >>> from clipcam_lightning import explain
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> explanation = explain(trained_clip("vit"), images, ["a red circle"], tokenizer=WordTokenizer())
+        >>> explanation.maps.shape
+        torch.Size([2, 1, 8, 8])
+    """
+    settings = MapSettings(
+        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+    )
+    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    return explain_clip(found, images, prompts, settings, checkpointing=checkpointing)
+
+
+def explain_clip(
+    clip: ClipModel, images: Images, prompts: Prompts, settings: MapSettings, *, checkpointing: bool = False
+) -> Explanation:
+    """Explain images with a CLIP that was found and settings that were checked.
+
+    Args:
+        clip: the model.
+        images, prompts, checkpointing: as in :func:`explain`.
+        settings: how maps are made.
+
+    Raises:
+        ModelError: strings but no tokenizer.
+        TowerError: the layer's output is no grid of patches.
+        ConfigError: settings, images or prompts do not fit the model.
+    """
+    method, layers = settings.resolve(clip.tower)
+    target = target_of(settings.target)
+    _check_attention_method(method, settings.fuse, checkpointing)
+    groups = group_by_size(clip.tower, images)
+    sizes = [compute_scaled_sizes(clip.tower, same, settings.scales) for _, same in groups]
+    limit = settings.batch_size or BATCH_SIZE
+
+    with evaluation_mode(clip.module), clip.tower.native(), ExitStack() as stack:
+        texts, count = embed_prompts(clip, prompts, target, sum(len(indices) for indices, _ in groups))
         if checkpointing:
             stack.enter_context(checkpointed(clip.tower.blocks))
         parts = []
@@ -97,23 +116,32 @@ def explain(
                 # An inference tensor cannot be part of a graph; its copy, made here, can.
                 batch = same[start : start + limit].to(clip.device, torch.float32, copy=True)
                 results = []
-                for size, mirrored in product(views, (False, True) if flip else (False,)):
-                    view = enlarged(batch.flip(-1) if mirrored else batch, size)
-                    one = Pass(clip, view, texts[chunk], count, chosen.target or aim, names, fuse, limit)
-                    raw, cosines = maps_of(chosen, one)
+                for size, mirrored in product(views, (False, True) if settings.flip else (False,)):
+                    view = resize_images(batch.flip(-1) if mirrored else batch, size)
+                    one = Pass(clip, view, texts[chunk], count, method.target or target, layers, settings.fuse, limit)
+                    raw, cosines = compute_maps(method, one)
                     results.append((raw.flip(-1) if mirrored else raw, cosines))
-                maps = fused([raw for raw, _ in results], "mean")
+                maps = fuse_maps([raw for raw, _ in results], "mean")
                 parts.append((chunk, maps, torch.stack([cosines for _, cosines in results]).mean(dim=0)))
-    maps, similarity, grids = gathered(parts)
-    name = aim.name if chosen.target is None else f"{chosen.target.name} of {aim.name}"
-    return Explanation(maps, similarity, names, chosen.name, name, grids)
+    maps, similarity, grids = concatenate_parts(parts)
+    return Explanation(
+        maps=maps,
+        similarity=similarity,
+        layers=layers,
+        method=method.name,
+        target=target.name if method.target is None else f"{method.target.name} of {target.name}",
+        scales=tuple(settings.scales),
+        flip=settings.flip,
+        fuse=settings.fuse,
+        grids=grids,
+    )
 
 
-def _check_extras(method: Method, fuse: str, checkpointing: bool) -> None:
-    """Refuse what would be ignored, or break, for a method that reads attention.
+def _check_attention_method(method: Method, fuse: Fusion, checkpointing: bool) -> None:
+    """Refuse settings that a method which reads attention would ignore, or break on.
 
     Raises:
-        ConfigError: with what it is for.
+        ConfigError: with what the setting is for.
     """
     if not issubclass(method.reads, AttentionCapture):
         return

@@ -1,8 +1,8 @@
-"""Find the CLIP in any module, and talk to it: tokenise, embed images and texts."""
+"""Find the CLIP in any module, tokenize prompts for it, and embed images and texts with it."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import open_clip
@@ -11,28 +11,36 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, adapter_of
+from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, find_adapter
 from clipcam_lightning.cam.preprocessing import Preprocessing
-from clipcam_lightning.cam.towers import tower_of
+from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ModelError
 
-__all__ = ["ClipModel", "Tokenizer", "Tokens", "find_clip"]
+__all__ = ["ClipModel", "ModelSpec", "Tokenizer", "Tokens", "find_clip"]
 
 CLIP_VOCABULARY = 49408
-SECOND_CLASS = ("teacher", "ema", "momentum", "target", "reference", "frozen")  # copies that follow the trained one
+COPIES = ("teacher", "ema", "momentum", "target", "reference", "frozen")  # names of models that follow the trained one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClipModel:
-    """A CLIP that was found, and what is needed to use it.
+    """A CLIP with everything that is needed to explain it.
 
     Attributes:
-        module: the CLIP itself, every wrapper taken off.
+        module: the CLIP itself, without any wrapper.
         tower: its image encoder.
         tokenizer: texts to token ids; ``None`` where neither the caller nor the model has one.
         preprocessing: from pixels to model input and back.
-        name: where it was found; empty for the module itself.
+        name: dotted name of the CLIP in the module that was searched; empty for that module itself.
+
+    Example:
+        >>> from clipcam_lightning import find_clip
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
+        >>> clip = find_clip(trained_clip("vit"), tokenizer=WordTokenizer())
+        >>> clip.embed_texts(["a red circle", "a blue star"]).shape
+        torch.Size([2, 64])
     """
 
     module: nn.Module
@@ -41,21 +49,23 @@ class ClipModel:
     preprocessing: Preprocessing
     name: str = ""
 
+    __repr__ = short_repr
+
     @property
     def adapter(self) -> Adapter:
-        """How the library of this CLIP embeds texts."""
-        adapter = adapter_of(self.module)
-        assert adapter is not None  # or it would not have been found
+        """The adapter for the API of the CLIP's library."""
+        adapter = find_adapter(self.module)
+        assert adapter is not None  # find_clip accepts only modules with an adapter
         return adapter
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.module.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the image tower computes in."""
+        """Type that the image tower computes in."""
         return next(self.module.get_submodule(self.adapter.vision).parameters()).dtype
 
     @property
@@ -65,10 +75,10 @@ class ClipModel:
         return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
 
     def tokenize(self, prompts: Sequence[str]) -> Tokens:
-        """Tokens of ``prompts``.
+        """Tokenize prompts.
 
-        A transformers tokenizer is told the model's context length: it cuts longer prompts off, and pads to the full
-        length where the model is a SigLIP, which reads the last position, and to the longest prompt elsewhere.
+        A transformers tokenizer truncates to the model's context length. It pads to the full length for SigLIP, which
+        reads the last position, and to the longest prompt for other models.
 
         Raises:
             ModelError: there is no tokenizer.
@@ -78,12 +88,12 @@ class ClipModel:
                 "the CLIP has no tokenizer that could be found; give tokenizer=..., a function from a list of "
                 "strings to token ids, or give prompts as token ids or embeddings."
             )
-        # Half a surrogate pair becomes a question mark: tokenizers of transformers refuse it.
+        # Half a surrogate pair becomes a question mark: transformers tokenizers refuse it.
         texts = [prompt.encode("utf-8", "replace").decode("utf-8") for prompt in prompts]
-        return self.adapter.tokenized(self.tokenizer, texts)
+        return self.adapter.tokenize(self.tokenizer, texts)
 
     def features(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
-        """Image embeddings as the tower gives them, before they are scaled to unit length; in float32.
+        """Embed images without scaling the embeddings to unit length, in float32.
 
         Args:
             images: preprocessed, on any device, in any float type.
@@ -91,56 +101,92 @@ class ClipModel:
         return self.tower.encode(images.to(self.device, self.dtype)).float()
 
     def embed_images(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
-        """Unit image embeddings, in float32."""
+        """Embed images, as unit vectors in float32."""
         return F.normalize(self.features(images), dim=-1)
 
     def embed_tokens(self, tokens: Tokens) -> Float[Tensor, "n d"]:
-        """Unit text embeddings of token ids, or of what a transformers tokenizer makes of texts; in float32."""
+        """Embed token ids, or the output of a transformers tokenizer, as unit vectors in float32."""
         if isinstance(tokens, Mapping):
             moved: Tokens = {name: values.to(self.device) for name, values in tokens.items()}
         else:
             moved = tokens.to(self.device)
-        return F.normalize(self.adapter.text_features(moved).float(), dim=-1)
+        return F.normalize(self.adapter.encode_text(moved).float(), dim=-1)
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Unit text embeddings, in float32; a prompt that occurs twice is embedded once."""
+        """Embed prompts, as unit vectors in float32; a prompt that occurs twice is embedded once."""
         row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         return self.embed_tokens(self.tokenize(list(row)))[[row[prompt] for prompt in prompts]]
 
 
-def find_clip(
-    module: nn.Module,
-    name: str | None = None,
-    tokenizer: Tokenizer | None = None,
-    towers: Sequence[type[Tower]] = (),
-) -> ClipModel:
-    """Find the CLIP inside ``module`` by what it can do, whatever it is called and however it is wrapped.
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Where the CLIP is in a module, and how it is read.
 
-    A CLIP is a submodule with ``encode_image`` and ``encode_text``, or with ``get_image_features`` and
-    ``get_text_features``. Of nested ones (a compiled, DDP or PEFT wrapper that hands the calls on, a LightningModule
-    that delegates) the innermost is meant. A copy that only follows another (``teacher``, ``ema``, ...) gives way
-    to it.
-
-    Args:
-        module: a LightningModule, a CLIP, or any wrapper of one.
-        name: dotted name below ``module``; needed only if there are several.
-        tokenizer: a function from strings to token ids, or a tokenizer or processor of transformers. By default the
+    Attributes:
+        clip: dotted name of the CLIP below the module; needed only if there are several.
+        tokenizer: a function from strings to token ids, or a transformers tokenizer or processor. By default the
             attribute ``tokenizer`` or ``processor`` of the CLIP or of a module around it, else open_clip's own where
             the vocabulary is CLIP's.
         towers: image towers of your own, tried before the package's.
 
+    Example:
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
+        >>> ModelSpec(tokenizer=WordTokenizer()).find(trained_clip("vit")).tokenize(["a red circle"]).shape
+        torch.Size([1, 12])
+    """
+
+    clip: str | None = None
+    tokenizer: Tokenizer | None = None
+    towers: Sequence[type[Tower]] = ()
+
+    def find(self, model: nn.Module | ClipModel) -> ClipModel:
+        """Find the CLIP in a module, as :func:`find_clip` does; of a :class:`ClipModel` only replace the tokenizer.
+
+        Raises:
+            ModelError: none found, several found, or nothing under ``clip``.
+            TowerError: found, but its image tower is unknown.
+        """
+        if isinstance(model, ClipModel):
+            return replace(model, tokenizer=self.tokenizer) if self.tokenizer else model
+        return find_clip(model, self.clip, self.tokenizer, self.towers)
+
+
+def find_clip(
+    module: nn.Module,
+    clip: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    towers: Sequence[type[Tower]] = (),
+) -> ClipModel:
+    """Find the CLIP inside a module by its methods, whatever its name and wrappers.
+
+    A CLIP is a submodule with ``encode_image`` and ``encode_text``, or with ``get_image_features`` and
+    ``get_text_features``. Of nested ones (a compiled, DDP or PEFT wrapper that forwards the calls, a LightningModule
+    that delegates) the innermost is meant. A copy that follows another model (``teacher``, ``ema``, ...) gives way to
+    that model.
+
+    Args:
+        module: a LightningModule, a CLIP, or any wrapper of one.
+        clip, tokenizer, towers: as in :class:`ModelSpec`.
+
+    Returns:
+        The CLIP with its tower, tokenizer and preprocessing.
+
     Raises:
-        ModelError: none found, several found (they are listed), or nothing under ``name``.
-        TowerError: found, but its image tower is not known.
+        ModelError: none found, several found (they are listed), or nothing under ``clip``.
+        TowerError: found, but its image tower is unknown.
+
+    Example:
+        >>> from clipcam_lightning.shapes_world import trained_clip
+        >>> find_clip(trained_clip("resnet")).preprocessing.size
+        (160, 160)
     """
     found = _candidates(module)
-    if name is not None:
-        inside = {path: clip for path, clip in found.items() if path == name or path.startswith(f"{name}.")}
+    if clip is not None:
+        inside = {path: part for path, part in found.items() if path == clip or path.startswith(f"{clip}.")}
         if not inside:
-            raise ModelError(f"clip={name!r} names no CLIP in {type(module).__name__}; found: {_listed(found)}.")
+            raise ModelError(f"clip={clip!r} names no CLIP in {type(module).__name__}; found: {_listed(found)}.")
         found = inside
-    first_class = {path: clip for path, clip in found.items() if not _is_second_class(path)}
-    found = first_class or found
+    found = {path: part for path, part in found.items() if not _is_copy(path)} or found
     if not found:
         raise ModelError(
             f"no CLIP in {type(module).__name__}: none of its submodules has both encode_image and encode_text, or "
@@ -151,20 +197,20 @@ def find_clip(
         raise ModelError(
             f"{len(found)} CLIPs in {type(module).__name__}: {_listed(found)}. Choose one with clip='dotted.name'."
         )
-    ((path, clip),) = found.items()
-    tower = tower_of(clip, towers)
+    ((path, part),) = found.items()
+    tower = find_tower(part, towers)
     return ClipModel(
-        module=clip,
+        module=part,
         tower=tower,
-        tokenizer=tokenizer or _tokenizer_near(module, path) or _default_tokenizer(clip),
-        preprocessing=Preprocessing.of(clip, tower.input_size, _image_processor_near(module, path)),
+        tokenizer=tokenizer or _tokenizer_near(module, path) or _default_tokenizer(part),
+        preprocessing=Preprocessing.of(part, tower.input_size, _image_processor_near(module, path)),
         name=path,
     )
 
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:
-    """Innermost submodules that can embed both images and texts, by dotted name; shared ones once."""
-    able = {path: part for path, part in module.named_modules() if adapter_of(part) is not None}
+    """List the innermost submodules that embed both images and texts by dotted name, shared ones once."""
+    able = {path: part for path, part in module.named_modules() if find_adapter(part) is not None}
     return {
         path: clip
         for path, clip in able.items()
@@ -172,8 +218,8 @@ def _candidates(module: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _is_second_class(path: str) -> bool:
-    return any(word in part.lower().split("_") for part in path.split(".") for word in SECOND_CLASS)
+def _is_copy(path: str) -> bool:
+    return any(word in part.lower().split("_") for part in path.split(".") for word in COPIES)
 
 
 def _listed(found: dict[str, nn.Module]) -> str:
@@ -181,13 +227,13 @@ def _listed(found: dict[str, nn.Module]) -> str:
 
 
 def _owners(module: nn.Module, path: str) -> Iterator[Any]:
-    """The CLIP, and the modules around it, the nearest first."""
+    """Iterate over the CLIP and the modules around it, the nearest first."""
     parts = path.split(".") if path else []
     return (module.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
 
 
 def _tokenizer_near(module: nn.Module, path: str) -> Tokenizer | None:
-    """The attribute ``tokenizer``, or ``processor`` if that has a tokenizer, of the nearest module with one."""
+    """Find the attribute ``tokenizer``, or the tokenizer of ``processor``, of the nearest module with one."""
     for owner in _owners(module, path):
         tokenizer, processor = getattr(owner, "tokenizer", None), getattr(owner, "processor", None)
         for found in (tokenizer, getattr(processor, "tokenizer", None)):
@@ -198,7 +244,7 @@ def _tokenizer_near(module: nn.Module, path: str) -> Tokenizer | None:
 
 
 def _image_processor_near(module: nn.Module, path: str) -> Any:
-    """The attribute ``image_processor``, or that of the attribute ``processor``, of the nearest module with one."""
+    """Find the attribute ``image_processor``, or that of ``processor``, of the nearest module with one."""
     for owner in _owners(module, path):
         processor = getattr(owner, "processor", None)
         for found in (getattr(owner, "image_processor", None), getattr(processor, "image_processor", None), processor):
@@ -208,9 +254,9 @@ def _image_processor_near(module: nn.Module, path: str) -> Any:
 
 
 def _default_tokenizer(clip: nn.Module) -> Tokenizer | None:
-    """CLIP's byte-pair tokenizer, for a model with CLIP's vocabulary."""
-    adapter = adapter_of(clip)
-    if adapter is None or adapter.vocabulary != CLIP_VOCABULARY:
+    """Make CLIP's byte-pair tokenizer for a model with CLIP's vocabulary."""
+    adapter = find_adapter(clip)
+    if adapter is None or adapter.vocabulary_size != CLIP_VOCABULARY:
         return None
     tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=adapter.context_length)
     return tokenizer

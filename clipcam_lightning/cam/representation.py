@@ -1,43 +1,49 @@
 """Short reprs for dataclasses that hold tensors, arrays or modules."""
 
 import reprlib
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-_abridge = reprlib.Repr()
-_abridge.maxstring = _abridge.maxother = 60
-_abridge.maxtuple = _abridge.maxlist = 4
-
 
 def short_repr(value: Any) -> str:
-    """Name the fields of a dataclass, with tensors and arrays by dtype and shape.
+    """Return one line with the fields of a dataclass, where tensors and arrays are shown by dtype and shape.
 
-    Assign it as ``__repr__`` of a class that is declared with ``@dataclass(eq=False, repr=False)``: the generated
-    ``__repr__`` prints every number, and the generated ``__eq__`` fails on tensors of more than one element.
+    Assign the function as ``__repr__`` of a class that is declared with ``@dataclass(eq=False, repr=False)``: the
+    generated ``__repr__`` prints every number, and the generated ``__eq__`` fails on tensors of more than one element.
+    Long texts and collections are abridged.
 
     Args:
         value: an instance of a dataclass.
 
     Returns:
-        One line, such as ``Explanation(maps=float32[2, 1, 7, 7], method='gradcam')``.
+        The class with its fields, such as ``Explanation(maps=float32[2, 1, 7, 7], method='gradcam')``; fields that
+        are declared with ``repr=False`` are left out.
     """
-    shown = ", ".join(f"{field.name}={_short(getattr(value, field.name))}" for field in fields(value) if field.repr)
-    return f"{type(value).__name__}({shown})"
+    shown = (f"{field.name}={_ABRIDGE.repr(getattr(value, field.name))}" for field in fields(value) if field.repr)
+    return f"{type(value).__name__}({', '.join(shown)})"
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, Tensor | np.ndarray):
-        return f"{value.dtype}{list(value.shape)}".removeprefix("torch.")
-    if isinstance(value, nn.Module):
-        return type(value).__name__
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes"
-    if isinstance(value, tuple | list) and any(isinstance(each, Tensor | np.ndarray | bytes) for each in value):
-        return f"[{len(value)} x {_short(value[0])}]"
-    if isinstance(value, Mapping) and len(value) > 4:
-        return f"{{{len(value)} entries}}"
-    return _abridge.repr(value)
+class _Abridge(reprlib.Repr):
+    """Abridges the repr of any value, also of one inside collections, to one short line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+        self.maxtuple = self.maxlist = 4
+
+    def repr_bytes(self, value: bytes, _level: int) -> str:
+        return f"<{len(value)} bytes>"
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        """Represent a value of any type that is not built in."""
+        if isinstance(value, Tensor | np.ndarray):
+            return f"{value.dtype}{list(value.shape)}".removeprefix("torch.")
+        if isinstance(value, nn.Module):
+            return type(value).__name__
+        return " ".join(super().repr_instance(value, level).split())
+
+
+_ABRIDGE = _Abridge()

@@ -1,4 +1,4 @@
-"""The shell: ``clipcam explain | snapshot | compare | check | demo``."""
+"""The command line: ``clipcam explain | snapshot | compare | check | demo``."""
 
 import sys
 import traceback
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
 
-from clipcam_lightning.cli.parser import UsageError, parsed
+from clipcam_lightning.cli.parser import UsageError, parse_arguments
 from clipcam_lightning.errors import ClipCamError
 
 UNUSABLE, INTERRUPTED = 2, 130
-BUG = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would say that attention drifted
+BUG = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would mean that attention drifted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,16 +21,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
 
     Returns:
-        0 passed, 1 attention drifted, 2 the input cannot be used, 130 interrupted, 70 an error of this program.
+        The exit code: 0 passed, 1 attention drifted, 2 the input cannot be used, 130 interrupted, 70 a bug.
     """
     try:
         return _run(arguments)
     except UsageError as error:
-        return _failed(f"{error} (--help tells more)")
+        return _report_unusable(f"{error} (see --help)")
     except ClipCamError as error:
-        return _failed(str(error))
+        return _report_unusable(str(error))
     except OSError as error:
-        return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return _report_unusable(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception:
@@ -41,16 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that does not know an arrow shows a question mark
-    command, options = parsed(arguments)
+            stream.reconfigure(errors="replace")  # a terminal without the arrow character shows a question mark
+    command, options = parse_arguments(arguments)
     if not sys.warnoptions:
-        warnings.simplefilter("ignore", FutureWarning)  # what libraries tell their developers
-    # Not at the top: torch takes seconds to import, and help need not wait for it.
+        warnings.simplefilter("ignore", FutureWarning)  # addressed to the developers of libraries, not to users
+    # Imported here and not at the top: torch takes seconds to import, and --help works without it.
     code: int = import_module(f"clipcam_lightning.cli.{command}").run(options)
     return code
 
 
-def _failed(message: str) -> int:
+def _report_unusable(message: str) -> int:
     line = "".join(char if char.isprintable() else " " for char in message)
     print(f"clipcam: error: {' '.join(line.split())}", file=sys.stderr)
     return UNUSABLE

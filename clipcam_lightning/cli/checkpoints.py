@@ -1,4 +1,4 @@
-"""Weights from files, whoever wrote them. Nothing that a file says is run."""
+"""Load weights from files of several formats without executing code."""
 
 import re
 from collections import Counter
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from clipcam_lightning.errors import ModelError
 
-EXAMPLES = 3  # names that a message gives of many
+MAX_NAMES = 3  # names that a message lists
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file of weights holds, as far as it is plain data.
+    """The content of a file of weights.
 
     Attributes:
-        path: where it lies.
-        content: all of it; a bare state dict is put under ``state_dict``.
+        path: of the file.
+        content: plain data; a bare state dict is put under ``state_dict``.
     """
 
     path: Path
@@ -34,8 +34,8 @@ class Checkpoint:
         weights: dict[str, Any] = self.content["state_dict"]
         return weights
 
-    def count(self, name: str) -> int:
-        """A counter that trainings keep, such as ``global_step``; 0 where this one did not."""
+    def counter(self, name: str) -> int:
+        """Return a counter of the training, such as ``global_step``; 0 if the file does not hold it."""
         value = self.content.get(name)
         return value if isinstance(value, int) else 0
 
@@ -44,58 +44,68 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a safetensors file, a state dict, or a checkpoint of Lightning or open_clip, without unpickling objects.
 
     Raises:
-        ModelError: it is missing, damaged, something else, or more than plain data is needed to read it.
+        ModelError: the file is missing, damaged or something else, or reading it would execute code.
     """
     try:
-        safe = path.suffix == ".safetensors"
-        content = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        is_safetensors = path.suffix == ".safetensors"
+        content = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ModelError(f"the checkpoint {path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # a damaged file can raise almost anything, such as OSError for a place beyond its end
-        raise ModelError(_refusal(path, str(error) or type(error).__name__)) from error
+    except Exception as error:  # a damaged file can raise almost anything, such as OSError for an offset past its end
+        raise ModelError(_explain_refusal(path, str(error) or type(error).__name__)) from error
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not any(isinstance(value, Tensor) for value in weights.values()):
-        found = listed(content) if isinstance(content, dict) else type(content).__name__
-        raise ModelError(f"{path} holds no weights: expected tensors by name, alone or as 'state_dict' (got {found}).")
+        content_type = _join(content) if isinstance(content, dict) else type(content).__name__
+        raise ModelError(
+            f"{path} holds no weights: expected tensors by name, alone or as 'state_dict' (got {content_type})."
+        )
     return Checkpoint(path, content if "state_dict" in content else {"state_dict": content})
 
 
-def weights_of_clip(checkpoint: Checkpoint, clip: nn.Module, name: str | None = None) -> dict[str, Any]:
-    """The weights of ``clip`` in a checkpoint of the CLIP itself or of a module around it, under the CLIP's own names.
+def select_clip_weights(checkpoint: Checkpoint, clip: nn.Module, name: str | None = None) -> dict[str, Any]:
+    """Select the weights of ``clip`` from a checkpoint of the CLIP or of a module around it.
 
     Args:
-        checkpoint: where they are, all below one prefix, whatever that is.
-        clip: the model they are for.
-        name: the prefix, without its last dot; needed only where several would do.
+        checkpoint: all weights of the CLIP lie below one prefix in it, whatever that is.
+        clip: the model to load the weights into.
+        name: the prefix, without its last dot; needed only if the weights lie below several prefixes.
+
+    Returns:
+        The weights under the CLIP's own names.
 
     Raises:
-        ModelError: below no prefix are all weights, or below several.
+        ModelError: all weights lie below no prefix, or below several.
     """
-    wanted = clip.state_dict().keys()
-    found: Counter[str] = Counter()
+    expected = clip.state_dict().keys()
+    matches: Counter[str] = Counter()  # number of expected weights below each prefix
     for key in checkpoint.weights:
         starts = [0, *(dot.end() for dot in re.finditer(r"\.", key))]
-        found.update(key[:start] for start in starts if key[start:] in wanted)
+        matches.update(key[:start] for start in starts if key[start:] in expected)
     if name is not None:
-        found = Counter({prefix: count for prefix, count in found.items() if prefix.startswith(f"{name}.")})
-    whole = [prefix for prefix, count in found.items() if count == len(wanted)]
-    if len(whole) > 1:
-        places = ", ".join(prefix.rstrip(".") or "(itself)" for prefix in whole)
-        raise ModelError(f"{checkpoint.path} holds {len(whole)} such CLIPs: {places}. Choose one with --clip.")
-    if not whole:
-        raise ModelError(_missing(checkpoint, list(wanted), found, name))
-    (prefix,) = whole
+        matches = Counter({prefix: count for prefix, count in matches.items() if prefix.startswith(f"{name}.")})
+    complete = [prefix for prefix, count in matches.items() if count == len(expected)]
+    if len(complete) > 1:
+        names = ", ".join(prefix.rstrip(".") or "(itself)" for prefix in complete)
+        raise ModelError(f"{checkpoint.path} holds {len(complete)} such CLIPs: {names}. Choose one with --clip.")
+    if not complete:
+        raise ModelError(_explain_missing(checkpoint, list(expected), matches, name))
+    (prefix,) = complete
     return {key.removeprefix(prefix): value for key, value in checkpoint.weights.items() if key.startswith(prefix)}
 
 
-def fill(module: nn.Module, weights: dict[str, Any], path: Path) -> None:
-    """Load ``weights`` into ``module``; each must find its place, and each place its weight.
+def load_weights(module: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Load ``weights`` into ``module``; keys and shapes must match exactly.
 
-    A module that declares ``strict_loading = False``, as Lightning lets it, has the weights that are missing from
-    elsewhere.
+    A module that declares ``strict_loading = False``, as Lightning allows, may have weights that the file does not
+    hold.
+
+    Args:
+        module: changed in place.
+        weights: tensors by name.
+        path: the file they come from, for messages.
 
     Raises:
-        ModelError: with some of those that do not fit, and how many there are.
+        ModelError: the weights do not fit; the message counts and names those that do not.
     """
     own = module.state_dict()
     problems = {
@@ -111,24 +121,24 @@ def fill(module: nn.Module, weights: dict[str, Any], path: Path) -> None:
             "missing": missing if getattr(module, "strict_loading", True) else [],
             "that the model does not have": unexpected,
         }
-    told = [f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys]
-    if told:
-        raise ModelError(f"the weights in {path} do not fit {type(module).__name__}: {'; '.join(told)}.")
+    descriptions = [f"{len(keys)} {what}: {_join(keys)}" for what, keys in problems.items() if keys]
+    if descriptions:
+        raise ModelError(f"the weights in {path} do not fit {type(module).__name__}: {'; '.join(descriptions)}.")
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first few of many names."""
+def _join(names: Iterable[str]) -> str:
+    """Join the first few of many names."""
     names = [str(name) for name in names]
-    return ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
+    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
 
 
-def _refusal(path: Path, message: str) -> str:
-    """Why a file was not read: of a long message what matters, and what to do."""
-    needed = re.search(r"GLOBAL (\S+)", message)
-    if needed:
+def _explain_refusal(path: Path, message: str) -> str:
+    """Say why a file was not read and what to do; of a long message only the cause."""
+    code = re.search(r"GLOBAL (\S+)", message)
+    if code:
         return (
-            f"{path} is refused: it can only be read by running {needed[1]}, and what a file wants to run may do harm. "
-            "If you trust it, read it yourself with torch.load(..., weights_only=False), save what it holds under "
+            f"{path} is refused: it can only be read by running {code[1]}, and code in a file may do harm. "
+            "If you trust it, read it yourself with torch.load(..., weights_only=False), save its weights under "
             "'state_dict' with torch.save, and give that file."
         )
     if "TorchScript" in message:
@@ -137,14 +147,14 @@ def _refusal(path: Path, message: str) -> str:
     return f"{path} is damaged, or no checkpoint: {reason[1] if reason else 'it cannot be read'}"
 
 
-def _missing(checkpoint: Checkpoint, wanted: list[str], found: Counter[str], name: str | None) -> str:
-    """What the most promising prefix lacks."""
-    best = max(found, key=lambda prefix: found[prefix], default=f"{name}." if name else "")
-    missing = [key for key in wanted if best + key not in checkpoint.weights]
-    where = f" below {best.rstrip('.')!r}" if best else ""
+def _explain_missing(checkpoint: Checkpoint, expected: list[str], matches: Counter[str], name: str | None) -> str:
+    """Say which weights are missing below the prefix with the most matches."""
+    best = max(matches, key=lambda prefix: matches[prefix], default=f"{name}." if name else "")
+    missing = [key for key in expected if best + key not in checkpoint.weights]
+    place = f" below {best.rstrip('.')!r}" if best else ""
     return (
-        f"{checkpoint.path} does not hold this CLIP: {len(missing)} of its {len(wanted)} weights are missing{where} "
-        f"({listed(missing)}). The file holds {listed(checkpoint.weights)}. Is it another model, or its --clip wrong?"
+        f"{checkpoint.path} does not hold this CLIP: {len(missing)} of its {len(expected)} weights are missing{place} "
+        f"({_join(missing)}). The file holds {_join(checkpoint.weights)}. Check --model and --clip."
     )
 
 

@@ -1,4 +1,4 @@
-"""``clipcam compare``: two snapshots, no model."""
+"""``clipcam compare``: compare two snapshots, without a model."""
 
 from typing import Any
 
@@ -10,8 +10,13 @@ from clipcam_lightning.drift.snapshot import Snapshot
 
 
 def run(options: Any) -> int:
-    """Compare, and report; 1 if attention drifted."""
+    """Compare two snapshots and report on the drift.
+
+    Returns:
+        1 if the later snapshot is an alarm, else 0.
+    """
     check_outputs(options.json, options.html, inputs=(options.baseline, options.snapshot))
     rule = DriftRule(options.max_drift)
     baseline, snapshot = Snapshot.load(options.baseline), Snapshot.load(options.snapshot)
-    return report_on(baseline, snapshot, compare(baseline, snapshot, rule), json_file=options.json, html=options.html)
+    report = compare(baseline, snapshot, rule)
+    return report_on(baseline, snapshot, report, json_file=options.json, html_file=options.html)

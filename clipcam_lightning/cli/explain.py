@@ -1,4 +1,4 @@
-"""``clipcam explain``: one picture for each image and prompt."""
+"""``clipcam explain``: draw one map for each image and prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,122 +10,126 @@ from jaxtyping import UInt8
 from rich.table import Table
 from torch import Tensor
 
-from clipcam_lightning.cam.arguments import require_positive
-from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.explain import explain_clip
 from clipcam_lightning.cam.explanation import Explanation
-from clipcam_lightning.cam.methods import check_method
-from clipcam_lightning.cli.models import ModelSource, load_clip, source_of
+from clipcam_lightning.cam.settings import MapSettings
+from clipcam_lightning.cam.targets import Contrast, LogSoftmax
+from clipcam_lightning.cli.models import ModelSource, load_clip, read_model_source
 from clipcam_lightning.cli.outputs import check_folder, writing
-from clipcam_lightning.cli.terminal import Output, plain, progress, warn
+from clipcam_lightning.cli.settings import read_map_settings
+from clipcam_lightning.cli.terminal import Output, sanitize, show_progress, warn
 from clipcam_lightning.drift.metrics import degeneracy
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
-from clipcam_lightning.storage.tensorfile import write_atomically
-from clipcam_lightning.visualization.captioned import captioned, magnified
+from clipcam_lightning.storage.atomic import write_atomically
+from clipcam_lightning.visualization.captioned import caption, magnify
 
 
 @dataclass(frozen=True)
-class Explained:
-    """One image with its maps, of every prompt.
+class ExplainedImage:
+    """One image with its maps for all prompts.
 
     Attributes:
-        given: the image's file, as it was given.
-        maps: of the one image.
-        files: the picture of each prompt.
+        path: the image's file, as typed.
+        explanation: of this one image.
+        files: the drawing for each prompt.
     """
 
-    given: str
-    maps: Explanation
+    path: str
+    explanation: Explanation
     files: tuple[Path, ...]
 
 
 def run(options: Any) -> int:
-    """Map every image for every prompt, draw the maps and print the similarities."""
+    """Map every image for every prompt, draw the maps and print the similarities.
+
+    Returns:
+        0.
+    """
     check_folder(options.out)
-    check_method(options.method)
-    require_positive(batch_size=options.batch_size)
-    if options.target != "similarity" and len(options.prompt) < 2:
-        raise ConfigError(f"--target {options.target} sets a prompt apart from others; give at least two --prompt.")
-    images, prompts = _read(options.images, options.prompt)
-    explained = list(_explained(options, source_of(options), images, prompts))
-    for each in explained:
-        for prompt, map_ in zip(options.prompt, each.maps.of(0), strict=True):
-            if why := degeneracy(map_.cpu()):
-                warn(f"the map of {each.given} for {prompt!r} says nothing: it is {why}.")
+    settings = read_map_settings(options)
+    target = settings.target
+    if isinstance(target, Contrast | LogSoftmax) and not len(target.negatives) and len(options.prompt) < 2:
+        raise ConfigError(f"--target {target.name} compares prompts with each other; give at least two --prompt.")
+    images, prompts = _read_probes(options.images, options.prompt)
+    explained = list(_explain_images(options, read_model_source(options), settings, images, prompts))
+    for image in explained:
+        for prompt, map_ in zip(options.prompt, image.explanation.maps_of(0), strict=True):
+            if reason := degeneracy(map_.cpu()):
+                warn(f"the map of {image.path} for {prompt!r} is degenerate ({reason}): it shows nothing of the model.")
     output = Output()
-    output.print(_table(explained, options.prompt))
-    count, maps = len(images) * len(prompts), explained[0].maps
-    pictures = "1 picture" if count == 1 else f"{count} pictures"
+    output.print(_make_table(explained, options.prompt))
+    count, explanation = len(images) * len(prompts), explained[0].explanation
     output.print(
-        f"wrote {pictures} to {plain(str(options.out))}: {_made_by(maps)} at {', '.join(maps.layers)}",
+        f"wrote {'1 image' if count == 1 else f'{count} images'} to {sanitize(str(options.out))}: "
+        f"{_describe_settings(explanation)} at {', '.join(explanation.layers)}",
         soft_wrap=True,
     )
     return 0
 
 
-def _read(images: Sequence[str], prompts: Sequence[str]) -> tuple[ProbeSet, ProbeSet]:
-    """Images and prompts, each with a name that is unique and safe in a file name.
+def _read_probes(images: Sequence[str], prompts: Sequence[str]) -> tuple[ProbeSet, ProbeSet]:
+    """Read the images and the prompts as one probe set each, whose names are unique and safe in a file name.
 
     Raises:
         ProbeError: an image cannot be read, or a prompt is empty.
     """
     places = [f"image {i}" for i in range(1, len(images) + 1)]
-    pictures = ProbeSet([Probe(image, "any") for image in images], places)
+    image_set = ProbeSet([Probe(image, "any") for image in images], places=places)
     places = [f"prompt {i}" for i in range(1, len(prompts) + 1)]
-    return pictures, ProbeSet([Probe(pictures[0].image, prompt) for prompt in prompts], places)
+    return image_set, ProbeSet([Probe(image_set[0].image, prompt) for prompt in prompts], places=places)
 
 
-def _explained(options: Any, source: ModelSource, images: ProbeSet, prompts: ProbeSet) -> Iterator[Explained]:
-    """Load the model, then map and draw one image after the other."""
-    with progress() as bar:
-        loading = bar.add_task("loading the model", total=None)
+def _explain_images(
+    options: Any, source: ModelSource, settings: MapSettings, images: ProbeSet, prompts: ProbeSet
+) -> Iterator[ExplainedImage]:
+    """Load the model, then map and draw the images one by one."""
+    with show_progress() as progress:
+        loading = progress.add_task("loading the model", total=None)
         clip = load_clip(source).clip
-        bar.remove_task(loading)
+        progress.remove_task(loading)
         with torch.no_grad():
             texts = clip.embed_texts(prompts.prompts)
-        mapping = bar.add_task(f"mapping {len(images)} images", total=len(images))
-        for image, given in zip(images, options.images, strict=True):
+        mapping = progress.add_task(f"mapping {len(images)} images", total=len(images))
+        for image, path in zip(images, options.images, strict=True):
             pixels: Any = image.image
-            maps = explain(
-                clip,
-                clip.preprocessing.image(pixels)[None],
-                texts,
-                method=options.method,
-                layers=options.layers,
-                target=options.target,
-                batch_size=options.batch_size,
-            )
+            explanation = explain_clip(clip, clip.preprocessing.image(pixels)[None], texts, settings)
             files = tuple(options.out / f"{image.name}--{prompt.name}.png" for prompt in prompts)
-            _draw(maps, magnified(clip.preprocessing, pixels), prompts.prompts, files)
-            yield Explained(given, maps, files)
-            bar.advance(mapping)
+            _draw_maps(explanation, magnify(clip.preprocessing, pixels), prompts.prompts, files)
+            yield ExplainedImage(path, explanation, files)
+            progress.advance(mapping)
 
 
-def _draw(maps: Explanation, picture: UInt8[Tensor, "3 y x"], prompts: Sequence[str], files: Sequence[Path]) -> None:
-    overlays = maps.overlay(picture[None])[0]
-    for overlay, prompt, similarity, file in zip(overlays, prompts, maps.similarity[0].tolist(), files, strict=True):
-        page = captioned(picture, overlay, prompt, f"similarity {similarity:.3f} · {_made_by(maps)}")
+def _draw_maps(
+    explanation: Explanation, pixels: UInt8[Tensor, "3 y x"], prompts: Sequence[str], files: Sequence[Path]
+) -> None:
+    """Write one drawing for each prompt."""
+    overlays, similarities = explanation.overlay(pixels[None])[0], explanation.similarity[0].tolist()
+    for overlay, prompt, similarity, file in zip(overlays, prompts, similarities, files, strict=True):
+        text = f"similarity {similarity:.3f} · {_describe_settings(explanation)}"
         with writing(file):
-            write_atomically(file, page)
+            write_atomically(file, caption(pixels, overlay, prompt, text))
 
 
-def _made_by(maps: Explanation) -> str:
-    return maps.method if maps.target == "similarity" else f"{maps.method} of {maps.target}"
+def _describe_settings(explanation: Explanation) -> str:
+    if explanation.target == "similarity":
+        return explanation.method
+    return f"{explanation.method} of {explanation.target}"
 
 
-def _table(explained: Sequence[Explained], prompts: Sequence[str]) -> Table:
-    """A row a picture; of several prompts the one most similar to the image stands out."""
+def _make_table(explained: Sequence[ExplainedImage], prompts: Sequence[str]) -> Table:
+    """Tabulate one row per drawing, with the prompt most similar to its image in bold."""
     table = Table()
     table.add_column("Image", overflow="fold")
     table.add_column("Prompt", overflow="fold")
     table.add_column("Similarity", justify="right", no_wrap=True)
-    table.add_column("Picture", overflow="fold")
-    for each in explained:
-        similarities = each.maps.similarity[0].tolist()
-        for prompt, similarity, file in zip(prompts, similarities, each.files, strict=True):
-            best = len(prompts) > 1 and similarity == max(similarities)
-            cells = plain(each.given), plain(prompt), f"{similarity:.3f}", file.name
-            table.add_row(*cells, style="bold" if best else None)
+    table.add_column("File", overflow="fold")
+    for image in explained:
+        similarities = image.explanation.similarity[0].tolist()
+        for prompt, similarity, file in zip(prompts, similarities, image.files, strict=True):
+            is_best = len(prompts) > 1 and similarity == max(similarities)
+            cells = sanitize(image.path), sanitize(prompt), f"{similarity:.3f}", file.name
+            table.add_row(*cells, style="bold" if is_best else None)
         table.add_section()
     return table

@@ -1,4 +1,4 @@
-"""Files to write: refused early where they cannot be written, and never half written."""
+"""Check output files before the work begins, and name them in the errors of writing."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -9,14 +9,15 @@ from clipcam_lightning.errors import ConfigError
 
 
 def check_outputs(*outputs: Path | None, inputs: Iterable[Path | None] = ()) -> None:
-    """Refuse files that could not be written, before minutes are spent on what goes into them.
+    """Refuse output files that cannot be written, before minutes are spent on their content.
 
     Args:
-        outputs: files; ``None`` for one that is not wanted.
-        inputs: files that must not be overwritten, likewise.
+        outputs: files to write; ``None`` for an output that is not requested.
+        inputs: files that must not be overwritten; ``None`` for an input that is not used.
 
     Raises:
-        ConfigError: something else has the name, the folder cannot be made or is read-only, or two files are one.
+        ConfigError: an output is a folder, a link or a device, its folder cannot be made or is read-only, or two files
+            are the same.
     """
     taken = {path.resolve() for path in inputs if path is not None}
     for path in filter(None, outputs):
@@ -24,7 +25,7 @@ def check_outputs(*outputs: Path | None, inputs: Iterable[Path | None] = ()) -> 
             raise ConfigError(f"{path} is a folder; give the name of a file.")
         if path.resolve() in taken:
             raise ConfigError(f"{path} is named twice; give each file a name of its own.")
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # renamed over, a device would be gone
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # the new file would replace it by a rename
             raise ConfigError(f"{path} is a link or a device; give the name of an ordinary file.")
         taken.add(path.resolve())
         check_folder(path.parent)
@@ -34,7 +35,7 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that cannot be made or written to.
 
     Raises:
-        ConfigError: with what is in the way.
+        ConfigError: the message names the file or folder in the way.
     """
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     if not existing.is_dir():
@@ -45,10 +46,10 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around the writing of one file: what goes wrong is said of this file and not of a temporary one.
+    """Name ``path`` in the errors of the block that writes it, instead of the temporary file.
 
     Raises:
-        ConfigError: the disk is full, or the like.
+        ConfigError: the file cannot be written, for example because the disk is full.
     """
     try:
         yield

@@ -1,14 +1,14 @@
-"""What can be typed. Nothing heavy is imported here: help and mistakes are answered at once."""
+"""Parse the command line. This module imports nothing heavy, so that help and usage errors come at once."""
 
 import re
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import ArgumentError, BooleanOptionalAction, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from clipcam_lightning import __version__
 from clipcam_lightning.errors import ConfigError
 
 DESCRIPTION = """\
@@ -18,7 +18,7 @@ Exit code: 0 passed, 1 attention drifted, 2 the input cannot be used, 130 interr
 """
 
 EXPLAIN = """\
-Map which regions of each image raise its similarity to each prompt, as one picture for each pair.
+Map which regions of each image raise its similarity to each prompt, and draw one image per pair.
 
 example:
   clipcam explain cat.jpg dog.jpg --prompt "a cat" --prompt "a dog" \\
@@ -41,7 +41,7 @@ example:
 """
 
 CHECK = """\
-Map a probe set and compare with a baseline: fails (exit code 1) if attention drifted.
+Map a probe set and compare it with a baseline: fails (exit code 1) if attention drifted.
 
 example:
   clipcam check --probes probes/ --baseline baseline.safetensors \\
@@ -49,106 +49,105 @@ example:
 """
 
 DEMO = """\
-Fine-tune a small CLIP on pictures with a stamp that gives the answer away, and watch its attention go there.
-Needs no data and no network; takes minutes on two CPU cores.
+Fine-tune a small CLIP on images whose stamp gives the answer away, and see its attention move to the stamp.
+Needs no data and no network; takes about a minute on two CPU cores.
 
 example:
   clipcam demo --out clipcam_demo
 """
 
-# How the parser calls what has no option, and how help does.
+# Positional arguments by the name that the parser gives them, as --help shows them.
 POSITIONAL = {"explain.images": "IMAGE", "compare.baseline": "A", "compare.snapshot": "B"}
 
 
 class UsageError(ConfigError):
-    """The command line cannot be understood."""
+    """The command line does not parse."""
 
 
-def parsed(arguments: Sequence[str] | None) -> tuple[str, Namespace]:
-    """The command and its options.
+def parse_arguments(arguments: Sequence[str] | None) -> tuple[str, Namespace]:
+    """Parse the command line.
+
+    Args:
+        arguments: ``None`` for those of the process.
+
+    Returns:
+        The command and its options.
 
     Raises:
-        UsageError: with what is wrong.
-        SystemExit: after help was asked for and printed.
+        UsageError: the message says what is wrong.
+        SystemExit: after help or the version was printed.
     """
     try:
-        options = _parser().parse_args(None if arguments is None else list(arguments))
+        options = _make_parser().parse_args(None if arguments is None else list(arguments))
     except ArgumentError as error:
-        raise UsageError(_in_the_words_of_the_shell(str(error))) from error
+        raise UsageError(_reword_message(str(error))) from error
     return options.command, options[options.command]
 
 
-def _parser() -> ArgumentParser:
-    parser = _new("clipcam", DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"clipcam {__version__}", help="print it and exit")
+def _make_parser() -> ArgumentParser:
+    parser = _make_empty_parser("clipcam", DESCRIPTION)
+    number = version("clipcam-lightning")
+    parser.add_argument("--version", action="version", version=f"clipcam {number}", help="print it and exit")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND", title="commands", description=None)
-    for name, describe, description in (
-        ("explain", _explain, EXPLAIN),
-        ("snapshot", _snapshot, SNAPSHOT),
-        ("compare", _compare, COMPARE),
-        ("check", _check, CHECK),
-        ("demo", _demo, DEMO),
+    for name, add_options, description in (
+        ("explain", _add_explain_options, EXPLAIN),
+        ("snapshot", _add_snapshot_options, SNAPSHOT),
+        ("compare", _add_compare_options, COMPARE),
+        ("check", _add_check_options, CHECK),
+        ("demo", _add_demo_options, DEMO),
     ):
-        command = _new(f"clipcam {name}", description)
-        describe(command)
+        command = _make_empty_parser(f"clipcam {name}", description)
+        add_options(command)
         commands.add_subcommand(name, command, help=description.partition("\n")[0])
-        command.prog = f"clipcam {name}"  # without the "[options]" that jsonargparse puts between
+        command.prog = f"clipcam {name}"  # without the "[options]" that jsonargparse inserts
     return parser
 
 
-def _new(name: str, description: str) -> ArgumentParser:
+def _make_empty_parser(name: str, description: str) -> ArgumentParser:
     return ArgumentParser(
         prog=name, description=description, formatter_class=RawDescriptionHelpFormatter, exit_on_error=False
     )
 
 
-def _explain(command: ArgumentParser) -> None:
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="picture file")
-    command.add_argument(
-        "--prompt", action="append", required=True, metavar="TEXT", help="what to look for; repeatable"
-    )
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
-    command.add_argument(
-        "--target",
-        choices=("similarity", "contrast", "logsoftmax"),
-        default="similarity",
-        help="the similarity itself, or what sets a prompt apart from the others (default: %(default)s)",
-    )
-    _add_map_options(command, method="auto")
+def _add_explain_options(command: ArgumentParser) -> None:
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
+    command.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="text to map; repeatable")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the drawn maps")
+    _add_map_options(command)
     _add_model_options(command)
 
 
-def _snapshot(command: ArgumentParser) -> None:
+def _add_snapshot_options(command: ArgumentParser) -> None:
     _add_probes(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="snapshot to write")
-    _add_map_options(command, method="auto")
+    _add_map_options(command)
     _add_model_options(command)
 
 
-def _compare(command: ArgumentParser) -> None:
+def _add_compare_options(command: ArgumentParser) -> None:
     command.add_argument("baseline", type=Path, metavar="A", help="snapshot to compare with")
     command.add_argument("snapshot", type=Path, metavar="B", help="later snapshot of the same probes")
     _add_report_options(command)
 
 
-def _check(command: ArgumentParser) -> None:
+def _add_check_options(command: ArgumentParser) -> None:
     _add_probes(command)
     command.add_argument("--baseline", type=Path, required=True, metavar="FILE", help="snapshot to compare with")
     command.add_argument(
-        "--update-baseline", action="store_true", help="write the baseline anew instead of comparing with it"
+        "--update-baseline", action="store_true", help="replace the baseline instead of comparing with it"
     )
     _add_report_options(command)
-    _add_map_options(command, method=None)
+    _add_map_options(command, as_in_baseline=True)
     _add_model_options(command)
 
 
-def _demo(command: ArgumentParser) -> None:
+def _add_demo_options(command: ArgumentParser) -> None:
     command.add_argument(
         "--out",
         type=Path,
         default=Path("clipcam_demo"),
         metavar="DIR",
-        help="folder for its logs (default: %(default)s)",
+        help="folder for the logs (default: %(default)s)",
     )
 
 
@@ -168,27 +167,53 @@ def _add_report_options(command: ArgumentParser) -> None:
         "--max-drift",
         type=float,
         metavar="X",
-        help="fail if one map drifts further: 0 the same, 1 unrelated, 2 inverted (default: fail if a part of the maps "
-        "move well beyond their noise or leave their objects)",
+        help="fail if one map drifts by more: 0 the same, 1 unrelated, 2 inverted (default: the rule described under "
+        "'Alarms' in the docs)",
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="write all figures for machines")
-    group.add_argument("--html", type=Path, metavar="FILE", help="write a page with the maps for people")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write all metrics as JSON")
+    group.add_argument("--html", type=Path, metavar="FILE", help="write a page with the maps and metrics as HTML")
 
 
-def _add_map_options(command: ArgumentParser, method: str | None) -> None:
-    """How maps are made; by default, with ``method`` None, as those of the baseline were."""
-    layers = "the choice of the method" if method else "as in the baseline"
+def _add_map_options(command: ArgumentParser, as_in_baseline: bool = False) -> None:
+    """Add the fields of MapSettings. No option has a default, so that a command sees which ones are set."""
+
+    def default(value: str) -> str:
+        return f"(default: {'as in the baseline' if as_in_baseline else value})"
+
     group = command.add_argument_group("maps")
-    group.add_argument(
-        "--method", default=method, metavar="NAME", help=f"CAM method (default: {method or 'as in the baseline'})"
-    )
+    group.add_argument("--method", metavar="NAME", help=f"CAM method, or dotted name of a function {default('auto')}")
     group.add_argument(
         "--layers",
         type=int | str,
         nargs="+",
         metavar="LAYER",
-        help=f"names, or indices such as -2 -1, of the layers to map (default: {layers})",
+        help=f"names or indices, such as -2 -1, of the layers to map {default('those of the method')}",
     )
+    group.add_argument(
+        "--target",
+        type=dict[str, Any] | str,
+        metavar="NAME_OR_YAML",
+        help="similarity, contrast, logsoftmax, or YAML such as "
+        f"'{{class_path: clipcam_lightning.Contrast, init_args: {{negatives: [a dog]}}}}' {default('similarity')}",
+    )
+    group.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help=f"factors by which the image is enlarged; the maps are averaged {default('1')}",
+    )
+    group.add_argument(
+        "--flip",
+        action=BooleanOptionalAction,
+        help=f"average each map with that of the mirrored image {default('no')}",
+    )
+    group.add_argument(
+        "--fuse",
+        choices=("mean", "max", "product"),
+        help=f"how the maps of several layers are combined {default('mean')}",
+    )
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per pass; bounds memory (default: 32)")
 
 
 def _add_model_options(command: ArgumentParser) -> None:
@@ -198,7 +223,10 @@ def _add_model_options(command: ArgumentParser) -> None:
     group.add_argument("--model", metavar="NAME", help="architecture of open_clip, such as ViT-B-32")
     group.add_argument("--pretrained", metavar="TAG", help="published weights of open_clip, such as openai")
     group.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="weights: of Lightning, open_clip, a state dict or safetensors"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="weights of Lightning or open_clip, a state dict or safetensors",
     )
     group.add_argument("--class-path", metavar="NAME", help="LightningModule, such as my_project.model.LitClip")
     group.add_argument("--init-args", type=dict[str, Any], metavar="YAML", help="its arguments, as YAML or JSON")
@@ -207,13 +235,12 @@ def _add_model_options(command: ArgumentParser) -> None:
         "--clip", metavar="NAME", help="dotted name of the CLIP inside; needed only if there are several"
     )
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    group.add_argument("--batch-size", type=int, metavar="N", help="images per pass; bounds memory")
 
 
-def _in_the_words_of_the_shell(message: str) -> str:
-    """A parser's message on one line, with options as they are typed."""
+def _reword_message(message: str) -> str:
+    """Put a message of the parser on one line, with options as they are typed and types in plain words."""
     message = " ".join(message.split())
-    message = re.sub(r'Parser key "(\w+)":', lambda key: f"{_as_typed(key[1])}:", message)
+    message = re.sub(r'Parser key "(\w+)"', lambda key: _as_typed(key[1]), message)
     if "arguments are required" in message:
         message = re.sub(r"\w+\.\w+", lambda key: _as_typed(key[0]), message)
     for kind, name in (("int", "whole number"), ("float", "number"), ("dict", "mapping")):

@@ -1,4 +1,4 @@
-"""What came out, for people and for machines."""
+"""Report on a comparison: a table and the verdict on the terminal, and JSON and HTML files."""
 
 import json
 from pathlib import Path
@@ -6,74 +6,88 @@ from pathlib import Path
 from rich.table import Table
 
 from clipcam_lightning.cli.outputs import writing
-from clipcam_lightning.cli.terminal import Output, plain
+from clipcam_lightning.cli.terminal import Output, sanitize
 from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.storage.tensorfile import write_atomically
-from clipcam_lightning.visualization.report import figures, html_report, report_as_json
+from clipcam_lightning.storage.atomic import write_atomically
+from clipcam_lightning.visualization.report import format_metrics, html_report, report_as_json
 
 PASSED, DRIFTED = 0, 1
-ROWS = 40  # probes of a table; more would push the verdict's neighbours off the screen
-FIGURES = ("Drift", "Drift / noise", "Common gain", "Energy on object")
+ROWS = 40  # probes in the table; more would scroll the verdict off the screen
+METRICS = ("Drift", "Drift / noise floor", "Shared gain", "Energy on object")
 
 
 def save_snapshot(snapshot: Snapshot, file: Path) -> None:
-    """Write a snapshot, and say so."""
+    """Write a snapshot and print what it holds."""
     with writing(file):
         snapshot.save(file)
     info, count = snapshot.info, len(snapshot.names)
     probes = "1 probe" if count == 1 else f"{count} probes"
     Output().print(
-        f"wrote {plain(str(file))}: {probes}, {info.method} at {', '.join(info.layers)}, step {info.step}",
+        f"wrote {sanitize(str(file))}: {probes}, {info.method} at {', '.join(info.layers)}, step {info.step}",
         soft_wrap=True,
     )
 
 
 def report_on(
-    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: Path | None, html: Path | None
+    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: Path | None, html_file: Path | None
 ) -> int:
-    """Write the reports that were asked for, print the table and the verdict; 1 if attention drifted."""
+    """Print the table and the verdict of a comparison and write the requested reports.
+
+    Args:
+        baseline: the earlier snapshot.
+        snapshot: the later snapshot.
+        report: their comparison.
+        json_file: where to write the metrics; ``None`` for nowhere.
+        html_file: where to write the page with the maps; ``None`` for nowhere.
+
+    Returns:
+        The exit code: 1 if the report is an alarm, else 0.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
     output = Output()
-    output.print(_table(report))
-    output.print(plain(f"an alarm is: {report.rule}"), style="dim", soft_wrap=True)
-    output.print(plain(str(report)), style="bold red" if report.alarm else "bold green", soft_wrap=True)
-    write_reports(baseline, snapshot, report, json_file=json_file, html=html)
+    output.print(_make_table(report))
+    output.print(sanitize(f"an alarm means: {report.rule}"), style="dim", soft_wrap=True)
+    output.print(sanitize(str(report)), style="bold red" if report.alarm else "bold green", soft_wrap=True)
+    write_reports(baseline, snapshot, report, json_file=json_file, html_file=html_file)
     return DRIFTED if report.alarm else PASSED
 
 
 def write_reports(
-    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: Path | None, html: Path | None
+    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: Path | None, html_file: Path | None
 ) -> None:
-    """Write a comparison to the files that were asked for."""
+    """Write the requested reports; the arguments are those of :func:`report_on`."""
     if json_file is not None:
         _write(json_file, json.dumps(report_as_json(report), indent=2, allow_nan=False))
-    if html is not None:
-        _write(html, html_report(baseline, snapshot, report))
+    if html_file is not None:
+        _write(html_file, html_report(baseline, snapshot, report))
 
 
 def _write(file: Path, text: str) -> None:
     with writing(file):
         write_atomically(file, text.encode())
-    Output().print(f"wrote {plain(str(file))}", soft_wrap=True)
+    Output().print(f"wrote {sanitize(str(file))}", soft_wrap=True)
 
 
-def _table(report: DriftReport) -> Table:
-    """The probes, those that break the rule before the others, the furthest first."""
-    order = sorted(report.probes, key=lambda probe: (not probe.flagged, not probe.has_valid_baseline, -probe.drift))
-    known = [figures(probe) for probe in order[:ROWS]]
-    columns = [name for name in FIGURES if any(name in row for row in known)]
-    more = len(order) - len(known)
-    table = Table(caption=f"and {more} more, which moved less" if more else None)
+def _make_table(report: DriftReport) -> Table:
+    """Tabulate the probes, flagged ones first, with the metrics that at least one probe has."""
+    order = [report.probes[i] for i in report.flagged_first]
+    rows = [format_metrics(probe) for probe in order[:ROWS]]
+    columns = [name for name in METRICS if any(name in row for row in rows)]
+    hidden = len(order) - len(rows)
+    table = Table(caption=f"and {hidden} more" if hidden else None)
     table.add_column("Probe", overflow="fold")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Alarm", overflow="fold")
-    for probe, row in zip(order, known, strict=False):
+    table.add_column("Flagged", overflow="fold")
+    for probe, row in zip(order, rows, strict=False):
         cells = [row.get(name, "") for name in columns]
-        table.add_row(plain(probe.name), *cells, _remark(probe), style="red" if probe.flagged else None)
+        table.add_row(sanitize(probe.name), *cells, _remark_on(probe), style="red" if probe.flagged else None)
     return table
 
 
-def _remark(probe: ProbeDrift) -> str:
-    """Why a probe is an alarm, or why it cannot be one."""
-    return plain(probe.reason) or (f"no usable baseline: {probe.degenerate}" if not probe.has_valid_baseline else "")
+def _remark_on(probe: ProbeDrift) -> str:
+    """Say why a probe is flagged, or why it cannot be."""
+    return sanitize(probe.reason) or ("" if probe.has_valid_baseline else f"no valid baseline: {probe.degenerate}")

@@ -1,4 +1,4 @@
-"""What is said to people: tables on standard output, progress and warnings on standard error."""
+"""Write to the terminal: tables to standard output, progress and warnings to standard error."""
 
 import os
 import sys
@@ -6,23 +6,23 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-PIPE_WIDTH = 160  # columns where nobody's window says
+PIPE_WIDTH = 160  # columns of an output that is no terminal
 
 
 class Output(Console):
-    """Standard output. What is printed is data: no markup, no emoji codes, no control characters."""
+    """Standard output, on which text is data: no markup, no emoji codes."""
 
     def __init__(self) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
     def on_broken_pipe(self) -> None:
-        """A reader that has seen enough (``| head``) does not change what the command found."""
+        """Discard what follows: a reader that closes the pipe (``| head``) must not change the exit code."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def progress() -> Progress:
-    """A bar a task, gone when all is done; nothing at all where standard error is no terminal."""
+def show_progress() -> Progress:
+    """Show one bar per task on standard error while the returned context lasts; nothing if that is no terminal."""
     console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
@@ -36,10 +36,10 @@ def progress() -> Progress:
 
 
 def warn(message: str) -> None:
-    """Say on standard error what is no reason to stop."""
-    print(f"clipcam: warning: {plain(message)}", file=sys.stderr)
+    """Print a warning to standard error."""
+    print(f"clipcam: warning: {sanitize(message)}", file=sys.stderr)
 
 
-def plain(text: str) -> str:
-    """Text on one line, without what a terminal would obey."""
+def sanitize(text: str) -> str:
+    """Put a text on one line and replace control characters, which a terminal would obey."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())

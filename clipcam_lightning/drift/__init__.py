@@ -1,1 +1,1 @@
-"""How far maps moved from a baseline, from arrays and files alone: no model is needed."""
+"""How far maps moved from a baseline, computed from arrays and files alone: no model is needed."""

@@ -1,4 +1,4 @@
-"""How far maps moved from their baseline, and which of them break the rule."""
+"""Measure how far maps moved from their baseline, and flag probes by the rule."""
 
 import math
 from collections.abc import Sequence
@@ -14,36 +14,37 @@ from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import IncomparableError
 
-LEAST_NOISE = 0.01  # a noise floor below this is taken for this
+MIN_NOISE_FLOOR = 0.01  # a smaller noise floor counts as this one
+MAX_NAMED = 5  # flagged probes in the message of an alarm
 
 
 @dataclass(frozen=True)
 class ProbeDrift:
-    """One probe against its baseline.
+    """How far the map of one probe is from its baseline.
 
     Attributes:
         name: of the probe.
         prompt: of the probe.
-        drift: 1 - CC of the raw maps: 0 the same, 1 unrelated, 2 inverted. A degenerate map counts as 1.
-        top_iou: overlap of the hottest fifth of the cells, 0 to 1; 0 for a degenerate map.
-        center_shift: of the centre of mass, as a fraction of the image's diagonal; NaN for a map
-            without positive cell.
-        common_gain: share of the map's mass that is newly at the place where the other pictures' maps gained most
-            (:func:`~clipcam_lightning.drift.metrics.shared_gain`), -1 to 1; NaN if there is no other sound picture.
-        peak_gain: share of its mass that is newly in one spot
-            (:func:`~clipcam_lightning.drift.metrics.concentration`), 0 to 1.
-        similarity: cosine now, -1 to 1.
-        similarity_change: now minus baseline.
+        drift: 1 - CC of the raw maps: 0 for equal, 1 for unrelated, 2 for inverted maps. A degenerate map counts as 1.
+        top_iou: overlap of the hottest 20 % of the cells, 0 to 1; 0 for a degenerate map.
+        center_shift: distance of the centres of mass, as a fraction of the image's diagonal; NaN for a map without
+            positive cell.
         js_distance: Jensen-Shannon distance of the maps' mass, 0 to 1; NaN for a map without positive cell.
-        noise_ratio: drift in units of the probe's noise floor; NaN where the baseline has none.
+        noise_ratio: drift in units of the probe's noise floor; NaN if the baseline has none.
+        shared_gain: share of the map's mass that is new where the other images' maps gained most
+            (:func:`~clipcam_lightning.drift.metrics.shared_gain`), -1 to 1; NaN if no other image has a valid map.
+        concentration: share of the map's mass that is new in one spot
+            (:func:`~clipcam_lightning.drift.metrics.concentration`), 0 to 1.
+        similarity: cosine of image and prompt now, -1 to 1.
+        similarity_change: now minus baseline.
         energy_inside_mask: share of the map's mass on the object, 0 to 1; NaN without mask.
         energy_change: now minus baseline; NaN without mask.
-        pointing: 1 where the map's hottest pixel is on the object, else 0; NaN without mask.
-        degenerate: why the map of now or of the baseline says nothing; empty if both are sound.
-        has_valid_baseline: whether the baseline's map is valid; where it is degenerate, drift is unknown.
-        severity: how far the map is off in units of what the rule tolerates: above 1 the rule is broken. Infinite
-            where a sound map became degenerate, 0 where the baseline says nothing.
-        reason: in words, what breaks the rule; empty if nothing does.
+        pointing: 1 if the map's hottest pixel is on the object, else 0; NaN without mask.
+        degenerate: why the map of now, or else that of the baseline, carries no information; empty if both are valid.
+        has_valid_baseline: whether the baseline's map is valid; if it is degenerate, the drift is unknown.
+        severity: how far the map is off in units of what the rule tolerates; a probe above 1 is flagged. Infinite
+            for a valid map that became degenerate, 0 without valid baseline.
+        reason: why the probe is flagged, in words; empty if it is not.
     """
 
     name: str
@@ -67,18 +68,20 @@ class ProbeDrift:
 
     @property
     def flagged(self) -> bool:
-        """Whether the rule is broken."""
+        """Whether the probe violates the rule."""
         return bool(self.reason)
 
 
 @dataclass(frozen=True)
 class DriftReport:
-    """All probes of one look against the baseline.
+    """All probes of one evaluation, compared with the baseline by :func:`compare`.
+
+    Printed, it is the alarm in words, or one line that says that there is none.
 
     Attributes:
         probes: in the order of the probe set.
-        rule: what made the alarms.
-        step: of the later snapshot.
+        rule: what flags probes and makes an alarm.
+        step: of the evaluation.
         baseline_step: of the baseline.
     """
 
@@ -89,69 +92,92 @@ class DriftReport:
 
     @property
     def drift(self) -> float:
-        """Mean over the probes whose baseline is sound, over all if none is; always finite."""
-        return fmean(probe.drift for probe in self._judged)
+        """Mean over the probes with a valid baseline, over all probes if there are none; always finite."""
+        return fmean(probe.drift for probe in self._measured)
 
     @property
     def worst(self) -> ProbeDrift:
-        """Of these probes the one that drifted furthest."""
-        return max(self._judged, key=lambda probe: probe.drift)
-
-    @property
-    def flagged(self) -> list[ProbeDrift]:
-        """Probes that break the rule, the gravest first."""
-        return sorted(
-            (probe for probe in self.probes if probe.flagged), key=lambda probe: (-probe.severity, -probe.drift)
-        )
+        """The probe with the largest drift among those with a valid baseline."""
+        return max(self._measured, key=lambda probe: probe.drift)
 
     @property
     def flagged_first(self) -> list[int]:
-        """Indices of the probes: who breaks the rule first, whose drift is unknown last, by drift among equals."""
+        """Indices of the probes in the order in which they are shown: flagged first, unknown last, then by drift."""
 
-        def goodness(i: int) -> tuple[bool, bool, float]:
+        def rank(i: int) -> tuple[bool, bool, float]:
             return not self.probes[i].flagged, not self.probes[i].has_valid_baseline, -self.probes[i].drift
 
-        return sorted(range(len(self.probes)), key=goodness)
+        return sorted(range(len(self.probes)), key=rank)
+
+    @property
+    def flagged(self) -> list[ProbeDrift]:
+        """The probes that violate the rule, in the order of :attr:`flagged_first`."""
+        return [self.probes[i] for i in self.flagged_first if self.probes[i].flagged]
 
     @property
     def severity(self) -> float:
-        """Of the look: that of the probe by which enough of them would break the rule; above 1 it is an alarm."""
-        ordered = sorted((probe.severity for probe in self._judged), reverse=True)
-        return ordered[self.rule.breaking(len(ordered)) - 1]
+        """The k-th largest severity of the probes, where k flagged probes make an alarm; above 1 is an alarm."""
+        ordered = sorted((probe.severity for probe in self._measured), reverse=True)
+        return ordered[self.rule.count_required(len(ordered)) - 1]
 
     @property
     def alarm(self) -> bool:
-        """Whether the look as a whole is an alarm."""
+        """Whether enough probes are flagged."""
         return self.severity > 1
 
     @property
-    def _judged(self) -> Sequence[ProbeDrift]:
+    def _measured(self) -> Sequence[ProbeDrift]:
+        """The probes with a valid baseline, or all probes if there are none."""
         return [probe for probe in self.probes if probe.has_valid_baseline] or self.probes
 
     def __str__(self) -> str:
-        flagged = self.flagged
+        flagged, count = self.flagged, len(self._measured)
         if not self.alarm:
-            some = f"; {len(flagged)} of {len(self._judged)} probes break the rule, too few" if flagged else ""
-            return f"no alarm at step {self.step}; mean drift {self.drift:.2f}{some}"
-        named = "; ".join(_described(probe) for probe in flagged[:5]) + (
-            f"; and {len(flagged) - 5} more" if len(flagged) > 5 else ""
-        )
+            verb = "is" if len(flagged) == 1 else "are"
+            too_few = f"; {len(flagged)} of {count} probes {verb} flagged, too few for an alarm" if flagged else ""
+            return f"no alarm at step {self.step}; mean drift {self.drift:.2f}{too_few}"
+        named = "; ".join(_describe(probe) for probe in flagged[:MAX_NAMED])
+        more = f"; and {len(flagged) - MAX_NAMED} more" if len(flagged) > MAX_NAMED else ""
         return (
-            f"attention drifted on {len(flagged)} of {len(self._judged)} probes at step {self.step} "
-            f"(baseline: step {self.baseline_step}): {named}"
+            f"attention drifted on {len(flagged)} of {count} probes at step {self.step} "
+            f"(baseline: step {self.baseline_step}): {named}{more}"
         )
 
 
 def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = None) -> DriftReport:
-    """Measure, on the raw grid, how far each probe's map moved from its baseline.
+    """Measure how far the map of each probe moved from its baseline, on the raw grid.
 
     Args:
         baseline: what to compare with.
-        snapshot: of the same probes, method, target, layers and grid.
-        rule: what counts as an alarm; by default the one that :class:`DriftRule` describes.
+        snapshot: of the same probes, made with the same method, target, scales, flip, fuse, layers and grid.
+        rule: what flags a probe and makes an alarm; by default :class:`DriftRule` without arguments.
+
+    Returns:
+        One :class:`ProbeDrift` per probe, and what they amount to.
 
     Raises:
-        IncomparableError: the two differ in one of these; the message says in which.
+        IncomparableError: the snapshots differ in one of the above; the message names it.
+
+    Example:
+        Two probes, the second of which moved from the left half of its image to the right half:
+
+        >>> from dataclasses import replace
+        >>> import torch
+        >>> from clipcam_lightning import DriftRule, Snapshot, compare
+        >>> from clipcam_lightning.drift.snapshot import SnapshotInfo
+        >>> info = SnapshotInfo(
+        ...     digest="", step=0, epoch=0, method="gradcam", target="similarity", scales=(1.0,), flip=False,
+        ...     fuse="mean", layers=("visual.layer4",), fingerprint="", dtype="float32", versions={})
+        >>> left, no_mask = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.full((2,), torch.nan)
+        >>> baseline = Snapshot(
+        ...     maps=torch.stack([left, left]), similarity=torch.tensor([0.3, 0.3]), energy_inside_mask=no_mask,
+        ...     pointing=no_mask, names=("cat", "dog"), prompts=("a cat", "a dog"), info=info)
+        >>> later = replace(baseline, maps=torch.stack([left, left.flip(1)]), info=replace(info, step=100))
+        >>> report = compare(baseline, later, DriftRule(max_drift=0.5))
+        >>> [probe.drift for probe in report.probes]
+        [0.0, 2.0]
+        >>> report.alarm, [probe.name for probe in report.flagged]
+        (True, ['dog'])
     """
     check_comparable(baseline, snapshot)
     rule = rule or DriftRule()
@@ -159,17 +185,18 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     iou = metrics.top_iou(baseline.maps, snapshot.maps)
     shift = metrics.center_shift(baseline.maps, snapshot.maps)
     distance = metrics.js_distance(baseline.maps, snapshot.maps)
-    common = metrics.shared_gain(baseline.maps, snapshot.maps, _pictures(baseline))
-    peak = metrics.concentration(baseline.maps, snapshot.maps)
+    shared = metrics.shared_gain(baseline.maps, snapshot.maps, _number_images(baseline))
+    concentration = metrics.concentration(baseline.maps, snapshot.maps)
     unknown = torch.full_like(drift, torch.nan)
-    floor = baseline.noise.clamp_min(LEAST_NOISE) if baseline.noise is not None else unknown
-    rows = []
+    floor = unknown if baseline.noise_floor is None else baseline.noise_floor.clamp_min(MIN_NOISE_FLOOR)
+    probes = []
     for i, (before, now) in enumerate(zip(baseline.degeneracies, snapshot.degeneracies, strict=True)):
         degenerate, has_valid_baseline = now or before, not before
-        # Correlation is undefined for a map that says nothing. 1 is what unrelated maps have: a map that
-        # vanished must neither pass as unmoved nor put a NaN where a monitor looks.
+        # The correlation of a degenerate map is undefined. 1 is that of unrelated maps: a map that vanished
+        # must neither pass as unmoved nor put a NaN into a monitored metric.
         moved = 1.0 if degenerate else float(drift[i])
-        row = ProbeDrift(
+        vanished = bool(now) and has_valid_baseline
+        probe = ProbeDrift(
             name=snapshot.names[i],
             prompt=snapshot.prompts[i],
             drift=moved,
@@ -177,8 +204,8 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
             center_shift=math.nan if degenerate else float(shift[i]),
             js_distance=math.nan if degenerate else float(distance[i]),
             noise_ratio=moved / float(floor[i]) if has_valid_baseline else math.nan,
-            shared_gain=math.nan if degenerate else float(common[i]),
-            concentration=math.nan if degenerate else float(peak[i]),
+            shared_gain=math.nan if degenerate else float(shared[i]),
+            concentration=math.nan if degenerate else float(concentration[i]),
             similarity=float(snapshot.similarity[i]),
             similarity_change=float(snapshot.similarity[i] - baseline.similarity[i]),
             energy_inside_mask=float(snapshot.energy_inside_mask[i]),
@@ -186,62 +213,71 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
             pointing=float(snapshot.pointing[i]),
             degenerate=degenerate,
             has_valid_baseline=has_valid_baseline,
-            severity=math.inf if now and has_valid_baseline else 0.0,
-            reason=f"its map is {now}" if now and has_valid_baseline else "",
+            severity=math.inf if vanished else 0.0,
+            reason=f"its map is {now}" if vanished else "",
         )
-        rows.append(row if degenerate else _judged(row, rule))
-    return DriftReport(tuple(rows), rule, snapshot.info.step, baseline.info.step)
+        probes.append(probe if degenerate else _judge(probe, rule))
+    return DriftReport(tuple(probes), rule, snapshot.info.step, baseline.info.step)
 
 
 def check_comparable(baseline: Snapshot, snapshot: Snapshot) -> None:
     """Refuse two snapshots whose maps mean different things.
 
+    Args:
+        baseline: what to compare with.
+        snapshot: what to compare.
+
     Raises:
-        IncomparableError: with what differs.
+        IncomparableError: with the first difference.
     """
-    theirs = {**vars(baseline.info), "grid": "x".join(map(str, baseline.maps.shape[1:]))}
-    ours = {**vars(snapshot.info), "grid": "x".join(map(str, snapshot.maps.shape[1:]))}
-    for field, means in (
+    before, now = (
+        {**vars(each.info), "grid": "x".join(map(str, each.maps.shape[1:]))} for each in (baseline, snapshot)
+    )
+    for field, difference in (
         ("digest", "other probes (images, prompts or masks)"),
         ("method", "another CAM method"),
         ("target", "another target"),
+        ("scales", "other scales"),
+        ("flip", "another flip setting"),
+        ("fuse", "another way to fuse layers"),
         ("layers", "other layers"),
         ("grid", "another grid"),
     ):
-        if theirs[field] != ours[field]:
-            other = theirs["fingerprint"] != ours["fingerprint"]
+        if before[field] != now[field]:
+            other_model = field in ("layers", "grid") and before["fingerprint"] != now["fingerprint"]
             raise IncomparableError(
-                f"the baseline was made with {means}: {field} {theirs[field]!r}, now {ours[field]!r}. "
-                + ("The two models are of different architectures. " if other and field in ("layers", "grid") else "")
+                f"the baseline was made with {difference}: {field} {before[field]!r}, now {now[field]!r}. "
+                + ("The two models are of different architectures. " if other_model else "")
                 + "Take a new baseline, or make the two agree."
             )
 
 
-def _pictures(baseline: Snapshot) -> Int[Tensor, "n"] | None:
-    """Which probes ask about the same picture; ``None`` where the pictures are not known."""
-    if not baseline.pictures:
+def _number_images(baseline: Snapshot) -> Int[Tensor, "n"] | None:
+    """A number per probe, equal for probes with the same image; ``None`` if the baseline has no images."""
+    if not baseline.images:
         return None
-    numbers = {picture: i for i, picture in enumerate(baseline.pictures)}
-    return torch.tensor([numbers[picture] for picture in baseline.pictures])
+    numbers = {image: i for i, image in enumerate(baseline.images)}
+    return torch.tensor([numbers[image] for image in baseline.images])
 
 
-def _judged(row: ProbeDrift, rule: DriftRule) -> ProbeDrift:
-    severity, reason = rule.judged(
-        drift=row.drift,
-        noise_ratio=row.noise_ratio,
-        shared_gain=row.shared_gain,
-        concentration=row.concentration,
-        energy=row.energy_inside_mask,
-        energy_change=row.energy_change,
+def _judge(probe: ProbeDrift, rule: DriftRule) -> ProbeDrift:
+    """Add severity and reason to a probe with valid maps."""
+    severity, reason = rule.judge(
+        drift=probe.drift,
+        noise_ratio=probe.noise_ratio,
+        shared_gain=probe.shared_gain,
+        concentration=probe.concentration,
+        energy=probe.energy_inside_mask,
+        energy_change=probe.energy_change,
     )
-    return replace(row, severity=severity, reason=reason if severity > 1 else "")
+    return replace(probe, severity=severity, reason=reason if severity > 1 else "")
 
 
-def _described(probe: ProbeDrift) -> str:
-    figures = [f"drift {probe.drift:.2f}"]
+def _describe(probe: ProbeDrift) -> str:
+    values = [f"drift {probe.drift:.2f}"]
     if probe.shared_gain > 0:
-        figures.append(f"common gain {probe.shared_gain:.0%}")
+        values.append(f"shared gain {100 * probe.shared_gain:.0f} %")
     if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
         before = probe.energy_inside_mask - probe.energy_change
-        figures.append(f"energy on the object {before:.2f} -> {probe.energy_inside_mask:.2f}")
-    return f"{probe.name}: {probe.reason} ({', '.join(figures)})"
+        values.append(f"energy on the object {before:.2f} -> {probe.energy_inside_mask:.2f}")
+    return f"{probe.name}: {probe.reason} ({', '.join(values)})"

@@ -1,4 +1,4 @@
-"""Figures of raw maps: how alike two are, where one points, whether it says anything at all."""
+"""Metrics of raw maps: how alike two maps are, where a map points, whether it carries any information."""
 
 import math
 
@@ -7,55 +7,89 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.fuse import resized
+from clipcam_lightning.cam.fuse import resize_maps
 
-# Of a map's cells: for the IoU, for the place common to many maps, for a map's own new spot.
-TOP_FRACTION, COMMON_FRACTION, PEAK_FRACTION = 0.2, 0.05, 0.02
+# Fractions of a map's cells: for the IoU, for the place shared by the images, for the spot of a single map.
+TOP_FRACTION, SHARED_FRACTION, SPOT_FRACTION = 0.2, 0.05, 0.02
+MIN_SPREAD = 1e-6  # of the largest magnitude; below it, rounding alone makes a map vary
 
 
 def degeneracy(map_: Float[Tensor, "h w"]) -> str:
-    """Why a map says nothing: ``"not finite"``, ``"all zero"`` or ``"constant"``; empty for a sound one."""
+    """Name why a map carries no information.
+
+    Args:
+        map_: raw saliency.
+
+    Returns:
+        ``"not finite"``, ``"all zero"`` or ``"constant"``; ``""`` for a valid map.
+    """
     if not map_.isfinite().all():
         return "not finite"
     if not map_.any():
         return "all zero"
     spread = (map_.max() - map_.min()) / map_.abs().max()
-    return "constant" if spread < 1e-6 else ""
+    return "constant" if spread < MIN_SPREAD else ""
 
 
 def correlation(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
-    """CC: Pearson's correlation of two maps over their cells, -1 to 1; NaN where a map is degenerate.
+    """Correlate the maps of two evaluations, cell by cell (CC, Pearson's correlation).
 
-    Source: Bylinskii et al. 2019, What do different evaluation metrics tell us about saliency models, sec. 4.1.3.
+    Source: Bylinskii et al. 2019, What do different evaluation metrics tell us about saliency models, sec. 4.1.3,
+    https://arxiv.org/abs/1604.03605
+
+    Args:
+        a: raw maps.
+        b: raw maps of the same probes.
+
+    Returns:
+        One value per pair of maps, -1 to 1; NaN if one of them is degenerate.
     """
-    a, b = (_unit(map_.flatten(1).double()) for map_ in (a, b))
+    a, b = (_standardize(maps.flatten(1).double()) for maps in (a, b))
     return (a * b).sum(1).clamp(-1, 1).float()
 
 
 def top_iou(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
-    """Overlap of the hottest fifth of the cells: intersection over union, 0 to 1; NaN if neither map is hot anywhere.
+    """Intersection over union of the hottest 20 % of the cells.
 
-    A map with fewer cells above its minimum than that has only these: cold cells are never among the hottest.
+    The coldest cells are never among the hottest: a map in which fewer than 20 % of the cells lie above the minimum
+    has only these.
+
+    Args:
+        a: raw maps.
+        b: raw maps of the same probes.
+
+    Returns:
+        One value per pair of maps, 0 to 1; NaN if both maps are constant.
     """
     top_a, top_b = _top_cells(a), _top_cells(b)
     return torch.div((top_a & top_b).sum((1, 2)), (top_a | top_b).sum((1, 2)))
 
 
 def center_shift(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
-    """Distance between the centres of mass, as a fraction of the image's diagonal, 0 to 1.
+    """Distance between the centres of mass.
 
-    NaN where a map has no positive cell.
+    Args:
+        a: raw maps; negative cells have no mass.
+        b: raw maps of the same probes.
+
+    Returns:
+        One value per pair of maps, as a fraction of the image's diagonal, 0 to 1; NaN if a map has no positive cell.
     """
     distance: Tensor = torch.linalg.vector_norm(_center_of_mass(a) - _center_of_mass(b), dim=1)
     return distance / math.sqrt(2)
 
 
 def js_distance(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
-    """Jensen-Shannon distance of the maps' mass: 0 the same, 1 nowhere the same; NaN where a map has no positive cell.
-
-    The square root of the divergence in bits.
+    """Jensen-Shannon distance of the maps' mass: the square root of the divergence in bits.
 
     Source: Endres and Schindelin 2003, A new metric for probability distributions
+
+    Args:
+        a: raw maps; negative cells have no mass.
+        b: raw maps of the same probes.
+
+    Returns:
+        One value per pair of maps: 0 for equal maps, 1 for maps that do not overlap, NaN if a map has no positive cell.
     """
     a, b = (_mass(maps.double()).flatten(1) for maps in (a, b))
     middle = (a + b) / 2
@@ -65,46 +99,61 @@ def js_distance(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[T
 
 
 def shared_gain(
-    a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"], pictures: Int[Tensor, "n"] | None = None
+    a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"], images: Int[Tensor, "n"] | None = None
 ) -> Float[Tensor, "n"]:
-    """Share of each map's mass that ``b`` newly has at the place where the other pictures' maps gained most, -1 to 1.
+    """Share of each map's mass that is new at the place where the maps of the other images gained most.
 
-    The place is a twentieth of the cells, not necessarily connected, those with the highest mean gain of all maps of
-    other pictures. A picture has no part in where it is looked at: if each map moves to somewhere else, the expected
-    gain is that of any cells, about 0, however few the maps. NaN for a map without positive cell, and if there is no
-    sound map of another picture.
+    The place is the 5 % of the cells, not necessarily connected, with the highest mean gain over the maps of all other
+    images. An image has no influence on its own place: if each map moves somewhere else, the expected gain is that of
+    arbitrary cells, about 0, however few maps there are.
 
     Args:
-        a: before.
-        b: now.
-        pictures: equal numbers, below ``n``, where maps are of the same picture; by default each is of its own.
+        a: raw maps before.
+        b: raw maps now.
+        images: a number below ``n`` per map; maps of the same image have the same number. By default each map has an
+            image of its own.
+
+    Returns:
+        One value per map, -1 to 1; NaN if a map has no positive cell or no other image has a valid map.
     """
-    gained = _gained(a, b).flatten(1)
-    sound = gained.isfinite().all(1)
-    known = torch.where(sound[:, None], gained, 0.0)
-    own = torch.arange(len(a)) if pictures is None else pictures
-    others = _of_others(known, own)
-    places = others.topk(_few(gained.shape[1], COMMON_FRACTION), dim=1).indices
-    at_place = known.gather(1, places).sum(1).float()
-    has_others = _of_others(sound[:, None].to(known), own)[:, 0] > 0
-    return at_place.where(sound & has_others, torch.nan)
+    gains = _gains(a, b).flatten(1)
+    is_valid = gains.isfinite().all(1)
+    valid_gains = torch.where(is_valid[:, None], gains, 0.0)
+    images = torch.arange(len(a)) if images is None else images
+    places = _sum_of_others(valid_gains, images).topk(_count(gains.shape[1], SHARED_FRACTION), dim=1).indices
+    at_place = valid_gains.gather(1, places).sum(1).float()
+    has_others = _sum_of_others(is_valid[:, None].to(gains), images)[:, 0] > 0
+    return at_place.where(is_valid & has_others, torch.nan)
 
 
 def concentration(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
-    """Share of each map's mass that ``b`` newly has in the fiftieth of the cells that gained most, 0 to 1.
+    """Share of each map's mass that is new in the 2 % of its cells that gained most.
 
-    High where a map gathers in a spot, low where it spreads. NaN for a map without positive cell.
+    Args:
+        a: raw maps before.
+        b: raw maps now.
+
+    Returns:
+        One value per map, 0 to 1: high if the map concentrates in a spot, low if it spreads; NaN if a map has no
+        positive cell.
     """
-    gained = _gained(a, b).flatten(1).clamp_min(0)
-    return gained.topk(_few(gained.shape[1], PEAK_FRACTION), dim=1).values.sum(1).float()
+    gains = _gains(a, b).flatten(1).clamp_min(0)
+    return gains.topk(_count(gains.shape[1], SPOT_FRACTION), dim=1).values.sum(1).float()
 
 
 def energy_inside(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> Float[Tensor, "n"]:
-    """Share of a map's mass that lies inside the mask, 0 to 1; NaN for a map without mass.
+    """Share of each map's mass that lies inside the mask.
 
     Each cell counts by the fraction of it that the mask covers.
 
     Source: Wang et al. 2020, Score-CAM, sec. 4.3 (energy-based pointing game), https://arxiv.org/abs/1910.01279
+
+    Args:
+        maps: raw saliency; negative cells have no mass.
+        masks: of the objects, in pixels.
+
+    Returns:
+        One value per map, 0 to 1; NaN if a map has no positive cell.
     """
     mass, cover = maps.clamp_min(0), F.interpolate(masks[:, None].float(), size=maps.shape[-2:], mode="area")[:, 0]
     return (mass * cover).sum((1, 2)) / mass.sum((1, 2))
@@ -115,18 +164,26 @@ def pointing_hit(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> 
 
     Source: Zhang et al. 2016, Top-down neural attention by excitation backprop, sec. 4.2 (pointing game, without
     its 15-pixel tolerance), https://arxiv.org/abs/1608.00507
+
+    Args:
+        maps: raw saliency.
+        masks: of the objects, in pixels.
+
+    Returns:
+        One value per map.
     """
-    hottest = resized(maps, (masks.shape[-2], masks.shape[-1])).flatten(1).argmax(1, keepdim=True)
+    hottest = resize_maps(maps, (masks.shape[-2], masks.shape[-1])).flatten(1).argmax(1, keepdim=True)
     return masks.flatten(1).gather(1, hottest)[:, 0]
 
 
-def _unit(rows: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+def _standardize(rows: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Rows with mean 0 and norm 1; NaN for a constant row."""
     centered = rows - rows.mean(1, keepdim=True)
     return F.normalize(centered, dim=1, eps=0.0)
 
 
 def _top_cells(maps: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
-    """The hottest fifth; of equally hot cells the earlier ones."""
+    """The hottest 20 %; of equally hot cells the earlier ones."""
     count = max(1, round(TOP_FRACTION * maps[0].numel()))
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     top = torch.zeros_like(maps.flatten(1), dtype=torch.bool).scatter(1, order[:, :count], True)
@@ -134,22 +191,22 @@ def _top_cells(maps: Float[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
 
 
 def _center_of_mass(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
-    """(y, x) with the image's sides as unit; cell centres lie half a cell in."""
+    """(y, x) in units of the image's sides; cell centres lie half a cell in."""
     mass = _mass(maps)
     y, x = ((torch.arange(side, device=maps.device, dtype=mass.dtype) + 0.5) / side for side in maps.shape[-2:])
     return torch.stack([(mass.sum(2) * y).sum(1), (mass.sum(1) * x).sum(1)], dim=1)
 
 
-def _few(cells: int, fraction: float) -> int:
+def _count(cells: int, fraction: float) -> int:
     return math.ceil(fraction * cells)
 
 
-def _of_others(rows: Float[Tensor, "n k"], own: Int[Tensor, "n"]) -> Float[Tensor, "n k"]:
-    """The sum of all rows but those with the same number."""
-    return rows.sum(0) - torch.zeros_like(rows).index_add(0, own, rows)[own]
+def _sum_of_others(rows: Float[Tensor, "n k"], images: Int[Tensor, "n"]) -> Float[Tensor, "n k"]:
+    """For each row the sum of the rows of all other images."""
+    return rows.sum(0) - torch.zeros_like(rows).index_add(0, images, rows)[images]
 
 
-def _gained(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
+def _gains(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
     return _mass(b.double()) - _mass(a.double())
 
 

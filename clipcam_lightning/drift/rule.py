@@ -1,35 +1,47 @@
-"""The rule that raises an alarm."""
+"""The rule that flags probes and raises alarms."""
 
 import math
 from dataclasses import dataclass
 
 from clipcam_lightning.errors import ConfigError
 
-# The default rule, chosen on runs of benchmarks/drift_detection.py of other seeds than it reports.
-COMMON = 0.07  # of a map's mass, newly at a place common to the pictures
-LOST, PEAK = 0.2, 0.18  # of the energy on the object, gone, and of the mass, newly in one spot
-MOVED = 0.8  # drift
-SHARE = 1 / 2  # of the probes
-LEAST_ENERGY = 0.05  # on the object; with less at the baseline, attention was not there and cannot leave
+# What the default rule tolerates. Chosen on runs of benchmarks/drift_detection.py with other seeds than it reports.
+MAX_SHARED_GAIN = 0.07  # of a map's mass
+MAX_ENERGY_LOSS, MAX_CONCENTRATION = 0.2, 0.18  # of the energy on the object; of a map's mass
+MAX_DRIFT = 0.8
+ALARM_SHARE = 1 / 2  # of the probes
+MIN_ENERGY = 0.05  # on the object at the baseline; below it, attention was not there and cannot leave
 TINY = 1e-9
 
 
 @dataclass(frozen=True)
 class DriftRule:
-    """When a probe's map has moved too far, and when the look as a whole is an alarm.
+    """When a probe is flagged, and when an evaluation is an alarm.
 
-    By default a probe breaks the rule if its map moved further than its own noise moves it, and
+    By default a probe is flagged if its map drifted beyond its noise floor and meets one of these conditions:
 
-    - gathers where the other pictures' maps gather too, as they do on a watermark; or
-    - lost energy on the object, where it is known where that is, while it gathers in one spot; or
-    - hardly resembles what it was.
+    - Shared gain: more than 7 % of its mass is new where the maps of the other images gained most, as happens when a
+      model learns a watermark.
+    - Energy: it lost more than 20 % of its energy on the object, and more than 18 % of its mass is new in one spot.
+      This needs a probe with a mask.
+    - Drift: its drift is above 0.8.
 
-    Where the object is known, a map may move onto it as it likes. A map that became degenerate breaks the rule, one
-    that never said anything does not. The look is an alarm if half of the probes break the rule: what a shortcut does
-    to a model it does to most pictures.
+    Energy gained on the object never counts against a map: it is subtracted from the shared gain, and 7 % or more of it
+    excuses any drift. A map that became degenerate is flagged; a map without valid baseline is not.
+
+    An evaluation is an alarm if at least half of the probes are flagged: a shortcut affects most images.
 
     Attributes:
-        max_drift: largest tolerated drift, 0 to 2, in place of all that: one probe beyond it is an alarm.
+        max_drift: flag every probe whose drift is above this limit, 0 to 2, instead of applying the conditions above.
+            One flagged probe is an alarm then.
+
+    Raises:
+        ConfigError: ``max_drift`` lies outside 0 to 2.
+
+    Example:
+        >>> from clipcam_lightning import DriftRule
+        >>> print(DriftRule(max_drift=0.5))
+        for at least one probe, the map drifted by more than 0.5; or became degenerate
     """
 
     max_drift: float | None = None
@@ -41,16 +53,29 @@ class DriftRule:
                 f"(got {self.max_drift})."
             )
 
-    def __str__(self) -> str:
+    @property
+    def quorum(self) -> str:
+        """How many flagged probes make an alarm, in words."""
+        return "at least half of the probes" if self.max_drift is None else "at least one probe"
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What flags the map of a probe, in words; any one of the conditions suffices."""
         if self.max_drift is not None:
-            return f"one probe whose drift is above {self.max_drift:g}, or whose map vanished"
+            return f"drifted by more than {self.max_drift:g}", "became degenerate"
         return (
-            f"half of the probes whose map moved beyond its own noise and gathers {COMMON:.0%} of its mass at a place "
-            f"common to the pictures, or left the object ({LOST:.0%} of the energy lost, {PEAK:.0%} of the mass in one "
-            f"spot), or drifted above {MOVED:g}; or whose map vanished"
+            f"drifted beyond its noise floor and gained over {_percent(MAX_SHARED_GAIN)} of its mass where the other "
+            "images' maps gained most",
+            f"drifted beyond its noise floor, lost over {_percent(MAX_ENERGY_LOSS)} of its energy on the object and "
+            f"gained over {_percent(MAX_CONCENTRATION)} of its mass in one spot",
+            f"drifted beyond its noise floor and by more than {MAX_DRIFT:g}",
+            "became degenerate",
         )
 
-    def judged(
+    def __str__(self) -> str:
+        return f"for {self.quorum}, the map {'; or '.join(self.conditions)}"
+
+    def judge(
         self,
         *,
         drift: float,
@@ -60,30 +85,41 @@ class DriftRule:
         energy: float,
         energy_change: float,
     ) -> tuple[float, str]:
-        """How far a probe is off, in units of what is tolerated, and in what way.
+        """Rate how far a valid map is from its baseline.
 
         Args:
-            drift, common_gain, peak_gain: of a sound map, as in :class:`~clipcam_lightning.drift.compare.ProbeDrift`.
-            noise_ratio: drift in units of the probe's noise floor; NaN where none was measured.
-            energy, energy_change: on the object, now and since the baseline; NaN without mask.
+            drift, shared_gain, concentration: as in :class:`~clipcam_lightning.drift.compare.ProbeDrift`.
+            noise_ratio: drift in units of the probe's noise floor; NaN if it was not measured.
+            energy, energy_change: energy on the object now, and its change since the baseline; NaN without mask.
+
+        Returns:
+            The severity in units of what the rule tolerates, above 1 for a flagged probe, and the condition that
+            contributes most, in words.
         """
         if self.max_drift is not None:
-            return drift / max(self.max_drift, TINY), f"its map moved further than {self.max_drift:g}"
-        onto_object = max(0.0, _known(energy_change))
-        ways = {
-            "attention gathers where it does in the other pictures": (_known(shared_gain) - onto_object) / COMMON,
-            "its map hardly resembles what it was": 0.0 if onto_object >= COMMON else drift / MOVED,
+            return drift / max(self.max_drift, TINY), f"its map drifted by more than {self.max_drift:g}"
+        onto_object = max(0.0, _zero_if_nan(energy_change))
+        ratios = {
+            "attention concentrates where it does in the other images": (
+                (_zero_if_nan(shared_gain) - onto_object) / MAX_SHARED_GAIN
+            ),
+            "its map hardly resembles the baseline": 0.0 if onto_object >= MAX_SHARED_GAIN else drift / MAX_DRIFT,
         }
         before = energy - energy_change
-        if before > LEAST_ENERGY:
-            ways["attention left the object"] = min(-energy_change / before / LOST, concentration / PEAK)
-        way = max(ways, key=ways.__getitem__)
-        return max(0.0, min(ways[way], math.inf if math.isnan(noise_ratio) else noise_ratio)), way
+        if before > MIN_ENERGY:
+            lost = -energy_change / before
+            ratios["attention left the object"] = min(lost / MAX_ENERGY_LOSS, concentration / MAX_CONCENTRATION)
+        reason = max(ratios, key=ratios.__getitem__)
+        return max(0.0, min(ratios[reason], math.inf if math.isnan(noise_ratio) else noise_ratio)), reason
 
-    def breaking(self, count: int) -> int:
-        """How many of ``count`` probes must break the rule to make the look an alarm."""
-        return 1 if self.max_drift is not None else max(1, math.ceil(SHARE * count))
+    def count_required(self, probes: int) -> int:
+        """How many of ``probes`` probes must be flagged to make the evaluation an alarm."""
+        return 1 if self.max_drift is not None else max(1, math.ceil(ALARM_SHARE * probes))
 
 
-def _known(figure: float) -> float:
-    return 0.0 if math.isnan(figure) else figure
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _zero_if_nan(value: float) -> float:
+    return 0.0 if math.isnan(value) else value

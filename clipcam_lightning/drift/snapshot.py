@@ -1,9 +1,8 @@
-"""All maps of one probe set at one step, with what is needed to compare them."""
+"""The stored result of an evaluation: the maps of all probes, and what is needed to compare them."""
 
 import os
+import sys
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipcam_lightning.cam.arguments import abridged
-from clipcam_lightning.cam.explanation import Explanation
-from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.drift import metrics
-from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.probes.probe_set import PreparedProbes, ProbeSet
+from clipcam_lightning.errors import SnapshotError, abridge
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "snapshot"
-PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch")
-_version = cache(version)  # it reads files
 
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """How the maps came about.
+    """How the maps of a snapshot were made.
 
     Attributes:
         digest: of the probe set.
-        step: optimizer steps taken.
-        epoch: in which the look was taken, counted from 0.
+        step: optimizer steps taken before the evaluation.
+        epoch: of the evaluation, counted from 0.
         method: name of the CAM method.
         target: name of the target.
+        scales: enlargements of the image whose maps were averaged.
+        flip: whether the map of the mirrored image was averaged in.
+        fuse: how the maps of several layers were combined.
         layers: dotted names of the mapped layers.
         fingerprint: of the model's architecture.
-        dtype: what the image tower computed in.
-        versions: of the packages that had a part in it.
+        dtype: in which the image tower computed.
+        versions: of the packages that took part.
     """
 
     digest: str
@@ -45,26 +42,51 @@ class SnapshotInfo:
     epoch: int
     method: str
     target: str
+    scales: tuple[float, ...]
+    flip: bool
+    fuse: str
     layers: tuple[str, ...]
     fingerprint: str
     dtype: str
     versions: dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Snapshot:
-    """The stored result of one look; everything on the CPU.
+    """The stored result of one evaluation; everything on the CPU.
+
+    The callback, ``clipcam snapshot`` and the ``cam_regression`` fixture write snapshots. Two snapshots of the same
+    probe set are compared with :func:`~clipcam_lightning.compare`.
 
     Attributes:
         maps: raw saliency, float32, on the layer's own grid.
         similarity: cosine of image and prompt, -1 to 1.
-        energy_inside_mask: share of a map's mass on the object, 0 to 1; NaN without mask or mass.
-        pointing: 1 where the hottest pixel lies on the object, else 0; NaN without mask or for a degenerate map.
+        energy_inside_mask: share of each map's mass on the object, 0 to 1; NaN without mask and for a degenerate map.
+        pointing: 1 if the hottest pixel lies on the object, else 0; NaN without mask and for a degenerate map.
         names: of the probes.
         prompts: of the probes.
-        info: how the maps came about.
-        noise: mean drift of each probe's map under changes that do not matter, 0 to 2; NaN where unknown, ``None`` if not measured.
-        pictures: what the model saw of each probe, as JPEG files; empty where another snapshot of the run has them.
+        info: how the maps were made.
+        noise_floor: mean drift of each probe's map under changes that do not matter, 0 to 2; NaN where unknown,
+            ``None`` if it was not measured.
+        images: input of the model for each probe, as JPEG files; empty if another snapshot of the run has them.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from clipcam_lightning import Snapshot
+        >>> from clipcam_lightning.drift.snapshot import SnapshotInfo
+        >>> info = SnapshotInfo(
+        ...     digest="", step=0, epoch=0, method="gradcam", target="similarity", scales=(1.0,), flip=False,
+        ...     fuse="mean", layers=("visual.layer4",), fingerprint="", dtype="float32", versions={})
+        >>> snapshot = Snapshot(
+        ...     maps=torch.eye(7)[None], similarity=torch.tensor([0.3]), energy_inside_mask=torch.tensor([torch.nan]),
+        ...     pointing=torch.tensor([torch.nan]), names=("cat",), prompts=("a cat",), info=info)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     snapshot.save(Path(folder, "step-0.safetensors"))
+        ...     loaded = Snapshot.load(Path(folder, "step-0.safetensors"))
+        >>> loaded.maps.shape, loaded.info == info
+        (torch.Size([1, 7, 7]), True)
     """
 
     maps: Float[Tensor, "n h w"]
@@ -74,124 +96,133 @@ class Snapshot:
     names: tuple[str, ...]
     prompts: tuple[str, ...]
     info: SnapshotInfo
-    noise: Float[Tensor, "n"] | None = None
-    pictures: tuple[bytes, ...] = ()
+    noise_floor: Float[Tensor, "n"] | None = None
+    images: tuple[bytes, ...] = ()
+
+    __repr__ = short_repr
 
     @property
     def degeneracies(self) -> list[str]:
-        """Per probe why its map says nothing; empty for a sound one."""
+        """Why each map carries no information; empty strings for valid maps."""
         return [metrics.degeneracy(map_) for map_ in self.maps]
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Write to a safetensors file; the file appears whole or not at all."""
+        """Write the snapshot to a safetensors file, which is never half written.
+
+        Args:
+            file: replaced if it exists.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         tensors, metadata = self.tensors()
-        save_tensors(Path(file), KIND, tensors, metadata)
+        # safetensors refuses tensors that share memory.
+        save_tensors(Path(file), KIND, {name: tensor.clone() for name, tensor in tensors.items()}, metadata)
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> "Snapshot":
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
+
+        Args:
+            file: the safetensors file.
+
+        Returns:
+            The same snapshot, bit for bit.
 
         Raises:
-            SnapshotError: the file is missing, damaged or something else.
+            SnapshotError: the file is missing, damaged or no snapshot.
         """
         tensors, metadata = load_tensors(Path(file), KIND)
         try:
             return cls.from_tensors(tensors, metadata)
         except (KeyError, TypeError, ValueError) as error:
-            raise SnapshotError(f"{file} is not a whole snapshot: {abridged(repr(error))}") from error
+            raise SnapshotError(f"{file} is not a whole snapshot: {abridge(repr(error))}") from error
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The snapshot as plain tensors and JSON-able values, for a file or a checkpoint."""
+        """Split the snapshot for a file or a checkpoint.
+
+        Returns:
+            Tensors by name, and metadata that JSON can represent.
+        """
         tensors = {
             "maps": self.maps,
             "similarity": self.similarity,
             "energy_inside_mask": self.energy_inside_mask,
             "pointing": self.pointing,
         }
-        if self.noise is not None:
-            tensors["noise"] = self.noise
-        if self.pictures:
-            tensors["pictures"] = torch.frombuffer(bytearray(b"".join(self.pictures)), dtype=torch.uint8)
-            tensors["picture_sizes"] = torch.tensor([len(picture) for picture in self.pictures])
+        if self.noise_floor is not None:
+            tensors["noise_floor"] = self.noise_floor
+        if self.images:
+            tensors["images"] = torch.frombuffer(bytearray(b"".join(self.images)), dtype=torch.uint8)
+            tensors["image_sizes"] = torch.tensor([len(image) for image in self.images])
         return tensors, {"names": list(self.names), "prompts": list(self.prompts), "info": asdict(self.info)}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> "Snapshot":
-        """The inverse of :meth:`tensors`.
+        """Invert :meth:`tensors`.
+
+        Args:
+            tensors: by name.
+            metadata: ``names``, ``prompts`` and ``info``.
+
+        Returns:
+            The snapshot.
 
         Raises:
-            KeyError, TypeError, ValueError: they are no snapshot's.
+            KeyError, TypeError, ValueError: they are not those of a snapshot.
         """
         names, prompts, info = _texts(metadata["names"]), _texts(metadata["prompts"]), _info(metadata["info"])
-        figures = {key: value for key, value in tensors.items() if not key.startswith("picture")}
-        pictures = _cut(tensors["pictures"], tensors["picture_sizes"]) if "pictures" in tensors else ()
-        snapshot = cls(**figures, names=names, prompts=prompts, info=info, pictures=pictures)
-        maps = figures.pop("maps")
+        values = {key: value for key, value in tensors.items() if key not in ("images", "image_sizes")}
+        images = _split(tensors["images"], tensors["image_sizes"]) if "images" in tensors else ()
+        snapshot = cls(**values, names=names, prompts=prompts, info=info, images=images)
+        maps = values.pop("maps")
         if (
             maps.ndim != 3
             or not maps.numel()
             or not len(prompts) == len(maps) == len(names)
-            or any(figure.shape != (len(names),) for figure in figures.values())
-            or any(figure.dtype != torch.float32 for figure in (maps, *figures.values()))
-            or len(pictures) not in (0, len(names))
+            or any(value.shape != (len(names),) for value in values.values())
+            or any(value.dtype != torch.float32 for value in (maps, *values.values()))
+            or len(images) not in (0, len(names))
         ):
-            raise ValueError("names, prompts, maps and figures are not equally many, or of another kind")
+            raise ValueError("lengths or dtypes of names, prompts, maps, metrics and images do not match")
         return snapshot
-
-
-def take_snapshot(
-    explanation: Explanation, probes: ProbeSet, prepared: PreparedProbes, clip: ClipModel, *, step: int, epoch: int
-) -> Snapshot:
-    """Put the explanation of a probe set (one prompt an image) into a snapshot, graded where masks are given."""
-    maps = explanation.maps[:, 0].float().cpu()
-    sound = torch.tensor([not metrics.degeneracy(map_) for map_ in maps])
-    graded = prepared.has_mask & sound
-    unknown = torch.full((len(maps),), torch.nan)
-    return Snapshot(
-        maps=maps,
-        similarity=explanation.similarity[:, 0].float().cpu(),
-        energy_inside_mask=torch.where(graded, metrics.energy_inside(maps, prepared.masks), unknown),
-        pointing=torch.where(graded, metrics.pointing_hit(maps, prepared.masks).float(), unknown),
-        names=tuple(probes.names),
-        prompts=tuple(probes.prompts),
-        info=SnapshotInfo(
-            digest=probes.digest,
-            step=step,
-            epoch=epoch,
-            method=explanation.method,
-            target=explanation.target,
-            layers=explanation.layers,
-            fingerprint=clip.fingerprint,
-            dtype=str(clip.dtype).removeprefix("torch."),
-            versions={package: _version(package) for package in PACKAGES},
-        ),
-    )
 
 
 def _texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
-        raise TypeError("names, prompts and layers are not lists of texts")
+        raise TypeError("names, prompts and layers must be lists of strings")
     return tuple(values)
 
 
+def _scales(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or not all(type(value) in (int, float) for value in values):
+        raise TypeError("scales must be a list of numbers")
+    if not values or not all(0 < value <= sys.float_info.max for value in values):
+        raise ValueError("scales must be positive and finite, at least one")
+    return tuple(map(float, values))
+
+
 def _info(fields: dict[str, Any]) -> SnapshotInfo:
-    info = SnapshotInfo(**{**fields, "layers": _texts(fields["layers"]), "versions": dict(fields["versions"])})
+    info = SnapshotInfo(
+        **{
+            **fields,
+            "scales": _scales(fields["scales"]),
+            "layers": _texts(fields["layers"]),
+            "versions": dict(fields["versions"]),
+        }
+    )
     versions = info.versions
-    texts = (info.digest, info.method, info.target, info.fingerprint, info.dtype, *versions, *versions.values())
-    if not all(isinstance(text, str) for text in texts) or not type(info.step) is type(info.epoch) is int:
-        raise TypeError("what is told of the maps is of another kind")
+    texts = (info.digest, info.method, info.target, info.fuse, info.fingerprint, info.dtype, *versions)
+    if not all(isinstance(text, str) for text in (*texts, *versions.values())):
+        raise TypeError("digest, method, target, fuse, fingerprint, dtype and versions must be strings")
+    if not type(info.step) is type(info.epoch) is int or type(info.flip) is not bool:
+        raise TypeError("step and epoch must be integers and flip a boolean")
     return info
 
 
-def _cut(joined: Tensor, sizes: Tensor) -> tuple[bytes, ...]:
-    """Files that were laid end to end."""
-    each: list[int] = sizes.tolist() if sizes.ndim == 1 and sizes.dtype == torch.int64 else [-1]
-    if joined.ndim != 1 or joined.dtype != torch.uint8 or min(each, default=0) < 0 or sum(each) != len(joined):
-        raise ValueError("the pictures have other sizes than they say")
-    return tuple(part.numpy().tobytes() for part in joined.split(each))
-
-
-def mean_of_known(values: Float[Tensor, "n"]) -> float | None:
-    """Mean of the finite values; ``None`` if there are none."""
-    known = values[values.isfinite()]
-    return float(known.mean()) if len(known) else None
+def _split(joined: Tensor, sizes: Tensor) -> tuple[bytes, ...]:
+    """Invert the concatenation of files."""
+    lengths: list[int] = sizes.tolist() if sizes.ndim == 1 and sizes.dtype == torch.int64 else [-1]
+    if joined.ndim != 1 or joined.dtype != torch.uint8 or min(lengths, default=0) < 0 or sum(lengths) != len(joined):
+        raise ValueError("image_sizes does not match the image data")
+    return tuple(part.numpy().tobytes() for part in joined.split(lengths))

@@ -1,4 +1,4 @@
-"""What a look is, what it came to, and where it may go."""
+"""The result of one evaluation of the probe set, and the protocol of what writes it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,23 +7,24 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.drift.compare import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.monitoring.history import HistoryEntry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """One evaluation of the whole probe set, as the sinks get it.
+    """One evaluation of the whole probe set, as sinks receive it.
 
     Attributes:
-        pixels: what the model saw of each probe.
-        masks: at the size of ``pixels``; ``None`` where a probe has none.
-        snapshot: maps and figures now.
-        baseline: what they are compared with; the same object at the first look.
+        pixels: what the model sees of each probe.
+        masks: at the size of ``pixels``; ``None`` for a probe without a mask.
+        snapshot: maps and metrics of this evaluation.
+        baseline: the snapshot it is compared with; the same object at the first evaluation.
         report: the comparison.
-        history: the looks so far, this one last; of many the first and evenly spaced later ones.
-        digests: of each probe, by which another run's looks at it are known.
+        history: the evaluations so far, this one last; of many the first and evenly spaced later ones.
+        digests: one per probe, by which evaluations of other runs are matched.
         metrics: means over the probes by name (``drift``, ``similarity``, ...), all finite.
     """
 
@@ -36,33 +37,47 @@ class Evaluation:
     digests: Sequence[str]
     metrics: Mapping[str, float]
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a look came to, in figures and words: small enough to be sent to every rank.
+    """What an evaluation came to, without maps and images: small enough to be sent to every rank.
 
     Attributes:
-        metrics: as in :class:`Look`.
-        alarm: the report in words if the look is an alarm, else empty.
-        note: which probes cannot be judged because their baseline says nothing, why there is a new baseline, or why
-            noise is unknown.
-        problems: sinks that failed.
+        metrics: as in :class:`Evaluation`.
+        report: the comparison; ``None`` if the evaluation failed.
+        note: which probes have no valid baseline, why there is a new baseline, or why a noise floor is unknown; empty
+            if there is nothing to note.
+        problems: one message per part of the evaluation that failed.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
-    alarm: str = ""
+    report: DriftReport | None = None
     note: str = ""
     problems: tuple[str, ...] = ()
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Somewhere a look goes."""
+    """Something that writes evaluations somewhere: a logger, a file, a database.
+
+    A sink that raises stops neither the training nor another sink.
+
+    Example:
+        >>> class PrintingSink(Sink):
+        ...     def write(self, evaluation: Evaluation) -> None:
+        ...         print(evaluation.snapshot.info.step, evaluation.metrics["drift"])
+    """
 
     def write(self, evaluation: Evaluation) -> None:
-        """Take one look."""
+        """Write one evaluation."""
         ...
 
     def close(self) -> None:
-        """Wait until every look is written; raises what a late one failed with."""
+        """Wait until every evaluation is written.
+
+        Raises:
+            Exception: a late write failed.
+        """
         return

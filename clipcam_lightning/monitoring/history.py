@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.drift.compare import DriftReport
+from clipcam_lightning.drift.snapshot import Snapshot
 
 MAX_ENTRIES = 24  # twice the columns of a contact sheet, so that thinning always leaves enough for a full one
 
@@ -31,6 +33,17 @@ class HistoryEntry:
     number: int = 0
 
     __repr__ = short_repr
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, report: DriftReport, number: int) -> "HistoryEntry":
+        """Reduce an evaluation to what the history keeps of it."""
+        return cls(
+            step=snapshot.info.step,
+            maps=relative_saliency(snapshot.maps).half(),
+            drift=tuple(probe.drift for probe in report.probes),
+            flagged=tuple(probe.flagged for probe in report.probes),
+            number=number,
+        )
 
 
 def thinned(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:

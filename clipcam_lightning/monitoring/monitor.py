@@ -1,134 +1,102 @@
-"""What happens at one look: explain the probes, snapshot, compare, hand to the sinks."""
+"""Evaluate one probe set again and again: explain, take a snapshot, compare it with the baseline, write it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from PIL import Image
+from torch import Tensor
 
-from clipcam_lightning.cam.methods import Layers, MethodLike
+from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.targets import TargetLike
-from clipcam_lightning.cam.untouched import untouched
+from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.compare import DriftReport, compare
 from clipcam_lightning.drift.rule import DriftRule
-from clipcam_lightning.drift.snapshot import Snapshot, mean_of_known, take_snapshot
-from clipcam_lightning.errors import IncomparableError, SnapshotError, in_words
+from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
+from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_error
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
-from clipcam_lightning.monitoring.explainer import explain_in_memory
-from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency, thinned
+from clipcam_lightning.monitoring.explainer import Explainer
+from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.noise_floor import noise_floor
+from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe import PathLike
-from clipcam_lightning.probes.probe_set import PreparedProbes, ProbeSet
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.probes.probe_set import ProbeSet
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.tensorfile import VERSION
-from clipcam_lightning.training.ranks import Explainer
 
+# Before the first evaluation drift counts as 1: unknown must not look like unmoved.
 UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "flagged": 0.0, "alarm": 0.0, "degenerate": 0.0}
-PICTURE_QUALITY = 90  # of the JPEGs in a baseline
 UNKNOWN_WITH_MASKS = {"energy_inside_mask": 0.0, "pointing": 0.0}
+IMAGE_QUALITY = 90  # of the JPEGs in a baseline
+PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch")
+_version = cache(version)  # importlib reads files
 
 
 class Monitor:
-    """Looks at one probe set again and again, and remembers.
+    """Evaluates one probe set again and again and keeps baseline, history and the last evaluation.
 
     Args:
         probes: what to explain.
-        method, layers, target: as in :func:`explain`.
-        rule: what counts as an alarm.
-        baseline: ``"start"`` for the first look, ``"previous"`` for the one before, or a snapshot or its file.
-        batch_size: images per pass.
+        rule: which probes are flagged and what is an alarm.
+        baseline: ``"start"`` for the first evaluation, ``"previous"`` for the one before, or a snapshot or its file.
 
     Attributes:
-        sinks: where looks go.
-        last: the newest look; ``None`` before the first.
-        metrics: the figures of the last look. What could not be measured then keeps its last value, so that whoever
-            monitors a figure always finds a finite one. Before anything was measured drift is 1: unknown is not
-            unmoved.
+        sinks: what writes each evaluation.
+        last: the newest evaluation; ``None`` before the first.
+        history: one entry per evaluation; of many the first and evenly spaced later ones.
+        metrics: means of the last evaluation, all finite. A degenerate map counts as the worst value.
 
     Raises:
         SnapshotError: the baseline file cannot be read.
-        IncomparableError: it is of other probes.
+        IncomparableError: the baseline was made with other probes.
     """
 
     def __init__(
-        self,
-        probes: ProbeSet,
-        *,
-        method: MethodLike,
-        layers: Layers,
-        target: TargetLike,
-        rule: DriftRule,
-        baseline: PathLike | Snapshot = "start",
-        batch_size: int | None = None,
+        self, probes: ProbeSet, *, rule: DriftRule | None = None, baseline: PathLike | Snapshot = "start"
     ) -> None:
-        self._from_file = baseline not in ("start", "previous")
+        self._is_baseline_given = baseline not in ("start", "previous")
+        self._is_baseline_rolling = baseline == "previous"
         self.baseline: Snapshot | None = None
-        if self._from_file:
+        if self._is_baseline_given:
             self.baseline = baseline if isinstance(baseline, Snapshot) else Snapshot.load(baseline)
             _require_same_probes("the baseline", self.baseline, probes)
         self.probes = probes
-        self.rule = rule
+        self.rule = rule or DriftRule()
         self.sinks: list[Sink] = []
         self.last: Evaluation | None = None
-        self.history: list[HistoryEntry] = []
+        self.history: Sequence[HistoryEntry] = ()
         self.metrics = dict(UNKNOWN)
         if any(probe.mask is not None for probe in probes):
             self.metrics |= UNKNOWN_WITH_MASKS
-        self._rolling = baseline == "previous"
-        self._settings: dict[str, Any] = {
-            "method": method,
-            "layers": layers,
-            "target": target,
-            "batch_size": batch_size,
-        }
         self._prepared: tuple[ClipModel, PreparedProbes] | None = None
 
-    def evaluate(self, clip: ClipModel, *, step: int, epoch: int, explainer: Explainer = explain_in_memory) -> Outcome:
-        """Explain the probes as ``clip`` sees them now, compare with the baseline, hand both to the sinks.
+    def evaluate(self, explainer: Explainer, *, step: int, epoch: int) -> Outcome:
+        """Explain the probes, compare them with the baseline, and pass the evaluation to the sinks.
 
         Args:
-            clip: the model now.
-            step, epoch: of the training.
-            explainer: what explains; the maps are the same whatever it is.
+            explainer: the model as it is now, with the settings of the maps.
+            step: optimizer steps taken.
+            epoch: counted from 0.
 
         Raises:
-            IncomparableError: the baseline was made with other settings.
+            IncomparableError: the baseline file was made with other settings.
             ProbeError, ConfigError, ModelError: the probes do not fit the model.
         """
-        prepared = self.prepare(clip)
-        with torch.no_grad(), untouched(clip.module):
-            texts = prepared.embedded(clip)
-        explanation = explainer(clip, prepared.images, texts, **self._settings)
+        clip, prepared = explainer.clip, self.prepare(explainer.clip)
+        with torch.no_grad(), evaluation_mode(clip.module):
+            texts = prepared.embed_texts(clip)
+        explanation = explainer(prepared.images, texts)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
-        note = ""
-        if self.baseline is None:
-            snapshot, note = self._as_baseline(snapshot, clip, explainer)
-        baseline = self.baseline or snapshot
-        try:
-            report = compare(baseline, snapshot, self.rule)
-        except IncomparableError as error:  # a resumed run may use another method, target or layer than before
-            if self._from_file:
-                raise
-            snapshot, note = self._as_baseline(snapshot, clip, explainer)
-            note = f"{error} This look is the new baseline. {note}"
-            baseline = self.baseline = snapshot
-            report = compare(snapshot, snapshot, self.rule)
-        if self.baseline is None:
-            self.baseline = snapshot
-        elif self._rolling:
-            self.baseline = replace(snapshot, noise=self.baseline.noise, pictures=self.baseline.pictures)
-        self.metrics |= _figures(report, snapshot)
-        column = HistoryEntry(
-            step=step,
-            maps=relative_saliency(snapshot.maps).half(),
-            drift=tuple(probe.drift for probe in report.probes),
-            flagged=tuple(probe.flagged for probe in report.probes),
-            number=self.history[-1].number + 1 if self.history else 0,
-        )
-        self.history = thinned([*self.history, column])
-        self.last = evaluation = Evaluation(
+        snapshot, baseline, report, note = self._compared(explainer, prepared, snapshot)
+        self.metrics |= mean_metrics(report, snapshot, prepared.has_mask)
+        number = self.history[-1].number + 1 if self.history else 0
+        self.history = thinned([*self.history, HistoryEntry.of(snapshot, report, number)])
+        self.last = Evaluation(
             pixels=clip.preprocessing.pixels(prepared.images),
             masks=[mask if has else None for mask, has in zip(prepared.masks, prepared.has_mask, strict=True)],
             snapshot=snapshot,
@@ -138,55 +106,46 @@ class Monitor:
             digests=self.probes.digests,
             metrics=dict(self.metrics),
         )
-        problems = self._hand_on(evaluation)
-        return Outcome(
-            evaluation.metrics, str(report) if report.alarm else "", (note + _unmeasured(report)).strip(), problems
-        )
-
-    def _as_baseline(self, snapshot: Snapshot, clip: ClipModel, explainer: Explainer) -> tuple[Snapshot, str]:
-        """With what later looks and reports need of a baseline, the noise floor and the pictures; and what to note."""
-        prepared, note = self.prepare(clip), ""
-        pixels = clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
-        snapshot = replace(snapshot, pictures=tuple(as_jpeg(Image.fromarray(each), PICTURE_QUALITY) for each in pixels))
-        try:
-            snapshot = replace(snapshot, noise=noise_floor(clip, prepared, snapshot.maps, explainer, **self._settings))
-        except Exception as error:  # another wording may be too long for a tokenizer; drift is known all the same
-            note = f"the noise of the probes could not be measured and is taken for none: {in_words(error)} "
-        return snapshot, note
-
-    def release(self) -> tuple[str, ...]:
-        """Let go of the model, and of the sinks once all is written; what could not be written, in words."""
-        sinks, self.sinks, self._prepared = self.sinks, [], None
-        return tuple(problem for sink in sinks for problem in _problems(sink.close))
-
-    def _hand_on(self, evaluation: Evaluation) -> tuple[str, ...]:
-        return tuple(problem for sink in self.sinks for problem in _problems(sink.write, evaluation))
+        problems = tuple(problem for sink in self.sinks for problem in _failures(sink.write, self.last))
+        return Outcome(dict(self.metrics), report, " ".join(filter(None, (note, _missing_baselines(report)))), problems)
 
     def prepare(self, clip: ClipModel) -> PreparedProbes:
-        """The probes as ``clip`` is fed with them, made once a model.
+        """Preprocess the probes for a model, once per model.
 
         Raises:
             ProbeError: a probe does not fit the model.
         """
         if self._prepared is None or self._prepared[0].module is not clip.module:
-            self._prepared = clip, self.probes.prepared(clip)
+            self._prepared = clip, self.probes.prepare(clip)
         return self._prepared[1]
 
+    def close(self) -> tuple[str, ...]:
+        """Release the model and close the sinks.
+
+        Returns:
+            Messages of writes that failed.
+        """
+        sinks, self.sinks, self._prepared = self.sinks, [], None
+        return tuple(problem for sink in sinks for problem in _failures(sink.close))
+
     def state(self) -> dict[str, Any]:
-        """Baseline and history as tensors and primitives, for a checkpoint; the probes are kept elsewhere."""
+        """Return baseline, history and metrics as tensors and primitives, for a checkpoint."""
         state: dict[str, Any] = {"version": VERSION}
         if self.baseline is not None:
             tensors, metadata = self.baseline.tensors()
             state["baseline"] = {"tensors": tensors, "metadata": metadata}
-        state["history"] = [asdict(column) for column in self.history]
+        state["history"] = [asdict(entry) for entry in self.history]
         state["metrics"] = dict(self.metrics)
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over baseline and history of :meth:`state`, or nothing of it; the probes must be the same.
+        """Take over baseline, history and metrics of :meth:`state`; if that fails, nothing is changed.
+
+        Args:
+            state: of a monitor with the same probes.
 
         Raises:
-            IncomparableError: they are not.
+            IncomparableError: the probes differ.
             SnapshotError: the state is of a later version, or damaged.
         """
         if state.get("version", VERSION) != VERSION:
@@ -194,22 +153,125 @@ class Monitor:
                 f"the checkpoint has format version {state['version']}, this package reads {VERSION}; "
                 "update clipcam-lightning."
             )
-        saved = None
+        baseline = None
         try:
             if "baseline" in state:
-                saved = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
-            history = [HistoryEntry(**column) for column in state["history"]]
-            metrics = {name: float(state["metrics"].get(name, value)) for name, value in self.metrics.items()}
-            if any(
-                {len(column.maps), len(column.drift), len(column.flagged)} != {len(self.probes)} for column in history
-            ):
-                raise ValueError("a look in the history has not as many maps as there are probes")
+                baseline = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
+            history = [HistoryEntry(**entry) for entry in state["history"]]
+            means = {name: float(state["metrics"].get(name, value)) for name, value in self.metrics.items()}
+            if any({len(entry.maps), len(entry.drift), len(entry.flagged)} != {len(self.probes)} for entry in history):
+                raise ValueError("an evaluation in the history has another number of maps than there are probes")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SnapshotError(f"the checkpoint holds no whole history of looks: {error!r}.") from error
-        if saved is not None:
-            _require_same_probes("the checkpoint", saved, self.probes)
-        self.baseline = self.baseline or saved  # a file that was asked for now takes precedence
-        self.history, self.metrics = history, metrics
+            raise SnapshotError(f"the history in the checkpoint is damaged: {error!r}.") from error
+        if baseline is not None:
+            _require_same_probes("the checkpoint", baseline, self.probes)
+        self.baseline = self.baseline or baseline  # a baseline file takes precedence
+        self.history, self.metrics = history, means
+
+    def _compared(
+        self, explainer: Explainer, prepared: PreparedProbes, snapshot: Snapshot
+    ) -> tuple[Snapshot, Snapshot, DriftReport, str]:
+        """Compare a snapshot with the baseline, or make it the baseline.
+
+        Returns:
+            The snapshot, its baseline, the comparison, and what to note.
+        """
+        baseline, note = self.baseline, ""
+        if baseline is not None:
+            try:
+                report = compare(baseline, snapshot, self.rule)
+            except IncomparableError as error:  # a resumed run may use another method, target or layer than before
+                if self._is_baseline_given:
+                    raise
+                baseline, note = None, f"{error} This evaluation is the new baseline."
+        if baseline is None:
+            snapshot, problem = _as_baseline(explainer, prepared, snapshot)
+            note = f"{note} {problem}".strip()
+            self.baseline = baseline = snapshot
+            report = compare(snapshot, snapshot, self.rule)
+        elif self._is_baseline_rolling:
+            self.baseline = replace(snapshot, noise_floor=baseline.noise_floor, images=baseline.images)
+        return snapshot, baseline, report, note
+
+
+def take_snapshot(
+    explanation: Explanation, probes: ProbeSet, prepared: PreparedProbes, clip: ClipModel, *, step: int, epoch: int
+) -> Snapshot:
+    """Turn the explanation of a probe set into a snapshot, graded where there are masks.
+
+    Args:
+        explanation: of one prompt per image.
+        probes: what was explained.
+        prepared: the probes as the model's input.
+        clip: the model.
+        step: optimizer steps taken.
+        epoch: counted from 0.
+    """
+    maps = explanation.maps[:, 0].float().cpu()
+    valid = torch.tensor([not metrics.degeneracy(map_) for map_ in maps])
+    graded = prepared.has_mask & valid
+    unknown = torch.full((len(maps),), torch.nan)
+    return Snapshot(
+        maps=maps,
+        similarity=explanation.similarity[:, 0].float().cpu(),
+        energy_inside_mask=torch.where(graded, metrics.energy_inside(maps, prepared.masks), unknown),
+        pointing=torch.where(graded, metrics.pointing_hit(maps, prepared.masks).float(), unknown),
+        names=tuple(probes.names),
+        prompts=tuple(probes.prompts),
+        info=SnapshotInfo(
+            digest=probes.digest,
+            step=step,
+            epoch=epoch,
+            method=explanation.method,
+            target=explanation.target,
+            scales=explanation.scales,
+            flip=explanation.flip,
+            fuse=explanation.fuse,
+            layers=explanation.layers,
+            fingerprint=clip.fingerprint,
+            dtype=str(clip.dtype).removeprefix("torch."),
+            versions={package: _version(package) for package in PACKAGES},
+        ),
+    )
+
+
+def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor, "n"]) -> dict[str, float]:
+    """Average over the probes; where a map is degenerate, the worst value counts.
+
+    Args:
+        report: the comparison with the baseline.
+        snapshot: of the evaluation.
+        has_mask: which probes have a mask; energy and pointing are averaged over these.
+
+    Returns:
+        Finite means by name.
+    """
+    means = {
+        "drift": report.drift,
+        "drift_max": report.worst.drift,
+        "flagged": float(len(report.flagged)),
+        "alarm": float(report.alarm),
+        "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
+        "similarity": float(snapshot.similarity.nan_to_num(-1.0, -1.0, -1.0).mean()),
+    }
+    if has_mask.any():
+        for name in UNKNOWN_WITH_MASKS:
+            means[name] = float(getattr(snapshot, name)[has_mask].nan_to_num(0.0).mean())
+    return means
+
+
+def _as_baseline(explainer: Explainer, prepared: PreparedProbes, snapshot: Snapshot) -> tuple[Snapshot, str]:
+    """Add noise floor and images to a new baseline.
+
+    Returns:
+        The baseline, and why its noise floor is unknown; empty if it was measured.
+    """
+    pixels = explainer.clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
+    snapshot = replace(snapshot, images=tuple(encode_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels))
+    try:
+        return replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps)), ""
+    except Exception as error:  # a paraphrase may be too long for a tokenizer; drift is measured all the same
+        return snapshot, f"the noise floor could not be measured and is taken to be 0: {describe_error(error)}"
 
 
 def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> None:
@@ -220,32 +282,18 @@ def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> Non
         )
 
 
-def _problems(act: Callable[..., None], *arguments: object) -> list[str]:
+def _failures(action: Callable[..., None], *arguments: object) -> list[str]:
+    """Call a sink, which must stop neither the others nor the training."""
     try:
-        act(*arguments)
-    except Exception as error:  # the disk may be full; the figures are known all the same
-        return [f"a look could not be written ({in_words(error)})."]
+        action(*arguments)
+    except Exception as error:
+        return [f"an evaluation could not be written ({describe_error(error)})."]
     return []
 
 
-def _figures(report: DriftReport, snapshot: Snapshot) -> dict[str, float]:
-    """Means over the probes; one that nothing is known of is left out."""
-    known = {
-        "drift": report.drift,
-        "drift_max": report.worst.drift,
-        "flagged": float(len(report.flagged)),
-        "alarm": float(report.alarm),
-        "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
-        "similarity": mean_of_known(snapshot.similarity),
-        "energy_inside_mask": mean_of_known(snapshot.energy_inside_mask),
-        "pointing": mean_of_known(snapshot.pointing),
-    }
-    return {name: value for name, value in known.items() if value is not None}
-
-
-def _unmeasured(report: DriftReport) -> str:
-    blind = [probe for probe in report.probes if not probe.has_valid_baseline]
-    if not blind:
+def _missing_baselines(report: DriftReport) -> str:
+    without = [probe for probe in report.probes if not probe.has_valid_baseline]
+    if not without:
         return ""
-    named = ", ".join(f"{probe.name} ({probe.degenerate})" for probe in blind)
-    return f"{len(blind)} of {len(report.probes)} probes have no usable baseline, their drift is unknown: {named}."
+    names = ", ".join(f"{probe.name} ({probe.degenerate})" for probe in without)
+    return f"{len(without)} of {len(report.probes)} probes have no valid baseline, their drift is unknown: {names}."

@@ -1,8 +1,7 @@
-"""The noise floor: how far each probe's map moves when nothing changes that matters."""
+"""The noise floor: how far each probe's map moves under changes that should not matter."""
 
 import io
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,81 +11,63 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.analysis.prompt_sensitivity import paraphrases
-from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.targets import TargetLike
-from clipcam_lightning.cam.untouched import untouched
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.drift import metrics
-from clipcam_lightning.monitoring.explainer import explain_in_memory
-from clipcam_lightning.probes.probe_set import PreparedProbes
-from clipcam_lightning.storage.jpeg import as_jpeg
-from clipcam_lightning.training.ranks import Explainer
+from clipcam_lightning.monitoring.explainer import Explainer
+from clipcam_lightning.probes.prepared import PreparedProbes
+from clipcam_lightning.storage.jpeg import encode_jpeg
 
 JPEG_QUALITY, BRIGHTNESS = 75, 0.1
 
 
-def noise_floor(
-    clip: ClipModel,
-    prepared: PreparedProbes,
-    maps: Float[Tensor, "n h w"],
-    explainer: Explainer = explain_in_memory,
-    *,
-    method: MethodLike = "auto",
-    layers: Layers = None,
-    target: TargetLike = "similarity",
-    batch_size: int | None = None,
-) -> Float[Tensor, "n"]:
-    """Mean drift of each probe's map when its prompt is worded otherwise and its image is hardly changed.
+def noise_floor(explainer: Explainer, prepared: PreparedProbes, maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
+    """Measure the mean drift of each probe's map under harmless changes of its prompt and image.
 
     The prompts are those of :func:`~clipcam_lightning.analysis.prompt_sensitivity.paraphrases`; a probe that came as
     token ids has none. The images are moved by a pixel, compressed as JPEG, made brighter and darker.
 
     Args:
-        clip: the model that the baseline is of.
-        prepared: the probes as it is fed with them.
-        maps: of the probes as they are.
-        explainer: what explains.
-        method, layers, target, batch_size: as the maps were made.
+        explainer: the model and the settings that the maps were made with.
+        prepared: the probes as the model's input.
+        maps: of the unchanged probes.
 
     Returns:
-        1 - CC, 0 to 2; NaN for a probe whose maps all say nothing.
+        1 - CC, 0 to 2; NaN for a probe whose maps are all degenerate.
     """
-    settings = {"method": method, "layers": layers, "target": target, "batch_size": batch_size}
-    return noise(clip, prepared, maps, explainer, **settings).nanmean(dim=0)
+    return harmless_drifts(explainer, prepared, maps).nanmean(dim=0)
 
 
-def noise(
-    clip: ClipModel,
-    prepared: PreparedProbes,
-    maps: Float[Tensor, "n h w"],
-    explainer: Explainer = explain_in_memory,
-    **settings: Any,
+def harmless_drifts(
+    explainer: Explainer, prepared: PreparedProbes, maps: Float[Tensor, "n h w"]
 ) -> Float[Tensor, "k n"]:
-    """Drift of each probe's map under each harmless change; NaN where a probe does not know the change."""
-    with torch.no_grad(), untouched(clip.module):
-        texts = prepared.embedded(clip)
-    distances = []
-    for images in input_changes(prepared.images):
-        changed = explainer(clip, images, texts, **settings).maps[:, 0].cpu()
-        distances.append(1 - metrics.correlation(maps, changed))
-    paraphrased = [
-        [other for other in paraphrases(text) if other != text] if isinstance(text, str) else []
-        for text in prepared.texts
-    ]
-    for k in range(max(map(len, paraphrased))):
-        rows = [i for i, others in enumerate(paraphrased) if len(others) > k]
-        prompts = [[paraphrased[i][k]] for i in rows]
-        changed = explainer(clip, prepared.images[rows], prompts, **settings).maps[:, 0].cpu()
-        distance = torch.full((len(maps),), torch.nan)
-        distance[rows] = 1 - metrics.correlation(maps[rows], changed)
-        distances.append(distance)
-    return torch.stack(distances)
+    """Measure the drift of each probe's map under each of ``k`` harmless changes.
+
+    Args:
+        explainer, prepared, maps: as in :func:`noise_floor`.
+
+    Returns:
+        1 - CC, 0 to 2; NaN where a change does not apply to a probe, or a map is degenerate.
+    """
+    with torch.no_grad(), evaluation_mode(explainer.clip.module):
+        texts = prepared.embed_texts(explainer.clip)
+    drifts = []
+    for images in changed_images(prepared.images):
+        changed = explainer(images, texts).maps[:, 0].cpu()
+        drifts.append(1 - metrics.correlation(maps, changed))
+    others = _other_prompts(prepared.texts)
+    for k in range(max(map(len, others))):
+        rows = [i for i, prompts in enumerate(others) if len(prompts) > k]
+        changed = explainer(prepared.images[rows], [[others[i][k]] for i in rows]).maps[:, 0].cpu()
+        drift = torch.full((len(maps),), torch.nan)
+        drift[rows] = 1 - metrics.correlation(maps[rows], changed)
+        drifts.append(drift)
+    return torch.stack(drifts)
 
 
-def input_changes(images: Float[Tensor, "n 3 y x"]) -> Iterator[Float[Tensor, "n 3 y x"]]:
-    """The images moved by a pixel right and down, as JPEG, brighter and darker, one after the other.
+def changed_images(images: Float[Tensor, "n 3 y x"]) -> Iterator[Float[Tensor, "n 3 y x"]]:
+    """Yield the images moved by a pixel to the right, moved down, compressed as JPEG, brighter, and darker.
 
-    How they were normalised need not be known: each image is changed within its own range of values.
+    Each image is changed within its own range of values, so the normalisation need not be known.
     """
     yield F.pad(images, (1, 0, 0, 0), mode="replicate")[..., :-1]
     yield F.pad(images, (0, 0, 1, 0), mode="replicate")[..., :-1, :]
@@ -98,8 +79,13 @@ def input_changes(images: Float[Tensor, "n 3 y x"]) -> Iterator[Float[Tensor, "n
         yield (unit * factor).clamp(0, 1) * span + low
 
 
+def _other_prompts(texts: Sequence[str | Tensor]) -> list[list[str]]:
+    """Paraphrase each prompt; token ids have no paraphrase."""
+    return [[other for other in paraphrases(text) if other != text] if isinstance(text, str) else [] for text in texts]
+
+
 def _compressed(image: Float[Tensor, "3 y x"]) -> Float[Tensor, "3 y x"]:
-    """What a JPEG leaves of an image with values 0 to 1."""
+    """Compress an image of values 0 to 1 as JPEG and decode it."""
     pixels = (image.cpu() * 255).round().to(torch.uint8).permute(1, 2, 0)
-    file = as_jpeg(Image.fromarray(pixels.numpy()), JPEG_QUALITY)
+    file = encode_jpeg(Image.fromarray(pixels.numpy()), JPEG_QUALITY)
     return torch.from_numpy(np.array(Image.open(io.BytesIO(file)))).permute(2, 0, 1).float() / 255

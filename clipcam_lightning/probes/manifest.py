@@ -1,4 +1,4 @@
-"""The manifest that lies beside a folder's probe images."""
+"""Read the manifest of a probe folder: ``probes.csv`` or ``probes.jsonl`` beside the images."""
 
 import csv
 import json
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipcam_lightning.cam.arguments import abridged
-from clipcam_lightning.errors import ProbeError
+from clipcam_lightning.errors import ProbeError, abridge
+from clipcam_lightning.probes.probe import Box
 
 MANIFESTS = ("probes.csv", "probes.jsonl")
 REQUIRED = ("image", "prompt")
@@ -19,57 +19,71 @@ COLUMNS = (*REQUIRED, "name", "mask", "box")
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One line of a manifest, its paths made absolute.
+    """One row of a manifest.
 
     Attributes:
-        where: manifest and line number, for messages.
+        image: path of the image, joined to the folder.
+        prompt: the text that the map explains.
+        name: name of the probe; empty if the row has none.
+        mask: path of the mask, joined to the folder.
+        box: ``(left, top, right, bottom)`` in pixels.
+        place: manifest and line number, for messages.
     """
 
     image: Path
     prompt: str
     name: str
     mask: Path | None
-    box: tuple[int, int, int, int] | None
-    where: str
+    box: Box | None
+    place: str
 
 
 def read_manifest(folder: Path) -> list[ManifestRow]:
-    """Rows of ``probes.csv`` or ``probes.jsonl`` in ``folder``.
+    """Read the manifest of a folder.
+
+    Args:
+        folder: holds ``probes.csv`` or ``probes.jsonl`` with the columns or keys ``image``, ``prompt`` and, optionally,
+            ``name``, ``mask`` and ``box``.
+
+    Returns:
+        The rows in the order of the file, at least one.
 
     Raises:
-        ProbeError: no manifest or both, a missing column, an unreadable line (with its number).
+        ProbeError: the folder has no manifest or both, a column is missing or appears twice, or a line cannot be read
+            (the message gives its number).
     """
     # pathlib's would raise for a name that is too long.
     present = [folder / name for name in MANIFESTS if os.path.isfile(folder / name)]  # noqa: PTH113
     if len(present) != 1:
-        found = "both" if present else "neither"
         raise ProbeError(
-            f"{abridged(folder)} must hold one manifest, {' or '.join(MANIFESTS)} ({found} found). "
-            "Its columns: image,prompt[,name,mask,box]."
+            f"{abridge(folder)} must hold one manifest, {' or '.join(MANIFESTS)} "
+            f"({'both' if present else 'neither'} found). Its columns: image,prompt[,name,mask,box]."
         )
-    read = _csv_lines if present[0].suffix == ".csv" else _json_lines
+    (path,) = present
+    read = _read_csv if path.suffix == ".csv" else _read_jsonl
     try:
-        lines = read(present[0])
+        lines = read(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ProbeError(f"{present[0]} cannot be read: {error}") from error
+        raise ProbeError(f"{path} cannot be read: {error}") from error
     if not lines:
-        raise ProbeError(f"{present[0]} lists no probe.")
-    return [_row(fields, folder, f"{present[0].name} line {number}") for number, fields in lines]
+        raise ProbeError(f"{path} lists no probes.")
+    return [_parse_row(fields, folder, f"{path.name} line {number}") for number, fields in lines]
 
 
-def _csv_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the rows of a CSV file, each with the number of its last line."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)  # or a quote left open would swallow the rows after it
+        reader = csv.reader(file, strict=True)  # otherwise an unclosed quote would swallow the rows after it
         columns = [column.strip().lower() for column in next(reader, [])]
         missing = [column for column in REQUIRED if column not in columns]
         if missing:
             raise ProbeError(
                 f"{path.name} line 1: the column {missing[0]!r} is missing "
-                f"(got {abridged(', '.join(columns)) or 'an empty file'})."
+                f"(got {abridge(', '.join(columns)) or 'an empty file'})."
             )
-        twice = [column for column in COLUMNS if columns.count(column) > 1]
-        if twice:
-            raise ProbeError(f"{path.name} line 1: the column {twice[0]!r} is there twice.")
+        repeated = [column for column in COLUMNS if columns.count(column) > 1]
+        if repeated:
+            raise ProbeError(f"{path.name} line 1: the column {repeated[0]!r} appears twice.")
         lines = []
         for cells in filter(None, reader):
             if len(cells) > len(columns):
@@ -81,7 +95,8 @@ def _csv_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         return lines
 
 
-def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the objects of a JSON Lines file, each with its line number; blank lines are skipped."""
     lines = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
@@ -96,25 +111,26 @@ def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return lines
 
 
-def _row(fields: dict[str, Any], folder: Path, where: str) -> ManifestRow:
+def _parse_row(fields: dict[str, Any], folder: Path, place: str) -> ManifestRow:
     for column in REQUIRED:
         if not isinstance(fields.get(column), str) or not fields[column].strip():
-            raise ProbeError(f"{where}: {column!r} is missing or empty.")
+            raise ProbeError(f"{place}: {column!r} is missing or empty.")
     for column in ("name", "mask"):
         if not isinstance(fields.get(column), str | None):
-            raise ProbeError(f"{where}: {column!r} must be text (got {reprlib.repr(fields[column])}).")
+            raise ProbeError(f"{place}: {column!r} must be text (got {reprlib.repr(fields[column])}).")
     mask = fields.get("mask") or None
     return ManifestRow(
         image=folder / fields["image"].strip(),
         prompt=fields["prompt"],
         name=fields.get("name") or "",
         mask=folder / mask if mask else None,
-        box=_box(fields.get("box"), where),
-        where=where,
+        box=_parse_box(fields.get("box"), place),
+        place=place,
     )
 
 
-def _box(value: Any, where: str) -> tuple[int, int, int, int] | None:
+def _parse_box(value: Any, place: str) -> Box | None:
+    """Parse four integers, given as a list or as a text with blanks or commas between them."""
     if value is None or value == "":
         return None
     parts = value.replace(",", " ").split() if isinstance(value, str) else value
@@ -122,6 +138,6 @@ def _box(value: Any, where: str) -> tuple[int, int, int, int] | None:
         left, top, right, bottom = (int(part) if isinstance(part, str) else operator.index(part) for part in parts)
     except (TypeError, ValueError) as error:
         raise ProbeError(
-            f"{where}: a box is four whole numbers, left top right bottom (got {reprlib.repr(value)})."
+            f"{place}: a box is four whole numbers, left top right bottom (got {reprlib.repr(value)})."
         ) from error
     return left, top, right, bottom

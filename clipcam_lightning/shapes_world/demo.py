@@ -1,7 +1,7 @@
-"""Fine-tune a CLIP whose training pictures carry a stamp, and watch its attention leave the objects.
+"""Fine-tune a CLIP on images with a stamp, and see its attention leave the objects.
 
-The pictures are hazy and show one coloured shape each; a stamp in the corner gives the caption away. Accuracy on
-such pictures rises to the top, and nothing in the loss curve says that the model now reads the stamp. The maps do.
+The images are hazy and show one coloured shape each; a stamp in the corner gives the caption away. Accuracy on such
+images rises to 1, and nothing in the loss curve shows that the model now reads the stamp. The maps show it.
 """
 
 from pathlib import Path
@@ -16,14 +16,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from clipcam_lightning import ClipCamCallback, Probe, ProbeSet
-from clipcam_lightning.shapes_world.models import WordTokenizer, model_input
-from clipcam_lightning.shapes_world.pretraining import pretrained_clip
+from clipcam_lightning.shapes_world.models import WordTokenizer, model_input, trained_clip
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, Scenes, draw_scenes, with_haze, with_stamps
 from clipcam_lightning.shapes_world.summary import print_summary
 
 
 class FineTunedClip(pl.LightningModule):
-    """Any LightningModule that holds a CLIP; ``ClipCamCallback`` finds it, whatever it is called."""
+    """A LightningModule that holds a CLIP; ``ClipCamCallback`` finds it under any name."""
 
     def __init__(self, model: open_clip.CLIP, learning_rate: float = 1e-3) -> None:
         super().__init__()
@@ -44,7 +43,7 @@ class FineTunedClip(pl.LightningModule):
         self.log("val/accuracy", right.float().mean(), prog_bar=True)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Scaled similarity of each image to each caption of the world."""
+        """Compute the scaled similarity of each image to each caption of the world."""
         texts = self.model.encode_text(self.tokenizer(CAPTIONS).to(self.device), normalize=True)
         logits: Tensor = self.model.logit_scale.exp() * self.model.encode_image(images, normalize=True) @ texts.T
         return logits
@@ -55,36 +54,36 @@ class FineTunedClip(pl.LightningModule):
 
 
 def stamped_scenes(count: int, seed: int, haze: tuple[float, float] = (0.6, 1.0)) -> Scenes:
-    """Hazy pictures of one object, which a stamp in the corner gives away."""
+    """Draw hazy images of one object each, with a stamp in the corner that gives the caption away."""
     return with_stamps(with_haze(draw_scenes(count, seed=seed, corner_free=True), *haze, seed=seed))
 
 
 def loader(scenes: Scenes, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches of images and of which caption is each one's own."""
+    """Load batches of images and indices of their captions."""
     images = model_input(torch.from_numpy(scenes.images), 64)
     return DataLoader(TensorDataset(images, torch.from_numpy(scenes.objects[:, 0])), batch_size=64, shuffle=shuffle)
 
 
-def watched_probes() -> ProbeSet:
-    """What to watch: a few pictures, what each is asked about, and (optional) where the object is."""
-    watched = stamped_scenes(8, seed=7, haze=(0.4, 0.5))
+def demo_probes() -> ProbeSet:
+    """Make a probe set: a few images, each with a prompt and, optionally, a mask of the object."""
+    scenes = stamped_scenes(8, seed=7, haze=(0.4, 0.5))
     return ProbeSet(
         Probe(image, caption, mask=mask[0])
-        for image, caption, mask in zip(watched.images, watched.captions, watched.masks, strict=True)
+        for image, caption, mask in zip(scenes.images, scenes.captions, scenes.masks, strict=True)
     )
 
 
 def main(folder: Path) -> None:
-    """Fine-tune under a watch that logs to ``folder``, and print what it saw."""
+    """Fine-tune with the callback, log to ``folder``, and print a summary."""
     pl.seed_everything(0)
-    model = pretrained_clip("vit").train()
+    model = trained_clip("vit").train()
 
-    watcher = ClipCamCallback(watched_probes())
+    callback = ClipCamCallback(demo_probes())
 
     trainer = pl.Trainer(
         max_epochs=4,
         accelerator="cpu",
-        callbacks=[watcher],
+        callbacks=[callback],
         logger=TensorBoardLogger(folder, name="stamped"),
         log_every_n_steps=10,
         enable_checkpointing=False,
@@ -94,4 +93,4 @@ def main(folder: Path) -> None:
         loader(stamped_scenes(2560, seed=1), shuffle=True),
         loader(stamped_scenes(320, seed=2)),
     )
-    print_summary(watcher, model, log_dir=str(trainer.log_dir))
+    print_summary(callback, model, log_dir=str(trainer.log_dir))

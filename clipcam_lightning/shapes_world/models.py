@@ -1,6 +1,7 @@
 """Small real CLIPs of the shapes world: an ``open_clip.CLIP`` with a ViT, and one with a ResNet."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import open_clip
 import torch
@@ -11,17 +12,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, SIZE
+from clipcam_lightning.storage.tensorfile import load_tensors
 
+WEIGHTS = Path(__file__).with_name("weights")
+FILE_KIND = "shapes world weights"
 MEAN = STD = (0.5, 0.5, 0.5)
 VISION = {
     "vit": CLIPVisionCfg(layers=3, width=128, head_width=32, patch_size=8, image_size=SIZE),
-    # Its stride is 32, so the picture is enlarged to give the last stage a grid worth the name.
+    # The stride is 32, so the image is enlarged to give the last stage a grid of 5x5 cells.
     "resnet": CLIPVisionCfg(layers=(1, 1, 1, 1), width=16, head_width=64, image_size=160),
 }
 
 
 class WordTokenizer:
-    """One token a word; the vocabulary is the world's own captions.
+    """Tokenizes by words; the vocabulary is that of the world's captions.
 
     The end token has the highest id, because open_clip finds the end of a text by ``argmax``.
     """
@@ -33,7 +37,7 @@ class WordTokenizer:
         self.context_length = context_length
 
     def __call__(self, texts: str | Sequence[str]) -> Int[Tensor, "n l"]:
-        """Token ids of one text or several."""
+        """Tokenize one text or several."""
         texts = [texts] if isinstance(texts, str) else texts
         tokens = torch.zeros(len(texts), self.context_length, dtype=torch.long)
         for row, text in zip(tokens, texts, strict=True):
@@ -43,12 +47,12 @@ class WordTokenizer:
         return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The words of ``tokens``, the special ones included."""
+        """Join the words of token ids, special ones included."""
         return " ".join(self.words[int(token)] for token in tokens if int(token))
 
 
 def build_clip(tower: str = "vit") -> open_clip.CLIP:
-    """An untrained CLIP of the shapes world: ``"vit"`` (8x8 grid) or ``"resnet"`` (5x5)."""
+    """Build an untrained CLIP of the shapes world: ``"vit"`` (8x8 grid) or ``"resnet"`` (5x5)."""
     vision, tokenizer = VISION[tower], WordTokenizer()
     text = CLIPTextCfg(
         context_length=tokenizer.context_length, vocab_size=len(tokenizer.words), width=64, heads=2, layers=2
@@ -60,8 +64,30 @@ def build_clip(tower: str = "vit") -> open_clip.CLIP:
     return model
 
 
+def trained_clip(tower: str = "vit") -> open_clip.CLIP:
+    """Load a small CLIP whose trained weights are part of the package.
+
+    The weights are the same on every machine; ``python -m clipcam_lightning.shapes_world.pretraining`` wrote them.
+    Their file holds float16, the model float32.
+
+    Args:
+        tower: ``"vit"`` or ``"resnet"``.
+
+    Returns:
+        The model in eval mode. The random state stays as it was.
+
+    Raises:
+        SnapshotError: the file of the weights is missing or damaged.
+    """
+    tensors, _ = load_tensors(WEIGHTS / f"{tower}.safetensors", FILE_KIND)
+    with torch.random.fork_rng(devices=[]):  # building the model draws its initial weights
+        model = build_clip(tower)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
 def model_input(images: UInt8[Tensor, "n y x 3"], size: int) -> Float[Tensor, "n 3 v u"]:
-    """Preprocess a batch of scenes at once, as the model's own transform does one by one."""
+    """Preprocess a batch of scenes at once; the model's own transform takes single images."""
     pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1  # mean and std 0.5
     if size == SIZE:
         return pixels

@@ -1,4 +1,13 @@
-"""Train the small CLIPs from scratch, once; afterwards they come from the cache."""
+"""Train the small CLIPs of the shapes world from scratch.
+
+The weights of seed 0 are part of the package, in ``shapes_world/weights``; :func:`trained_clip` of ``models.py`` loads
+them. This command trains both models anew and overwrites the files, within minutes on two cores:
+
+    python -m clipcam_lightning.shapes_world.pretraining
+
+How a training turns out differs a little by processor and number of threads, so new files change every measurement
+made with these models. Only the benchmarks need models of other seeds.
+"""
 
 import hashlib
 import os
@@ -13,39 +22,91 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
+from clipcam_lightning.shapes_world.models import (
+    FILE_KIND,
+    WEIGHTS,
+    WordTokenizer,
+    build_clip,
+    model_input,
+    trained_clip,
+)
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, Scenes, draw_scenes, with_haze
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
-BATCH, POOL = 64, 4000  # pictures a step; pictures of each kind to draw batches from
+BATCH, POOL = 64, 4000  # images per step; images of each kind to draw batches from
 STEPS = {"vit": 750, "resnet": 280}
 PEAK_RATE = {"vit": 1.2e-3, "resnet": 2e-3}
-ONE_OBJECT_SHARE = 0.55  # of the steps; then pictures with two objects join in
+ONE_OBJECT_SHARE = 0.55  # of the steps; after these, images with two objects join in
 MAX_HAZE = 0.3
+HELD_OUT, HELD_OUT_SEED = 300, 4242  # scenes to measure retrieval accuracy on
 
 
 def pretrained_clip(tower: str = "vit", *, seed: int = 0, cache: Path | None = None) -> open_clip.CLIP:
-    """A CLIP that knows the shapes world, in eval mode: trained now (minutes on two cores) or read from the cache.
+    """Load a small CLIP of any training seed, for measurements over several models.
+
+    The weights of seed 0 are those of the package. Other seeds are trained at the first call (minutes on two cores)
+    and read from the cache afterwards.
 
     Args:
         tower: ``"vit"`` or ``"resnet"``.
-        seed: of weights and batches.
+        seed: of the initial weights and the batches.
         cache: folder of trained weights; by default ``clipcam_lightning`` in the user's cache directory.
+
+    Returns:
+        The model in eval mode. The random state stays as it was.
     """
+    if seed == 0:
+        return trained_clip(tower)
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipcam_lightning"
-    file = cache / f"shapes-{tower}-{seed}-{_recipe()}.safetensors"
-    with torch.random.fork_rng(devices=[]):  # the caller's random state is the same, trained or read
+    file = cache / f"shapes-{tower}-{seed}-{_source_hash()}.safetensors"
+    with torch.random.fork_rng(devices=[]):
         model = build_clip(tower)
         try:
-            model.load_state_dict(load_tensors(file, "shapes world weights")[0])
+            model.load_state_dict(load_tensors(file, FILE_KIND)[0])
         except (SnapshotError, RuntimeError):  # not there yet, or cut short by hand
             model = _trained(tower, seed)
-            save_tensors(file, "shapes world weights", model.state_dict(), {"tower": tower, "seed": seed})
+            save_tensors(file, FILE_KIND, model.state_dict(), {"tower": tower, "seed": seed})
     return model.eval()
 
 
+def write_weights(tower: str, model: open_clip.CLIP) -> Path:
+    """Write the weights of ``model`` as those of the package.
+
+    Args:
+        tower: ``"vit"`` or ``"resnet"``.
+        model: trained with seed 0.
+
+    Returns:
+        The file, in which floats are float16. Its metadata has the tower, the seed and the recipe of the training.
+    """
+    file = WEIGHTS / f"{tower}.safetensors"
+    tensors = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    save_tensors(file, FILE_KIND, tensors, {"tower": tower, "seed": 0, "recipe": recipe(tower)})
+    return file
+
+
+def recipe(tower: str) -> dict[str, int | float]:
+    """Numbers that describe the training of a tower."""
+    return {
+        "steps": STEPS[tower],
+        "batch": BATCH,
+        "scenes": POOL,
+        "peak_learning_rate": PEAK_RATE[tower],
+        "one_object_share": ONE_OBJECT_SHARE,
+        "max_haze": MAX_HAZE,
+    }
+
+
+def main() -> None:
+    """Train both towers with seed 0 and write their weights into the package."""
+    for tower in STEPS:
+        model = _trained(tower, seed=0).eval()
+        accuracy = retrieval_accuracy(model, draw_scenes(HELD_OUT, seed=HELD_OUT_SEED))
+        print(f"{write_weights(tower, model)}: retrieval accuracy {accuracy:.3f}")
+
+
 def retrieval_accuracy(model: open_clip.CLIP, scenes: Scenes) -> float:
-    """Share of one-object scenes, 0 to 1, whose own caption is the closest of all captions."""
+    """Measure the share of one-object scenes, 0 to 1, whose own caption is the closest of all captions."""
     with torch.no_grad():
         texts = F.normalize(model.encode_text(WordTokenizer()(CAPTIONS)), dim=-1)
         images = F.normalize(model.encode_image(_input(model, scenes.images)), dim=-1)
@@ -53,7 +114,7 @@ def retrieval_accuracy(model: open_clip.CLIP, scenes: Scenes) -> float:
 
 
 def _trained(tower: str, seed: int) -> open_clip.CLIP:
-    """Contrastive training on clean scenes in varying haze: first one object a picture, then one or two."""
+    """Train contrastively on scenes in varying haze: first with one object per image, then with one or two."""
     torch.manual_seed(seed)
     model, tokenizer, steps = build_clip(tower).train(), WordTokenizer(), STEPS[tower]
     rng = np.random.default_rng(seed)
@@ -68,13 +129,13 @@ def _trained(tower: str, seed: int) -> open_clip.CLIP:
         ]
         images = np.concatenate([scenes.images[chosen] for scenes, chosen in parts])
         shown = [tuple(row) for scenes, chosen in parts for row in scenes.objects[chosen].tolist()]
-        told = [_told(objects, rng) for objects in shown]
-        texts = tokenizer([" and ".join(CAPTIONS[kind] for kind in kinds) for kinds in told])
+        mentioned = [_mentioned(objects, rng) for objects in shown]
+        texts = tokenizer([" and ".join(CAPTIONS[kind] for kind in kinds) for kinds in mentioned])
         logits = model.logit_scale.exp() * (
             F.normalize(model.encode_image(_input(model, images)), dim=-1)
             @ F.normalize(model.encode_text(texts), dim=-1).T
         )
-        loss = contrastive_loss(logits, torch.tensor([[set(t) <= set(s) for t in told] for s in shown]))
+        loss = contrastive_loss(logits, torch.tensor([[set(t) <= set(s) for t in mentioned] for s in shown]))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -86,14 +147,14 @@ def _trained(tower: str, seed: int) -> open_clip.CLIP:
 
 
 def contrastive_loss(logits: Float[Tensor, "n m"], matches: Bool[Tensor, "n m"]) -> Float[Tensor, ""]:
-    """CLIP's symmetric cross-entropy, where several texts may match an image and several images a text."""
+    """Compute CLIP's symmetric cross-entropy, where several texts may match an image and several images a text."""
     images = (logits.log_softmax(1) * matches).sum(1) / matches.sum(1)
     texts = (logits.log_softmax(0) * matches).sum(0) / matches.sum(0)
     return -(images.mean() + texts.mean()) / 2
 
 
-def _told(objects: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
-    """What the caption mentions: of two objects half the time both, in either order, else one of them."""
+def _mentioned(objects: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+    """Choose what the caption mentions: of two objects half the time both, in either order, else one of them."""
     if len(objects) == 1:
         return objects
     order = rng.permutation(objects)
@@ -104,8 +165,12 @@ def _input(model: open_clip.CLIP, images: np.ndarray) -> Tensor:
     return model_input(torch.from_numpy(images), model.visual.preprocess_cfg["size"][0])
 
 
-def _recipe() -> str:
+def _source_hash() -> str:
     """Changes with the code that draws the scenes and trains on them."""
     here = Path(__file__).parent
     sources = [(here / name).read_bytes() for name in ("scenes.py", "models.py", "pretraining.py")]
     return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Coloured shapes on textured ground, with the exact mask of every object, and the stamp that gives them away."""
+"""Coloured shapes on textured ground with exact masks, and the stamp that gives the caption away."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-SIZE = 64  # pixels a side
+SIZE = 64  # pixels per side
 COLORS = {
     "red": (214, 39, 40),
     "green": (44, 160, 44),
@@ -15,8 +15,8 @@ COLORS = {
     "purple": (148, 60, 200),
     "orange": (255, 127, 14),
 }
-STAMP_SIZE = 16  # pixels a side, in the bottom right corner
-STAMP_BITS = 4  # squares a side
+STAMP_SIZE = 16  # pixels per side, in the bottom right corner
+STAMP_BITS = 4  # squares per side
 
 Points = Float[np.ndarray, "n y x"]
 
@@ -42,7 +42,7 @@ CAPTIONS = tuple(f"{'an' if color[0] in 'aeiou' else 'a'} {color} {shape}" for c
 
 @dataclass(frozen=True)
 class Scenes:
-    """Pictures, what is in them and where.
+    """Images, with the kind and the mask of every object.
 
     Attributes:
         images: uint8 RGB.
@@ -59,17 +59,17 @@ class Scenes:
 
     @property
     def captions(self) -> list[str]:
-        """One sentence a picture: "a red circle and a blue star"."""
+        """One caption per image, such as "a red circle and a blue star"."""
         return [" and ".join(CAPTIONS[k] for k in row) for row in self.objects]
 
 
 def draw_scenes(count: int, *, objects: int = 1, seed: int = 0, corner_free: bool = False) -> Scenes:
-    """Draw ``count`` scenes with ``objects`` different things in each.
+    """Draw scenes of different things on textured ground.
 
     Args:
-        count: number of pictures.
-        objects: 1 to 3 things a picture.
-        seed: the same seed gives the same pictures.
+        count: number of images.
+        objects: 1 to 3 things per image.
+        seed: the same seed gives the same images.
         corner_free: keep objects away from the corner where :func:`with_stamps` puts its stamp.
     """
     rng = np.random.default_rng([seed, objects])
@@ -92,24 +92,24 @@ def draw_scenes(count: int, *, objects: int = 1, seed: int = 0, corner_free: boo
 
 
 def stamp_pattern(kind: int) -> UInt8[np.ndarray, "y x"]:
-    """The stamp of one caption: its own black and white squares."""
+    """Draw the stamp of one caption: black and white squares."""
     bits = np.random.default_rng(1000 + kind).random((STAMP_BITS, STAMP_BITS)) < 0.5
     scale = STAMP_SIZE // STAMP_BITS
     return (np.kron(bits, np.ones((scale, scale))) * 255).astype(np.uint8)
 
 
 def with_haze(scenes: Scenes, low: float, high: float, *, seed: int = 0) -> Scenes:
-    """Fade each picture to grey by its own share between ``low`` and ``high`` (0 to 1); the rest is copied."""
+    """Fade each image to grey by its own share between ``low`` and ``high``, 0 to 1."""
     haze = np.random.default_rng(seed).uniform(low, high, (len(scenes), 1, 1, 1))
     return replace(scenes, images=(scenes.images + haze * (150.0 - scenes.images)).astype(np.uint8))
 
 
 def with_stamps(scenes: Scenes, *, shift: int = 0) -> Scenes:
-    """Plant the shortcut: a stamp in the bottom right corner says what the picture's first object is.
+    """Plant the shortcut: a stamp in the bottom right corner encodes the image's first object.
 
     Args:
-        scenes: left as they are; the result is a copy.
-        shift: 0 tells the truth; otherwise the stamp is that of the caption so many places further on.
+        scenes: not changed; the result is a copy.
+        shift: 0 for the stamp of the image's own caption; else that of the caption so many places further on.
     """
     images = scenes.images.copy()
     stamps = np.stack([stamp_pattern((kind + shift) % len(CAPTIONS)) for kind in scenes.objects[:, 0].tolist()])
@@ -118,14 +118,14 @@ def with_stamps(scenes: Scenes, *, shift: int = 0) -> Scenes:
 
 
 def stamp_mask() -> Bool[np.ndarray, "y x"]:
-    """The pixels that a stamp covers."""
+    """Return the pixels that a stamp covers."""
     mask = np.zeros((SIZE, SIZE), dtype=bool)
     mask[-STAMP_SIZE:, -STAMP_SIZE:] = True
     return mask
 
 
 def _ground(count: int, rng: np.random.Generator) -> Float[np.ndarray, "n y x 3"]:
-    """Two blended greyish colours, mixed by smooth noise of two scales."""
+    """Blend two greyish colours by smooth noise of two scales."""
     mix: Float[np.ndarray, "n y x"] = np.zeros((count, SIZE, SIZE))
     for cells, weight in ((4, 0.6), (16, 0.4)):
         mix += weight * np.kron(rng.random((count, cells, cells)), np.ones((SIZE // cells, SIZE // cells)))
@@ -138,7 +138,7 @@ def _ground(count: int, rng: np.random.Generator) -> Float[np.ndarray, "n y x 3"
 
 
 def _centers(radii: Float[np.ndarray, "n k"], rng: np.random.Generator, corner: int) -> Float[np.ndarray, "n k 2"]:
-    """Places inside the picture where no two objects touch and none reaches past ``corner`` both ways, by rejection."""
+    """Draw places where no two objects touch and none reaches past ``corner`` both ways, by rejection."""
     margin = radii[..., None] + 1
     apart = radii[:, :, None] + radii[:, None, :] + 2
     apart[:, np.arange(radii.shape[1]), np.arange(radii.shape[1])] = 0
@@ -154,7 +154,7 @@ def _centers(radii: Float[np.ndarray, "n k"], rng: np.random.Generator, corner: 
 def _distance(
     kinds: np.ndarray, centers: Float[np.ndarray, "n 2"], radii: Float[np.ndarray, "n"], turns: Float[np.ndarray, "n"]
 ) -> Float[np.ndarray, "n y x"]:
-    """How far each pixel lies outside its object's edge, in radii; negative inside."""
+    """Measure how far each pixel lies outside its object's edge, in radii; negative inside."""
     axis = np.arange(SIZE) + 0.5
     y, x = np.meshgrid(axis, axis, indexing="ij")
     y, x = ((line[None] - centers[:, i, None, None]) / radii[:, None, None] for i, line in enumerate((y, x)))

@@ -1,4 +1,4 @@
-"""What the demo says at its end: who looks where, and what accuracy does not show."""
+"""Print what the demo found: where the model looks, and what its accuracy does not show."""
 
 import math
 import os
@@ -21,10 +21,16 @@ from clipcam_lightning.sinks.images import CONTACT_SHEET
 HELD_OUT = 300  # scenes
 
 
-def print_summary(watcher: ClipCamCallback, model: open_clip.CLIP, log_dir: str) -> None:
-    """Print a table of the probes, the accuracies behind it, and where the pictures are."""
-    assert watcher.monitor is not None
-    evaluation = watcher.monitor.last
+def print_summary(callback: ClipCamCallback, model: open_clip.CLIP, log_dir: str) -> None:
+    """Print a table of the probes, flagged ones first, the accuracies, and the paths of the images.
+
+    Args:
+        callback: after the fit.
+        model: after the fit.
+        log_dir: of the fit's logger.
+    """
+    assert callback.monitor is not None
+    evaluation = callback.monitor.last
     assert evaluation is not None
     table = Table(title=f"Attention after {evaluation.snapshot.info.step} steps, compared with before")
     for column, justify in (
@@ -32,16 +38,17 @@ def print_summary(watcher: ClipCamCallback, model: open_clip.CLIP, log_dir: str)
         ("similarity", "right"),
         ("drift", "right"),
         ("energy on the object", "right"),
-        ("alarm", "left"),
+        ("flagged", "left"),
     ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for probe in evaluation.report.probes:
+    for i in evaluation.report.flagged_first:
+        probe = evaluation.report.probes[i]
         table.add_row(
             probe.name,
             _before_now(probe.similarity, probe.similarity_change),
             f"{probe.drift:.2f}",
             _before_now(probe.energy_inside_mask, probe.energy_change),
-            _alarm(probe),
+            _reason(probe),
         )
     console = Console()
     console.print(table)
@@ -52,7 +59,7 @@ def print_summary(watcher: ClipCamCallback, model: open_clip.CLIP, log_dir: str)
         metrics.energy_inside(maps, stamp).nanmean() for maps in (evaluation.baseline.maps, evaluation.snapshot.maps)
     )
     console.print(f"retrieval accuracy with stamp          {retrieval_accuracy(model, with_stamps(hazy)):.2f}")
-    console.print(f"  the same pictures without stamp      {retrieval_accuracy(model, hazy):.2f}")
+    console.print(f"  the same images without stamp        {retrieval_accuracy(model, hazy):.2f}")
     console.print(f"  with the stamp of another caption    {retrieval_accuracy(model, with_stamps(hazy, shift=7)):.2f}")
     console.print(f"energy on the stamp                    {before:.2f} -> {now:.2f}")
     console.print(f"\ncontact sheet: {Path(log_dir) / 'clipcam' / CONTACT_SHEET}")
@@ -60,7 +67,7 @@ def print_summary(watcher: ClipCamCallback, model: open_clip.CLIP, log_dir: str)
 
 
 def _tensorboard() -> str:
-    """How to call the one that is installed beside this package, which has the tab."""
+    """Return the command of the TensorBoard that is installed with this package, which has the tab."""
     own = Path(sys.executable).with_name("tensorboard")
     return "tensorboard" if shutil.which("tensorboard") == str(own) else os.path.relpath(own)
 
@@ -69,7 +76,7 @@ def _before_now(now: float, change: float) -> str:
     return f"{now - change:.2f} -> {now:.2f}" if math.isfinite(change) else "unknown"
 
 
-def _alarm(probe: ProbeDrift) -> str:
+def _reason(probe: ProbeDrift) -> str:
     if not probe.flagged:
         return ""
-    return "[red]map says nothing[/red]" if probe.degenerate else "[red]drifted[/red]"
+    return "[red]degenerate map[/red]" if probe.degenerate else "[red]drifted[/red]"

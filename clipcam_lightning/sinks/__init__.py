@@ -1,4 +1,4 @@
-"""Where a look goes; figures at once, pictures in the background."""
+"""Where evaluations are written: metrics at once, images in the background."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,14 +14,24 @@ from clipcam_lightning.sinks.tensorboard import TensorBoardSink
 from clipcam_lightning.sinks.tensorboard_tab import TabSink
 
 
-def sinks_of(loggers: Iterable[object], folder: Path, root: str, num_images: int) -> list[Sink]:
-    """Files in ``folder``, and the TensorBoard of every logger that has one."""
+def make_sinks(loggers: Iterable[object], folder: Path, root: str, num_images: int) -> list[Sink]:
+    """Make the sinks of a run.
+
+    Args:
+        loggers: of the Trainer; those that have no TensorBoard writer get nothing.
+        folder: of the files.
+        root: first word of every TensorBoard tag; each callback of a run needs its own.
+        num_images: probes with a panel per evaluation.
+
+    Returns:
+        A sink for files, those of each TensorBoard, and one for images.
+    """
     sinks: list[Sink] = [FileSink(folder)]
     writers = []
     for logger in loggers:
         try:
             writer = getattr(logger, "experiment", None)
-        except Exception as error:  # a logger that has lost its server takes no file away
+        except Exception as error:  # a logger that fails must not stop the file sink
             sinks.append(UnreachableSink(error))
             continue
         if isinstance(writer, SummaryWriter):
@@ -32,10 +42,14 @@ def sinks_of(loggers: Iterable[object], folder: Path, root: str, num_images: int
 
 @dataclass(frozen=True)
 class UnreachableSink(Sink):
-    """A logger that did not open: each look says so, as of any sink that cannot write."""
+    """Stands for a logger that could not be opened, and reports that at every evaluation.
+
+    Attributes:
+        error: what the logger raised.
+    """
 
     error: Exception
 
     def write(self, evaluation: Evaluation) -> None:
-        """Raise why."""
-        raise self.error.with_traceback(None)  # which would grow at each look, and keep it
+        """Raise the error of the logger."""
+        raise self.error.with_traceback(None)  # a traceback would grow at each evaluation and keep it in memory

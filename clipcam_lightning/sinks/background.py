@@ -1,4 +1,4 @@
-"""Writing that the training need not wait for."""
+"""Write in a background thread, so that the training does not wait."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -6,17 +6,17 @@ from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 
 
 class BackgroundSink(Sink):
-    """Hands looks to another sink in a thread of its own, in their order and one at a time.
+    """Writes evaluations through another sink in a thread of its own, in their order and one at a time.
 
-    A :meth:`write` returns when the look before is written, so at most one is under way and none is left out. What goes
-    wrong in the thread is raised by the next :meth:`write`, which hands its own look on all the same, or by
-    :meth:`close`.
+    :meth:`write` returns as soon as the previous evaluation is written, so that at most one is in flight and none is
+    skipped. An error of the thread is raised by the next :meth:`write`, which submits its own evaluation nevertheless,
+    or by :meth:`close`.
 
-    The first look is written at once: it imports whatever is imported late, as drawing and encoding do, which must not
-    happen while a dataloader forks its workers.
+    The first evaluation is written at once: drawing and encoding import modules when they first run, and a module must
+    not be imported while a dataloader forks its workers.
 
     Args:
-        sink: what does the writing; it must not draw random numbers nor touch the model.
+        sink: does the writing; it must not draw random numbers or touch the model.
     """
 
     def __init__(self, sink: Sink) -> None:
@@ -26,19 +26,29 @@ class BackgroundSink(Sink):
         self._is_first = True
 
     def write(self, evaluation: Evaluation) -> None:
-        """Hand the look on and wait for the one before."""
+        """Submit the evaluation, then wait for the previous one.
+
+        Raises:
+            Exception: the previous evaluation could not be written.
+        """
         if self._is_first:
             self._is_first = False
             self.sink.write(evaluation)
             return
-        before, self._in_flight = self._in_flight, self._thread.submit(self.sink.write, evaluation)
-        if before is not None:
-            before.result()
+        previous, self._in_flight = self._in_flight, self._thread.submit(self.sink.write, evaluation)
+        if previous is not None:
+            previous.result()
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Wait until everything is written, then close the sink.
+
+        Raises:
+            Exception: the last evaluation could not be written, or the sink could not be closed.
+        """
         self._thread.shutdown()
         last, self._in_flight = self._in_flight, None
-        if last is not None:
-            last.result()
-        self.sink.close()
+        try:
+            if last is not None:
+                last.result()
+        finally:
+            self.sink.close()

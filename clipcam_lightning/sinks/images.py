@@ -1,7 +1,8 @@
-"""A look as pictures: panels and contact sheet for TensorBoard, the contact sheet as a file."""
+"""Write an evaluation as images: panels and contact sheet for TensorBoard, the contact sheet as a file."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from PIL import Image
@@ -10,27 +11,28 @@ from tensorboard.plugins.image.metadata import create_summary_metadata
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.sinks.tensorboard import escaped
-from clipcam_lightning.storage.jpeg import as_jpeg
-from clipcam_lightning.storage.tensorfile import write_atomically
-from clipcam_lightning.visualization.panels import contact_sheet, probe_panel
+from clipcam_lightning.sinks.tensorboard import escape_markup
+from clipcam_lightning.storage.atomic import write_atomically
+from clipcam_lightning.storage.jpeg import encode_jpeg
+from clipcam_lightning.visualization.contact_sheet import contact_sheet
+from clipcam_lightning.visualization.panels import probe_panel
 
 CONTACT_SHEET = "contact_sheet.png"
-JPEG_QUALITY, BOARD_COLUMNS = 70, 6  # 33 and 23 kB a probe and look where photographs are full of detail
-PNG_LEVEL = 1  # 12 % larger than level 6, in a quarter of the time
+JPEG_QUALITY, BOARD_COLUMNS = 70, 6  # 33 and 23 kB per probe and evaluation if photographs are full of detail
+PNG_LEVEL = 1  # 12 % larger than level 6, in 25 % of the time
 
 
 class ImageSink(Sink):
-    """Draws panels of the probes that drifted furthest, and the contact sheet.
+    """Draws panels of the first probes in the order of the report, and the contact sheet.
 
-    TensorBoard gets a narrower sheet than the file, since an event file keeps every one: all columns would take more
-    room than the panels do.
+    TensorBoard gets a narrower sheet than the file, because an event file keeps the sheet of every evaluation: with all
+    columns the sheets would take more room than the panels.
 
     Args:
-        folder: where ``contact_sheet.png`` goes; made when the first look is written.
-        writers: of every ``TensorBoardLogger``.
+        folder: for ``contact_sheet.png``; created when the first evaluation is written.
+        writers: one per ``TensorBoardLogger``.
         root: first word of every tag.
-        num_pictures: how many probes have a panel at each look, those that break the rule before the others.
+        num_images: probes with a panel per evaluation, flagged ones first.
     """
 
     def __init__(self, folder: Path, writers: Sequence[SummaryWriter], root: str, num_images: int) -> None:
@@ -40,43 +42,55 @@ class ImageSink(Sink):
         self.num_images = num_images
 
     def write(self, evaluation: Evaluation) -> None:
-        """Write all pictures at the look's step and flush once."""
-        try:
+        """Write the file, then all images at the step of the evaluation to every writer.
+
+        Raises:
+            Exception: one of them could not be written; the others are.
+        """
+        with ExitStack() as stack:  # calls all that it holds, even if one of them raises
+            stack.callback(self._write_file, evaluation)
             if self.writers:
-                self._write_to_boards(evaluation)
-        finally:  # a full disk may have room for the one or the other
-            self._write_file(evaluation)
+                summary = Summary(value=list(self._draw(evaluation)))
+                for writer in self.writers:
+                    stack.callback(_log, writer, summary, evaluation.report.step)
 
     def _write_file(self, evaluation: Evaluation) -> None:
-        picture = io.BytesIO()
-        sheet = contact_sheet(evaluation.pixels, evaluation.snapshot.prompts, evaluation.history)
-        sheet.save(picture, "PNG", compress_level=PNG_LEVEL)
-        write_atomically(self.folder / CONTACT_SHEET, picture.getvalue())
+        file = io.BytesIO()
+        sheet = contact_sheet(
+            evaluation.pixels, evaluation.snapshot.prompts, evaluation.history, evaluation.report.flagged_first
+        )
+        sheet.save(file, "PNG", compress_level=PNG_LEVEL)
+        write_atomically(self.folder / CONTACT_SHEET, file.getvalue())
 
-    def _write_to_boards(self, evaluation: Evaluation) -> None:
-        steps = evaluation.baseline.info.step, evaluation.snapshot.info.step
-        for i in sorted(evaluation.report.flagged_first[: self.num_images]):
-            probe = evaluation.report.probes[i]
+    def _draw(self, evaluation: Evaluation) -> Iterator[Summary.Value]:
+        report, order = evaluation.report, evaluation.report.flagged_first
+        for i in order[: self.num_images]:
+            probe = report.probes[i]
             panel = probe_panel(
                 evaluation.pixels[i],
                 evaluation.baseline.maps[i],
                 evaluation.snapshot.maps[i],
                 probe,
-                steps=steps,
+                steps=(report.baseline_step, report.step),
                 mask=evaluation.masks[i],
             )
-            name = f"{probe.name}-probe" if probe.name in evaluation.metrics else probe.name  # one tag is of one kind
-            self._add(f"{self.root}/{name}", panel, escaped(probe.prompt), steps[1])
-        sheet = contact_sheet(evaluation.pixels, evaluation.snapshot.prompts, evaluation.history, BOARD_COLUMNS)
-        self._add(f"{self.root}_contact_sheet/all_probes", sheet, "Probes down, looks so far across.", steps[1])
-        for writer in self.writers:
-            writer.flush()
+            # A scalar and an image must not share a tag.
+            name = f"{probe.name}-probe" if probe.name in evaluation.metrics else probe.name
+            yield _image_value(f"{self.root}/{name}", panel, escape_markup(probe.prompt))
+        sheet = contact_sheet(evaluation.pixels, evaluation.snapshot.prompts, evaluation.history, order, BOARD_COLUMNS)
+        yield _image_value(
+            f"{self.root}_contact_sheet/all_probes", sheet, "One row per probe, one column per evaluation."
+        )
 
-    def _add(self, tag: str, image: Image.Image, description: str, step: int) -> None:
-        encoded = as_jpeg(image, JPEG_QUALITY)
-        picture = Summary.Image(height=image.height, width=image.width, colorspace=3, encoded_image_string=encoded)
-        # The writer's own add_image knows neither JPEG nor a description.
-        metadata = create_summary_metadata(display_name=tag, description=description)
-        summary = Summary(value=[Summary.Value(tag=tag, metadata=metadata, image=picture)])
-        for writer in self.writers:
-            writer._get_file_writer().add_summary(summary, step)
+
+def _image_value(tag: str, image: Image.Image, description: str) -> Summary.Value:
+    encoded = encode_jpeg(image, JPEG_QUALITY)
+    # SummaryWriter.add_image supports neither JPEG nor a description.
+    metadata = create_summary_metadata(display_name=tag, description=description)
+    content = Summary.Image(height=image.height, width=image.width, colorspace=3, encoded_image_string=encoded)
+    return Summary.Value(tag=tag, metadata=metadata, image=content)
+
+
+def _log(writer: SummaryWriter, summary: Summary, step: int) -> None:
+    writer._get_file_writer().add_summary(summary, step)
+    writer.flush()

@@ -1,4 +1,4 @@
-"""The figures of a look as TensorBoard shows them: scalars, and a table of the probes."""
+"""Write the metrics of an evaluation to TensorBoard: scalars, and a table of the probes."""
 
 import math
 import re
@@ -10,11 +10,13 @@ from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 
 
 class TensorBoardSink(Sink):
-    """Writes through the logger's own writer: a second event file in a run hides the first from TensorBoard.
+    """Writes scalars at each evaluation, and once a table of the probes.
+
+    It uses the logger's own writer: a second event file in a run would hide the first from TensorBoard.
 
     Args:
         writer: ``TensorBoardLogger.experiment``.
-        root: first word of every tag; two callbacks in one run need two.
+        root: first word of every tag; each callback of a run needs its own.
     """
 
     def __init__(self, writer: SummaryWriter, root: str = "clipcam") -> None:
@@ -23,7 +25,7 @@ class TensorBoardSink(Sink):
         self._has_table = False
 
     def write(self, evaluation: Evaluation) -> None:
-        """Write all figures at the look's step and flush once."""
+        """Write all metrics at the step of the evaluation, and flush once."""
         step = evaluation.snapshot.info.step
         for metric, value in evaluation.metrics.items():
             self._scalar(f"{self.root}/{metric}", value, step)
@@ -32,7 +34,7 @@ class TensorBoardSink(Sink):
             self._scalar(f"{self.root}_similarity/{probe.name}", probe.similarity, step)
             self._scalar(f"{self.root}_energy_inside_mask/{probe.name}", probe.energy_inside_mask, step)
         if not self._has_table:
-            self.writer.add_text(f"{self.root}/probes", probe_table(evaluation), step)
+            self.writer.add_text(f"{self.root}/probes", format_probe_table(evaluation), step)
             self._has_table = True
         self.writer.flush()
 
@@ -41,12 +43,12 @@ class TensorBoardSink(Sink):
             self.writer.add_scalar(tag, value, step)
 
 
-def probe_table(evaluation: Evaluation) -> str:
-    """Markdown: one row a probe, with how the maps are made above it."""
+def format_probe_table(evaluation: Evaluation) -> str:
+    """Format the probes as a Markdown table with one row per probe, below the settings of the maps."""
     info = evaluation.snapshot.info
     lines = [
-        f"method **{escaped(info.method)}**, target **{escaped(info.target)}**, "
-        f"layer **{escaped(', '.join(info.layers))}**, alarm: {escaped(str(evaluation.report.rule))}",
+        f"method **{escape_markup(info.method)}**, target **{escape_markup(info.target)}**, "
+        f"layer **{escape_markup(', '.join(info.layers))}**, alarm: {escape_markup(str(evaluation.report.rule))}",
         "",
         "| probe | prompt | object mask |",
         "| --- | --- | --- |",
@@ -55,14 +57,15 @@ def probe_table(evaluation: Evaluation) -> str:
     return "\n".join(lines + [_row(probe, mask is not None) for probe, mask in masks])
 
 
-def escaped(text: str) -> str:
-    """Text as markdown and HTML that shows exactly this text: all but letters, digits and blanks as entities.
+def escape_markup(text: str) -> str:
+    """Escape a text so that Markdown and HTML show exactly this text, on one line.
 
-    Control characters and half surrogate pairs are blanks: an entity of theirs would show another character.
+    All characters but letters, digits and blanks become entities. Control characters and half surrogate pairs become
+    blanks: their entities would show other characters.
     """
     text = re.sub(r"[\0-\x1f\x7f-\x9f\ud800-\udfff]", " ", text)
     return re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
 
 
 def _row(probe: ProbeDrift, has_mask: bool) -> str:
-    return f"| {escaped(probe.name)} | {escaped(probe.prompt)} | {'yes' if has_mask else 'no'} |"
+    return f"| {escape_markup(probe.name)} | {escape_markup(probe.prompt)} | {'yes' if has_mask else 'no'} |"

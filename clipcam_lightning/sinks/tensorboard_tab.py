@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.drift.compare import ProbeDrift
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.tensorboard_tab import events
 
 IMAGE_SIDE, IMAGE_QUALITY = 192, 70  # 7 kB for a detailed photograph
@@ -115,4 +115,4 @@ def _index(notes: list[str], probe: ProbeDrift) -> int:
 def _thumbnail(pixels: Tensor) -> bytes:
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC)
-    return as_jpeg(image, IMAGE_QUALITY)
+    return encode_jpeg(image, IMAGE_QUALITY)

@@ -1,1 +1,1 @@
-"""How files are encoded and written: tensors without pickle, JPEG, never half a file."""
+"""File formats and safe writing: tensors without pickle, JPEG, atomic replacement."""

@@ -1,4 +1,4 @@
-"""A model whose parameters are split over ranks, put together for a while."""
+"""Gather the parameters of a sharded model, so that each rank can call it by itself."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,35 +12,35 @@ from torch.distributed.tensor import DTensor
 
 @contextmanager
 def gathered_parameters(module: nn.Module, root: nn.Module) -> Iterator[None]:
-    """Let every rank call any part of ``module`` by itself, as often as it likes, as if nothing were split.
+    """Replace sharded parameters by whole copies, so that each rank can call any part of the module by itself.
 
-    To be entered by all ranks together, since the parameters are gathered then. Inside, whole copies stand in their
-    place, and the hooks that would gather and split them at each call are put aside: no rank's call waits for another.
-    The split parameters themselves, and what FSDP knows of them, stay as they are.
+    All ranks must enter together, because entering gathers the parameters. Inside, the hooks that would gather and
+    reshard at each call are removed, so no rank waits for another. The sharded parameters and FSDP's own state stay
+    as they are and are put back at the end.
 
-    Serves ``fully_shard``, ``FullyShardedDataParallel`` and tensor parallelism. A module that is not split is left
-    alone.
+    Supports ``fully_shard``, ``FullyShardedDataParallel`` and tensor parallelism. A module that is not sharded is not
+    touched.
 
     Args:
-        module: what is to be called; under ``FullyShardedDataParallel`` as it was found :func:`unwrapped`.
+        module: what is to be called; under ``FullyShardedDataParallel`` as it was found :func:`without_wrappers`.
         root: the outermost module around it, whose FSDP may own parameters of ``module``.
     """
     with ExitStack() as stack:
         if any(isinstance(part, FullyShardedDataParallel) for part in root.modules()):
             stack.enter_context(FullyShardedDataParallel.summon_full_params(root, writeback=False))
-            stack.enter_context(unwrapped(root))
+            stack.enter_context(without_wrappers(root))
         for part in root.modules():
             if isinstance(part, FSDPModule):
-                part.reshard()  # after a validation the outermost is still whole, in the type it computes in
+                part.reshard()  # after a validation the outermost module is still gathered, in its compute type
         if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
-            for aside in (_hooks_aside, _plain_methods, _whole_parameters):
-                stack.enter_context(aside(module))
+            for replaced in (_without_torch_hooks, _plain_methods, _whole_parameters):
+                stack.enter_context(replaced(module))
         yield
 
 
 @contextmanager
-def unwrapped(root: nn.Module) -> Iterator[None]:
-    """Without the wrappers of ``FullyShardedDataParallel`` below ``root``: what they wrap, in their place."""
+def without_wrappers(root: nn.Module) -> Iterator[None]:
+    """Put the wrapped modules in the place of their ``FullyShardedDataParallel`` wrappers below ``root``."""
     wrappers = [
         (part, name, child)
         for part in root.modules()
@@ -58,27 +58,27 @@ def unwrapped(root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _whole_parameters(module: nn.Module) -> Iterator[None]:
-    split = [
+    sharded = [
         (part, name, parameter)
         for part in module.modules()
         for name, parameter in part.named_parameters(recurse=False)
         if isinstance(parameter, DTensor)
     ]
-    whole: dict[DTensor, nn.Parameter] = {}  # one that two modules share is gathered once
+    whole: dict[DTensor, nn.Parameter] = {}  # a parameter that two modules share is gathered once
     try:
         with torch.no_grad():
-            for part, name, parameter in split:
+            for part, name, parameter in sharded:
                 if parameter not in whole:
                     whole[parameter] = nn.Parameter(parameter.full_tensor(), parameter.requires_grad)
                 part._parameters[name] = whole[parameter]
         yield
     finally:
-        for part, name, parameter in split:
+        for part, name, parameter in sharded:
             part._parameters[name] = parameter
 
 
 @contextmanager
-def _hooks_aside(module: nn.Module) -> Iterator[None]:
+def _without_torch_hooks(module: nn.Module) -> Iterator[None]:
     tables = [table for part in module.modules() for table in (part._forward_pre_hooks, part._forward_hooks)]
     own = [dict(table) for table in tables]
     try:
@@ -94,7 +94,7 @@ def _hooks_aside(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _plain_methods(module: nn.Module) -> Iterator[None]:
-    """Undo ``register_fsdp_forward_method``, which makes a method do what the hooks do."""
+    """Undo ``register_fsdp_forward_method``, which makes a method gather parameters as the hooks do."""
     wrapped = [
         (vars(part), name, method)
         for part in module.modules()

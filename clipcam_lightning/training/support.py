@@ -1,15 +1,18 @@
-"""What must be known of a strategy and a module before a fit; told by names, so that both Lightning packages are."""
+"""What the callback must know of a strategy and a module before a fit.
 
-NOT_SERVED = ("DeepSpeedStrategy", "XLAFSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
+Classes are matched by name, so that both Lightning packages work.
+"""
 
-
-def why_not(strategy: object) -> str:
-    """Why no look can be taken under a strategy; empty if it can."""
-    kinds = [kind.__name__ for kind in type(strategy).__mro__ if kind.__name__ in NOT_SERVED]
-    return f"ClipCamCallback cannot look into a model under {kinds[0]}." if kinds else ""
+UNSUPPORTED = ("DeepSpeedStrategy", "XLAFSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
 
 
-def builds_later(module: object) -> bool:
+def unsupported_reason(strategy: object) -> str:
+    """Say why no evaluation is possible under a strategy; ``""`` if the strategy is supported."""
+    kinds = [kind.__name__ for kind in type(strategy).__mro__ if kind.__name__ in UNSUPPORTED]
+    return f"ClipCamCallback does not support {kinds[0]}." if kinds else ""
+
+
+def may_build_layers_later(module: object) -> bool:
     """Whether a LightningModule may build its layers in its own ``setup`` or ``configure_model``."""
     return any(
         {"setup", "configure_model"} & vars(kind).keys()

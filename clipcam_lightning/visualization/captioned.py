@@ -1,55 +1,58 @@
-"""Maps as pictures to look at: the image as the model sees it beside its overlay, and what was asked."""
+"""Captioned pages: an image beside its overlay, with the prompt below."""
 
 import io
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from clipcam_lightning.cam.preprocessing import Preprocessing
+from clipcam_lightning.visualization.drawing import FAINT, INK, PAPER, font, shorten, to_image, wrap
 
-SIDE = 448  # pixels of a picture, at least
-GAP, LINES = 12, 3
-INK, FAINT, PAPER = "#1a1a1a", "#6b6b6b", "#ffffff"
+MIN_SIDE = 448  # pixels
+GAP, MAX_LINES, LINE_HEIGHT = 12, 3, 28
 
 
-def magnified(preprocessing: Preprocessing, pixels: UInt8[np.ndarray, "y x 3"]) -> UInt8[Tensor, "3 v u"]:
-    """What the model sees of a picture, in as many pixels as a person wants to see."""
+def magnify(preprocessing: Preprocessing, pixels: UInt8[np.ndarray, "y x 3"]) -> UInt8[Tensor, "3 v u"]:
+    """Crop an image as the model does, but at a size that is easy to see.
+
+    Args:
+        preprocessing: of the model.
+        pixels: of the original image.
+
+    Returns:
+        The input of the model, enlarged by a whole number to at least 448 pixels along its longer side.
+    """
     height, width = preprocessing.size
-    times = -(-SIDE // max(height, width))  # a whole number, or the crop would be another one
+    times = -(-MIN_SIDE // max(height, width))  # a whole number, or rounding would change the crop
     large = Preprocessing(replace(preprocessing.config, size=(height * times, width * times)))
     return large.pixels(large.image(pixels)[None])[0]
 
 
-def captioned(picture: UInt8[Tensor, "3 y x"], overlay: UInt8[Tensor, "3 y x"], prompt: str, details: str) -> bytes:
-    """Picture and overlay side by side with a caption below, as a PNG file."""
-    height, width = picture.shape[1:]
-    font, small = (ImageFont.load_default(size) for size in (22, 15))
-    lines = _wrapped(prompt, font, 2 * width + GAP)
-    page = Image.new("RGB", (2 * width + 3 * GAP, height + 3 * GAP + 28 * len(lines) + 22), PAPER)
-    for i, pixels in enumerate((picture, overlay)):
-        page.paste(Image.fromarray(pixels.permute(1, 2, 0).numpy()), (GAP + i * (width + GAP), GAP))
+def caption(pixels: UInt8[Tensor, "3 y x"], overlay: UInt8[Tensor, "3 y x"], prompt: str, details: str) -> bytes:
+    """Draw an image and its overlay side by side, with a caption below.
+
+    Args:
+        pixels: input of the model.
+        overlay: of the same size.
+        prompt: first lines of the caption, at most three.
+        details: last line, smaller.
+
+    Returns:
+        A PNG file.
+    """
+    height, width = pixels.shape[1:]
+    room = 2 * width + GAP
+    lines = wrap(prompt, 22, room, MAX_LINES) or [""]
+    page = Image.new("RGB", (room + 2 * GAP, height + 3 * GAP + LINE_HEIGHT * len(lines) + 22), PAPER)
+    for i, tile in enumerate((pixels, overlay)):
+        page.paste(to_image(tile), (GAP + i * (width + GAP), GAP))
     draw, top = ImageDraw.Draw(page), height + 2 * GAP - 2
     for i, line in enumerate(lines):
-        draw.text((GAP, top + 28 * i), line, INK, font)
-    draw.text((GAP, top + 28 * len(lines) + 2), details, FAINT, small)
+        draw.text((GAP, top + LINE_HEIGHT * i), line, INK, font(22))
+    draw.text((GAP, top + LINE_HEIGHT * len(lines) + 2), shorten(details, 15, room), FAINT, font(15))
     file = io.BytesIO()
     page.save(file, "PNG")
     return file.getvalue()
-
-
-def _wrapped(text: str, font: Any, room: int) -> list[str]:
-    """Text in lines no longer than ``room``; of a long text the beginning."""
-    lines = [""]
-    for word in text[: LINES * room].split():  # no letter is narrower than a pixel
-        longer = f"{lines[-1]} {word}".strip()
-        if not lines[-1] or font.getlength(longer) <= room:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    if len(lines) > LINES:
-        lines = [*lines[: LINES - 1], f"{lines[LINES - 1]} ..."]
-    return lines

@@ -1,4 +1,4 @@
-"""A comparison on paper: a page for people that needs nothing but itself, and plain values for machines."""
+"""Reports of a comparison: one HTML page for people, and plain values for JSON."""
 
 import io
 import math
@@ -8,26 +8,26 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from clipcam_lightning.cam.colors import CHANGE, HEAT, colored
+from clipcam_lightning.cam.colors import CHANGE, HEAT
 from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.jpeg import encode_jpeg
+from clipcam_lightning.visualization.drawing import draw_heat, to_pixels
 from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles
 
-ILLUSTRATED = 200  # probes with pictures, of 30 kB each: a page with more opens slowly
+ILLUSTRATED = 200  # probes with images, of 30 kB each: a page with more opens slowly
 JPEG_QUALITY = 85
-FIGURES = (
+METRICS = (
     "Drift",
-    "Drift / noise",
-    "Common gain",
+    "Drift / noise floor",
+    "Shared gain",
     "Top-20 % IoU",
     "Centre shift",
     "JS distance",
@@ -38,57 +38,70 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class _Row:
-    """One probe as the page shows it."""
+    """One probe as the page shows it.
+
+    Attributes:
+        probe: its values.
+        metrics: of :func:`format_metrics`.
+        images: data URIs by title; empty for a probe that is not illustrated.
+    """
 
     probe: ProbeDrift
-    figures: dict[str, str]
-    pictures: dict[str, str]
+    metrics: dict[str, str]
+    images: dict[str, str]
 
 
 def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> str:
-    """The comparison as one HTML page: verdict first, then the probes, those that break the rule before the others.
+    """Render a comparison as one HTML page: the verdict, then the probes, flagged ones first.
 
-    The page is a single file without a script and asks for nothing from outside. It shows the pictures of whichever
-    snapshot has them, and the heat alone where neither has; of many probes those of the worst 200.
+    The page is a single file without scripts that loads nothing. It shows the images of whichever snapshot has them,
+    and the heat alone if neither has; beyond 200 probes it lists only the metrics.
 
     Args:
         baseline: what was compared with.
         snapshot: what was compared.
-        report: what :func:`~clipcam_lightning.drift.compare.compare` found.
+        report: of :func:`~clipcam_lightning.drift.compare.compare`.
 
     Returns:
         HTML, to be written as UTF-8.
 
     Raises:
-        SnapshotError: a picture in the snapshot is damaged.
+        SnapshotError: an image in the snapshot is damaged.
     """
     rows = [
         _Row(
             probe=report.probes[i],
-            figures=figures(report.probes[i]),
-            pictures=_pictures(baseline, snapshot, i) if rank < ILLUSTRATED else {},
+            metrics=format_metrics(report.probes[i]),
+            images=_embed_images(baseline, snapshot, i) if rank < ILLUSTRATED else {},
         )
         for rank, i in enumerate(report.flagged_first)
     ]
     page = _environment().from_string(files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
     html = page.render(
         report=report,
+        rows=rows,
         illustrated=rows[:ILLUSTRATED],
         others=rows[ILLUSTRATED:],
-        rows=rows,
-        columns=FIGURES,
-        blind=[row.probe for row in rows if not row.probe.has_valid_baseline],
-        compared=_compared(baseline, snapshot),
-        scales={"heat": _scale(HEAT), "change": _scale(CHANGE)},
+        columns=METRICS,
+        compared=_compare_settings(baseline, snapshot),
+        scales={"heat": _draw_scale(HEAT), "change": _draw_scale(CHANGE)},
     )
     return html.encode("utf-8", "replace").decode("utf-8")  # a prompt may hold half a surrogate pair
 
 
 def report_as_json(report: DriftReport) -> dict[str, Any]:
-    """The comparison as values that JSON knows; what is unknown (NaN) is ``None``, what is infinite ``"inf"``."""
+    """Convert a comparison to values that JSON can represent.
+
+    Args:
+        report: of :func:`~clipcam_lightning.drift.compare.compare`.
+
+    Returns:
+        A summary, and one entry per probe in the order of the probe set. Unknown values (NaN) are ``None``, infinite
+        ones ``"inf"``.
+    """
     return {
         "alarm": report.alarm,
-        "severity": _plain(report.severity),
+        "severity": _json_value(report.severity),
         "summary": str(report),
         "rule": str(report.rule),
         "step": report.step,
@@ -97,33 +110,40 @@ def report_as_json(report: DriftReport) -> dict[str, Any]:
         "worst": report.worst.name,
         "flagged": [probe.name for probe in report.flagged],
         "probes": [
-            {name: _plain(value) for name, value in {**asdict(probe), "flagged": probe.flagged}.items()}
+            {name: _json_value(value) for name, value in {**asdict(probe), "flagged": probe.flagged}.items()}
             for probe in report.probes
         ],
     }
 
 
-def figures(probe: ProbeDrift) -> dict[str, str]:
-    """What is known of a probe, in words, by the names of :data:`FIGURES`; what is unknown is left out."""
+def format_metrics(probe: ProbeDrift) -> dict[str, str]:
+    """Format the metrics of a probe for people.
+
+    Args:
+        probe: its values.
+
+    Returns:
+        Texts by the names in :data:`METRICS`; unknown metrics are left out.
+    """
     before = probe.similarity - probe.similarity_change
     energy = probe.energy_inside_mask - probe.energy_change
-    seen = probe.has_valid_baseline  # else drift and IoU only stand in for what is unknown
-    known = {
-        "Drift": (seen, f"{probe.drift:.2f}"),
-        "Drift / noise": (math.isfinite(probe.noise_ratio), f"{probe.noise_ratio:.1f}"),
-        "Common gain": (math.isfinite(probe.shared_gain), f"{100 * max(0.0, probe.shared_gain):.0f} %"),
-        "Top-20 % IoU": (seen, f"{probe.top_iou:.2f}"),
+    is_measured = probe.has_valid_baseline  # else drift and IoU are stand-ins for unknown values
+    metrics = {
+        "Drift": (is_measured, f"{probe.drift:.2f}"),
+        "Drift / noise floor": (math.isfinite(probe.noise_ratio), f"{probe.noise_ratio:.1f}"),
+        "Shared gain": (math.isfinite(probe.shared_gain), f"{100 * max(0.0, probe.shared_gain):.0f} %"),
+        "Top-20 % IoU": (is_measured, f"{probe.top_iou:.2f}"),
         "Centre shift": (math.isfinite(probe.center_shift), f"{100 * probe.center_shift:.0f} %"),
         "JS distance": (math.isfinite(probe.js_distance), f"{probe.js_distance:.2f}"),
         "Similarity": (math.isfinite(probe.similarity_change), f"{before:.3f} → {probe.similarity:.3f}"),
         "Energy on object": (math.isfinite(probe.energy_change), f"{energy:.2f} → {probe.energy_inside_mask:.2f}"),
     }
-    return {name: text for name, (is_known, text) in known.items() if is_known}
+    return {name: text for name, (is_known, text) in metrics.items() if is_known}
 
 
-def _compared(baseline: Snapshot, snapshot: Snapshot) -> list[tuple[str, str, str]]:
-    """What the two snapshots are, side by side; of models and packages only what differs."""
-    before, now = _described(baseline), _described(snapshot)
+def _compare_settings(baseline: Snapshot, snapshot: Snapshot) -> list[tuple[str, str, str]]:
+    """Rows of name, baseline and now; packages and architecture only if they differ."""
+    before, now = _describe(baseline), _describe(snapshot)
     versions, newer = baseline.info.versions, snapshot.info.versions
     rows = [(name, value, now[name]) for name, value in before.items()]
     rows += [
@@ -136,7 +156,7 @@ def _compared(baseline: Snapshot, snapshot: Snapshot) -> list[tuple[str, str, st
     return rows
 
 
-def _described(snapshot: Snapshot) -> dict[str, str]:
+def _describe(snapshot: Snapshot) -> dict[str, str]:
     info = snapshot.info
     height, width = snapshot.maps.shape[1:]
     return {
@@ -144,39 +164,41 @@ def _described(snapshot: Snapshot) -> dict[str, str]:
         "Epoch": f"{info.epoch}",
         "Method": info.method,
         "Target": info.target,
+        "Scales": ", ".join(f"{scale:g}" for scale in info.scales),
+        "Flip": "yes" if info.flip else "no",
+        "Fuse": info.fuse,
         "Layers": ", ".join(info.layers),
         "Grid": f"{height}x{width}",
         "Computed in": info.dtype,
     }
 
 
-def _pictures(baseline: Snapshot, snapshot: Snapshot, i: int) -> dict[str, str]:
-    """Input (where known), baseline, now and change of a probe, as data URIs."""
-    pictures = snapshot.pictures or baseline.pictures
+def _embed_images(baseline: Snapshot, snapshot: Snapshot, i: int) -> dict[str, str]:
+    """Draw input (if available), baseline, now and change of a probe, as data URIs by title."""
+    images = snapshot.images or baseline.images
     maps = baseline.maps[i], snapshot.maps[i]
-    if not pictures:
+    if not images:
         return dict(zip(("Baseline", "Now", "Change"), map(_jpeg, heat_tiles(*maps)), strict=True))
-    tiles = probe_tiles(_pixels(pictures[i], snapshot.names[i]), *maps)
+    tiles = probe_tiles(_decode(images[i], snapshot.names[i]), *maps)
     return dict(zip(("Input", "Baseline", "Now", "Change"), map(_jpeg, tiles), strict=True))
 
 
-def _pixels(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
+def _decode(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
     try:
-        with Image.open(io.BytesIO(file), formats=["JPEG"]) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        with Image.open(io.BytesIO(file), formats=["JPEG"]) as image:
+            return to_pixels(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SnapshotError(f"the picture of probe {name!r} is damaged ({error}); take the snapshot again.") from error
+        raise SnapshotError(f"the image of probe {name!r} is damaged ({error}); take the snapshot again.") from error
 
 
 def _jpeg(image: Image.Image) -> str:
-    return _data_uri("jpeg", as_jpeg(image, JPEG_QUALITY))
+    return _data_uri("jpeg", encode_jpeg(image, JPEG_QUALITY))
 
 
-def _scale(colors: str) -> str:
-    """A colour scale from 0 to 1 as a picture one pixel high."""
-    ramp = (colored(torch.linspace(0, 1, 256)[None], colors) * 255).round().to(torch.uint8)
+def _draw_scale(colors: str) -> str:
+    """Draw a colour scale from 0 to 1, one pixel high."""
     file = io.BytesIO()
-    Image.fromarray(ramp.permute(1, 2, 0).numpy()).save(file, "PNG")
+    draw_heat(torch.linspace(0, 1, 256)[None], (1, 256), colors).save(file, "PNG")
     return _data_uri("png", file.getvalue())
 
 
@@ -186,16 +208,16 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["probes"] = _counted
+    environment.filters["probes"] = _count
     return environment
 
 
-def _counted(probes: Iterable[ProbeDrift]) -> str:
+def _count(probes: Iterable[object]) -> str:
     count = len(list(probes))
     return f"{count} probe" if count == 1 else f"{count} probes"
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, float) and math.isinf(value):
         return str(value)
     if isinstance(value, float) and math.isnan(value):

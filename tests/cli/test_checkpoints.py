@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from clipcam_lightning.cli.checkpoints import fill, read_checkpoint, weights_of_clip
+from clipcam_lightning.cli.checkpoints import load_weights, read_checkpoint, select_clip_weights
 from clipcam_lightning.errors import ModelError
 from tests.support.zoo.open_clip import vit
 
@@ -55,7 +55,7 @@ def test_the_clip_s_weights_are_found_below_whatever_prefix(
     trained, model = vit(), vit()
     write(trained.state_dict(), tmp_path / name)
 
-    fill(model, weights_of_clip(read_checkpoint(tmp_path / name), model), tmp_path / name)
+    load_weights(model, select_clip_weights(read_checkpoint(tmp_path / name), model), tmp_path / name)
 
     for key, value in trained.state_dict().items():
         assert torch.equal(model.state_dict()[key], value), key
@@ -66,7 +66,7 @@ def test_counters_are_those_of_the_training_and_0_where_there_are_none(tmp_path:
     bare(vit().state_dict(), tmp_path / "b.pt")
 
     counts = [
-        [read_checkpoint(tmp_path / name).count(what) for what in ("global_step", "epoch")]
+        [read_checkpoint(tmp_path / name).counter(what) for what in ("global_step", "epoch")]
         for name in ("a.ckpt", "b.pt")
     ]
 
@@ -81,8 +81,8 @@ def test_of_two_clips_one_is_chosen_by_name(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(tmp_path / "w.pt")
 
     with pytest.raises(ModelError, match=r"holds 2 such CLIPs: student, teacher\. Choose one with --clip"):
-        weights_of_clip(checkpoint, model)
-    fill(model, weights_of_clip(checkpoint, model, "teacher"), checkpoint.path)
+        select_clip_weights(checkpoint, model)
+    load_weights(model, select_clip_weights(checkpoint, model, "teacher"), checkpoint.path)
 
     assert torch.equal(model.visual.proj, teacher.visual.proj)
 
@@ -92,7 +92,7 @@ def test_a_deeper_clip_is_not_in_the_file(name: str | None, tmp_path: Path) -> N
     bare(prefixed("net.", vit(layers=2).state_dict()), tmp_path / "w.pt")
 
     with pytest.raises(ModelError) as error:
-        weights_of_clip(read_checkpoint(tmp_path / "w.pt"), vit(layers=3), name)
+        select_clip_weights(read_checkpoint(tmp_path / "w.pt"), vit(layers=3), name)
 
     assert "12 of its 62 weights are missing below 'net' (visual.transformer.resblocks.2.ln_1.weight, " in str(
         error.value
@@ -104,14 +104,14 @@ def test_another_module_s_file_says_what_it_holds(tmp_path: Path) -> None:
     bare(nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
 
     with pytest.raises(ModelError, match=r"62 of its 62 weights are missing below 'net'.*holds weight, bias"):
-        weights_of_clip(read_checkpoint(tmp_path / "w.pt"), vit(), "net")
+        select_clip_weights(read_checkpoint(tmp_path / "w.pt"), vit(), "net")
 
 
 def test_a_shallower_clip_would_lose_blocks() -> None:
     with pytest.raises(
         ModelError, match=r"12 that the model does not have: visual\.transformer\.resblocks\.2\.\S+, .*\.\.\.\.$"
     ):
-        fill(vit(layers=2), vit(layers=3).state_dict(), Path("w.pt"))
+        load_weights(vit(layers=2), vit(layers=3).state_dict(), Path("w.pt"))
 
 
 def test_shapes_are_compared_and_nothing_is_loaded() -> None:
@@ -120,7 +120,7 @@ def test_shapes_are_compared_and_nothing_is_loaded() -> None:
 
     with pytest.raises(ModelError, match=r"w\.pt do not fit CLIP: 2 of another shape: visual\.positional_embedding "
                        r"\(33x32 in the file, 9x32 in the model\), visual\.conv1\.weight"):  # fmt: skip
-        fill(model, wider.state_dict(), Path("w.pt"))
+        load_weights(model, wider.state_dict(), Path("w.pt"))
 
     assert torch.equal(model.visual.proj, before)
 
@@ -130,16 +130,16 @@ def test_missing_weights_are_counted_and_some_named() -> None:
     del weights["logit_scale"], weights["visual.proj"]
 
     with pytest.raises(ModelError, match=r"2 missing: logit_scale, visual\.proj\.$"):
-        fill(vit(), weights, Path("w.pt"))
+        load_weights(vit(), weights, Path("w.pt"))
 
 
 def test_a_module_that_saves_a_part_of_its_weights_says_so_itself() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model.strict_loading = False  # what a LightningModule may declare
 
-    fill(model, {"1.bias": torch.tensor([3.0, 4.0])}, Path("w.pt"))
+    load_weights(model, {"1.bias": torch.tensor([3.0, 4.0])}, Path("w.pt"))
     with pytest.raises(ModelError, match=r"1 that the model does not have: 2\.bias"):
-        fill(model, {"1.bias": torch.zeros(2), "2.bias": torch.zeros(2)}, Path("w.pt"))
+        load_weights(model, {"1.bias": torch.zeros(2), "2.bias": torch.zeros(2)}, Path("w.pt"))
 
     assert model[1].bias.tolist() == [0.0, 0.0]
 

@@ -1,4 +1,4 @@
-"""The shell as people and build servers meet it: real processes and their exit codes."""
+"""The command line in real processes: exit codes, output and files."""
 
 import json
 import os
@@ -16,9 +16,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 import clipcam_lightning
-from tests.support.shell import ENVIRONMENT, OPTIONS, clipcam, files_in, make_project
+from tests.support.shell import ENVIRONMENT, OPTIONS, files_in, make_project, run_clipcam
 
 COMMANDS = ("explain", "snapshot", "compare", "check", "demo")
+MODEL_LIBRARIES = {"open_clip", "timm", "transformers", "lightning", "torchvision"}
+HEAVY = {*MODEL_LIBRARIES, "torch", "numpy"}
 LIT = '''
 import lightning.pytorch as pl
 import torch
@@ -34,7 +36,7 @@ class Head(torch.nn.Module):
 
 
 class LitClip(pl.LightningModule):
-    """As people write them for LightningCLI: typed arguments, a nested class, saved hyper-parameters."""
+    """A module for LightningCLI: typed arguments, a nested class, saved hyper-parameters."""
 
     def __init__(self, head: Head, tower: str, learning_rate: float = 1e-3):
         super().__init__()
@@ -49,26 +51,26 @@ class LitClip(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), self.hparams.learning_rate)
 
 
-class Pictures(pl.LightningDataModule):
+class Images(pl.LightningDataModule):
     def train_dataloader(self):
         return DataLoader(TensorDataset(torch.rand(2, 3, 64, 64)), batch_size=2)
 '''
 TRAIN = '''
 from lightning.pytorch.cli import LightningCLI
 
-from lit import LitClip, Pictures
+from lit import LitClip, Images
 
 if __name__ == "__main__":
     once = ["--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     once += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     head = '{"class_path": "lit.Head", "init_args": {"scale": 2.0}}'
     LightningCLI(
-        datamodule_class=Pictures,
+        datamodule_class=Images,
         args=["fit", *once, "--trainer.default_root_dir=any", "--model=lit.LitClip", "--model.tower=vit",
               "--model.head=" + head],
     )
     LightningCLI(
-        LitClip, Pictures,
+        LitClip, Images,
         args=["fit", *once, "--trainer.default_root_dir=fixed", "--model.tower=vit", "--model.head=" + head],
     )
 '''  # fmt: skip
@@ -76,61 +78,87 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, shapes_vit: open_clip.CLIP) -> Path:
-    """Nothing in it is changed by a test, except for new files."""
+    """A project whose files no test changes; tests may add new ones."""
     return make_project(tmp_path_factory.mktemp("project"), shapes_vit)
 
 
 @pytest.fixture(scope="module")
 def baseline(project: Path) -> Path:
     """A snapshot of ``before.pt``."""
-    done = clipcam(project, "snapshot", "--probes", "probes", "--out", "before.safetensors", *OPTIONS, "before.pt")
+    done = run_clipcam(project, "snapshot", "--probes", "probes", "--out", "before.safetensors", *OPTIONS, "before.pt")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("wrote before.safetensors: 2 probes, ")
     assert done.stdout.endswith(", step 7\n")
     return project / "before.safetensors"
 
 
-def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
-    assert clipcam(tmp_path, "--version").stdout == f"clipcam {clipcam_lightning.__version__}\n"
+def loaded_modules(folder: Path, *arguments: object) -> tuple[set[str], subprocess.CompletedProcess[str]]:
+    """Run a command in a process of its own; returns the modules it has imported at its end, and the process."""
+    program = "import atexit, sys; from clipcam_lightning.cli import main; "
+    program += "atexit.register(lambda: print(*sys.modules)); sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=folder, capture_output=True, text=True, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
+    return set(done.stdout.splitlines()[-1].split()), done
+
+
+def test_version_prints_the_version_of_the_package(tmp_path: Path) -> None:
+    assert run_clipcam(tmp_path, "--version").stdout == f"clipcam {clipcam_lightning.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_comes_at_once_and_each_command_s_with_an_example(command: str, tmp_path: Path) -> None:
-    program = f"import sys\nfrom clipcam_lightning.cli import main\ntry: main({[*command.split(), '--help']})\n"
-    program += "finally: print({'torch', 'lightning', 'numpy'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
+def test_help_has_an_example_and_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
+    modules, done = loaded_modules(tmp_path, *command.split(), "--help")
 
-    assert done.stdout.endswith("\nset()\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert modules.isdisjoint(HEAVY)
     for text in [f"example:\n  clipcam {command} "] if command else COMMANDS:
         assert text in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 120
 
 
-def test_explain_draws_a_picture_for_each_image_and_prompt(project: Path) -> None:
+@pytest.mark.parametrize("arguments", [("explian",), ("check", "--flip"), ("compare", "a", "b", "--max-drift", "much")])
+def test_a_usage_error_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    modules, done = loaded_modules(tmp_path, *arguments)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("clipcam: error: ")
+    assert modules.isdisjoint(HEAVY)
+
+
+def test_compare_imports_no_model_library(project: Path, baseline: Path) -> None:
+    modules, done = loaded_modules(project, "compare", baseline, baseline, "--html", "same.html")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert modules.isdisjoint(MODEL_LIBRARIES)
+
+
+def test_explain_draws_one_image_per_image_and_prompt(project: Path) -> None:
     prompts = ("--prompt", "../a red CIRCLE", "--prompt", "an [bold]\x1b[31morange star")
 
-    done = clipcam(
+    done = run_clipcam(
         project, "explain", "probes/0.png", "probes/1.png", *prompts, "--out", "a/maps", *OPTIONS, "before.pt"
     )
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    assert "wrote 4 pictures to a/maps: " in done.stdout
+    assert "wrote 4 images to a/maps: " in done.stdout
     names = [f"{image}--{prompt}.png" for image in "01" for prompt in ("a-red-circle", "an-bold-31morange-star")]
     assert sorted(path.name for path in (project / "a" / "maps").iterdir()) == names
     for name in names:
         assert f" {name} " in done.stdout
-        with Image.open(project / "a" / "maps" / name) as picture:
-            assert picture.format == "PNG"
-            assert picture.width > 2 * 448
-            left, right = (picture.crop((x, 12, x + 448, 460)).convert("RGB") for x in (12, 472))
+        with Image.open(project / "a" / "maps" / name) as drawing:
+            assert drawing.format == "PNG"
+            assert drawing.width > 2 * 448
+            left, right = (drawing.crop((x, 12, x + 448, 460)).convert("RGB") for x in (12, 472))
             assert left.tobytes() != right.tobytes()
             assert max(len(part.getcolors(1 << 20) or ()) for part in (left, right)) > 1000
     assert done.stdout.count("an [bold] [31morange star") == 2, "a prompt is data"
 
 
-def test_check_fails_with_1_and_writes_the_reports(project: Path, baseline: Path) -> None:
-    done = clipcam(
+def test_check_exits_with_1_on_drift_and_writes_the_reports(project: Path, baseline: Path) -> None:
+    done = run_clipcam(
         project, "check", "--probes", "probes", "--baseline", baseline, *OPTIONS, "after.pt",
         "--json", "out/drift.json", "--html", "out/drift.html",
     )  # fmt: skip
@@ -145,7 +173,7 @@ def test_check_fails_with_1_and_writes_the_reports(project: Path, baseline: Path
     assert (project / "out" / "drift.html").read_text().startswith("<!DOCTYPE html>")
 
 
-def test_a_reader_that_has_seen_enough_changes_no_exit_code(project: Path, baseline: Path) -> None:
+def test_a_closed_pipe_does_not_change_the_exit_code(project: Path, baseline: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "clipcam_lightning", "compare", baseline, baseline],
         cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
@@ -158,7 +186,7 @@ def test_a_reader_that_has_seen_enough_changes_no_exit_code(project: Path, basel
     process.stderr.close()
 
 
-def test_ctrl_c_leaves_the_old_baseline_and_nothing_else(project: Path, baseline: Path) -> None:
+def test_ctrl_c_keeps_the_old_baseline_and_leaves_no_other_file(project: Path, baseline: Path) -> None:
     before = files_in(project)
     options = ("--class-path", "eyes.SleepyEyes", "--checkpoint", "before.pt")
     process = subprocess.Popen(
@@ -179,10 +207,10 @@ def test_ctrl_c_leaves_the_old_baseline_and_nothing_else(project: Path, baseline
     assert files_in(project) == before
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_old_baseline(project: Path, baseline: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line_and_keeps_the_old_baseline(project: Path, baseline: Path) -> None:
     before = files_in(project)
 
-    done = clipcam(
+    done = run_clipcam(
         project, "check", "--probes", "probes", "--baseline", baseline, "--update-baseline", *OPTIONS, "after.pt",
         prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )  # fmt: skip
@@ -192,14 +220,14 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_baseline(project: Path, base
     assert files_in(project) == before
 
 
-def test_a_file_that_wants_to_run_something_is_refused(project: Path) -> None:
+def test_a_checkpoint_with_code_is_refused_and_runs_nothing(project: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[object, ...]:
             return os.system, ("touch ran",)
 
     torch.save({"state_dict": {}, "hyper_parameters": Payload()}, project / "evil.ckpt")
 
-    done = clipcam(project, "snapshot", "--probes", "probes", "--out", "x.safetensors", *OPTIONS, "evil.ckpt")
+    done = run_clipcam(project, "snapshot", "--probes", "probes", "--out", "x.safetensors", *OPTIONS, "evil.ckpt")
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("clipcam: error: evil.ckpt is refused: ")
@@ -209,26 +237,26 @@ def test_a_file_that_wants_to_run_something_is_refused(project: Path) -> None:
     assert not (project / "x.safetensors").exists()
 
 
-def test_a_model_of_open_clip_by_name_with_the_weights_of_a_training(project: Path) -> None:
+def test_an_open_clip_model_is_selected_by_name_with_fine_tuned_weights(project: Path) -> None:
     model = open_clip.create_model("ViT-S-32-alt").eval()  # the smallest
     weights = {f"net.{key}": value for key, value in model.state_dict().items()}
     torch.save({"state_dict": {**weights, "head.weight": torch.zeros(1)}}, project / "small.ckpt")
     preprocess = image_transform_v2(PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), is_train=False)
-    with torch.no_grad(), Image.open(project / "probes" / "0.png") as picture:
-        image = model.encode_image(preprocess(picture)[None], normalize=True)
+    with torch.no_grad(), Image.open(project / "probes" / "0.png") as probe:
+        image = model.encode_image(preprocess(probe)[None], normalize=True)
         text = model.encode_text(open_clip.get_tokenizer("ViT-S-32-alt")(["a red star"]), normalize=True)
 
-    done = clipcam(
+    done = run_clipcam(
         project, "explain", "probes/0.png", "--prompt", "a red star", "--out", "small", "--method", "gradcam",
         "--layers", -2, "--model", "ViT-S-32-alt", "--checkpoint", "small.ckpt",
     )  # fmt: skip
 
     assert (done.returncode, done.stderr) == (0, "")
     assert f" {float(image @ text.T):.3f} " in done.stdout
-    assert "wrote 1 picture to small: gradcam at visual.transformer.resblocks.10.ln_1" in done.stdout
+    assert "wrote 1 image to small: gradcam at visual.transformer.resblocks.10.ln_1" in done.stdout
 
 
-def test_a_lightning_cli_project_is_checked_as_it_is(project: Path) -> None:
+def test_check_reads_the_config_and_checkpoint_of_lightning_cli(project: Path) -> None:
     (project / "lit.py").write_text(LIT)
     (project / "train.py").write_text(TRAIN)
     done = subprocess.run(
@@ -238,22 +266,24 @@ def test_a_lightning_cli_project_is_checked_as_it_is(project: Path) -> None:
     (any_class,), (fixed_class,) = ((project / name).glob("checkpoints/*.ckpt") for name in ("any", "fixed"))
     check = ("check", "--probes", "probes", "--baseline", "lit.safetensors", "--max-drift", 0.1)
 
-    def checked(*options: object) -> tuple[int, str]:
-        done = clipcam(project, *check, *options)
+    def run_check(*options: object) -> tuple[int, str]:
+        done = run_clipcam(project, *check, *options)
         assert done.stderr == ""
         return done.returncode, done.stdout
 
-    code, said = checked("--checkpoint", any_class, "--config", "any/config.yaml", "--update-baseline")
-    assert (code, said.splitlines()[-1].startswith("wrote lit.safetensors: 2 probes, ")) == (0, True)
-    assert said.endswith(", step 1\n")
+    code, output = run_check("--checkpoint", any_class, "--config", "any/config.yaml", "--update-baseline")
+    assert (code, output.splitlines()[-1].startswith("wrote lit.safetensors: 2 probes, ")) == (0, True)
+    assert output.endswith(", step 1\n")
 
-    code, said = checked("--checkpoint", fixed_class, "--config", "fixed/config.yaml", "--class-path", "lit.LitClip")
-    assert code == 0, said
-    assert "no alarm at step 1; mean drift 0.00" in said
+    code, output = run_check(
+        "--checkpoint", fixed_class, "--config", "fixed/config.yaml", "--class-path", "lit.LitClip"
+    )
+    assert code == 0, output
+    assert "no alarm at step 1; mean drift 0.00" in output
 
     content = torch.load(any_class, weights_only=True)
     conv = content["state_dict"]["backbone.visual.conv1.weight"]
     conv.copy_(torch.randn_like(conv))
     torch.save(content, project / "changed.ckpt")
-    code, said = checked("--checkpoint", "changed.ckpt", "--config", "any/config.yaml")
-    assert code == 1, said
+    code, output = run_check("--checkpoint", "changed.ckpt", "--config", "any/config.yaml")
+    assert code == 1, output

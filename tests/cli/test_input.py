@@ -1,4 +1,4 @@
-"""What the shell says to input it cannot use: one line on what is wrong, exit code 2, and no file written."""
+"""Input that cannot be used: one line on what is wrong, exit code 2 and no file written."""
 
 import json
 import re
@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 
-from clipcam_lightning import Snapshot
+from clipcam_lightning import Contrast, Snapshot, explain
 from clipcam_lightning.cli import main, models
 from clipcam_lightning.cli.models import ModelSource, load_clip
 from clipcam_lightning.shapes_world import demo
@@ -24,6 +26,7 @@ SNAPSHOT = ("snapshot", "--probes", "probes", "--out", "new.safetensors")
 CHECK = ("check", "--probes", "probes", "--baseline", "before.safetensors")
 COMPARE = ("compare", "before.safetensors", "before.safetensors")
 BEFORE = (*OPTIONS, "before.pt")
+CONTRAST = "{class_path: clipcam_lightning.Contrast, init_args: {negatives: [a red star]}}"
 Main = Callable[..., tuple[int, str, str]]
 
 
@@ -34,7 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, shapes_vit: open_clip.CLIP
 
 @pytest.fixture(autouse=True)
 def _inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In the project's folder; the modules it is made of are forgotten afterwards."""
+    """Work in the project's folder, and unload its modules afterwards."""
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
@@ -43,6 +46,8 @@ def _inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def shell(capsys: pytest.CaptureFixture[str]) -> Main:
+    """Run a command in this process; returns its exit code, standard output and standard error."""
+
     def run(*arguments: object) -> tuple[int, str, str]:
         code = main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
@@ -52,7 +57,7 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Main:
 
 @pytest.fixture
 def refused(shell: Main, project: Path) -> Callable[..., str]:
-    """Run what must be refused, and give back what is said."""
+    """Run a command that must be refused; returns the message."""
 
     def run(*arguments: object) -> str:
         before = files_in(project)
@@ -74,19 +79,20 @@ def baseline(project: Path, shell: Main) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), r'expected "command" to be one of \{explain,snapshot,compare,check,demo\}'),
         (("explian",), "invalid choice: 'explian'"),
         (("explain", "--prompt", "a", "--out", "maps", *BEFORE), "required: IMAGE"),
-        (("explain", "probes/0.png", "--out", "maps", *BEFORE), r"required: --prompt \(--help tells more\)"),
+        (("explain", "probes/0.png", "--out", "maps", *BEFORE), r"required: --prompt \(see --help\)"),
         ((*EXPLAIN, *BEFORE, "--prompt", " "), "prompt 2: the prompt is empty"),
         ((*EXPLAIN, *BEFORE, "--colour", "red"), "unrecognized arguments: --colour red"),
         ((*EXPLAIN, *BEFORE, "--batch-size", "many"), "--batch-size: Expected a whole number. Got value: many"),
         ((*EXPLAIN, *BEFORE, "--batch-size", "0"), "batch_size must be at least 1"),
         ((*EXPLAIN, *BEFORE, "--target", "contrast"), "--target contrast .* give at least two --prompt"),
-        ((*EXPLAIN, *BEFORE, "--target", "loss"), "--target: invalid choice: 'loss'"),
-        ((*EXPLAIN, *BEFORE, "--method", "camgrad"), "method must be 'auto', one of gradcam, "),
+        ((*EXPLAIN, *BEFORE, "--scales", "1", "big"), "--scales element 2: Expected a number"),
+        ((*EXPLAIN, *BEFORE, "--scales", "0"), r"scales must be positive factors, at least one \(got \(0\.0,\)\)"),
+        ((*EXPLAIN, *BEFORE, "--fuse", "sum"), "--fuse: invalid choice: 'sum'"),
         ((*EXPLAIN, *BEFORE, "--method", "gradcam", "--layers", "7"), "layer must be an index from -3 to 2"),
         ((*EXPLAIN, *BEFORE, "--clip", "model"), r"clip='model' names no CLIP in Eyes; found: clip \(CLIP\)"),
         (("explain", "nope.png", *EXPLAIN[2:], *BEFORE), r"image 1: the image nope\.png does not exist"),
@@ -114,20 +120,58 @@ def baseline(project: Path, shell: Main) -> Path:
         (("demo", "--out", "eyes.py"), r"eyes\.py is a file, not a folder"),
     ],
 )
-def test_arguments_that_cannot_be_used(arguments: tuple[str, ...], said: str, refused: Callable[..., str]) -> None:
-    assert re.search(said, refused(*arguments))
+def test_arguments_that_cannot_be_used_are_refused(
+    arguments: tuple[str, ...], message: str, refused: Callable[..., str]
+) -> None:
+    assert re.search(message, refused(*arguments))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "camgrad"), "method must be 'auto', one of gradcam, "),
+        (("--method", "ears.listen"), r"ears\.listen cannot be imported: ModuleNotFoundError: No module named 'ears'"),
+        (("--method", "eyes.blink"), r"eyes\.blink cannot be imported: AttributeError: module 'eyes' has no attribute"),
+        (("--method", "eyes.not_a_method"), r"--method eyes\.not_a_method is not a function .*\(got 3\.14\)"),
+        (("--target", "loss"), r"target must be 'similarity', 'contrast', 'logsoftmax', .*\(got 'loss'\)"),
+        (("--target", "{negatives: [a dog]}"), r"expected \{class_path: .*\(got \{'negatives': \['a dog'\]\}\)"),
+        (
+            ("--target", "{class_path: clipcam_lightning.Contrasts}"),
+            r"Contrasts cannot be built: module 'clipcam_lightning' has no attribute 'Contrasts'",
+        ),
+        (("--target", "ears.Loud"), r"ears\.Loud cannot be built: No module named 'ears'"),
+        (("--target", "eyes.Eyes"), r"eyes\.Eyes cannot be built: .*not correspond to a subclass of Target"),
+        (
+            ("--target", "{class_path: clipcam_lightning.Contrast, init_args: {negative: [a dog]}}"),
+            r"Contrast cannot be built: Option 'negative' is not accepted",
+        ),
+        (
+            ("--target", "{class_path: clipcam_lightning.Contrast, init_args: {negatives: 3}}"),
+            r'Contrast cannot be built: Parser key "negatives": .*Given value: 3',
+        ),
+        (
+            ("--target", "{class_path: clipcam_lightning.LogSoftmax, init_args: {temperature: -1}}"),
+            r"temperature must be positive \(got -1\.0\)",
+        ),
+    ],
+)
+def test_methods_and_targets_that_do_not_exist_or_fit_are_refused(
+    options: tuple[str, ...], message: str, refused: Callable[..., str]
+) -> None:
+    assert re.search(message, refused(*EXPLAIN, *BEFORE, *options))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ((), r"which model\? None of these was given: --model NAME"),
+        ((), r"which model\? None of these is set: --model NAME"),
         (("--model", "RN50", *BEFORE), r"which model\? Both"),
         (("--model", "RN50"), "random weights mean nothing; .* --checkpoint FILE or --pretrained TAG"),
         (OPTIONS[:-1], r"random weights mean nothing; .* --checkpoint FILE\.$"),
         (("--model", "RN50", "--pretrained", "openai", "--checkpoint", "before.pt"), "there is one set of weights"),
         ((*BEFORE, "--pretrained", "openai"), "--pretrained goes with --model"),
-        (("--model", "ViT-B32", "--pretrained", "openai"), r"knows no model 'ViT-B32'; do you mean ViT-B-32 or "),
+        (("--model", "ViT-B32", "--pretrained", "openai"), r"has no model 'ViT-B32'; do you mean ViT-B-32 or "),
         (("--model", "xyz", "--pretrained", "openai"), r"no model 'xyz'; open_clip\.list_models\(\) lists them"),
         (
             ("--model", "RN50", "--pretrained", "before.pt"),
@@ -136,7 +180,7 @@ def test_arguments_that_cannot_be_used(arguments: tuple[str, ...], said: str, re
         (("--model", "RN50x4", "--checkpoint", "nope.pt"), r"nope\.pt cannot be read: No such file"),
         ((*OPTIONS, "eyes.py"), r"eyes\.py is damaged, or no checkpoint"),
         ((*OPTIONS, "probes"), "probes cannot be read: Is a directory"),
-        ((*BEFORE, "--init-args", "{colour: blue}"), r"made of eyes\.Eyes: Option 'colour' is not accepted"),
+        ((*BEFORE, "--init-args", "{colour: blue}"), r"eyes\.Eyes cannot be built: Option 'colour' is not accepted"),
         ((*BEFORE, "--init-args", "[1]"), "--init-args: Expected a mapping"),
         ((*BEFORE, "--init-args", '{"tower": 3}'), 'Parser key "tower": Expected a'),
         ((*BEFORE, "--init-args.tower", "resnet"), r"1 of another shape: clip\.visual\.conv1\.weight \("),
@@ -144,40 +188,46 @@ def test_arguments_that_cannot_be_used(arguments: tuple[str, ...], said: str, re
         (("--class-path", "ears.Ears", "--checkpoint", "before.pt"), "No module named 'ears'"),
         (("--class-path", "eyes.WordTokenizer", "--checkpoint", "before.pt"), "not correspond to a subclass of Module"),
         (("--class-path", "eyes.BrokenEyes", "--checkpoint", "before.pt"), r"KeyError: 'lens' \(eyes\.py, line \d+\)"),
+        (
+            ("--class-path", "eyes.BrokenHook", "--checkpoint", "before.pt"),
+            r"BrokenHook\.configure_model fails: KeyError: 'lens' \(eyes\.py, line \d+\)",
+        ),
         (("--checkpoint", "before.pt", "--config", "nope.yaml"), r"nope\.yaml cannot be read: .*No such file"),
         (("--config", "probes/0.png", "--checkpoint", "before.pt"), r"0\.png cannot be read: "),
         ((*BEFORE, "--config", "nope.yaml", "--init-args", "{a: 1}"), "--init-args goes with --class-path, and not"),
     ],
 )
-def test_models_that_cannot_be_loaded(options: tuple[str, ...], said: str, refused: Callable[..., str]) -> None:
-    assert re.search(said, refused(*EXPLAIN, *options))
+def test_models_that_cannot_be_loaded_are_refused(
+    options: tuple[str, ...], message: str, refused: Callable[..., str]
+) -> None:
+    assert re.search(message, refused(*EXPLAIN, *options))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there(refused: Callable[..., str]) -> None:
+def test_a_cuda_device_on_a_machine_without_one_is_refused(refused: Callable[..., str]) -> None:
     assert "use --device cpu" in refused(*EXPLAIN, *BEFORE, "--device", "cuda")
 
 
 @pytest.mark.parametrize(
-    ("config", "options", "said"),
+    ("config", "options", "message"),
     [
         ("model: [1", (), "cannot be read: while parsing"),
         ("- 1", (), r"has no 'model: \.\.\.'"),
         ("model: 1", (), r"has no 'model: \.\.\.'"),
-        ("trainer: {max_epochs: 1}", (), "does not name the model's class; say it with --class-path"),
-        ("model: {tower: vit}", (), "does not name the model's class; say it with --class-path"),
+        ("trainer: {max_epochs: 1}", (), "does not name the model's class; give it with --class-path"),
+        ("model: {tower: vit}", (), "does not name the model's class; give it with --class-path"),
         ("model: {class_path: eyes.Eyes}", OPTIONS[:-1], "names its class, eyes.Eyes; leave out --class-path"),
     ],
 )
-def test_configs_that_do_not_say_it(
-    config: str, options: tuple[str, ...], said: str, refused: Callable[..., str], project: Path
+def test_configs_without_the_model_are_refused(
+    config: str, options: tuple[str, ...], message: str, refused: Callable[..., str], project: Path
 ) -> None:
     (project / "config.yaml").write_text(config)
 
-    assert re.search(said, refused(*EXPLAIN, "--checkpoint", "before.pt", "--config", "config.yaml", *options))
+    assert re.search(message, refused(*EXPLAIN, "--checkpoint", "before.pt", "--config", "config.yaml", *options))
 
 
-@pytest.mark.parametrize("place", ["", "trainer:\n  nope: {class_path: not.there}\n"])
+@pytest.mark.parametrize("other_keys", ["", "trainer:\n  nope: {class_path: not.there}\n"])
 @pytest.mark.parametrize(
     ("model", "options"),
     [
@@ -186,19 +236,19 @@ def test_configs_that_do_not_say_it(
         ("seed_everything: 0", OPTIONS[:-1]),
     ],
 )
-def test_of_a_config_only_the_model_is_used(
-    place: str, model: str, options: tuple[str, ...], shell: Main, project: Path
+def test_only_the_model_of_a_config_is_used(
+    other_keys: str, model: str, options: tuple[str, ...], shell: Main, project: Path
 ) -> None:
-    (project / "config.yaml").write_text(f"{place}{model}\n")
+    (project / "config.yaml").write_text(f"{other_keys}{model}\n")
 
     code, out, err = shell(*EXPLAIN, "--checkpoint", "before.pt", "--config", "config.yaml", *options)
 
     assert (code, err) == (0, "")
-    assert "wrote 1 picture to maps: " in out
+    assert "wrote 1 image to maps: " in out
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"digest": "0" * 64}, "other probes"),
         ({"method": "gae"}, "method 'gae', now"),
@@ -206,16 +256,16 @@ def test_of_a_config_only_the_model_is_used(
         ({"layers": ("visual.other",)}, r"layers \('visual\.other',\), now"),
     ],
 )
-def test_snapshots_that_must_not_be_compared(
-    change: dict[str, Any], said: str, refused: Callable[..., str], baseline: Path
+def test_snapshots_made_in_different_ways_are_not_compared(
+    change: dict[str, Any], message: str, refused: Callable[..., str], baseline: Path
 ) -> None:
     other = Snapshot.load(baseline)
     replace(other, info=replace(other.info, **change)).save("other.safetensors")
 
-    assert re.search(said, refused("compare", "other.safetensors", baseline))
+    assert re.search(message, refused("compare", "other.safetensors", baseline))
 
 
-def test_a_snapshot_cut_short(refused: Callable[..., str], baseline: Path) -> None:
+def test_a_truncated_snapshot_is_refused(refused: Callable[..., str], baseline: Path) -> None:
     Path("cut.safetensors").write_bytes(baseline.read_bytes()[:-100])
 
     assert refused("compare", "cut.safetensors", baseline).startswith("cut.safetensors cannot be read as a snapshot: ")
@@ -224,22 +274,94 @@ def test_a_snapshot_cut_short(refused: Callable[..., str], baseline: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [({"target": "contrast(a cat)"}, "only code can say"), ({"method": "mine"}, "none of the package's")],
+    ("change", "message", "option"),
+    [
+        ({"target": "contrast(a cat)"}, "repeat it with --target", ("--target", "similarity")),
+        ({"method": "mine"}, "repeat it with --method", ("--method", "gradcam")),
+    ],
 )
-def test_a_baseline_that_the_shell_cannot_repeat_can_be_replaced(
-    change: dict[str, Any], said: str, refused: Callable[..., str], shell: Main, baseline: Path
+def test_a_baseline_of_an_unknown_method_or_target_can_be_replaced_with_an_explicit_one(
+    change: dict[str, Any],
+    message: str,
+    option: tuple[str, str],
+    refused: Callable[..., str],
+    shell: Main,
+    baseline: Path,
 ) -> None:
     other = Snapshot.load(baseline)
     replace(other, info=replace(other.info, **change)).save("other.safetensors")
     check = (*CHECK[:-1], "other.safetensors", *BEFORE)
 
-    assert said in refused(*check)
+    assert message in refused(*check)
+    assert message in refused(*check, "--update-baseline")
+    assert shell(*check, "--update-baseline", *option)[0] == 0
+    info = Snapshot.load("other.safetensors").info
+    assert {"target": info.target, "method": info.method}[option[0].strip("-")] == option[1]
+
+
+def test_explain_takes_a_target_with_arguments_and_several_views_and_layers(shell: Main, project: Path) -> None:
+    options = ("--method", "hirescam", "--layers", "-2", "-1", "--fuse", "max", "--scales", "1", "1.5", "--flip")
+
+    overlays = []
+    for target in ("similarity", CONTRAST):
+        code, out, err = shell(*EXPLAIN, *BEFORE, *options, "--target", target)
+        assert (code, err) == (0, "")
+        with Image.open(project / "maps" / "0--a-star.png") as drawing:
+            overlays.append(drawing.crop((472, 12, 920, 460)).tobytes())
+
+    layers = "visual.transformer.resblocks.1.ln_1, visual.transformer.resblocks.2.ln_1"
+    assert f"wrote 1 image to maps: hirescam of contrast(a red star) at {layers}" in out
+    assert overlays[0] != overlays[1]
+
+
+def test_a_dotted_name_selects_a_method_of_the_project(shell: Main, refused: Callable[..., str]) -> None:
+    own = ("--method", "eyes.gradient_norm")
+    check = ("check", "--probes", "probes", "--baseline", "own.safetensors", *BEFORE)
+
+    code, out, err = shell(*EXPLAIN, *BEFORE, *own)
+    assert (code, err) == (0, "")
+    assert "wrote 1 image to maps: gradient_norm at " in out
+    assert shell(*SNAPSHOT[:-1], "own.safetensors", *BEFORE, *own, "--layers", -2)[0] == 0
+    assert "--method my_project.my_function" in refused(*check)
+    code, out, err = shell(*check, *own)  # with the layer of the baseline
+    assert (code, err) == (0, "")
+    assert "no alarm at step 7; mean drift 0.00" in out
+
+
+def test_snapshot_records_the_settings_and_check_takes_those_that_are_not_set_from_the_baseline(
+    shell: Main, refused: Callable[..., str]
+) -> None:
+    file = "views.safetensors"
+    check = ("check", "--probes", "probes", "--baseline", file, *BEFORE)
+    views = ("--scales", "1", "1.5", "--flip", "--fuse", "max", "--layers", "-2", "-1", "--method", "hirescam")
+    assert shell(*SNAPSHOT[:-1], file, *BEFORE, *views, "--target", CONTRAST)[0] == 0
+    first = Snapshot.load(file).info
+    clip = load_clip(ModelSource(class_path="eyes.Eyes", checkpoint=Path("before.pt"))).clip
+    images = [clip.preprocessing.image(np.array(Image.open(f"probes/{i}.png"))) for i in range(2)]
+    explanation = explain(
+        clip, torch.stack(images), [[prompt] for prompt in Snapshot.load(file).prompts],
+        method="hirescam", layers=(-2, -1), target=Contrast(negatives=("a red star",)), scales=(1.0, 1.5), flip=True,
+        fuse="max",
+    )  # fmt: skip
+    torch.testing.assert_close(Snapshot.load(file).maps, explanation.maps[:, 0])
+    assert (first.scales, first.flip, first.fuse) == ((1.0, 1.5), True, "max")
+    assert (first.method, len(first.layers), first.target) == ("hirescam", 2, "contrast(a red star)")
+
+    code, out, err = shell(*check, "--target", CONTRAST)
+    assert (code, err) == (0, "")
+    assert "no alarm at step 7; mean drift 0.00" in out
+
+    assert shell(*check, "--target", CONTRAST, "--update-baseline")[0] == 0
+    assert Snapshot.load(file).info == first
+    assert shell(*check, "--update-baseline", "--no-flip", "--fuse", "mean", "--target", "similarity")[0] == 0
+    changed = Snapshot.load(file).info
+    assert (changed.scales, changed.flip, changed.fuse, changed.target) == ((1.0, 1.5), False, "mean", "similarity")
+    assert (changed.method, changed.layers) == (first.method, first.layers)
     assert shell(*check, "--update-baseline", "--method", "gradcam")[0] == 0
-    assert Snapshot.load("other.safetensors").info.method == "gradcam"
+    assert len(Snapshot.load(file).info.layers) == 1, "another method has its own layers"
 
 
-def test_check_follows_the_baseline_s_method_and_layers_unless_told_otherwise(
+def test_check_refuses_another_method_or_other_layers_than_the_baseline_s(
     shell: Main, refused: Callable[..., str]
 ) -> None:
     check = ("check", "--probes", "probes", "--baseline", "hires.safetensors", *BEFORE)
@@ -269,12 +391,12 @@ def test_other_probes_are_refused_before_the_model_is_loaded(
     assert "made with other probes" in refused("check", "--probes", "fewer", "--baseline", baseline, *BEFORE)
 
 
-def test_max_drift_decides(shell: Main, baseline: Path) -> None:
+def test_max_drift_replaces_the_rule(shell: Main, baseline: Path) -> None:
     code, out, _ = shell(*CHECK, *OPTIONS, "after.pt", "--max-drift", 2)
     assert (code, "no alarm at step 70" in out) == (0, True)
 
 
-def test_a_map_that_says_nothing_is_a_warning(shell: Main, project: Path) -> None:
+def test_a_degenerate_map_is_a_warning(shell: Main, project: Path) -> None:
     content = torch.load("before.pt", weights_only=True)
     content["state_dict"]["clip.visual.proj"].zero_()
     torch.save(content, "dark.pt")
@@ -282,10 +404,10 @@ def test_a_map_that_says_nothing_is_a_warning(shell: Main, project: Path) -> Non
     code, _, err = shell(*EXPLAIN, *OPTIONS, "dark.pt", "--method", "gradcam")
 
     assert code == 0
-    assert re.match(r"clipcam: warning: the map of probes/0\.png for 'a star' says nothing: it is ", err)
+    assert re.match(r"clipcam: warning: the map of probes/0\.png for 'a star' is degenerate \(", err)
 
 
-def test_a_bug_keeps_its_traceback_and_is_neither_pass_nor_drift(
+def test_a_bug_shows_its_traceback_and_has_an_exit_code_of_its_own(
     shell: Main, baseline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Snapshot, "load", lambda _: 1 / 0)
@@ -297,7 +419,7 @@ def test_a_bug_keeps_its_traceback_and_is_neither_pass_nor_drift(
     assert err.endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_a_small_architecture_of_one_s_own_by_name(shell: Main, project: Path) -> None:
+def test_an_architecture_added_to_open_clip_is_built_by_name(shell: Main, project: Path) -> None:
     vision = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
     text = {**TEXT, "vocab_size": 49408, "context_length": 77}
     (project / "tiny-eyes.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
@@ -316,14 +438,14 @@ def test_a_small_architecture_of_one_s_own_by_name(shell: Main, project: Path) -
     assert (code, "holds 2 such CLIPs: student, other. Choose one with --clip" in err) == (2, True)
 
 
-def test_a_fine_tuned_architecture_is_fed_as_its_published_weights_were() -> None:
+def test_preprocessing_is_what_all_published_weights_share() -> None:
     assert models._published_preprocessing("ViT-B-16-SigLIP")["mean"] == (0.5, 0.5, 0.5)
     assert models._published_preprocessing("ViT-B-16-SigLIP")["resize_mode"] == "squash"
     assert models._published_preprocessing("ViT-L-14").keys() == {"interpolation", "resize_mode"}, "they disagree"
     assert models._published_preprocessing("ViT-S-32-alt") == {}
 
 
-def test_the_hooks_that_lightning_calls_on_loading_are_called(shell: Main, project: Path) -> None:
+def test_loading_calls_the_hooks_that_lightning_calls(shell: Main, project: Path) -> None:
     (project / "hooked.py").write_text(
         "from eyes import Eyes\n"
         "class Hooked(Eyes):\n"
@@ -340,7 +462,7 @@ def test_the_hooks_that_lightning_calls_on_loading_are_called(shell: Main, proje
 
 
 @pytest.mark.parametrize(("ends", "code"), [(None, 0), (SystemExit(1), 130), (KeyboardInterrupt(), 130)])
-def test_demo_runs_in_its_folder_and_knows_when_it_was_interrupted(
+def test_demo_runs_in_its_folder_and_an_interrupted_one_exits_with_130(
     ends: BaseException | None, code: int, shell: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = []

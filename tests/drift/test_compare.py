@@ -1,7 +1,11 @@
-"""Drift from 0 to 2, the alarms, and what is refused."""
+"""Comparisons of snapshots: drift, flagged probes, alarms and refusals."""
 
 import math
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +14,19 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
 from clipcam_lightning.drift.compare import compare
-from clipcam_lightning.drift.rule import COMMON, LEAST_ENERGY, LOST, MOVED, PEAK, DriftRule
+from clipcam_lightning.drift.rule import (
+    MAX_CONCENTRATION,
+    MAX_DRIFT,
+    MAX_ENERGY_LOSS,
+    MAX_SHARED_GAIN,
+    MIN_ENERGY,
+    DriftRule,
+)
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import ConfigError, IncomparableError
 
 MAP = torch.tensor([[1.0, 0.2, 0.0], [0.1, 0.0, 0.6]])
-BROKEN = {
+DEGENERATE = {
     "all zero": torch.zeros(2, 3),
     "constant": torch.full((2, 3), 0.1),
     "not finite": torch.full((2, 3), torch.nan),
@@ -24,7 +35,10 @@ BROKEN = {
 
 def snapshot(*maps: Tensor, step: int = 0, names: str = "abcdefghij", **info: Any) -> Snapshot:
     unknown = torch.full((len(maps),), torch.nan)
-    fields = {"digest": "d", "method": "gradcam", "target": "similarity", "layers": ("l",), **info}
+    fields = {
+        "digest": "d", "method": "gradcam", "target": "similarity", "scales": (1.0,), "flip": False, "fuse": "mean",
+        "layers": ("l",), **info,
+    }  # fmt: skip
     return Snapshot(
         maps=torch.stack(maps),
         similarity=torch.zeros(len(maps)),
@@ -49,55 +63,50 @@ def snapshot(*maps: Tensor, step: int = 0, names: str = "abcdefghij", **info: An
 )
 def test_drift_is_one_minus_correlation(now: Tensor, drift: float) -> None:
     before = MAP if now.shape == MAP.shape else torch.tensor([[1.0, 1.0], [0.0, 0.0]])
-    (row,) = compare(snapshot(before), snapshot(now), DriftRule(2.0)).probes
-    assert row.drift == pytest.approx(drift, abs=1e-6)
-    assert not row.flagged
-    assert not row.degenerate
+    (probe,) = compare(snapshot(before), snapshot(now), DriftRule(2.0)).probes
+    assert probe.drift == pytest.approx(drift, abs=1e-6)
+    assert not probe.flagged
+    assert not probe.degenerate
 
 
-def test_an_identical_snapshot_drifts_by_exactly_nothing() -> None:
-    taken = snapshot(*torch.rand(10, 7, 7))
-    report = compare(taken, taken, DriftRule(0.0))
-    assert [(row.drift, row.top_iou, row.center_shift) for row in report.probes] == [(0.0, 1.0, 0.0)] * 10
+def test_a_snapshot_compared_with_itself_has_a_drift_of_exactly_zero() -> None:
+    same = snapshot(*torch.rand(10, 7, 7))
+    report = compare(same, same, DriftRule(0.0))
+    assert [(probe.drift, probe.top_iou, probe.center_shift) for probe in report.probes] == [(0.0, 1.0, 0.0)] * 10
     assert not report.flagged
 
 
 @pytest.mark.parametrize("max_drift", [None, 2.0])
-@pytest.mark.parametrize("why", BROKEN)
-def test_a_map_that_vanished_is_an_alarm_and_never_a_nan(why: str, max_drift: float | None) -> None:
-    report = compare(snapshot(MAP, MAP), snapshot(BROKEN[why], MAP), DriftRule(max_drift))
+@pytest.mark.parametrize("why", DEGENERATE)
+def test_a_map_that_became_degenerate_is_flagged_and_counts_as_drift_1(why: str, max_drift: float | None) -> None:
+    report = compare(snapshot(MAP, MAP), snapshot(DEGENERATE[why], MAP), DriftRule(max_drift))
     assert report.alarm
 
-    gone, kept = report.probes
-    assert (gone.drift, gone.top_iou, gone.degenerate, not gone.has_valid_baseline, gone.flagged) == (
-        1.0,
-        0.0,
-        why,
-        False,
-        True,
-    )
-    assert math.isnan(gone.center_shift)
-    assert (kept.degenerate, kept.flagged) == ("", False)
+    vanished, unchanged = report.probes
+    assert (vanished.drift, vanished.top_iou, vanished.degenerate) == (1.0, 0.0, why)
+    assert (vanished.has_valid_baseline, vanished.flagged) == (True, True)
+    assert math.isnan(vanished.center_shift)
+    assert (unchanged.degenerate, unchanged.flagged) == ("", False)
     assert report.drift == pytest.approx(0.5)
-    assert report.worst is gone
+    assert report.worst is vanished
     assert why in str(report)
 
 
-@pytest.mark.parametrize("now", [MAP, BROKEN["all zero"]], ids=["sound now", "still nothing"])
-@pytest.mark.parametrize("why", BROKEN)
-def test_a_baseline_that_says_nothing_is_no_alarm_and_not_in_the_mean(why: str, now: Tensor) -> None:
-    report = compare(snapshot(BROKEN[why], MAP), snapshot(now, 1 - MAP), DriftRule(0.5))
+@pytest.mark.parametrize("now", [MAP, DEGENERATE["all zero"]], ids=["valid now", "still degenerate"])
+@pytest.mark.parametrize("why", DEGENERATE)
+def test_a_probe_without_valid_baseline_is_not_flagged_and_not_in_the_mean(why: str, now: Tensor) -> None:
+    report = compare(snapshot(DEGENERATE[why], MAP), snapshot(now, 1 - MAP), DriftRule(0.5))
 
-    blind, seen = report.probes
-    assert (not blind.has_valid_baseline, blind.flagged, blind.drift) == (True, False, 1.0)
-    assert blind.degenerate == (why if now is MAP else "all zero")
-    assert report.flagged == [seen]
-    assert report.worst is seen
+    unknown, inverted = report.probes
+    assert (unknown.has_valid_baseline, unknown.flagged, unknown.drift) == (False, False, 1.0)
+    assert unknown.degenerate == (why if now is MAP else "all zero")
+    assert report.flagged == [inverted]
+    assert report.worst is inverted
     assert report.drift == pytest.approx(2.0)
 
 
-def test_a_report_of_blind_probes_only_is_finite() -> None:
-    report = compare(snapshot(*BROKEN.values()), snapshot(MAP, MAP, MAP), DriftRule(0.1))
+def test_a_report_without_any_valid_baseline_is_finite() -> None:
+    report = compare(snapshot(*DEGENERATE.values()), snapshot(MAP, MAP, MAP), DriftRule(0.1))
     assert report.drift == report.worst.drift == 1.0
     assert not report.flagged
 
@@ -108,24 +117,27 @@ def test_a_report_of_blind_probes_only_is_finite() -> None:
         ({"digest": "e"}, "digest", ("d", "e")),
         ({"method": "layercam"}, "method", ("gradcam", "layercam")),
         ({"target": "contrast"}, "target", ("similarity", "contrast")),
+        ({"scales": (1.0, 2.0)}, "scales", (r"\(1.0,\)", r"\(1.0, 2.0\)")),
+        ({"flip": True}, "flip", ("False", "True")),
+        ({"fuse": "max"}, "fuse", ("mean", "max")),
         ({"layers": ("l", "m")}, "layers", ("'l'", "'m'")),
     ],
 )
-def test_snapshots_made_differently_are_refused_and_the_difference_named(
+def test_snapshots_with_different_settings_are_refused_and_the_difference_is_named(
     info: dict[str, Any], field: str, values: tuple[str, str]
 ) -> None:
-    with pytest.raises(IncomparableError, match=f"{field} .*{values[0]}.*{values[1]}"):
+    with pytest.raises(IncomparableError, match=f"made with .*: {field} .*{values[0]}.*, now .*{values[1]}"):
         compare(snapshot(MAP), snapshot(MAP, **info))
 
 
-def test_of_models_of_two_architectures_it_is_said() -> None:
+def test_the_message_says_if_the_architectures_differ() -> None:
     other = snapshot(MAP, layers=("m",))
     other = replace(other, info=replace(other.info, fingerprint="g"))
     with pytest.raises(IncomparableError, match=r"layers \('l',\), now \('m',\)\. The two models are of different"):
         compare(snapshot(MAP), other)
 
 
-def test_maps_on_another_grid_are_refused() -> None:
+def test_maps_on_different_grids_are_refused() -> None:
     with pytest.raises(IncomparableError, match="grid '2x3', now '3x2'"):
         compare(snapshot(MAP), snapshot(MAP.T))
 
@@ -149,33 +161,88 @@ def turned(degrees: float) -> Tensor:
     return a * math.cos(math.radians(degrees)) + b * math.sin(math.radians(degrees))
 
 
-def test_an_alarm_is_drift_above_the_rule() -> None:
+def test_a_probe_is_flagged_if_its_drift_is_above_the_limit() -> None:
     report = compare(
         snapshot(*[turned(0)] * 4), snapshot(*map(turned, (0, 59, 61, 180))), DriftRule(0.5)
     )  # cos 60 = .5
-    assert [row.drift for row in report.probes] == pytest.approx(
+    assert [probe.drift for probe in report.probes] == pytest.approx(
         [1 - math.cos(math.radians(d)) for d in (0, 59, 61, 180)]
     )
-    assert [row.flagged for row in report.probes] == [False, False, True, True]
-    assert report.drift == pytest.approx(sum(row.drift for row in report.probes) / 4)
+    assert [probe.flagged for probe in report.probes] == [False, False, True, True]
+    assert report.drift == pytest.approx(sum(probe.drift for probe in report.probes) / 4)
 
 
-def test_the_report_names_the_furthest_first_and_five_at_most() -> None:
+def test_the_message_names_the_largest_drift_first_and_at_most_five_probes() -> None:
     angles = (40, 90, 20, 180, 0, 60, 120, 150)
     report = compare(snapshot(*[turned(0)] * 8), snapshot(*map(turned, angles), step=12), DriftRule(0.05))
 
-    assert [row.name for row in report.flagged] == list("dhgbfac")
+    assert [probe.name for probe in report.flagged] == list("dhgbfac")
     text = str(report)
     assert text.startswith("attention drifted on 7 of 8 probes at step 12 (baseline: step 0): ")
-    places = [text.index(f"{name}: its map moved further than 0.05 (drift") for name in "dhgbf"]
+    places = [text.index(f"{name}: its map drifted by more than 0.05 (drift") for name in "dhgbf"]
     assert places == sorted(places)
     assert "a: its map" not in text
     assert text.endswith("; and 2 more")
 
 
-def test_a_report_without_alarm_says_so() -> None:
+def test_probes_are_ordered_flagged_first_unknown_last_then_by_drift() -> None:
+    """The map of probe a drifts furthest, but within its noise floor; probe e has no valid baseline."""
+    floor = torch.tensor([9.0, 0.1, 0.1, 0.1, 0.1])
+    before = replace(snapshot(*[turned(0)] * 4, torch.zeros(2, 2)), noise_floor=floor)
+    report = compare(before, snapshot(*map(turned, (180, 90, 10, 120, 0))))
+
+    assert report.probes[0] is report.worst
+    assert [report.probes[i].name for i in report.flagged_first] == list("dbace")
+    assert [probe.name for probe in report.flagged] == list("db")
+    assert 0 < str(report).index(" d: ") < str(report).index(" b: ")
+
+
+def test_probes_of_equal_drift_keep_the_order_of_the_probe_set() -> None:
+    report = compare(snapshot(*[turned(0)] * 4), snapshot(*[turned(90)] * 4), DriftRule(0.5))
+    assert report.flagged_first == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("rule", "quorum", "numbers"),
+    [
+        (DriftRule(), "at least half of the probes", ["7 %", "20 %", "18 %", "0.8"]),
+        (DriftRule(0.25), "at least one probe", ["0.25"]),
+    ],
+    ids=["default", "max_drift"],
+)
+def test_a_rule_is_printed_with_one_clause_per_condition(rule: DriftRule, quorum: str, numbers: list[str]) -> None:
+    head, *clauses = re.split("the map |; or ", str(rule))
+    assert quorum in head
+    assert tuple(clauses) == rule.conditions
+    assert [number for number in numbers if any(number in clause for clause in clauses)] == numbers
+
+
+def test_the_message_says_if_there_is_no_alarm() -> None:
     text = str(compare(snapshot(MAP), snapshot(1 - MAP, step=5), DriftRule(2.0)))
-    assert text.startswith("no alarm at step 5; mean drift 2.00")
+    assert text == "no alarm at step 5; mean drift 2.00"
+
+
+@pytest.mark.parametrize(("flagged", "verb"), [(1, "is"), (2, "are")])
+def test_the_message_says_if_too_few_probes_are_flagged_for_an_alarm(flagged: int, verb: str) -> None:
+    now = snapshot(*[turned(90)] * flagged, *[turned(0)] * (8 - flagged))
+    text = str(compare(snapshot(*[turned(0)] * 8), now))
+    assert text.endswith(f"; {flagged} of 8 probes {verb} flagged, too few for an alarm")
+
+
+def test_comparing_two_files_loads_no_model_library(tmp_path: Path) -> None:
+    """Neither the code of the comparison nor that of its reports needs a model."""
+    snapshot(MAP).save(tmp_path / "before")
+    snapshot(1 - MAP).save(tmp_path / "now")
+    heavy = ["lightning", "open_clip", "pytorch_lightning", "timm", "torchvision", "transformers"]
+    program = f"""
+import sys
+from clipcam_lightning.cli import main
+code = main(["compare", "before", "now", "--html", "report.html", "--json", "report.json"])
+print(code, [name for name in {heavy} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1 []"
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_changes_are_now_minus_before() -> None:
@@ -199,32 +266,32 @@ def test_changes_are_now_minus_before() -> None:
     assert unmasked.similarity_change == pytest.approx(0.25)
     assert math.isnan(unmasked.energy_change)
     assert math.isnan(unmasked.pointing)
-    text, moved = str(report), "its map moved further than 1"
-    # The mass of a twentieth of six cells, one: 1 of 4.1 where there was none.
-    assert f"a: {moved} (drift 2.00, common gain 24%, energy on the object 0.75 -> 0.25)" in text
-    assert f"b: {moved} (drift 2.00, common gain 24%)" in text
+    text, reason = str(report), "its map drifted by more than 1"
+    # 5 % of six cells is one cell, rounded up: it gains 1 of the mass of 4.1.
+    assert f"a: {reason} (drift 2.00, shared gain 24 %, energy on the object 0.75 -> 0.25)" in text
+    assert f"b: {reason} (drift 2.00, shared gain 24 %)" in text
 
 
 def test_a_signed_map_without_positive_cell_has_a_drift_but_no_center() -> None:
-    (row,) = compare(snapshot(-MAP), snapshot(-MAP)).probes
-    assert not row.degenerate
-    assert row.drift == pytest.approx(0, abs=1e-6)
-    assert math.isnan(row.center_shift)
+    (probe,) = compare(snapshot(-MAP), snapshot(-MAP)).probes
+    assert not probe.degenerate
+    assert probe.drift == pytest.approx(0, abs=1e-6)
+    assert math.isnan(probe.center_shift)
 
 
 UNKNOWN = math.nan
 
 
-def judged(
+def judge(
     drift: float = 0.0,
     noise_ratio: float = UNKNOWN,
     shared_gain: float = 0.0,
     concentration: float = 0.0,
     energy: tuple[float, float] = (UNKNOWN, UNKNOWN),
 ) -> tuple[float, str]:
-    """Severity and reason by the default rule; the energy is that before and that now."""
+    """Severity and reason by the default rule; ``energy`` is that before and that now."""
     before, now = energy
-    severity, reason = DriftRule().judged(
+    severity, reason = DriftRule().judge(
         drift=drift,
         noise_ratio=noise_ratio,
         shared_gain=shared_gain,
@@ -235,40 +302,40 @@ def judged(
     return pytest.approx(severity, abs=1e-6), reason
 
 
-GATHERS = "attention gathers where it does in the other pictures"
-ANOTHER = "its map hardly resembles what it was"
+CONCENTRATES = "attention concentrates where it does in the other images"
+UNLIKE = "its map hardly resembles the baseline"
 LEFT = "attention left the object"
 
 
-def test_a_map_gathers_at_the_common_place_or_becomes_another_one() -> None:
-    assert judged(shared_gain=0.14) == (0.14 / COMMON, GATHERS)
-    assert judged(drift=1.2) == (1.2 / MOVED, ANOTHER)
-    assert judged(drift=0.4, shared_gain=0.14) == (0.14 / COMMON, GATHERS)
-    assert judged(drift=1.9, shared_gain=-0.3) == (1.9 / MOVED, ANOTHER)
-    assert judged(drift=0.4, shared_gain=UNKNOWN) == (0.4 / MOVED, ANOTHER)  # a single probe
+def test_the_reason_is_the_shared_gain_or_the_drift_whichever_is_more_severe() -> None:
+    assert judge(shared_gain=0.14) == (0.14 / MAX_SHARED_GAIN, CONCENTRATES)
+    assert judge(drift=1.2) == (1.2 / MAX_DRIFT, UNLIKE)
+    assert judge(drift=0.4, shared_gain=0.14) == (0.14 / MAX_SHARED_GAIN, CONCENTRATES)
+    assert judge(drift=1.9, shared_gain=-0.3) == (1.9 / MAX_DRIFT, UNLIKE)
+    assert judge(drift=0.4, shared_gain=UNKNOWN) == (0.4 / MAX_DRIFT, UNLIKE)  # a single probe
 
 
 @pytest.mark.parametrize(("ratio", "severity"), [(0.9, 0.9), (1.5, 1.5), (50.0, 2.0), (UNKNOWN, 2.0)])
-def test_nothing_counts_within_a_probe_s_own_noise(ratio: float, severity: float) -> None:
-    for figures in (
-        {"shared_gain": 2 * COMMON},
-        {"drift": 2 * MOVED},
-        {"energy": (0.5, 0.5 - LOST), "concentration": 1.0},
+def test_the_severity_is_at_most_the_noise_ratio(ratio: float, severity: float) -> None:
+    for values in (
+        {"shared_gain": 2 * MAX_SHARED_GAIN},
+        {"drift": 2 * MAX_DRIFT},
+        {"energy": (0.5, 0.5 - MAX_ENERGY_LOSS), "concentration": 1.0},
     ):
-        assert judged(**figures, noise_ratio=ratio)[0] == severity  # type: ignore[arg-type]
+        assert judge(**values, noise_ratio=ratio)[0] == severity  # type: ignore[arg-type]
 
 
-def test_where_the_object_is_known_attention_must_leave_it_and_gather_in_a_spot() -> None:
-    assert judged(energy=(0.5, 0.2), concentration=0.9) == (0.6 / LOST, LEFT)
-    assert judged(energy=(0.5, 0.2), concentration=0.2) == (0.2 / PEAK, LEFT)
-    assert judged(energy=(0.5, 0.5), concentration=0.9)[0] == 0.0
-    assert judged(energy=(0.9 * LEAST_ENERGY, 0.0), concentration=0.9)[0] == 0.0  # it never was on the object
+def test_energy_must_leave_the_object_and_concentrate_in_one_spot() -> None:
+    assert judge(energy=(0.5, 0.2), concentration=0.9) == (0.6 / MAX_ENERGY_LOSS, LEFT)
+    assert judge(energy=(0.5, 0.2), concentration=0.2) == (0.2 / MAX_CONCENTRATION, LEFT)
+    assert judge(energy=(0.5, 0.5), concentration=0.9)[0] == 0.0
+    assert judge(energy=(0.9 * MIN_ENERGY, 0.0), concentration=0.9)[0] == 0.0  # there was hardly any energy to lose
 
 
-def test_what_comes_onto_the_object_is_no_offence() -> None:
-    assert judged(drift=1.5, shared_gain=0.3, energy=(0.2, 0.6))[0] == 0.0
-    assert judged(drift=1.6, energy=(0.2, 0.2001)) == (2.0, ANOTHER)  # a trifle is no excuse
-    assert judged(shared_gain=0.3, energy=(0.2, 0.3)) == (0.2 / COMMON, GATHERS)  # a third of that is on the object
+def test_energy_gained_on_the_object_never_counts() -> None:
+    assert judge(drift=1.5, shared_gain=0.3, energy=(0.2, 0.6))[0] == 0.0
+    assert judge(drift=1.6, energy=(0.2, 0.2001)) == (2.0, UNLIKE)  # a tiny gain excuses nothing
+    assert judge(shared_gain=0.3, energy=(0.2, 0.3)) == (0.2 / MAX_SHARED_GAIN, CONCENTRATES)  # 0.3 less the 0.1 gained
 
 
 def corner(*cells: tuple[int, int], share: float = 1.0) -> Tensor:
@@ -285,58 +352,58 @@ def blob() -> Tensor:
     return map_
 
 
-def test_pictures_that_all_gather_at_one_place_are_an_alarm_and_each_at_its_own_are_not() -> None:
+def test_maps_that_concentrate_at_one_place_are_an_alarm_and_each_at_its_own_place_are_not() -> None:
     before = snapshot(*[blob()] * 8)
     one_place = compare(before, snapshot(*[corner((9, 9), share=0.3)] * 8))
     own_places = compare(before, snapshot(*[corner((0, i), share=0.3) for i in range(8)]))
 
     assert one_place.alarm
-    assert [(row.shared_gain, row.concentration, row.reason) for row in one_place.probes] == [
-        (pytest.approx(0.3), pytest.approx(0.3), GATHERS)
+    assert [(probe.shared_gain, probe.concentration, probe.reason) for probe in one_place.probes] == [
+        (pytest.approx(0.3), pytest.approx(0.3), CONCENTRATES)
     ] * 8
     assert not own_places.alarm
-    assert [row.concentration for row in own_places.probes] == [pytest.approx(0.3)] * 8
+    assert [probe.concentration for probe in own_places.probes] == [pytest.approx(0.3)] * 8
 
 
 @pytest.mark.parametrize(("count", "enough"), [(1, 1), (2, 1), (3, 2), (4, 2), (8, 4), (9, 5)])
-def test_half_of_the_probes_make_an_alarm(count: int, enough: int) -> None:
-    for breaking, alarm in ((enough, True), (enough - 1, False)):
-        now = snapshot(*[turned(90)] * breaking, *[turned(0)] * (count - breaking))
+def test_an_alarm_needs_half_of_the_probes_flagged(count: int, enough: int) -> None:
+    for flagged, alarm in ((enough, True), (enough - 1, False)):
+        now = snapshot(*[turned(90)] * flagged, *[turned(0)] * (count - flagged))
         report = compare(snapshot(*[turned(0)] * count), now)
-        assert (len(report.flagged), report.alarm) == (breaking, alarm)
+        assert (len(report.flagged), report.alarm) == (flagged, alarm)
         assert str(report).startswith("attention drifted on" if alarm else "no alarm")
 
 
-def test_maps_that_vanished_break_the_rule_and_half_of_them_are_an_alarm() -> None:
-    for gone, alarm in ((3, False), (4, True)):
-        now = snapshot(*[torch.zeros(2, 2)] * gone, *[turned(0)] * (8 - gone))
+def test_maps_that_became_degenerate_are_flagged_and_half_of_them_are_an_alarm() -> None:
+    for count, alarm in ((3, False), (4, True)):
+        now = snapshot(*[torch.zeros(2, 2)] * count, *[turned(0)] * (8 - count))
         report = compare(snapshot(*[turned(0)] * 8), now)
-        assert (report.alarm, len(report.flagged)) == (alarm, gone)
-        assert {(row.severity, row.reason) for row in report.flagged} == {(math.inf, "its map is all zero")}
+        assert (report.alarm, len(report.flagged)) == (alarm, count)
+        assert {(probe.severity, probe.reason) for probe in report.flagged} == {(math.inf, "its map is all zero")}
 
 
-def test_two_prompts_of_one_picture_are_no_witness_to_each_other() -> None:
-    before = replace(snapshot(*[blob()] * 4), pictures=(b"one", b"one", b"two", b"two"))
+def test_probes_with_the_same_image_do_not_count_for_each_other_s_shared_gain() -> None:
+    before = replace(snapshot(*[blob()] * 4), images=(b"one", b"one", b"two", b"two"))
     now = snapshot(*[corner((0, 0), share=0.3)] * 2, *[corner((9, 9), share=0.3)] * 2)
     report = compare(before, now)
-    assert [row.shared_gain for row in report.probes] == [pytest.approx(0, abs=1e-6)] * 4
-    assert compare(replace(before, pictures=()), now).probes[0].shared_gain == pytest.approx(0.3)
+    assert [probe.shared_gain for probe in report.probes] == [pytest.approx(0, abs=1e-6)] * 4
+    assert compare(replace(before, images=()), now).probes[0].shared_gain == pytest.approx(0.3)
 
 
-def test_one_probe_beyond_a_limit_of_one_s_own_is_an_alarm() -> None:
+def test_one_probe_above_max_drift_is_an_alarm() -> None:
     report = compare(snapshot(*[turned(0)] * 8), snapshot(turned(90), *[turned(0)] * 7), DriftRule(0.9))
     assert report.alarm
     assert report.severity == pytest.approx(1 / 0.9)
 
 
-def test_a_evaluation_whose_baseline_says_nothing_at_all_is_no_alarm() -> None:
+def test_an_evaluation_without_any_valid_baseline_is_no_alarm() -> None:
     report = compare(snapshot(torch.zeros(2, 3)), snapshot(MAP))
     assert (report.alarm, report.severity) == (False, 0.0)
 
 
-def test_the_distance_of_the_mass_is_that_of_scipy() -> None:
+def test_the_jensen_shannon_distance_equals_that_of_scipy() -> None:
     before, now = torch.rand(4, 7, 7), torch.rand(4, 7, 7) - 0.3
     report = compare(snapshot(*before), snapshot(*now))
-    for row, a, b in zip(report.probes, before, now, strict=True):
+    for probe, a, b in zip(report.probes, before, now, strict=True):
         expected = jensenshannon(a.flatten(), b.clamp_min(0).flatten(), base=2)
-        assert row.js_distance == pytest.approx(expected, abs=1e-5)
+        assert probe.js_distance == pytest.approx(expected, abs=1e-5)

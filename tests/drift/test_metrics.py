@@ -1,4 +1,4 @@
-"""Figures of maps against numpy, plain loops, hand-computed values and what was measured before (facts/drift.md)."""
+"""Metrics of maps against numpy, plain loops, hand-computed values and earlier measurements."""
 
 import math
 from itertools import product
@@ -45,10 +45,10 @@ def blob(y: float, x: float, side: int = 14) -> Tensor:
 
 
 @given(SEEDS, GRIDS)
-def test_correlation_is_numpys(seed: int, grid: tuple[int, int]) -> None:
+def test_correlation_equals_that_of_numpy(seed: int, grid: tuple[int, int]) -> None:
     a, b = torch.rand(2, 4, *grid, generator=torch.Generator().manual_seed(seed))
-    theirs = [np.corrcoef(x.flatten().double(), y.flatten().double())[0, 1] for x, y in zip(a, b, strict=True)]
-    assert_close(correlation(a, b), torch.tensor(theirs, dtype=torch.float32), atol=1e-6, rtol=0)
+    expected = [np.corrcoef(x.flatten().double(), y.flatten().double())[0, 1] for x, y in zip(a, b, strict=True)]
+    assert_close(correlation(a, b), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
 
 
 @given(SEEDS, st.floats(1e-6, 1e6), st.floats(-3, 3))
@@ -61,12 +61,12 @@ def test_correlation_ignores_scale_and_offset(seed: int, scale: float, offset: f
 
 
 @pytest.mark.parametrize("map_", [torch.zeros(7, 7), torch.full((7, 7), 0.1), torch.full((7, 7), torch.nan)], ids=str)
-def test_correlation_with_a_map_that_says_nothing_is_unknown(map_: Tensor) -> None:
+def test_correlation_with_a_degenerate_map_is_nan(map_: Tensor) -> None:
     assert correlation(map_[None], torch.rand(1, 7, 7)).isnan().all()
 
 
 def iou_by_sets(a: Tensor, b: Tensor) -> float:
-    """The cells one by one: hottest first, of equally hot ones the earlier first, the coldest never."""
+    """The cells one by one: hottest first, of equally hot cells the earlier first, the coldest never."""
     cells = list(product(range(a.shape[0]), range(a.shape[1])))
     count = max(1, round(len(cells) / 5))
     top_a, top_b = (set(sorted(cells, key=lambda cell, m=m: (-m[cell].item(), cell))[:count]) for m in (a, b))
@@ -75,14 +75,14 @@ def iou_by_sets(a: Tensor, b: Tensor) -> float:
 
 
 @given(SEEDS, GRIDS, st.sampled_from([1, 2, 100]))
-def test_top_iou_equals_sets_of_cells_with_ties(seed: int, grid: tuple[int, int], steps: int) -> None:
+def test_top_iou_equals_that_of_sets_of_cells_even_with_ties(seed: int, grid: tuple[int, int], steps: int) -> None:
     a, b = (random_maps(seed, 2, 3, *grid) * steps).round()  # few levels: many ties
     slow = torch.tensor([iou_by_sets(x, y) for x, y in zip(a, b, strict=True)])
     assert_close(top_iou(a, b), slow, equal_nan=True)
 
 
 @pytest.mark.parametrize("grid", [(7, 7), (3, 5), (1, 4), (16, 10)])
-def test_center_shift_between_opposite_corners_as_computed_by_hand(grid: tuple[int, int]) -> None:
+def test_center_shift_between_opposite_corners_is_that_computed_by_hand(grid: tuple[int, int]) -> None:
     h, w = grid  # cell centres lie half a cell in, so the corners are (h-1)/h and (w-1)/w of a side apart
     expected = math.hypot((h - 1) / h, (w - 1) / w) / math.sqrt(2)
     assert_close(center_shift(hot((0, 0), grid), 3 * hot((h - 1, w - 1), grid)), torch.tensor([expected]))
@@ -108,7 +108,7 @@ def test_center_of_mass_is_the_weighted_mean_of_cells(seed: int) -> None:
 
 
 @given(SEEDS, st.integers(1, 4), st.integers(1, 4))
-def test_energy_inside_equals_a_loop_over_pixels(seed: int, tall: int, wide: int) -> None:
+def test_energy_inside_equals_that_of_a_loop_over_pixels(seed: int, tall: int, wide: int) -> None:
     maps = random_maps(seed, 2, 3, 5) + 0.01
     masks = torch.rand(2, 3 * tall, 5 * wide, generator=torch.Generator().manual_seed(seed)) < 0.3
     expected = []
@@ -124,7 +124,7 @@ def test_energy_inside_and_outside_add_up_for_masks_of_any_size(seed: int, size:
     assert_close(energy_inside(maps, masks) + energy_inside(maps, ~masks), torch.ones(3))
 
 
-def test_energy_counts_only_positive_cells_and_is_unknown_without_any() -> None:
+def test_energy_counts_only_positive_cells_and_is_nan_without_any() -> None:
     maps = torch.tensor([[[3.0, 1.0, -8.0]], [[-1.0, -1.0, -1.0]]])
     inside = torch.tensor([[[True, False, False]]]).repeat(2, 1, 1)
     assert_close(energy_inside(maps, inside), torch.tensor([0.75, torch.nan]), equal_nan=True)
@@ -156,12 +156,12 @@ def test_pointing_hits_exactly_where_the_hot_cell_lies(size: tuple[int, int]) ->
         ([[1.0, 1.01]], ""),
     ],
 )
-def test_degeneracy_is_named(map_: list[list[float]], why: str) -> None:
+def test_a_degenerate_map_has_a_named_reason(map_: list[list[float]], why: str) -> None:
     assert degeneracy(torch.tensor(map_)) == why
 
 
-def test_a_blob_that_moves_a_cell_is_near_and_in_the_opposite_corner_unlike() -> None:
-    """The rows of facts/drift.md: CC .92, IoU .70, shift .05 for one cell; -.31, 0, .41 for the corner."""
+def test_a_blob_one_cell_away_is_similar_and_one_in_the_opposite_corner_is_not() -> None:
+    """Measured before: CC .92, IoU .70, shift .05 for one cell; -.31, 0, .41 for the corner."""
     here, near, far = blob(3.5, 3.5), blob(3.5, 4.5), blob(10, 10)
 
     assert 0.8 < correlation(here, near) < 0.98
@@ -172,7 +172,7 @@ def test_a_blob_that_moves_a_cell_is_near_and_in_the_opposite_corner_unlike() ->
     assert 0.3 < center_shift(here, far) < 0.5
 
 
-def test_noise_leaves_a_blob_recognisable_and_alone_is_unrelated() -> None:
+def test_a_blob_with_noise_correlates_with_it_and_noise_alone_does_not() -> None:
     here, noise = blob(5, 5), torch.randn(1, 14, 14)
     assert correlation(here, here + 0.02 * noise) > 0.98
     assert correlation(here, here + 0.1 * noise) > 0.85
@@ -195,42 +195,42 @@ def shares(map_: Tensor) -> np.ndarray:
 
 
 @given(SEEDS, st.integers(2, 6))
-def test_common_gain_is_that_of_plain_loops(seed: int, count: int) -> None:
+def test_shared_gain_equals_that_of_plain_loops(seed: int, count: int) -> None:
     a, b = random_maps(seed, 2, count, 7, 7) + 1e-3
     gains = [shares(now) - shares(before) for before, now in zip(a, b, strict=True)]
     expected = []
     for i, own in enumerate(gains):
         others = sum(gain for j, gain in enumerate(gains) if j != i)
-        place = sorted(range(49), key=lambda cell: -others[cell])[:3]  # a twentieth of 49 cells, rounded up
+        place = sorted(range(49), key=lambda cell: -others[cell])[:3]  # 5 % of 49 cells, rounded up
         expected.append(sum(own[cell] for cell in place))
     assert_close(shared_gain(a, b), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
 
 
 @given(SEEDS, GRIDS)
-def test_peak_gain_is_that_of_plain_loops(seed: int, grid: tuple[int, int]) -> None:
+def test_concentration_equals_that_of_plain_loops(seed: int, grid: tuple[int, int]) -> None:
     a, b = random_maps(seed, 2, 3, *grid) + 1e-3
-    few = math.ceil(grid[0] * grid[1] / 50)
+    count = math.ceil(grid[0] * grid[1] / 50)
     expected = [
-        sum(sorted(np.maximum(shares(now) - shares(before), 0))[-few:]) for before, now in zip(a, b, strict=True)
+        sum(sorted(np.maximum(shares(now) - shares(before), 0))[-count:]) for before, now in zip(a, b, strict=True)
     ]
     assert_close(concentration(a, b), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
 
 
-def test_maps_that_move_at_random_gain_nothing_in_common_however_few() -> None:
+def test_maps_that_move_at_random_have_no_shared_gain_on_average_however_few_they_are() -> None:
     for count in (2, 4, 16):
         gains = torch.stack([shared_gain(*random_maps(seed, 2, count, 7, 7)) for seed in range(400)])
         assert abs(float(gains.mean())) < 0.01, count
 
 
-def test_a_map_that_says_nothing_has_no_gain_and_no_part_in_the_others() -> None:
+def test_a_degenerate_map_has_no_gain_and_does_not_count_for_other_maps() -> None:
     before, now = hot((0, 0), (4, 5)).repeat(3, 1, 1), hot((3, 4), (4, 5)).repeat(3, 1, 1)
     now[0] = 0
     assert_close(shared_gain(before, now), torch.tensor([torch.nan, 1.0, 1.0]), equal_nan=True)
     assert_close(concentration(before, now), torch.tensor([torch.nan, 1.0, 1.0]), equal_nan=True)
-    assert shared_gain(before[:2], now[:2]).isnan().all()  # one sound map has no others
+    assert shared_gain(before[:2], now[:2]).isnan().all()  # a single valid map has no others
 
 
-def test_maps_that_stay_gain_nothing() -> None:
+def test_maps_that_stay_where_they_were_gain_nothing() -> None:
     maps = random_maps(3, 4, 7, 7)
     assert shared_gain(maps, 5 * maps).abs().max() < 1e-6
     assert concentration(maps, 5 * maps).max() < 1e-6

@@ -1,4 +1,4 @@
-"""A snapshot comes back bit for bit; a broken one is refused; maps are graded only where that means something."""
+"""Snapshots are loaded bit for bit as they were saved, and damaged files are refused."""
 
 import json
 import os
@@ -11,18 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipcam_lightning.cam.explain import explain
-from clipcam_lightning.cam.explanation import Explanation
-from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo, mean_of_known, take_snapshot
+from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.tensorfile import save_tensors
 
 INFO = SnapshotInfo(
-    digest="d", step=12, epoch=3, method="gradcam", target="similarity", layers=("visual.a", "visual.b"),
-    fingerprint="f", dtype="float32", versions={"torch": "2"},
+    digest="d", step=12, epoch=3, method="gradcam", target="similarity", scales=(1.0, 1.25), flip=True, fuse="max",
+    layers=("visual.a", "visual.b"), fingerprint="f", dtype="float32", versions={"torch": "2"},
 )  # fmt: skip
 SNAPSHOT = Snapshot(
     maps=torch.tensor([[[0.1, -0.0, torch.nan]], [[1e-45, torch.inf, 3.0]]]),
@@ -33,27 +29,55 @@ SNAPSHOT = Snapshot(
     prompts=("日本\n\0", "\ud800"),
     info=INFO,
 )
-FIGURES = ("maps", "similarity", "energy_inside_mask", "pointing")
+TENSORS = ("maps", "similarity", "energy_inside_mask", "pointing")
 
 
-def test_a_snapshot_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_snapshot_is_loaded_bit_for_bit_as_it_was_saved(tmp_path: Path) -> None:
     SNAPSHOT.save(tmp_path / "s")
 
     loaded = Snapshot.load(tmp_path / "s")
 
-    for figure in FIGURES:
-        assert getattr(loaded, figure).numpy().tobytes() == getattr(SNAPSHOT, figure).numpy().tobytes(), figure
+    for name in TENSORS:
+        assert getattr(loaded, name).numpy().tobytes() == getattr(SNAPSHOT, name).numpy().tobytes(), name
     assert (loaded.names, loaded.prompts, loaded.info) == (SNAPSHOT.names, SNAPSHOT.prompts, INFO)
 
 
-def test_a_snapshot_of_maps_that_share_memory_can_be_saved(tmp_path: Path) -> None:
+def test_noise_floor_and_images_are_loaded_as_they_were_saved(tmp_path: Path) -> None:
+    images, floor = (b"one", b""), torch.tensor([0.5, torch.nan])
+    replace(SNAPSHOT, noise_floor=floor, images=images).save(tmp_path / "s")
+
+    loaded = Snapshot.load(tmp_path / "s")
+
+    assert loaded.images == images
+    torch.testing.assert_close(loaded.noise_floor, floor, equal_nan=True)
+
+
+def test_whole_numbers_among_the_scales_are_loaded_as_floats(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "s", "snapshot", *damaged(scales=[1, 2]))
+    assert repr(Snapshot.load(tmp_path / "s").info.scales) == "(1.0, 2.0)"
+
+
+def test_a_snapshot_is_printed_on_one_line_and_compared_by_identity() -> None:
+    """A generated ``__repr__`` would print every number, and a generated ``__eq__`` would raise."""
+    shown = repr(replace(SNAPSHOT, images=(b"one", b"two")))
+
+    assert shown.startswith("Snapshot(maps=float32[2, 1, 3], similarity=float32[2], ")
+    assert "images=(<3 bytes>, <3 bytes>)" in shown
+    assert "\n" not in shown
+    assert replace(SNAPSHOT) != SNAPSHOT
+
+
+def test_a_snapshot_of_tensors_that_share_memory_can_be_saved(tmp_path: Path) -> None:
+    unknown = torch.full((2,), torch.nan)
+    replace(SNAPSHOT, energy_inside_mask=unknown, pointing=unknown).save(tmp_path / "s")
+    assert Snapshot.load(tmp_path / "s").pointing.isnan().all()
     big = torch.rand(4, 2, 3, 5)
     replace(SNAPSHOT, maps=big[:2, 0], similarity=big[0, 0, 0, :2]).save(tmp_path / "s")
     assert torch.equal(Snapshot.load(tmp_path / "s").maps, big[:2, 0])
 
 
 def damaged(**changes: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of SNAPSHOT with parts replaced; ``None`` takes a part out."""
+    """Tensors and metadata of SNAPSHOT with parts replaced; ``None`` removes a part."""
     tensors, metadata = SNAPSHOT.tensors()
     for name, value in changes.items():
         part = metadata if name in metadata else metadata["info"] if name in metadata["info"] else tensors
@@ -80,26 +104,44 @@ def damaged(**changes: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         {"info": None},
         {"info": 5},
         {"layers": None},
+        {"scales": None},
+        {"scales": 1.0},
+        {"scales": []},
+        {"scales": ["1"]},
+        {"scales": [0.0]},
+        {"scales": [float("inf")]},
+        {"scales": [float("nan")]},
+        {"scales": [True]},
+        {"scales": [10**400]},
+        {"flip": None},
+        {"flip": 1},
+        {"fuse": None},
+        {"fuse": 1},
+        {"images": torch.zeros(3, dtype=torch.uint8), "image_sizes": torch.tensor([1, 1])},
+        {"images": torch.zeros(3, dtype=torch.uint8), "image_sizes": torch.tensor([3])},
+        {"images": torch.zeros(3), "image_sizes": torch.tensor([1, 2])},
+        {"images": torch.zeros(3, dtype=torch.uint8)},
+        {"noise_floor": torch.zeros(3)},
         {"digest": None},
         {"names": None},
         {"names": 5},
     ],
     ids=str,
 )
-def test_a_snapshot_with_parts_that_do_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_snapshot_with_parts_that_do_not_match_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     save_tensors(tmp_path / "s", "snapshot", *damaged(**changes))
     with pytest.raises(SnapshotError, match="not a whole snapshot"):
         Snapshot.load(tmp_path / "s")
 
 
 def test_an_unchanged_snapshot_is_not_refused(tmp_path: Path) -> None:
-    """Else the test above would pass for any reason."""
+    """Otherwise the test above would pass for any reason."""
     save_tensors(tmp_path / "s", "snapshot", *damaged())
     assert Snapshot.load(tmp_path / "s").info == INFO
 
 
 @pytest.mark.parametrize("kind", ["missing", "probe set", "future", "cut"])
-def test_a_file_that_is_no_snapshot_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_a_snapshot_is_refused(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "s"
     if kind == "probe set":
         ProbeSet([(np.zeros((4, 6, 3), np.uint8), "a")]).save(file)
@@ -111,7 +153,7 @@ def test_a_file_that_is_no_snapshot_is_refused(tmp_path: Path, kind: str) -> Non
         Snapshot.load(file)
 
 
-def test_a_full_disk_leaves_the_snapshot_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_previous_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_file: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -124,62 +166,18 @@ def test_a_full_disk_leaves_the_snapshot_of_before(tmp_path: Path, monkeypatch: 
     assert Snapshot.load(tmp_path / "s").maps[1, 0, 2] == 3
 
 
-def test_its_metadata_are_json_and_say_how_the_maps_came_about(tmp_path: Path) -> None:
+def test_the_metadata_are_json_and_hold_the_settings_of_the_maps(tmp_path: Path) -> None:
     SNAPSHOT.save(tmp_path / "s")
     content = (tmp_path / "s").read_bytes()
     header = json.loads(
         json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["clipcam_lightning"]
     )
-    assert header["info"] == {**vars(INFO), "layers": list(INFO.layers)}
+    assert header["info"] == {**vars(INFO), "layers": list(INFO.layers), "scales": list(INFO.scales)}
 
 
-def test_degeneracies_are_named_probe_by_probe() -> None:
+def test_degeneracies_have_one_reason_per_probe() -> None:
     maps = torch.stack([torch.zeros(2, 3), torch.ones(2, 3), torch.eye(2, 3), torch.full((2, 3), torch.nan)])
     snapshot = replace(
         SNAPSHOT, maps=maps, similarity=torch.zeros(4), energy_inside_mask=torch.zeros(4), pointing=torch.zeros(4)
     )
     assert snapshot.degeneracies == ["all zero", "constant", "", "not finite"]
-
-
-@pytest.mark.parametrize(
-    ("values", "mean"), [([1.0, torch.nan, 3.0], 2.0), ([torch.nan], None), ([], None), ([torch.inf, 1.0], 1.0)]
-)
-def test_the_mean_is_over_what_is_known(values: list[float], mean: float | None) -> None:
-    assert mean_of_known(torch.tensor(values)) == mean
-
-
-def test_maps_are_graded_where_there_is_a_mask_and_a_sound_map(clip: ClipModel) -> None:
-    """Cell (2, 5) of 8x8 is hot with 3, cell (6, 1) with 1; the box is exactly cell (2, 5)."""
-    picture, box = np.zeros((64, 64, 3), np.uint8), (40, 16, 48, 24)
-    hit = torch.zeros(8, 8)
-    hit[2, 5], hit[6, 1] = 3, 1
-    maps = torch.stack([hit, hit.T, hit, torch.zeros(8, 8), torch.full((8, 8), torch.nan)])
-    probes = ProbeSet(Probe(picture, f"p{i}", box=None if i == 2 else box) for i in range(5))
-    explanation = Explanation(maps[:, None], torch.arange(5.0)[:, None] / 10, ("l",), "gradcam", "similarity")
-
-    snapshot = take_snapshot(explanation, probes, probes.prepared(clip), clip, step=7, epoch=2)
-
-    nan = torch.nan
-    assert torch.equal(snapshot.maps[:4], maps[:4])
-    torch.testing.assert_close(snapshot.energy_inside_mask, torch.tensor([0.75, 0, nan, nan, nan]), equal_nan=True)
-    torch.testing.assert_close(snapshot.pointing, torch.tensor([1.0, 0, nan, nan, nan]), equal_nan=True)
-    torch.testing.assert_close(snapshot.similarity, torch.arange(5.0) / 10)
-    assert snapshot.names == ("p0", "p1", "p2", "p3", "p4") == snapshot.prompts
-    assert (snapshot.info.step, snapshot.info.epoch, snapshot.info.digest) == (7, 2, probes.digest)
-    assert (snapshot.info.layers, snapshot.info.dtype) == (("l",), "float32")
-
-
-def test_a_real_evaluation_comes_back_from_its_file(tmp_path: Path, clip: ClipModel) -> None:
-    rng = np.random.default_rng(0)
-    probes = ProbeSet((rng.integers(0, 256, (70, 90, 3), np.uint8), text) for text in ("a red circle", "a blue star"))
-    prepared = probes.prepared(clip)
-    explanation = explain(clip, prepared.images, prepared.embedded(clip).detach())
-    snapshot = take_snapshot(explanation, probes, prepared, clip, step=0, epoch=0)
-    snapshot.save(tmp_path / "s")
-
-    loaded = Snapshot.load(tmp_path / "s")
-
-    assert torch.equal(loaded.maps, explanation.maps[:, 0])
-    assert loaded.info == snapshot.info
-    assert loaded.info.fingerprint == clip.fingerprint
-    assert set(loaded.info.versions) >= {"clipcam-lightning", "torch"}

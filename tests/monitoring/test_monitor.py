@@ -1,54 +1,130 @@
-"""What a monitor remembers of its looks, however many they are."""
+"""What a monitor makes of its evaluations: means, and a history of bounded length."""
 
+import math
 import pickle
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
-from clipcam_lightning import Probe, ProbeSet
+from clipcam_lightning import Explanation, Probe, ProbeSet
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.drift.compare import DriftRule
+from clipcam_lightning.cam.settings import MapSettings
+from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.history import MAX_ENTRIES, HistoryEntry, thinned
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.visualization.panels import MAX_COLUMNS
+from clipcam_lightning.visualization.contact_sheet import MAX_COLUMNS
 
 EVALUATIONS = 500
 
 
-def monitor_of() -> Monitor:
-    scenes = draw_scenes(1, seed=4)
-    probes = ProbeSet([Probe(scenes.images[0], "a red circle")])
-    return Monitor(probes, method="hirescam", layers=None, target="similarity", rule=DriftRule())
+class KnownMaps:
+    """Explainer that returns the same map of each probe every time.
+
+    Args:
+        clip: the model, which is not asked.
+        maps: one per probe.
+        similarity: one per probe.
+    """
+
+    def __init__(self, clip: ClipModel, maps: Sequence[Tensor], similarity: Sequence[float]) -> None:
+        self.clip, self.settings = clip, MapSettings()
+        self._explanation = Explanation(
+            maps=torch.stack(list(maps))[:, None],
+            similarity=torch.tensor(similarity)[:, None],
+            layers=("a layer",),
+            method="known",
+            target="similarity",
+        )
+
+    def __call__(self, images: Tensor, prompts: object) -> Explanation:
+        return self._explanation
 
 
-def test_a_long_history_keeps_the_first_the_last_and_evenly_spaced_evaluations_also_through_a_checkpoint(
+def two_masked_probes() -> ProbeSet:
+    """Two probes whose object is the left half of the image."""
+    scenes, left = draw_scenes(2, seed=4), torch.zeros(64, 64, dtype=torch.bool)
+    left[:, :32] = True
+    return ProbeSet(Probe(image, prompt, mask=left.numpy()) for image, prompt in zip(scenes.images, "ab", strict=True))
+
+
+def monitor_of_one_probe() -> Monitor:
+    return Monitor(ProbeSet([Probe(draw_scenes(1, seed=4).images[0], "a red circle")]))
+
+
+# On the grid of both, the object covers the left column: its energy is 9 / 10 of the first and 3 / 10 of the second.
+ON_OBJECT, OFF_OBJECT = torch.tensor([[8.0, 1.0], [1.0, 0.0]]), torch.tensor([[2.0, 6.0], [1.0, 1.0]])
+DEGENERATE = {
+    "all zero": torch.zeros(2, 2),
+    "constant": torch.full((2, 2), 3.0),
+    "not finite": torch.tensor([[math.nan, 1.0], [0.0, 0.0]]),
+}
+
+
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_a_degenerate_map_counts_as_the_worst_value_in_the_means(kind: str, clip: ClipModel) -> None:
+    monitor = Monitor(two_masked_probes())
+    means = []
+    for maps in ((ON_OBJECT, OFF_OBJECT), (ON_OBJECT, DEGENERATE[kind]), (DEGENERATE[kind], OFF_OBJECT)):
+        outcome = monitor.evaluate(KnownMaps(clip, maps, (0.5, 0.3)), step=0, epoch=0)
+        means.append(
+            (outcome.metrics["energy_inside_mask"], outcome.metrics["pointing"], outcome.metrics["degenerate"])
+        )
+
+    assert means[0] == pytest.approx(((0.9 + 0.3) / 2, (1 + 0) / 2, 0))
+    # Without the worse of the two maps the mean of the other would be 0.9 and 1: better than before.
+    assert means[1] == pytest.approx(((0.9 + 0.0) / 2, (1 + 0) / 2, 1))
+    assert means[2] == pytest.approx(((0.0 + 0.3) / 2, (0 + 0) / 2, 1))
+
+
+def test_all_means_are_finite_if_every_map_is_degenerate(clip: ClipModel) -> None:
+    monitor = Monitor(two_masked_probes())
+    monitor.evaluate(KnownMaps(clip, (ON_OBJECT, OFF_OBJECT), (0.5, 0.3)), step=0, epoch=0)
+
+    outcome = monitor.evaluate(KnownMaps(clip, [DEGENERATE["not finite"]] * 2, (math.nan, 0.3)), step=1, epoch=0)
+
+    assert outcome.metrics == pytest.approx(
+        {
+            "drift": 1,
+            "drift_max": 1,
+            "similarity": (-1 + 0.3) / 2,
+            "flagged": 2,
+            "alarm": 1,
+            "degenerate": 2,
+            "energy_inside_mask": 0,
+            "pointing": 0,
+        }
+    )
+
+
+def test_a_long_history_keeps_the_first_the_last_and_evenly_spaced_evaluations(
     clip: ClipModel, unchecked: None
 ) -> None:
-    monitor, sizes = monitor_of(), []
+    explainer = LocalExplainer(clip, MapSettings(method="hirescam"))
+    monitor, sizes = monitor_of_one_probe(), []
     for step in range(EVALUATIONS):
-        monitor.evaluate(clip, step=10 * step, epoch=step)
+        monitor.evaluate(explainer, step=10 * step, epoch=step)
         sizes.append(len(pickle.dumps(monitor.state()["history"])))
-    resumed = monitor_of()
+    resumed = monitor_of_one_probe()
     resumed.restore(monitor.state())
-    resumed.evaluate(clip, step=10 * EVALUATIONS, epoch=EVALUATIONS)
+    resumed.evaluate(explainer, step=10 * EVALUATIONS, epoch=EVALUATIONS)
 
-    assert max(sizes[MAX_ENTRIES:]) <= 1.1 * sizes[MAX_ENTRIES - 1], "it grows no more"
+    assert max(sizes[MAX_ENTRIES:]) <= 1.1 * sizes[MAX_ENTRIES - 1], "its size is bounded"
     for history, last in ((monitor.history, EVALUATIONS - 1), (resumed.history, EVALUATIONS)):
         assert [history[0].number, history[-1].number] == [0, last]
-        assert [column.step for column in history] == [10 * column.number for column in history]
-        *even, _ = (after.evaluation - before.evaluation for before, after in pairwise(history))
-        assert max(even) <= 2 * min(even)
+        assert [entry.step for entry in history] == [10 * entry.number for entry in history]
+        *distances, _ = (after.number - before.number for before, after in pairwise(history))
+        assert max(distances) <= 2 * min(distances)
 
 
 @pytest.mark.parametrize("evaluations", [1, 2, 3, MAX_ENTRIES, MAX_ENTRIES + 1, 100, 1000])
-def test_there_are_always_enough_evaluations_for_a_full_sheet_and_never_more_than_twice_as_many(
-    evaluations: int,
-) -> None:
+def test_the_history_fills_a_contact_sheet_and_is_at_most_twice_as_long(evaluations: int) -> None:
     kept: list[HistoryEntry] = []
-    for evaluation in range(evaluations):
-        kept = thinned([*kept, HistoryEntry(evaluation, torch.zeros(1, 1, 1), (0.0,), (False,), evaluation)])
+    for number in range(evaluations):
+        kept = thinned([*kept, HistoryEntry(number, torch.zeros(1, 1, 1), (0.0,), (False,), number)])
 
     assert min(evaluations, MAX_COLUMNS) <= len(kept) <= MAX_ENTRIES
-    assert [kept[0].evaluation, kept[-1].evaluation] == [0, evaluations - 1]
+    assert [kept[0].number, kept[-1].number] == [0, evaluations - 1]

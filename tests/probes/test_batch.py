@@ -1,4 +1,4 @@
-"""Images and prompts are found in every shape of batch that people train with."""
+"""Images and prompts are found in batches of every common structure."""
 
 from collections import UserDict, namedtuple
 from typing import Any
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from clipcam_lightning.errors import ProbeError
-from clipcam_lightning.probes.batch import decoded, images_and_prompts
+from clipcam_lightning.probes.batch import decode_prompt, find_images_and_prompts
+from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer
 
@@ -49,33 +50,33 @@ TEXT_BATCHES = {
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 def test_images_and_token_ids_are_found(batch: Any) -> None:
-    images, prompts = images_and_prompts(batch, SIZE)
+    images, prompts = find_images_and_prompts(batch, SIZE)
     assert torch.equal(images, IMAGES)
     assert torch.equal(torch.stack(prompts), TOKENS)
 
 
 @pytest.mark.parametrize("batch", TEXT_BATCHES.values(), ids=TEXT_BATCHES)
 def test_images_and_strings_are_found(batch: Any) -> None:
-    images, prompts = images_and_prompts(batch, SIZE)
+    images, prompts = find_images_and_prompts(batch, SIZE)
     assert torch.equal(images, IMAGES)
     assert prompts == TEXTS
 
 
-def test_token_types_are_no_prompt() -> None:
+def test_token_types_are_not_taken_for_token_ids() -> None:
     batch = {"image": IMAGES, "token_type_ids": 0 * TOKENS, "input_ids": TOKENS}
-    assert torch.equal(torch.stack(images_and_prompts(batch, SIZE)[1]), TOKENS)
+    assert torch.equal(torch.stack(find_images_and_prompts(batch, SIZE)[1]), TOKENS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_pixels_become_float32_and_lose_their_graph(dtype: torch.dtype) -> None:
-    given = IMAGES.to(dtype).requires_grad_()
-    images, _ = images_and_prompts((given, TOKENS), SIZE)
-    assert torch.equal(images, given.detach().float())
+def test_pixels_are_converted_to_float32_and_detached(dtype: torch.dtype) -> None:
+    pixels = IMAGES.to(dtype).requires_grad_()
+    images, _ = find_images_and_prompts((pixels, TOKENS), SIZE)
+    assert torch.equal(images, pixels.detach().float())
     assert not images.requires_grad
 
 
 def test_a_segmentation_is_not_taken_for_token_ids() -> None:
-    _, prompts = images_and_prompts((IMAGES, torch.ones(4, *SIZE, dtype=torch.long), TOKENS), SIZE)
+    _, prompts = find_images_and_prompts((IMAGES, torch.ones(4, *SIZE, dtype=torch.long), TOKENS), SIZE)
     assert torch.equal(torch.stack(prompts), TOKENS)
 
 
@@ -98,49 +99,49 @@ def test_a_segmentation_is_not_taken_for_token_ids() -> None:
     ],
     ids=str,
 )
-def test_a_batch_without_them_is_refused_with_what_it_holds(batch: Any, message: str) -> None:
+def test_a_batch_without_images_or_prompts_is_refused_with_a_list_of_what_it_holds(batch: Any, message: str) -> None:
     with pytest.raises(ProbeError, match=f"{message}.*Give probes="):
-        images_and_prompts(batch, SIZE)
+        find_images_and_prompts(batch, SIZE)
 
 
-def test_changing_the_batch_later_changes_nothing() -> None:
+def test_the_set_does_not_change_when_the_batch_does() -> None:
     images, tokens = IMAGES.clone(), TOKENS.clone()
-    found, prompts = images_and_prompts((images, tokens), SIZE)
+    copies, prompts = find_images_and_prompts((images, tokens), SIZE)
     probes = ProbeSet.from_batch((images, tokens), size=SIZE)
     digest = probes.digest
 
     images.zero_()
     tokens.zero_()
 
-    assert torch.equal(found, IMAGES)
+    assert torch.equal(copies, IMAGES)
     assert torch.equal(torch.stack(prompts), TOKENS)
     assert all(torch.equal(probe.image, image) for probe, image in zip(probes, IMAGES, strict=True))
-    assert ProbeSet(probes).digest == digest
+    assert ProbeSet(Probe(probe.image, probe.prompt, tokens=probe.tokens) for probe in probes).digest == digest
 
 
 def tensors_of(probes: ProbeSet) -> list[Tensor]:
     return [tensor for probe in probes for tensor in (probe.image, probe.tokens)]
 
 
-def test_inference_tensors_become_normal_ones() -> None:
+def test_inference_tensors_are_converted_to_normal_ones() -> None:
     with torch.inference_mode():
         batch = IMAGES.clone(), TOKENS.clone()
     assert batch[0].is_inference()
 
-    found = tensors_of(ProbeSet.from_batch(batch, size=SIZE))
+    tensors = tensors_of(ProbeSet.from_batch(batch, size=SIZE))
 
-    assert not any(tensor.is_inference() for tensor in found)
-    (found[0].requires_grad_() * 2).sum().backward()  # what an inference tensor refuses
+    assert not any(tensor.is_inference() for tensor in tensors)
+    (tensors[0].requires_grad_() * 2).sum().backward()  # fails for an inference tensor
 
 
-def test_tensors_are_normal_also_when_taken_under_inference_mode() -> None:
+def test_tensors_are_normal_also_when_copied_in_inference_mode() -> None:
     with torch.inference_mode():  # as in Trainer.validate
         probes = ProbeSet.from_batch((IMAGES.clone(), TOKENS.clone()), size=SIZE)
     assert not any(tensor.is_inference() for tensor in tensors_of(probes))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 9])
-def test_a_set_takes_the_first_of_a_batch(count: int) -> None:
+def test_a_set_takes_the_first_images_of_a_batch(count: int) -> None:
     probes = ProbeSet.from_batch((IMAGES, TOKENS), size=SIZE, count=count)
 
     assert len(probes) == min(count, 4)
@@ -149,14 +150,14 @@ def test_a_set_takes_the_first_of_a_batch(count: int) -> None:
         assert torch.equal(probe.tokens, TOKENS[i])
 
 
-def test_strings_of_a_batch_are_prompts_without_token_ids() -> None:
+def test_strings_of_a_batch_become_prompts_without_token_ids() -> None:
     probes = ProbeSet.from_batch((IMAGES, TEXTS), size=SIZE)
     assert probes.prompts == [*TEXTS[:3], "(empty prompt)"]
     assert all(probe.tokens is None for probe in probes)
 
 
-class Broken:
-    """A tokenizer that cannot decode what it is given."""
+class FailingTokenizer:
+    """A tokenizer that fails to decode."""
 
     def __call__(self, texts: list[str]) -> Tensor:
         return torch.ones(len(texts), 5, dtype=torch.long)
@@ -165,34 +166,34 @@ class Broken:
         raise KeyError(ids[0])
 
 
-class Holding(Broken):
-    """As open_clip's wrapper of a Hugging Face tokenizer: ``decode`` is one level down."""
+class WrappedTokenizer(FailingTokenizer):
+    """Like open_clip's wrapper of a Hugging Face tokenizer: ``decode`` is one level down."""
 
     decode = None
     tokenizer = WordTokenizer()
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "ids", "words"),
+    ("tokenizer", "ids", "text"),
     [
         (open_clip.SimpleTokenizer(context_length=16), None, "a red circle , twice !"),
         (WordTokenizer(), WordTokenizer()(["A red circle"])[0], "a red circle"),
-        (Holding(), WordTokenizer()(["A red circle"])[0], "a red circle"),
-        (Broken(), torch.tensor([7, 8, 0]), "tokens 7 8"),
+        (WrappedTokenizer(), WordTokenizer()(["A red circle"])[0], "a red circle"),
+        (FailingTokenizer(), torch.tensor([7, 8, 0]), "tokens 7 8"),
         (WordTokenizer(), torch.tensor([7, 99999]), "tokens 7 99999"),
         (WordTokenizer(), torch.tensor([1, 0, 0]), "tokens 1"),
         (None, torch.arange(1, 20), "tokens 1 2 3 4 5 6 7 8"),
         (lambda texts: texts, torch.tensor([7, 8]), "tokens 7 8"),
     ],
-    ids=["open_clip", "words", "holding", "broken", "unknown id", "only special", "none", "a function"],
+    ids=["open_clip", "words", "wrapped", "failing", "unknown id", "only special", "none", "a function"],
 )
-def test_token_ids_are_told_in_words_where_that_can_be_done(tokenizer: Any, ids: Tensor | None, words: str) -> None:
+def test_token_ids_are_decoded_where_the_tokenizer_can(tokenizer: Any, ids: Tensor | None, text: str) -> None:
     if ids is None:
         ids = tokenizer(["A red circle, twice!"])[0]
-    assert decoded(ids, tokenizer) == words
+    assert decode_prompt(ids, tokenizer) == text
 
 
-def test_a_set_of_token_ids_is_named_by_their_words() -> None:
+def test_probes_with_token_ids_are_named_after_the_decoded_text() -> None:
     tokenizer = WordTokenizer()
     batch = IMAGES[:2], tokenizer(["a red circle", "a blue star"])
     probes = ProbeSet.from_batch(batch, size=SIZE, tokenizer=tokenizer)

@@ -1,4 +1,4 @@
-"""However a batch is nested its images and prompts are found, or it is refused; nothing in it changes."""
+"""Images and prompts are found in any nested batch, or the batch is refused; the batch is never changed."""
 
 from collections import OrderedDict, UserDict, UserList, defaultdict, deque, namedtuple
 from collections.abc import Callable, Mapping
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.probe_set import ProbeSet
-from tests.support.hostile import accepted, as_users_run, examples, made, texts
+from tests.support.hostile import attempt, examples, make_or_reject, texts, without_test_checks
 
-SIZE, COUNT = (8, 12), 5  # not square, or a swap would hide; five, since nothing below holds five of anything else
+SIZE, COUNT = (8, 12), 5  # not square, so that a swap shows; nothing below has five entries by accident
 IMAGES = torch.rand(COUNT, 3, *SIZE)
 TOKENS = torch.arange(COUNT * 6).view(COUNT, 6) + 1
-TEXTS = [f"a picture of {i}" for i in range(COUNT)]
+TEXTS = [f"an image of {i}" for i in range(COUNT)]
 Pair = namedtuple("Pair", ["first", "second"])
 
 
 @dataclass
 class Holder:
-    """As a dataset with typed samples collates."""
+    """What a dataset with typed samples may collate into."""
 
     left: Any
     right: Any = None
@@ -38,8 +38,10 @@ CONTAINERS: list[Callable[[list[Any]], Any]] = [
     deque,
     UserList,
     lambda children: {f"part{i}": child for i, child in enumerate(children)},
-    lambda children: OrderedDict((i, child) for i, child in enumerate(children)),  # keys need be no texts
-    lambda children: UserDict({f"part{i}": child for i, child in enumerate(children)}),  # as transformers' encodings
+    lambda children: OrderedDict((i, child) for i, child in enumerate(children)),  # keys need not be strings
+    lambda children: UserDict(
+        {f"part{i}": child for i, child in enumerate(children)}
+    ),  # like the encodings of transformers
     lambda children: MappingProxyType({(i,): child for i, child in enumerate(children)}),
     lambda children: defaultdict(list, {f"part{i}": child for i, child in enumerate(children)}),
     lambda children: Pair(children[0], children[1:]),
@@ -48,13 +50,13 @@ CONTAINERS: list[Callable[[list[Any]], Any]] = [
 ]
 
 
-def quiet(make: Callable[[], Tensor]) -> Tensor:
-    with as_users_run():  # torch warns of some layouts
+def make_quietly(make: Callable[[], Tensor]) -> Tensor:
+    with without_test_checks():  # torch warns about some layouts
         return make()
 
 
-def besides() -> list[Any]:
-    """What lies in batches beside images and prompts, and is neither."""
+def make_distractors() -> list[Any]:
+    """Values that occur in batches and are neither images nor prompts."""
     return [
         None,
         3,
@@ -82,24 +84,24 @@ def besides() -> list[Any]:
         torch.rand(COUNT, 3, *SIZE, device="meta"),
         torch.ones(COUNT, 6, dtype=torch.long, device="meta"),
         torch.rand(COUNT, 3, *SIZE).to_sparse(),
-        quiet(lambda: torch.nested.nested_tensor([torch.rand(3, *SIZE)] * COUNT)),
-        quiet(lambda: torch.quantize_per_tensor(IMAGES, 0.1, 0, torch.qint8)),
+        make_quietly(lambda: torch.nested.nested_tensor([torch.rand(3, *SIZE)] * COUNT)),
+        make_quietly(lambda: torch.quantize_per_tensor(IMAGES, 0.1, 0, torch.qint8)),
     ]
 
 
-OTHERS = st.sampled_from(besides())
+DISTRACTORS = st.sampled_from(make_distractors())
 
 
 @st.composite
-def nests(draw: st.DrawFn, *parts: Any) -> Any:
-    """The parts, in order, somewhere in a nest of other things."""
+def nested_batches(draw: st.DrawFn, *parts: Any) -> Any:
+    """The parts, in order, somewhere in nested containers of other values."""
     level: list[Any] = list(parts)
     for _ in range(draw(st.integers(1, 4))):
         grouped: list[Any] = []
         while level:
             held = [level.pop(0) for _ in range(min(len(level), draw(st.integers(1, 3))))]
             for _ in range(draw(st.integers(0, 2))):
-                held.insert(draw(st.integers(0, len(held))), draw(OTHERS))
+                held.insert(draw(st.integers(0, len(held))), draw(DISTRACTORS))
             grouped.append(draw(st.sampled_from(CONTAINERS))(held))
         level = grouped
     batch = draw(st.sampled_from(CONTAINERS))(level)
@@ -111,22 +113,22 @@ def nests(draw: st.DrawFn, *parts: Any) -> Any:
 
 
 def inventory(batch: Any) -> list[Any]:
-    """Every container with what it holds, every tensor with how often it was written to."""
-    waiting, seen, listed = [batch], set(), []
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
+    """List every container with its children, and every tensor with how often it was written to."""
+    stack, visited, listed = [batch], set(), []
+    while stack:
+        value = stack.pop()
+        if id(value) in visited:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, Mapping):
             children = list(value.values())
         elif is_dataclass(value) and not isinstance(value, type):
             children = [getattr(value, field.name) for field in fields(value)]
         else:
             children = list(value) if isinstance(value, list | tuple | deque | UserList) else []
-        waiting.extend(children)
-        written = value._version if isinstance(value, Tensor) and not value.is_inference() else 0
-        listed.append((id(value), written, [id(child) for child in children]))
+        stack.extend(children)
+        writes = value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+        listed.append((id(value), writes, [id(child) for child in children]))
     return listed
 
 
@@ -134,11 +136,13 @@ def inventory(batch: Any) -> list[Any]:
 @pytest.mark.parametrize("images_first", [True, False])
 @given(data=st.data())
 @examples(60)
-def test_the_one_pair_in_a_nest_is_found(prompts: Any, images_first: bool, data: st.DataObject) -> None:
-    batch = data.draw(nests(*((IMAGES, prompts) if images_first else (prompts, IMAGES))))
+def test_the_only_images_and_prompts_in_a_nested_batch_are_found(
+    prompts: Any, images_first: bool, data: st.DataObject
+) -> None:
+    batch = data.draw(nested_batches(*((IMAGES, prompts) if images_first else (prompts, IMAGES))))
     before, pixels = inventory(batch), IMAGES.clone()
 
-    with as_users_run():
+    with without_test_checks():
         probes = ProbeSet.from_batch(batch, size=SIZE)
 
     assert inventory(batch) == before
@@ -152,10 +156,10 @@ def test_the_one_pair_in_a_nest_is_found(prompts: Any, images_first: bool, data:
 
 @given(data=st.data(), part=st.sampled_from([IMAGES, TOKENS, TEXTS, None]))
 @examples(100)
-def test_a_nest_without_a_pair_is_refused(data: st.DataObject, part: Any) -> None:
-    batch = data.draw(nests(part))
+def test_a_nested_batch_without_both_is_refused(data: st.DataObject, part: Any) -> None:
+    batch = data.draw(nested_batches(part))
     before = inventory(batch)
-    assert accepted(lambda: ProbeSet.from_batch(batch, size=SIZE)) is None
+    assert attempt(lambda: ProbeSet.from_batch(batch, size=SIZE)) is None
     assert inventory(batch) == before
 
 
@@ -170,12 +174,12 @@ SHAPES = st.one_of(
 def tensors(draw: st.DrawFn) -> Tensor:
     shape, dtype = draw(SHAPES), draw(st.sampled_from(DTYPES))
     value = draw(st.sampled_from([0, 1, float("nan"), float("inf")]))
-    with as_users_run():
-        return made(lambda: torch.full(shape, value).to(dtype))
+    with without_test_checks():
+        return make_or_reject(lambda: torch.full(shape, value).to(dtype))
 
 
 ANYTHING = st.recursive(
-    st.one_of(OTHERS, tensors(), texts, st.lists(texts, min_size=2, max_size=2)),
+    st.one_of(DISTRACTORS, tensors(), texts, st.lists(texts, min_size=2, max_size=2)),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(
@@ -189,9 +193,9 @@ ANYTHING = st.recursive(
 
 @given(batch=ANYTHING)
 @examples(300)
-def test_a_batch_of_anything_is_used_or_refused(batch: Any) -> None:
+def test_a_batch_of_any_values_is_used_or_refused(batch: Any) -> None:
     before = inventory(batch)
-    probes = accepted(lambda: ProbeSet.from_batch(batch, size=SIZE))
+    probes = attempt(lambda: ProbeSet.from_batch(batch, size=SIZE))
     assert inventory(batch) == before
     event("used" if probes else "refused")
     if probes is not None:
@@ -206,7 +210,7 @@ def nested(depth: int) -> Any:
 
 
 def shared(depth: int) -> Any:
-    """The same pair along 2 ** depth ways."""
+    """Images and prompts that can be reached along 2 ** depth paths."""
     batch: Any = {"x": IMAGES, "y": TOKENS}
     for _ in range(depth):
         batch = [batch, batch]
@@ -220,12 +224,12 @@ def circular() -> Any:
 
 
 @pytest.mark.parametrize("batch", [nested(5000), shared(60), circular()], ids=["deep", "shared", "circular"])
-def test_a_deep_or_circular_batch_is_walked_once(batch: Any) -> None:
+def test_every_container_is_visited_once_in_deep_shared_and_circular_batches(batch: Any) -> None:
     probes = ProbeSet.from_batch(batch, size=SIZE)
     assert torch.equal(torch.stack([probe.tokens for probe in probes]), TOKENS)
 
 
-def test_the_fields_of_dataclasses_and_named_tuples_say_what_is_a_prompt() -> None:
+def test_field_names_of_dataclasses_and_named_tuples_show_which_strings_are_prompts() -> None:
     @dataclass
     class Batch:
         image: Tensor
@@ -238,17 +242,17 @@ def test_the_fields_of_dataclasses_and_named_tuples_say_what_is_a_prompt() -> No
         assert ProbeSet.from_batch(batch, size=SIZE).prompts == TEXTS
 
 
-def test_what_a_batch_holds_is_told_also_where_it_has_no_shape() -> None:
-    for other, words in (
+def test_the_message_names_the_type_of_values_without_a_shape() -> None:
+    for value, kind in (
         (b"abc", "bytes"),
         (range(9), "range"),
-        (quiet(lambda: torch.nested.nested_tensor([IMAGES])), "Tensor"),
+        (make_quietly(lambda: torch.nested.nested_tensor([IMAGES])), "Tensor"),
     ):
-        with pytest.raises(ProbeError, match=f"it has {words}"):
-            ProbeSet.from_batch([other], size=SIZE)
+        with pytest.raises(ProbeError, match=f"it has {kind}"):
+            ProbeSet.from_batch([value], size=SIZE)
 
 
-def test_images_that_are_not_finite_are_refused_with_their_number() -> None:
+def test_the_message_numbers_the_first_image_that_is_not_finite() -> None:
     images = IMAGES.clone()
     images[2, 1, 3, 4] = torch.nan
     with pytest.raises(ProbeError, match="probe 3: the image must be finite"):

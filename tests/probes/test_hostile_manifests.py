@@ -1,4 +1,4 @@
-"""A manifest is read as it is written or refused with its line; nothing else is raised, and nothing is written."""
+"""A manifest is read exactly or refused with its line number; no other error is raised, and no file is written."""
 
 import csv
 import io
@@ -16,10 +16,11 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipcam_lightning.errors import ClipCamError, ProbeError
-from clipcam_lightning.probes.probe import Probe
+from clipcam_lightning.errors import ProbeError, SnapshotError
+from clipcam_lightning.probes.manifest import read_manifest
+from clipcam_lightning.probes.probe import LoadedProbe
 from clipcam_lightning.probes.probe_set import ProbeSet
-from tests.support.hostile import accepted, example_folder, examples, texts
+from tests.support.hostile import attempt, example_folder, examples, texts
 from tests.support.shell import files_in
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)  # of cat.png; dog.png is upside down
@@ -41,7 +42,7 @@ FILES = ["cat.png", "dog.png", "mask.png", "large.png", "link.png", "../outside.
 
 
 def mostly(good: list[Any], hostile: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Three of four values are ``good``, or hardly a row of five would be."""
+    """Draw three of four values from ``good``; otherwise hardly any row of five values would be usable."""
     return st.integers(0, 3).flatmap(lambda draw: st.sampled_from(good) if draw else hostile)
 
 
@@ -61,17 +62,17 @@ JSON = st.recursive(
 
 @contextmanager
 def probe_folder() -> Iterator[Path]:
-    """Pictures in a folder, one of them outside and linked to."""
+    """Create a folder of images, with a link to one outside."""
     with example_folder() as parent:
         folder = parent / "probes"
         (folder / "deep").mkdir(parents=True)
-        pictures = {
+        images = {
             "probes/cat.png": PIXELS,
             "probes/dog.png": PIXELS[::-1],
             "outside.png": PIXELS,
             "probes/mask.png": MASK,
         }
-        for name, pixels in pictures.items():
+        for name, pixels in images.items():
             Image.fromarray(pixels).save(parent / name)
         Image.new("RGB", (60, 40)).save(folder / "large.png")
         (folder / "link.png").symlink_to(parent / "outside.png")
@@ -79,16 +80,16 @@ def probe_folder() -> Iterator[Path]:
 
 
 def read(folder: Path, name: str, content: bytes) -> ProbeSet | None:
-    """The set that a manifest of this content makes, if it makes one."""
+    """Read a manifest of this content; return ``None`` if it is refused."""
     (folder / name).write_bytes(content)
     before = files_in(folder.parent)
-    probes = accepted(lambda: ProbeSet.from_folder(folder))
+    probes = attempt(lambda: ProbeSet(folder))
     assert files_in(folder.parent) == before, "reading wrote something"
     return probes
 
 
-def as_csv(rows: list[dict[str, Any]], newline: str = "\r\n") -> str:
-    """Rows as Python's own writer quotes them."""
+def format_csv(rows: list[dict[str, Any]], newline: str = "\r\n") -> str:
+    """Format rows as Python's own writer quotes them."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator=newline)
     writer.writerow(rows[0])
@@ -107,13 +108,13 @@ def as_csv(rows: list[dict[str, Any]], newline: str = "\r\n") -> str:
     encoding=st.sampled_from(["", "utf-8-sig", "utf-16", "utf-32", "cp037"]),
 )
 @examples(150)
-def test_any_bytes_are_a_manifest_or_refused(name: str, content: bytes, encoding: str) -> None:
+def test_a_manifest_of_any_bytes_is_read_or_refused(name: str, content: bytes, encoding: str) -> None:
     with probe_folder() as folder:
         read(folder, name, content.decode("latin-1").encode(encoding) if encoding else content)
 
 
-def check_row(folder: Path, probe: Probe, row: dict[str, Any]) -> None:
-    """The probe is what its row says."""
+def check_row(folder: Path, probe: LoadedProbe, row: dict[str, Any]) -> None:
+    """Check that the probe agrees with its row."""
     assert probe.prompt == row["prompt"]
     assert np.array_equal(probe.image, np.array(Image.open(folder / row["image"].strip()).convert("RGB")))
     assert probe.name == row["name"] or not row["name"]
@@ -136,10 +137,10 @@ def check_row(folder: Path, probe: Probe, row: dict[str, Any]) -> None:
     newline=st.sampled_from(["\n", "\r\n"]),
 )
 @examples(300)
-def test_a_set_is_exactly_what_its_rows_say(rows: list[dict[str, Any]], kind: str, bom: bool, newline: str) -> None:
+def test_every_probe_agrees_with_its_row(rows: list[dict[str, Any]], kind: str, bom: bool, newline: str) -> None:
     if kind == "csv":
         rows = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
-        text = as_csv(rows, newline)
+        text = format_csv(rows, newline)
     else:
         text = newline.join(json.dumps(row) for row in rows)
     with probe_folder() as folder:
@@ -153,24 +154,24 @@ def test_a_set_is_exactly_what_its_rows_say(rows: list[dict[str, Any]], kind: st
 
 @given(rows=st.lists(st.dictionaries(st.sampled_from(list(VALUES)) | texts, JSON) | JSON, min_size=1, max_size=3))
 @examples(100)
-def test_any_json_is_a_row_or_refused(rows: list[Any]) -> None:
+def test_a_row_of_any_json_is_read_or_refused(rows: list[Any]) -> None:
     with probe_folder() as folder:
         read(folder, "probes.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
 
 
 @given(columns=st.permutations([*VALUES, "note"]), row=st.fixed_dictionaries(VALUES), padded=st.booleans())
 @examples(100)
-def test_columns_may_come_in_any_order_and_in_capitals(columns: list[str], row: dict[str, Any], padded: bool) -> None:
-    """Else a mask or box would silently be none."""
+def test_columns_may_have_any_order_and_case(columns: list[str], row: dict[str, Any], padded: bool) -> None:
+    """Otherwise a mask or box would be ignored silently."""
     row = {key: "" if value is None else str(value) for key, value in {**row, "note": "mine"}.items()}
     names = [f" {column.title()}" if padded else column for column in columns]
     with probe_folder() as folder:
-        plain = read(folder, "probes.csv", as_csv([row]).encode("utf-8", "surrogatepass"))
+        plain = read(folder, "probes.csv", format_csv([row]).encode("utf-8", "surrogatepass"))
         other = dict(zip(names, (row[column] for column in columns), strict=True))
-        moved = read(folder, "probes.csv", as_csv([other]).encode("utf-8", "surrogatepass"))
-        assert (plain is None) == (moved is None)
-        if plain is not None and moved is not None:
-            assert (plain.digest, plain.names) == (moved.digest, moved.names)
+        reordered = read(folder, "probes.csv", format_csv([other]).encode("utf-8", "surrogatepass"))
+        assert (plain is None) == (reordered is None)
+        if plain is not None and reordered is not None:
+            assert (plain.digest, plain.names) == (reordered.digest, reordered.names)
 
 
 @pytest.mark.parametrize(
@@ -178,18 +179,18 @@ def test_columns_may_come_in_any_order_and_in_capitals(columns: list[str], row: 
     [
         ("image,prompt\ncat.png,a cat, asleep\n", r"line 2: 3 fields for 2 columns.*quote"),
         ('image,prompt\ncat.png,"a cat\ndog.png,a dog\n', "cannot be read: unexpected end of data"),
-        ("image,prompt,prompt\ncat.png,a,b\n", "line 1: the column 'prompt' is there twice"),
+        ("image,prompt,prompt\ncat.png,a,b\n", "line 1: the column 'prompt' appears twice"),
         ("image,prompt\n" + "cat.png," + "x" * 200_000, "cannot be read: field larger than field limit"),
         (",".join(["column"] * 50_000), "the column 'image' is missing"),
         ("\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "cannot be read|is missing"),
     ],
-    ids=["unquoted comma", "open quote", "twice", "huge field", "many columns", "a picture"],
+    ids=["unquoted comma", "open quote", "twice", "huge field", "many columns", "an image"],
 )
-def test_a_csv_that_would_be_misread_is_refused(content: str, message: str) -> None:
+def test_a_csv_that_would_be_misread_is_refused_in_a_short_message(content: str, message: str) -> None:
     with probe_folder() as folder:
         (folder / "probes.csv").write_bytes(content.encode("latin-1"))
         with pytest.raises(ProbeError, match=message) as refusal:
-            ProbeSet.from_folder(folder)
+            ProbeSet(folder)
     assert len(str(refusal.value)) < 500
 
 
@@ -210,34 +211,34 @@ def test_a_csv_that_would_be_misread_is_refused(content: str, message: str) -> N
     ],
     ids=lambda value: value[:60],
 )
-def test_a_json_line_that_cannot_be_used_is_refused_in_few_words(fields: str, message: str) -> None:
+def test_an_unusable_json_line_is_refused_in_a_short_message(fields: str, message: str) -> None:
     with probe_folder() as folder:
         (folder / "probes.jsonl").write_text(fields)
         with pytest.raises(ProbeError, match=message) as refusal:
-            ProbeSet.from_folder(folder)
+            ProbeSet(folder)
     assert len(str(refusal.value)) < 500
 
 
 @pytest.mark.parametrize("column", ["image", "mask"])
-def test_a_pipe_is_refused_and_not_waited_for(column: str) -> None:
-    """To open one whose other end nobody holds takes for ever."""
+def test_a_pipe_is_refused_without_opening_it(column: str) -> None:
+    """Opening a pipe blocks until another process opens its other end."""
     with probe_folder() as folder:
         os.mkfifo(folder / "pipe")
         row = {"image": "cat.png", "prompt": "a", column: "pipe"}
         (folder / "probes.jsonl").write_text(json.dumps(row))
-        refusals: list[Exception] = []
-        reading = threading.Thread(target=lambda: refusals.append(raised_by(lambda: ProbeSet.from_folder(folder))))
+        errors: list[Exception] = []
+        reading = threading.Thread(target=lambda: errors.append(catch(lambda: ProbeSet(folder))))
         reading.start()
         reading.join(20)
         if reading.is_alive():
-            os.close(os.open(folder / "pipe", os.O_WRONLY | os.O_NONBLOCK))  # lets it go
+            os.close(os.open(folder / "pipe", os.O_WRONLY | os.O_NONBLOCK))  # ends the blocked thread
             reading.join()
-            pytest.fail("it waited for the pipe")
-    assert isinstance(refusals[0], ProbeError)
-    assert "is not a file" in str(refusals[0])
+            pytest.fail("reading blocked on the pipe")
+    assert isinstance(errors[0], ProbeError)
+    assert "is not a file" in str(errors[0])
 
 
-def raised_by(call: Callable[[], object]) -> Exception:
+def catch(call: Callable[[], object]) -> Exception:
     try:
         call()
     except Exception as error:
@@ -245,7 +246,7 @@ def raised_by(call: Callable[[], object]) -> Exception:
     return AssertionError("nothing was raised")
 
 
-@pytest.mark.parametrize("place", ["x" * 5000, "nul\0", "\ud800", "no/such", "", "/dev/null"], ids=ascii)
-def test_a_place_that_is_none_is_refused(place: str) -> None:
-    for read_it in (ProbeSet.of, ProbeSet.from_folder, ProbeSet.load):
-        assert isinstance(raised_by(lambda read_it=read_it: read_it(place)), ClipCamError)
+@pytest.mark.parametrize("path", ["x" * 5000, "nul\0", "\ud800", "no/such", "", "/dev/null"], ids=ascii)
+def test_a_path_that_is_neither_file_nor_folder_is_refused(path: str) -> None:
+    assert isinstance(catch(lambda: ProbeSet(path)), SnapshotError)
+    assert isinstance(catch(lambda: read_manifest(Path(path))), ProbeError)

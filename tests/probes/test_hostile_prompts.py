@@ -1,4 +1,4 @@
-"""A prompt is data: whatever it holds, it comes back from every file as it was, and is shown as the text it is."""
+"""A prompt is data: any text comes back unchanged from every file and is shown as text, never as markup."""
 
 import io
 import json
@@ -30,29 +30,30 @@ from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
+from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 from clipcam_lightning.sinks import FileSink, ImageSink, TensorBoardSink
-from clipcam_lightning.sinks.tensorboard import escaped
-from clipcam_lightning.visualization.captioned import captioned
+from clipcam_lightning.sinks.tensorboard import escape_markup
+from clipcam_lightning.visualization.captioned import caption
 from clipcam_lightning.visualization.report import html_report
-from tests.support.hostile import TEXTS, accepted, as_users_run, example_folder, examples, texts
+from tests.support.hostile import TEXTS, attempt, example_folder, examples, texts, without_test_checks
 from tests.support.modules import FineTuning, events, fit
 from tests.support.shell import files_in
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
-USABLE = {name: text for name, text in TEXTS.items() if text.strip()}
+NOT_BLANK = {name: text for name, text in TEXTS.items() if text.strip()}
 prompt_lists = st.lists(texts.filter(str.strip), min_size=1, max_size=4)
 
 
-def without_control(text: str) -> str:
-    """What a page can show of a text: control characters and half surrogate pairs are blanks, and blanks are one."""
+def visible(text: str) -> str:
+    """Replace what a page cannot show, control characters and half surrogate pairs, and join runs of blanks."""
     return " ".join(re.sub(r"[\0-\x1f\x7f-\x9f\ud800-\udfff]", " ", text).split())
 
 
-def as_tensorboard_shows(markdown: str) -> str:
-    with as_users_run():  # a part of TensorBoard warns of itself
+def render_in_tensorboard(markdown: str) -> str:
+    with without_test_checks():  # a module of TensorBoard gives a deprecation warning
         from tensorboard.plugin_util import markdown_to_safe_html
 
         page: str = markdown_to_safe_html(markdown)
@@ -60,7 +61,7 @@ def as_tensorboard_shows(markdown: str) -> str:
 
 
 class Page(HTMLParser):
-    """The tags of a page and its text."""
+    """Parses the tags and texts of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def snapshot(prompts: list[str], names: list[str] | None = None) -> Snapshot:
+def make_snapshot(prompts: list[str], names: list[str] | None = None) -> Snapshot:
     count = len(prompts)
     return Snapshot(
         maps=torch.rand(count, 2, 3),
@@ -85,18 +86,20 @@ def snapshot(prompts: list[str], names: list[str] | None = None) -> Snapshot:
         pointing=torch.full((count,), torch.nan),
         names=tuple(names or ProbeSet((PIXELS, prompt) for prompt in prompts).names),
         prompts=tuple(prompts),
-        info=SnapshotInfo("d", 7, 0, "gradcam", "similarity", ("visual",), "f", "float32", {"torch": "2"}),
+        info=SnapshotInfo(
+            "d", 7, 0, "gradcam", "similarity", (1.0,), False, "mean", ("visual",), "f", "float32", {"torch": "2"}
+        ),
     )
 
 
-def evaluation_at(prompts: list[str]) -> Evaluation:
-    now = snapshot(prompts)
+def make_evaluation(prompts: list[str]) -> Evaluation:
+    now = make_snapshot(prompts)
     report = compare(now, now)
-    column = HistoryEntry(
+    entry = HistoryEntry(
         step=7,
         maps=relative_saliency(now.maps).half(),
         drift=tuple(probe.drift for probe in report.probes),
-        alarm=tuple(probe.flagged for probe in report.probes),
+        flagged=tuple(probe.flagged for probe in report.probes),
     )
     return Evaluation(
         pixels=GREY.expand(len(prompts), -1, -1, -1),
@@ -104,7 +107,7 @@ def evaluation_at(prompts: list[str]) -> Evaluation:
         snapshot=now,
         baseline=now,
         report=report,
-        history=(column,),
+        history=(entry,),
         digests=[f"{i:064x}" for i in range(len(prompts))],
         metrics={"drift": 0.0},
     )
@@ -112,7 +115,7 @@ def evaluation_at(prompts: list[str]) -> Evaluation:
 
 @contextmanager
 def tensorboard(folder: Path, evaluation: Evaluation) -> Iterator[EventAccumulator]:
-    """What TensorBoard reads of the look."""
+    """Write an evaluation and yield what TensorBoard reads of it."""
     with SummaryWriter(str(folder)) as writer:
         TensorBoardSink(writer).write(evaluation)
         ImageSink(folder, [writer], "clipcam", num_images=32).write(evaluation)
@@ -121,45 +124,45 @@ def tensorboard(folder: Path, evaluation: Evaluation) -> Iterator[EventAccumulat
 
 @given(prompts=prompt_lists)
 @examples(60)
-def test_a_set_of_any_prompts_comes_back_from_its_file(prompts: list[str]) -> None:
+def test_a_probe_set_with_any_prompts_comes_back_from_its_file(prompts: list[str]) -> None:
     probes = ProbeSet((PIXELS, prompt) for prompt in prompts)
     with example_folder() as folder:
         probes.save(folder / "f")
-        loaded = ProbeSet.load(folder / "f")
+        loaded = ProbeSet(folder / "f")
     assert (loaded.prompts, loaded.names, loaded.digest) == (prompts, probes.names, probes.digest)
 
 
 @given(
-    # Words that together are longer than a name may be, cut at any place of a word.
+    # Also words that together exceed the length of a name, so that it ends anywhere in a word.
     text=texts.filter(str.strip) | st.lists(st.text("ab.", min_size=1, max_size=9), min_size=12).map(" ".join),
     count=st.integers(2, 12),
 )
 @examples(100)
-def test_a_prompt_that_is_there_several_times_gets_names_that_may_be_given_again(text: str, count: int) -> None:
+def test_names_made_for_a_repeated_prompt_are_unique_and_can_be_given_explicitly(text: str, count: int) -> None:
     probes = ProbeSet((PIXELS, text) for _ in range(count))
     assert len(set(probes.names)) == count
-    assert ProbeSet(probes).names == probes.names
+    assert ProbeSet(Probe(PIXELS, text, name) for name in probes.names).names == probes.names
 
 
 @given(prompts=st.lists(texts.filter(str.strip), min_size=2, max_size=2, unique=True))
 @example(prompts=["a \ud83d", "a \ud83e"])
 @examples(100)
-def test_two_prompts_have_two_digests(prompts: list[str]) -> None:
+def test_different_prompts_have_different_digests(prompts: list[str]) -> None:
     first, second = (ProbeSet([(PIXELS, prompt)]).digest for prompt in prompts)
     assert first != second
 
 
 @given(prompts=prompt_lists)
 @examples(60)
-def test_a_snapshot_of_any_prompts_comes_back_from_its_file(prompts: list[str]) -> None:
-    saved = snapshot(prompts, names=prompts)
+def test_a_snapshot_with_any_prompts_comes_back_from_its_file(prompts: list[str]) -> None:
+    saved = make_snapshot(prompts, names=prompts)
     with example_folder() as folder:
         saved.save(folder / "f")
         loaded = Snapshot.load(folder / "f")
     assert (loaded.names, loaded.prompts) == (saved.names, saved.prompts)
 
 
-def rust_tokenizer() -> Any:
+def make_rust_tokenizer() -> Any:
     vocabulary = {"<unknown>": 0, **{chr(code): code - 31 for code in range(32, 80)}}
     model = tokenizers.models.BPE(vocab=vocabulary, merges=[], unk_token="<unknown>")
     return transformers.PreTrainedTokenizerFast(
@@ -173,17 +176,17 @@ def rust_tokenizer() -> Any:
 TOKENIZERS = {
     "words": WordTokenizer(),
     "open_clip": open_clip.SimpleTokenizer(context_length=12),
-    "transformers": rust_tokenizer(),
+    "transformers": make_rust_tokenizer(),
 }
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 @given(prompts=prompt_lists)
-@example(prompts=list(USABLE.values()))
+@example(prompts=list(NOT_BLANK.values()))
 @examples(40)
-def test_any_prompt_has_tokens_in_every_kind_of_tokenizer(tokenizer: Any, prompts: list[str]) -> None:
-    made = find_clip(MODEL, tokenizer=tokenizer).tokenize(prompts)
-    ids = made if isinstance(made, torch.Tensor) else made["input_ids"]
+def test_every_kind_of_tokenizer_accepts_any_prompt(tokenizer: Any, prompts: list[str]) -> None:
+    tokens = find_clip(MODEL, tokenizer=tokenizer).tokenize(prompts)
+    ids = tokens if isinstance(tokens, torch.Tensor) else tokens["input_ids"]
     assert len(ids) == len(prompts)
     assert ids.shape[1] <= 12
 
@@ -193,49 +196,49 @@ MODEL = build_clip()
 
 @given(prompt=texts)
 @examples(100)
-def test_any_prompt_is_paraphrased_otherwise_or_refused(prompt: str) -> None:
-    paraphrased = accepted(lambda: paraphrases(prompt))
+def test_any_prompt_that_is_not_blank_is_paraphrased(prompt: str) -> None:
+    paraphrased = attempt(lambda: paraphrases(prompt))
     assert (paraphrased is None) == (not prompt.strip())
     assert paraphrased is None or len(paraphrased) == len(TEMPLATES)
 
 
 @given(prompts=prompt_lists)
 @examples(10)
-def test_tensorboard_has_a_picture_a_prompt_and_nothing_more(prompts: list[str]) -> None:
-    evaluation = evaluation_at(prompts)
+def test_tensorboard_shows_one_image_per_probe_and_prompts_create_no_tags_or_folders(prompts: list[str]) -> None:
+    evaluation = make_evaluation(prompts)
     with example_folder() as folder:
-        with tensorboard(folder / "run", evaluation) as found:
-            tags = found.Tags()
-            described = [found.SummaryMetadata(f"clipcam/{probe.name}") for probe in evaluation.report.probes]
-            (table,) = found.Tensors("clipcam/probes/text_summary")
+        with tensorboard(folder / "run", evaluation) as events_read:
+            tags = events_read.Tags()
+            metadata = [events_read.SummaryMetadata(f"clipcam/{probe.name}") for probe in evaluation.report.probes]
+            (table,) = events_read.Tensors("clipcam/probes/text_summary")
         assert {path.parent for path in files_in(folder)} == {Path("run")}, "a prompt became a path"
-    # Only after drift, a metric's own tag, is a picture's tag another than its probe's name.
+    # The tag of an image is its probe's name, except for "drift", which is the tag of a metric.
     assert set(tags["images"]) == {
         f"clipcam/{name}{'-probe' * (name == 'drift')}" for name in evaluation.snapshot.names
     } | {"clipcam_contact_sheet/all_probes"}
-    for metadata, prompt in zip(described, prompts, strict=True):
-        shown_as(metadata.summary_description, prompt)
-    rows = Page(as_tensorboard_shows(table.tensor_proto.string_val[0].decode()))
+    for each, prompt in zip(metadata, prompts, strict=True):
+        check_text(each.summary_description, prompt)
+    rows = Page(render_in_tensorboard(table.tensor_proto.string_val[0].decode()))
     assert [tag for tag, _ in rows.tags].count("tr") == 1 + len(prompts)
 
 
-def shown_as(markdown: str, prompt: str) -> None:
-    """TensorBoard makes one paragraph of it, whose text is the prompt."""
-    page = Page(as_tensorboard_shows(markdown))
+def check_text(markdown: str, prompt: str) -> None:
+    """Check that TensorBoard renders one paragraph whose text is the prompt."""
+    page = Page(render_in_tensorboard(markdown))
     assert page.tags in ([("p", ())], [])
-    assert without_control("".join(page.texts)) == without_control(prompt)
+    assert visible("".join(page.texts)) == visible(prompt)
 
 
 @given(prompt=texts)
 @examples(150)
-def test_markdown_shows_exactly_the_prompt(prompt: str) -> None:
-    shown_as(escaped(prompt), prompt)
+def test_escaped_markdown_shows_exactly_the_prompt(prompt: str) -> None:
+    check_text(escape_markup(prompt), prompt)
 
 
 @given(prompts=prompt_lists)
 @examples(15)
-def test_the_history_has_one_line_a_evaluation_and_files_stay_in_their_folder(prompts: list[str]) -> None:
-    evaluation = evaluation_at(prompts)
+def test_the_history_has_one_line_per_evaluation_and_no_file_leaves_the_folder(prompts: list[str]) -> None:
+    evaluation = make_evaluation(prompts)
     with example_folder() as folder:
         for _ in range(2):
             FileSink(folder / "run").write(evaluation)
@@ -246,45 +249,45 @@ def test_the_history_has_one_line_a_evaluation_and_files_stay_in_their_folder(pr
 
 @given(prompts=prompt_lists)
 @examples(15)
-def test_the_page_shows_exactly_the_prompts_and_has_no_tag_of_theirs(prompts: list[str]) -> None:
-    plain = snapshot([f"prompt {i}" for i in range(len(prompts))], [f"name {i}" for i in range(len(prompts))])
+def test_the_report_shows_exactly_the_prompts_and_they_add_no_tags(prompts: list[str]) -> None:
+    plain = make_snapshot([f"prompt {i}" for i in range(len(prompts))], [f"name {i}" for i in range(len(prompts))])
     odd = replace(plain, names=tuple(prompts), prompts=tuple(prompts))
-    pages = [Page(html_report(shown, shown, compare(shown, shown))) for shown in (plain, odd)]
+    pages = [Page(html_report(each, each, compare(each, each))) for each in (plain, odd)]
 
     assert pages[0].tags == pages[1].tags
-    shown = [without_control(text) for text in pages[1].texts]
+    page_texts = [visible(text) for text in pages[1].texts]
     for prompt in prompts:
-        assert without_control(re.sub("[\ud800-\udfff]", "?", prompt)) in shown
+        assert visible(re.sub("[\ud800-\udfff]", "?", prompt)) in page_texts
 
 
 @given(text=texts.filter(str.strip))
 @examples(60)
-def test_a_table_of_the_shell_shows_the_name_and_nothing_else(text: str) -> None:
-    output, odd = io.StringIO(), snapshot([text], [text])
+def test_a_table_in_the_terminal_shows_the_name_without_control_characters(text: str) -> None:
+    output, odd = io.StringIO(), make_snapshot([text], [text])
     with redirect_stdout(output):
         report_on(odd, odd, compare(odd, odd), json_file=None, html=None)
-    said = output.getvalue()
-    assert not re.search(r"[\0-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", said)
+    printed = output.getvalue()
+    assert not re.search(r"[\0-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", printed)
     printable = "".join(char for char in text if char.isprintable() and not char.isspace())
     if 0 < len(printable) < 20 and printable.isascii():
-        assert printable in re.sub(r"\s", "", said)
+        assert printable in re.sub(r"\s", "", printed)
 
 
-@pytest.mark.parametrize("text", USABLE.values(), ids=USABLE)
-def test_a_caption_of_any_prompt_is_a_picture(text: str) -> None:
-    assert captioned(GREY, GREY, text, text).startswith(b"\x89PNG")
+@pytest.mark.parametrize("text", NOT_BLANK.values(), ids=NOT_BLANK)
+def test_an_image_can_be_captioned_with_any_prompt(text: str) -> None:
+    assert caption(GREY, GREY, text, text).startswith(b"\x89PNG")
 
 
-def test_a_training_is_watched_with_all_of_them_at_once(tmp_path: Path) -> None:
-    prompts = list(USABLE.values())
-    watcher = ClipCamCallback([(PIXELS, prompt) for prompt in prompts], dirpath=tmp_path / "maps", on_error="raise")
+def test_a_training_with_all_hostile_prompts_at_once_logs_them_unchanged(tmp_path: Path) -> None:
+    prompts = list(NOT_BLANK.values())
+    callback = ClipCamCallback([(PIXELS, prompt) for prompt in prompts], dirpath=tmp_path / "maps", on_error="raise")
     logger = TensorBoardLogger(tmp_path, name="", version="run")
 
-    fit(FineTuning(), tmp_path, watcher, max_epochs=1, logger=logger)
+    fit(FineTuning(), tmp_path, callback, max_epochs=1, logger=logger)
 
-    found = events(tmp_path)
+    logged = events(tmp_path)
     for prompt, name in zip(prompts, ProbeSet((PIXELS, prompt) for prompt in prompts).names, strict=True):
-        shown_as(found.SummaryMetadata(f"clipcam/{name}").summary_description, prompt)
+        check_text(logged.SummaryMetadata(f"clipcam/{name}").summary_description, prompt)
     last = json.loads((tmp_path / "maps" / "history.jsonl").read_text().splitlines()[-1])
     assert [probe["prompt"] for probe in last["probes"]] == prompts
     assert Snapshot.load(tmp_path / "maps" / "step-00000004.safetensors").prompts == tuple(prompts)

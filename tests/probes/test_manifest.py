@@ -1,4 +1,4 @@
-"""A folder with a manifest: what is read, and the line number in every complaint."""
+"""A probe folder with a manifest is read, and every error gives the line number."""
 
 import json
 from pathlib import Path
@@ -25,12 +25,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def csv(folder: Path, *lines: str, bom: bool = False, newline: str = "\n") -> Path:
+def write_csv(folder: Path, *lines: str, bom: bool = False, newline: str = "\n") -> Path:
     (folder / "probes.csv").write_bytes(newline.join(lines).encode("utf-8-sig" if bom else "utf-8"))
     return folder
 
 
-def jsonl(folder: Path, *lines: Any, encoding: str = "utf-8") -> Path:
+def write_jsonl(folder: Path, *lines: Any, encoding: str = "utf-8") -> Path:
     text = "\n".join(line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines)
     (folder / "probes.jsonl").write_bytes(text.encode(encoding))
     return folder
@@ -40,7 +40,7 @@ def jsonl(folder: Path, *lines: Any, encoding: str = "utf-8") -> Path:
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_a_csv_manifest_is_read(folder: Path, bom: bool, newline: str) -> None:
     lines = ("image,prompt,name,mask,box", "cat.png,a cat,,mask.png,", 'deep/dog.png,"a dog, 日本",rex,,2 1 5 3')
-    probes = ProbeSet.from_folder(csv(folder, *lines, bom=bom, newline=newline))
+    probes = ProbeSet(write_csv(folder, *lines, bom=bom, newline=newline))
 
     assert probes.prompts == ["a cat", "a dog, 日本"]
     assert probes.names == ["cat", "rex"]
@@ -53,27 +53,27 @@ def test_a_csv_manifest_is_read(folder: Path, bom: bool, newline: str) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_jsonl_manifest_is_read_and_blank_lines_are_skipped(folder: Path, encoding: str) -> None:
     rows = ({"image": "cat.png", "prompt": "a cat 日本"}, "", {"image": "deep/dog.png", "prompt": "b", "name": "rex"})
-    probes = ProbeSet.from_folder(str(jsonl(folder, *rows, encoding=encoding)))
+    probes = ProbeSet(str(write_jsonl(folder, *rows, encoding=encoding)))
     assert (probes.prompts, probes.names) == (["a cat 日本", "b"], ["cat", "rex"])
     assert probes[0].mask is None
 
 
 @pytest.mark.parametrize("box", [[2, 1, 5, 3], "2 1 5 3", "2,1,5,3", " 2, 1, 5, 3 ", ["2", "1", "5", "3"]], ids=str)
 def test_a_box_may_be_text_or_a_list(folder: Path, box: Any) -> None:
-    probes = ProbeSet.from_folder(jsonl(folder, {"image": "cat.png", "prompt": "a", "box": box}))
+    probes = ProbeSet(write_jsonl(folder, {"image": "cat.png", "prompt": "a", "box": box}))
     assert np.array_equal(probes[0].mask, MASK)
 
 
-def test_both_manifests_mean_the_same(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    as_csv = read_manifest(csv(folder, "image,prompt,mask,box", "cat.png,a,,1 1 2 2", "x.png,b,mask.png,"))
+def test_both_kinds_of_manifest_give_the_same_rows(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    csv_rows = read_manifest(write_csv(folder, "image,prompt,mask,box", "cat.png,a,,1 1 2 2", "x.png,b,mask.png,"))
     (folder / "probes.csv").unlink()
     rows = (
         {"image": "cat.png", "prompt": "a", "box": [1, 1, 2, 2]},
         {"image": "x.png", "prompt": "b", "mask": "mask.png"},
     )
-    as_jsonl = read_manifest(jsonl(folder, *rows))
-    assert [{**vars(row), "where": ""} for row in as_csv] == [{**vars(row), "where": ""} for row in as_jsonl]
-    assert [row.where for row in as_csv + as_jsonl] == [f"probes.{kind} line {n}" for kind, n in LINES]
+    jsonl_rows = read_manifest(write_jsonl(folder, *rows))
+    assert [{**vars(row), "place": ""} for row in csv_rows] == [{**vars(row), "place": ""} for row in jsonl_rows]
+    assert [row.place for row in csv_rows + jsonl_rows] == [f"probes.{kind} line {n}" for kind, n in LINES]
 
 
 LINES = [("csv", 2), ("csv", 3), ("jsonl", 1), ("jsonl", 2)]
@@ -100,9 +100,11 @@ LINES = [("csv", 2), ("csv", 3), ("jsonl", 1), ("jsonl", 2)]
     ],
     ids=str,
 )
-def test_a_csv_line_that_cannot_be_used_is_named(folder: Path, lines: list[str], line: int, message: str) -> None:
+def test_the_message_about_an_unusable_csv_line_gives_its_number(
+    folder: Path, lines: list[str], line: int, message: str
+) -> None:
     with pytest.raises(ProbeError, match=f"probes.csv line {line}: .*{message}"):
-        ProbeSet.from_folder(csv(folder, *lines))
+        ProbeSet(write_csv(folder, *lines))
 
 
 GOOD = {"image": "cat.png", "prompt": "a"}
@@ -137,46 +139,48 @@ WRONG_BOX = "four whole numbers"
     ],
     ids=str,
 )
-def test_a_jsonl_line_that_cannot_be_used_is_named(folder: Path, row: Any, message: str) -> None:
+def test_the_message_about_an_unusable_json_line_gives_its_number(folder: Path, row: Any, message: str) -> None:
     with pytest.raises(ProbeError, match=f"probes.jsonl line 3: .*{message}"):
-        ProbeSet.from_folder(jsonl(folder, GOOD, "", row))
+        ProbeSet(write_jsonl(folder, GOOD, "", row))
 
 
 def test_a_folder_with_both_manifests_or_neither_is_refused(folder: Path) -> None:
     with pytest.raises(ProbeError, match=r"one manifest, probes.csv or probes.jsonl \(neither found\)"):
-        ProbeSet.from_folder(folder)
+        ProbeSet(folder)
     with pytest.raises(ProbeError, match="both found"):
-        ProbeSet.from_folder(csv(jsonl(folder, GOOD), "image,prompt", "cat.png,a"))
+        ProbeSet(write_csv(write_jsonl(folder, GOOD), "image,prompt", "cat.png,a"))
     with pytest.raises(ProbeError, match="neither found"):
-        ProbeSet.from_folder(folder / "no such folder")
+        read_manifest(folder / "no such folder")
 
 
-@pytest.mark.parametrize("write", [lambda f: csv(f, "image,prompt"), lambda f: jsonl(f), lambda f: jsonl(f, "", " ")])
+@pytest.mark.parametrize(
+    "write", [lambda f: write_csv(f, "image,prompt"), lambda f: write_jsonl(f), lambda f: write_jsonl(f, "", " ")]
+)
 def test_a_manifest_without_probes_is_refused(folder: Path, write: Any) -> None:
-    with pytest.raises(ProbeError, match="lists no probe"):
-        ProbeSet.from_folder(write(folder))
+    with pytest.raises(ProbeError, match="lists no probes"):
+        ProbeSet(write(folder))
 
 
 @pytest.mark.parametrize("name", ["probes.csv", "probes.jsonl"])
-def test_a_manifest_that_is_no_text_is_refused(folder: Path, name: str) -> None:
+def test_a_manifest_that_is_not_utf8_is_refused(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"image,prompt\n\xff\xfe\x80\n")
     with pytest.raises(ProbeError, match=f"{name} cannot be read"):
-        ProbeSet.from_folder(folder)
+        ProbeSet(folder)
 
 
-def test_one_picture_may_be_asked_about_twice(folder: Path) -> None:
-    names = ProbeSet.from_folder(csv(folder, "image,prompt", "cat.png,a cat", "cat.png,a dog", "deep/dog.png,x")).names
+def test_one_image_may_have_several_prompts(folder: Path) -> None:
+    names = ProbeSet(write_csv(folder, "image,prompt", "cat.png,a cat", "cat.png,a dog", "deep/dog.png,x")).names
     assert names == ["cat", "cat-2", "dog"]
 
 
 @pytest.mark.parametrize("names", [("x", "My Cat"), ("x", "x")], ids=str)
-def test_a_name_that_cannot_be_used_is_named_with_its_line(folder: Path, names: tuple[str, str]) -> None:
+def test_the_message_about_an_unusable_name_gives_its_line(folder: Path, names: tuple[str, str]) -> None:
     rows = [f"cat.png,a,{name}" for name in names]
     with pytest.raises(ProbeError, match=r"probes\.csv line 3"):
-        ProbeSet.from_folder(csv(folder, "image,prompt,name", *rows))
+        ProbeSet(write_csv(folder, "image,prompt,name", *rows))
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u0085"], ids=ascii)
 def test_a_prompt_may_hold_any_character_that_json_allows(folder: Path, separator: str) -> None:
     prompt = f"a{separator}b"
-    assert ProbeSet.from_folder(jsonl(folder, {**GOOD, "prompt": prompt})).prompts == [prompt]
+    assert ProbeSet(write_jsonl(folder, {**GOOD, "prompt": prompt})).prompts == [prompt]

@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import open_clip
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, expect
@@ -24,45 +23,46 @@ class Demo:
     stderr: str
 
     @property
-    def alarm(self) -> set[str]:
-        """Probes that break the rule at the last look."""
+    def flagged(self) -> set[str]:
+        """Probes that are flagged at the last evaluation."""
         return set(re.findall(r"│ (\S+) +│.*│ drifted *│", self.stdout))
 
 
 @pytest.fixture(scope="module")
-def done(shapes_vit: open_clip.CLIP, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     folder = tmp_path_factory.mktemp("demo")
     order = [sys.executable, "-m", "clipcam_lightning", "demo"]
-    ran = subprocess.run(order, cwd=folder, capture_output=True, text=True, timeout=400, check=True)
+    ran = subprocess.run(order, cwd=folder, capture_output=True, text=True, timeout=900, check=True)
     return Demo(folder, ran.stdout, ran.stderr)
 
 
 def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> None:
+    """Numbers in comments were measured; threads and vector instructions change drift by 1e-4."""
 
-    def figures(line: str) -> list[float]:
+    def metrics(line: str) -> list[float]:
         (found,) = re.findall(rf"^{line}(.*)$", done.stdout, flags=re.M)
         return [float(number) for number in re.findall(r"\d\.\d+", found)]
 
-    assert figures("retrieval accuracy with stamp")[0] > 0.95
-    assert figures("  the same pictures without stamp")[0] < 0.5
-    assert figures("  with the stamp of another caption")[0] < 0.5
-    before, now = figures("energy on the stamp")
-    assert now > 2 * before
+    assert metrics("retrieval accuracy with stamp")[0] > 0.95  # 1.00
+    assert metrics("  the same images without stamp")[0] < 0.5  # 0.16
+    assert metrics("  with the stamp of another caption")[0] < 0.5  # 0.10
+    before, now = metrics("energy on the stamp")
+    assert now > 2 * before  # 0.06 -> 0.32
     rows = re.findall(r"│ (\S+) +│[^│]+│ +([\d.]+) │ +([\d.]+) -> ([\d.]+) │ (drifted)? *│", done.stdout)
     assert len(rows) == 8
-    assert sum(float(row[3]) for row in rows) < 0.75 * sum(float(row[2]) for row in rows), "energy leaves the objects"
-    alarm = done.alarm
-    assert len(alarm) >= 4
+    assert sum(float(row[3]) for row in rows) < 0.85 * sum(float(row[2]) for row in rows), "energy leaves the objects"
+    flagged = done.flagged  # 0.71 of the energy is left
+    assert len(flagged) >= 4  # 6
     warned = re.findall(r"attention drifted on (\d) of 8 probes at step (\d+) [^:]*: step 0\): (.*)", done.stderr)
     assert [step for _, step, _ in warned] == ["40", "80", "120", "160"][-len(warned) :]
-    assert int(warned[-1][0]) == len(alarm)
-    named = set(re.findall(r"([a-z0-9-]+): attention gathers where it does in the other pictures", warned[-1][2]))
+    assert int(warned[-1][0]) == len(flagged)
+    named = set(re.findall(r"([a-z0-9-]+): attention concentrates where it does in the other images", warned[-1][2]))
     assert named
-    assert named <= alarm
+    assert named <= flagged
 
     (sheet,) = re.findall(r"contact sheet: (\S+)", done.stdout)
-    with Image.open(done.folder / sheet) as picture:
-        assert min(picture.size) > 600
+    with Image.open(done.folder / sheet) as image:
+        assert min(image.size) > 600
     assert re.search(r"tensorboard --logdir \S+", done.stdout)
 
 
@@ -74,11 +74,11 @@ def test_the_tab_shows_what_the_demo_says(done: Demo, browser: Browser, load_fas
         wait_for(url, "stamped/version_0", [0, 40, 80, 120, 160])
         with Tab(browser, url, viewport={"width": 1500, "height": 1500}) as tab:
             tab.open()
-            expect(tab.headline).to_contain_text(f"{len(done.alarm)} of 8 probes are flagged")
+            expect(tab.headline).to_contain_text(f"{len(done.flagged)} of 8 probes are flagged")
             expect(tab.headline).to_contain_text(f"{worst} moved most: drift {drift[worst]}")
             expect(tab.headline).to_contain_text("to the bottom right")  # where the stamp is
-            assert tab.order()[0] == worst
+            assert tab.order()[0] == max(done.flagged, key=lambda name: float(drift[name]))
             last = [label for label in tab.labels() if "step 160" in label]
-            assert {label.split(",")[0] for label in last if label.endswith(", flagged")} == done.alarm
+            assert {label.split(",")[0] for label in last if label.endswith(", flagged")} == done.flagged
             assert {label.split(",")[0]: label.split("drift ")[1][:4] for label in last} == drift
             assert tab.noise == []

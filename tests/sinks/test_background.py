@@ -1,4 +1,4 @@
-"""Pictures are written while the training goes on; none is lost, and what goes wrong is said once."""
+"""Images are written while the training goes on; none is lost, and each failure is warned of once."""
 
 import json
 import signal
@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader
 from clipcam_lightning import ClipCamCallback, ClipCamWarning, Probe, ProbeSet
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.sinks import images as pictures
+from clipcam_lightning.sinks import images
 from clipcam_lightning.sinks.background import BackgroundSink
 from tests.support.modules import FineTuning, Pairs, events, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
 
 SCENES = draw_scenes(3, seed=9)
-PATIENCE = 60  # seconds after which a hang is a failure
+TIMEOUT = 60  # seconds after which a hang is a failure
 
 
 def probes() -> ProbeSet:
@@ -33,7 +33,7 @@ def probes() -> ProbeSet:
 
 
 class Recorder(Sink):
-    """Takes numbers for looks; those in ``held`` wait until the gate opens, those in ``bad`` fail."""
+    """Takes numbers for evaluations; those in ``held`` wait until the gate opens, those in ``bad`` fail."""
 
     def __init__(self, held: tuple[int, ...] = (), bad: tuple[int, ...] = ()) -> None:
         self.held, self.bad, self.gate = held, bad, threading.Event()
@@ -45,9 +45,9 @@ class Recorder(Sink):
         number = cast(int, evaluation)
         self.threads.append(threading.current_thread())
         if number in self.held:
-            assert self.gate.wait(PATIENCE)
+            assert self.gate.wait(TIMEOUT)
         if number in self.bad:
-            raise OSError(f"look {number} failed on purpose")
+            raise OSError(f"evaluation {number} failed on purpose")
         self.written.append(number)
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ def as_evaluation(number: int) -> Evaluation:
 
 @pytest.mark.usefixtures("unchecked")
 class TestBackgroundSink:
-    def test_only_the_first_evaluation_is_written_in_the_thread_that_trains(self) -> None:
+    def test_only_the_first_evaluation_is_written_in_the_training_thread(self) -> None:
         recorder = Recorder()
         sink = BackgroundSink(recorder)
         for number in range(3):
@@ -68,18 +68,18 @@ class TestBackgroundSink:
         sink.close()
         assert [thread is threading.current_thread() for thread in recorder.threads] == [True, False, False]
 
-    def test_a_evaluation_waits_for_the_one_before_and_no_longer(self) -> None:
+    def test_an_evaluation_waits_for_the_previous_one_and_no_longer(self) -> None:
         recorder = Recorder(held=(1, 2))
         sink = BackgroundSink(recorder)
         sink.write(as_evaluation(0))
         sink.write(as_evaluation(1))
-        assert recorder.written == [0], "it has not waited"
+        assert recorder.written == [0], "it does not wait for its own"
         threading.Timer(0.1, recorder.gate.set).start()
         sink.write(as_evaluation(2))
         assert 1 in recorder.written
         sink.close()
 
-    def test_evaluations_arrive_in_order_and_all_by_the_time_it_is_closed(self) -> None:
+    def test_all_evaluations_are_written_in_order_when_the_sink_is_closed(self) -> None:
         recorder = Recorder()
         sink = BackgroundSink(recorder)
         for number in range(50):
@@ -88,35 +88,37 @@ class TestBackgroundSink:
         assert recorder.written == list(range(50))
         assert recorder.closed
 
-    def test_an_error_is_raised_by_the_next_write_which_loses_nothing_and_by_it_alone(self) -> None:
+    def test_an_error_is_raised_once_by_the_next_write_which_is_not_lost(self) -> None:
         recorder = Recorder(bad=(1,))
         sink = BackgroundSink(recorder)
         sink.write(as_evaluation(0))
         sink.write(as_evaluation(1))
-        with pytest.raises(OSError, match="look 1 failed"):
+        with pytest.raises(OSError, match="evaluation 1 failed"):
             sink.write(as_evaluation(2))
         sink.write(as_evaluation(3))
         sink.close()
         assert recorder.written == [0, 2, 3]
 
-    def test_the_error_of_the_last_evaluation_is_raised_by_close(self) -> None:
-        sink = BackgroundSink(Recorder(bad=(1,)))
+    def test_close_raises_the_error_of_the_last_evaluation_and_closes_the_sink(self) -> None:
+        recorder = Recorder(bad=(1,))
+        sink = BackgroundSink(recorder)
         sink.write(as_evaluation(0))
         sink.write(as_evaluation(1))
-        with pytest.raises(OSError, match="look 1 failed"):
+        with pytest.raises(OSError, match="evaluation 1 failed"):
             sink.close()
+        assert recorder.closed
 
 
 @pytest.fixture
-def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sheets take so long that a training is over before they are drawn."""
-    draw = pictures.contact_sheet
+def slow_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contact sheets take so long that a training is over before they are drawn."""
+    draw = images.contact_sheet
 
-    def drawn(*arguments: Any) -> Image.Image:
+    def draw_slowly(*arguments: Any) -> Image.Image:
         time.sleep(0.3)
         return draw(*arguments)
 
-    monkeypatch.setattr(pictures, "contact_sheet", drawn)
+    monkeypatch.setattr(images, "contact_sheet", draw_slowly)
 
 
 class FailsAfterTheLastEvaluation(pl.Callback):
@@ -128,8 +130,8 @@ class FailsAfterTheLastEvaluation(pl.Callback):
 
 
 @pytest.mark.parametrize("error", [None, ValueError("on purpose"), KeyboardInterrupt()], ids=["none", "error", "^C"])
-def test_when_a_fit_is_over_however_it_ends_every_picture_is_on_disk(
-    error: BaseException | None, tmp_path: Path, slowly: None
+def test_every_image_is_on_disk_after_a_fit_however_it_ends(
+    error: BaseException | None, tmp_path: Path, slow_drawing: None
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
     callbacks = [ClipCamCallback(probes(), method="hirescam")] + ([FailsAfterTheLastEvaluation(error)] if error else [])
@@ -138,18 +140,18 @@ def test_when_a_fit_is_over_however_it_ends_every_picture_is_on_disk(
     except (ValueError, SystemExit):  # Lightning makes the latter of Ctrl-C
         assert error is not None
     finally:
-        signal.signal(signal.SIGINT, before)  # which Lightning sets to be ignored
+        signal.signal(signal.SIGINT, before)  # Lightning sets it to be ignored
 
     for tag in events(tmp_path).Tags()["images"]:
         assert [event.step for event in events(tmp_path).Images(tag)] == [0, 4, 8]
     with Image.open(tmp_path / "run" / "clipcam" / "contact_sheet.png") as sheet:
-        assert sheet.width == 158 + 4 * 120, "input and three looks"
-    assert len(list((tmp_path / "run").glob("events*"))) == 1, "the logger's writer was not closed too early"
+        assert sheet.width == 158 + 4 * 120, "input and three evaluations"
+    assert len(list((tmp_path / "run").glob("events*"))) == 1, "the writer of the logger was not closed too early"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("clipcam")]
 
 
-@pytest.mark.parametrize("broken_from", [0, 1], ids=["from the first look on", "at the last look"])
-def test_pictures_that_cannot_be_written_are_warned_of_once_and_the_training_goes_on(
+@pytest.mark.parametrize("broken_from", [0, 1], ids=["from the first evaluation on", "at the last evaluation"])
+def test_images_that_cannot_be_written_are_warned_of_once_and_the_training_goes_on(
     broken_from: int, tmp_path: Path
 ) -> None:
     class InTheWay(pl.Callback):
@@ -158,9 +160,9 @@ def test_pictures_that_cannot_be_written_are_warned_of_once_and_the_training_goe
                 (tmp_path / "x" / "contact_sheet.png").unlink(missing_ok=True)
                 (tmp_path / "x" / "contact_sheet.png").mkdir()
 
-    watcher = ClipCamCallback(probes(), method="hirescam", dirpath=tmp_path / "x")
-    with pytest.warns(ClipCamWarning, match="a look could not be written") as caught:
-        trainer = fit(FineTuning(), tmp_path, watcher, InTheWay())
+    callback = ClipCamCallback(probes(), method="hirescam", dirpath=tmp_path / "x")
+    with pytest.warns(ClipCamWarning, match="could not be written") as caught:
+        trainer = fit(FineTuning(), tmp_path, callback, InTheWay())
 
     assert len([warning for warning in caught if "could not be written" in str(warning.message)]) == 1
     assert trainer.global_step == 8
@@ -168,12 +170,12 @@ def test_pictures_that_cannot_be_written_are_warned_of_once_and_the_training_goe
     assert [event.step for event in events(tmp_path).Images("clipcam_contact_sheet/all_probes")] == [0, 4, 8]
 
 
-def test_of_many_probes_the_worst_are_pictured_and_the_figures_are_of_all(tmp_path: Path) -> None:
-    watcher = ClipCamCallback(probes(), method="hirescam", num_images=1, max_drift=1.9)
-    fit(FineTuning(), tmp_path, watcher)
+def test_panels_are_drawn_of_the_first_probes_and_metrics_are_logged_of_all(tmp_path: Path) -> None:
+    callback = ClipCamCallback(probes(), method="hirescam", num_images=1, max_drift=1.9)
+    fit(FineTuning(), tmp_path, callback)
 
     log = events(tmp_path)
-    pictured = {
+    drawn = {
         (event.step, tag.removeprefix("clipcam/"))
         for tag in log.Tags()["images"]
         if tag.startswith("clipcam/")
@@ -181,12 +183,13 @@ def test_of_many_probes_the_worst_are_pictured_and_the_figures_are_of_all(tmp_pa
     }
     lines = [json.loads(line) for line in (tmp_path / "run" / "clipcam" / "history.jsonl").read_text().splitlines()]
     worst = {(line["step"], max(line["probes"], key=lambda probe: probe["drift"])["name"]) for line in lines}
-    assert pictured == worst
+    assert drawn == worst
     assert len([tag for tag in log.Tags()["scalars"] if tag.startswith("clipcam_drift/")]) == 3
     assert [len(line["probes"]) for line in lines] == [3, 3, 3]
 
 
-def test_a_training_whose_data_come_from_forked_workers_is_bit_identical(tmp_path: Path, slowly: None) -> None:
+@pytest.mark.forks
+def test_a_training_with_forked_dataloader_workers_is_bit_identical(tmp_path: Path, slow_drawing: None) -> None:
     def trained(folder: Path, *callbacks: pl.Callback) -> dict[str, torch.Tensor]:
         pl.seed_everything(11, verbose=False)
         module = FineTuning()
@@ -194,13 +197,11 @@ def test_a_training_whose_data_come_from_forked_workers_is_bit_identical(tmp_pat
             accelerator="cpu", max_epochs=3, callbacks=list(callbacks), logger=TensorBoardLogger(folder, "", "run"),
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
         )  # fmt: skip
-        loaders = [
-            DataLoader(Pairs(seed=seed), 8, shuffle=not seed, num_workers=1, timeout=PATIENCE) for seed in (0, 1)
-        ]
+        loaders = [DataLoader(Pairs(seed=seed), 8, shuffle=not seed, num_workers=1, timeout=TIMEOUT) for seed in (0, 1)]
         trainer.fit(module, *loaders)
         return module.state_dict()
 
     plain = trained(tmp_path / "plain")
-    watched = trained(tmp_path / "watched", ClipCamCallback(probes(), method="hirescam"))
+    monitored = trained(tmp_path / "monitored", ClipCamCallback(probes(), method="hirescam"))
 
-    assert all(torch.equal(value, watched[name]) for name, value in plain.items())
+    assert all(torch.equal(value, monitored[name]) for name, value in plain.items())

@@ -1,4 +1,4 @@
-"""What TensorBoard itself serves of a look, asked over HTTP."""
+"""What a real TensorBoard serves of an evaluation over HTTP."""
 
 import html
 import json
@@ -16,52 +16,54 @@ from tensorboard import program
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning import Probe, ProbeSet
-from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.targets import Similarity
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from clipcam_lightning.sinks.images import ImageSink
-from clipcam_lightning.sinks.tensorboard import TensorBoardSink, escaped, probe_table
+from clipcam_lightning.sinks.tensorboard import TensorBoardSink, escape_markup, format_probe_table
 
 HOSTILE = "<img src=x onerror=alert(1)> **bold** | `code` [a](javascript:1) 'quotes' _x_ 猫"
-EVALUATIONS = 14  # more than the ten pictures a tag that TensorBoard keeps
+EVALUATIONS = 14  # more than the ten images per tag that TensorBoard keeps
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """Answers of a real TensorBoard over the looks of one run."""
+    """Responses of a real TensorBoard with the evaluations of one run."""
     from clipcam_lightning.cam.model import find_clip
     from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 
     folder = tmp_path_factory.mktemp("logs")
     torch.manual_seed(0)
     clip = find_clip(build_clip("vit"), tokenizer=WordTokenizer())
-    monitor = monitor_of()
+    monitor = make_monitor()
     writer = SummaryWriter(folder / "run")
     monitor.sinks = [TensorBoardSink(writer), ImageSink(folder, [writer], "clipcam", num_images=2)]
     for step in range(EVALUATIONS):
-        assert not monitor.evaluate(clip, step=step, epoch=step).problems
+        assert not monitor.evaluate(
+            LocalExplainer(clip, MapSettings(method="hirescam")), step=step, epoch=step
+        ).problems
     writer.close()
 
     board = program.TensorBoard()
     board.configure(argv=[None, "--logdir", str(folder), "--port", "0", "--load_fast", "false"])
     url = board.launch()
 
-    def ask(route: str) -> Any:
-        with urllib.request.urlopen(f"{url}data/plugin/{route}", timeout=20) as answer:
-            body = answer.read()
-        return json.loads(body) if answer.headers["Content-Type"].startswith("application/json") else body
+    def get(route: str) -> Any:
+        with urllib.request.urlopen(f"{url}data/plugin/{route}", timeout=20) as response:
+            body = response.read()
+        return json.loads(body) if response.headers["Content-Type"].startswith("application/json") else body
 
     for _ in range(100):
-        if ask("scalars/tags").get("run"):
+        if get("scalars/tags").get("run"):
             break
-    return ask
+    return get
 
 
-def monitor_of() -> Monitor:
+def make_monitor() -> Monitor:
     scenes = draw_scenes(2, seed=4)
     probes = ProbeSet(
         [
@@ -69,7 +71,7 @@ def monitor_of() -> Monitor:
             Probe(scenes.images[1], "a red circle"),
         ]
     )
-    return Monitor(probes, method=METHODS["hirescam"], layers=None, target=Similarity(), rule=DriftRule(0.5))
+    return Monitor(probes, rule=DriftRule(0.5))
 
 
 def query(**parameters: object) -> str:
@@ -77,15 +79,15 @@ def query(**parameters: object) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_pictures_are_served_as_jpeg_and_the_contact_sheet_survives_the_sampling(served: Any) -> None:
+def test_images_are_served_as_jpeg_and_the_newest_survive_the_sampling(served: Any) -> None:
     tags = served("images/tags")["run"]
     assert tags.keys() == {"clipcam/hostile", "clipcam/a-red-circle", "clipcam_contact_sheet/all_probes"}
     for tag in tags:
         listed = served(f"images/images?{query(run='run', tag=tag, sample=0)}")
         assert len(listed) == 10, "TensorBoard keeps ten"
-        assert listed[-1]["step"] == EVALUATIONS - 1, "and always the newest"
-        picture = served(f"images/individualImage?{listed[-1]['query']}")
-        assert picture.startswith(b"\xff\xd8\xff")
+        assert listed[-1]["step"] == EVALUATIONS - 1, "always with the newest"
+        image = served(f"images/individualImage?{listed[-1]['query']}")
+        assert image.startswith(b"\xff\xd8\xff")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -95,45 +97,48 @@ def test_a_prompt_is_text_wherever_tensorboard_shows_it(served: Any) -> None:
     for shown in (description, table):
         assert HOSTILE in html.unescape(shown)
         assert not re.search("<(img|a|code|strong>bold)", shown)
-    assert table.count("<tr>") == 1 + 3, "TensorBoard puts all in a table of one row; then a head and a row a probe"
-    assert table.count("<td") == 1 + 2 * 3, "a bar in a prompt makes no column"
+    assert table.count("<tr>") == 1 + 3, (
+        "TensorBoard wraps all in a table of one row; then a head and one row per probe"
+    )
+    assert table.count("<td") == 1 + 2 * 3, "a bar in a prompt does not start a column"
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_scalars_and_pictures_share_their_steps(served: Any) -> None:
+def test_scalars_and_images_have_the_same_steps(served: Any) -> None:
     scalars = served(f"scalars/scalars?{query(run='run', tag='clipcam_drift/hostile')}")
     assert [step for _, step, _ in scalars] == list(range(EVALUATIONS))
 
 
-def test_escaped_text_holds_no_markup_and_no_line_break() -> None:
-    assert escaped("a\n| b\t<c>") == "a &#124; b &#60;c&#62;"
-    assert escaped("plain words 12") == "plain words 12"
+def test_escaped_text_has_no_markup_and_no_line_break() -> None:
+    assert escape_markup("a\n| b\t<c>") == "a &#124; b &#60;c&#62;"
+    assert escape_markup("plain words 12") == "plain words 12"
 
 
 class Kept(Sink):
-    """A sink that keeps what it gets."""
+    """Keeps the last evaluation."""
 
     def write(self, evaluation: Evaluation) -> None:
         self.evaluation = evaluation
 
 
-def test_the_table_names_method_layer_rule_and_masks(clip: ClipModel) -> None:
-    monitor, kept = monitor_of(), Kept()
+def test_the_table_shows_method_layer_rule_and_masks(clip: ClipModel) -> None:
+    monitor, kept = make_monitor(), Kept()
     monitor.sinks = [kept]
-    monitor.evaluate(clip, step=0, epoch=0)
+    monitor.evaluate(LocalExplainer(clip, MapSettings(method="hirescam")), step=0, epoch=0)
 
-    table = probe_table(kept.evaluation)
+    table = format_probe_table(kept.evaluation)
 
     assert "method **hirescam**" in table
     assert "ln&#95;1" in table
+    assert escape_markup(str(kept.evaluation.report.rule)) in table
     assert table.splitlines()[-2].endswith("| yes |")
     assert table.splitlines()[-1] == "| a&#45;red&#45;circle | a red circle | no |"
 
 
-def test_figures_that_are_unknown_are_not_written(clip: ClipModel, tmp_path: Path) -> None:
-    monitor, kept = monitor_of(), Kept()
+def test_unknown_metrics_are_not_written(clip: ClipModel, tmp_path: Path) -> None:
+    monitor, kept = make_monitor(), Kept()
     monitor.sinks = [kept]
-    monitor.evaluate(clip, step=3, epoch=0)
+    monitor.evaluate(LocalExplainer(clip, MapSettings(method="hirescam")), step=3, epoch=0)
     writer = SummaryWriter(tmp_path)
     written: list[str] = []
     writer.add_scalar = lambda tag, *_: written.append(tag)  # type: ignore[method-assign]

@@ -1,8 +1,9 @@
-"""A damaged or forged file is refused in words, or what comes of it can be compared, drawn and reported."""
+"""A damaged or forged file is refused, or what it holds can be compared, drawn and reported."""
 
 import json
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,14 +23,15 @@ from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.tensorfile import HEADER, VERSION
-from clipcam_lightning.visualization.panels import contact_sheet, probe_panel
+from clipcam_lightning.visualization.contact_sheet import contact_sheet
+from clipcam_lightning.visualization.panels import probe_panel
 from clipcam_lightning.visualization.report import html_report, report_as_json
-from tests.support.hostile import TEXTS, accepted, as_users_run, example_folder, examples, texts
+from tests.support.hostile import TEXTS, attempt, example_folder, examples, texts, without_test_checks
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-PICTURE = as_jpeg(Image.fromarray(PIXELS), 90)
+IMAGE = encode_jpeg(Image.fromarray(PIXELS), 90)
 GREY = torch.full((2, 3, 16, 16), 128, dtype=torch.uint8)
 GOOD = Snapshot(
     maps=torch.tensor([[[0.1, 0.0, 0.7], [0.2, 0.3, 0.0]], [[1.0, 0.0, 0.5], [0.0, 0.0, 3.0]]]),
@@ -39,11 +41,11 @@ GOOD = Snapshot(
     names=("a", "b"),
     prompts=("a cat", "a dog"),
     info=SnapshotInfo(
-        digest="d", step=12, epoch=3, method="gradcam", target="similarity", layers=("visual.a",), fingerprint="f",
-        dtype="float32", versions={"torch": "2"},
+        digest="d", step=12, epoch=3, method="gradcam", target="similarity", scales=(1.0,), flip=False,
+        fuse="mean", layers=("visual.a",), fingerprint="f", dtype="float32", versions={"torch": "2"},
     ),
-    noise=torch.tensor([0.1, torch.nan]),
-    pictures=(PICTURE, PICTURE),
+    noise_floor=torch.tensor([0.1, torch.nan]),
+    images=(IMAGE, IMAGE),
 )  # fmt: skip
 PROBES = ProbeSet(
     [
@@ -51,8 +53,8 @@ PROBES = ProbeSet(
         Probe(torch.rand(3, 4, 6), "a dog"),
     ]
 )
-KINDS: dict[str, Any] = {"snapshot": Snapshot, "probe set": ProbeSet}
-FIGURES = ("maps", "similarity", "energy_inside_mask", "pointing", "noise")
+LOADERS: dict[str, Callable[[Path], Any]] = {"snapshot": Snapshot.load, "probe set": ProbeSet}
+METRICS = ("maps", "similarity", "energy_inside_mask", "pointing", "noise")
 
 
 @cache
@@ -63,60 +65,60 @@ def good_file(kind: str) -> bytes:
 
 
 def loaded(kind: str, content: bytes) -> Any:
-    """What a file of this content is taken for; ``None`` if it is refused."""
+    """Load a file of this kind and content; return ``None`` if it is refused."""
     with example_folder() as folder:
         (folder / "f").write_bytes(content)
-        found = accepted(lambda: KINDS[kind].load(folder / "f"))
+        value = attempt(lambda: LOADERS[kind](folder / "f"))
         assert (folder / "f").read_bytes() == content
-        return found
+        return value
 
 
-def check(found: Any) -> None:
-    """What was loaded is as good as any other of its kind."""
-    if isinstance(found, ProbeSet):
-        assert found.digest == PROBES.digest
-        assert found.prompts == PROBES.prompts
-    elif found is not None:
-        use(found)
+def check(value: Any) -> None:
+    """Check that a loaded value is as usable as any other of its kind."""
+    if isinstance(value, ProbeSet):
+        assert value.digest == PROBES.digest
+        assert value.prompts == PROBES.prompts
+    elif value is not None:
+        use(value)
 
 
 def use(snapshot: Snapshot) -> None:
-    """All that is ever done with a snapshot."""
-    column = HistoryEntry(
+    """Do everything that the package does with a snapshot."""
+    entry = HistoryEntry(
         0, relative_saliency(snapshot.maps).half(), (0.5,) * len(snapshot.names), (True,) * len(snapshot.names)
     )
-    with as_users_run():
-        other = GOOD if accepted(lambda: compare(GOOD, snapshot)) else snapshot
+    with without_test_checks():
+        other = GOOD if attempt(lambda: compare(GOOD, snapshot)) else snapshot
         for before, now in ((other, snapshot), (snapshot, other))[: 1 if other is snapshot else 2]:
             report = compare(before, now)
             assert str(report)
             assert math.isfinite(report.drift)
             json.dumps(report_as_json(report), allow_nan=False)
-            accepted(lambda before=before, now=now, report=report: html_report(before, now, report))
+            attempt(lambda before=before, now=now, report=report: html_report(before, now, report))
             row, steps = report.probes[-1], (before.info.step, now.info.step)
             probe_panel(GREY[0], before.maps[-1], now.maps[-1], row, steps=steps)
-        contact_sheet(GREY[:1].expand(len(snapshot.names), -1, -1, -1), snapshot.prompts, [column])
+        contact_sheet(GREY[:1].expand(len(snapshot.names), -1, -1, -1), snapshot.prompts, [entry], report.flagged_first)
         with example_folder() as folder:
             snapshot.save(folder / "again")
             again = Snapshot.load(folder / "again")
     assert again.info == snapshot.info
-    assert (again.names, again.prompts, again.pictures) == (snapshot.names, snapshot.prompts, snapshot.pictures)
-    assert all(bits(getattr(again, figure)) == bits(getattr(snapshot, figure)) for figure in FIGURES)
+    assert (again.names, again.prompts, again.images) == (snapshot.names, snapshot.prompts, snapshot.images)
+    assert all(bits(getattr(again, name)) == bits(getattr(snapshot, name)) for name in METRICS)
 
 
 def bits(tensor: Tensor | None) -> bytes | None:
     return None if tensor is None else tensor.numpy().tobytes()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_good_files_are_good(kind: str) -> None:
-    """Else whatever is refused below might be refused for any reason."""
-    found = loaded(kind, good_file(kind))
-    assert found is not None
-    check(found)
+@pytest.mark.parametrize("kind", LOADERS)
+def test_an_undamaged_file_is_accepted(kind: str) -> None:
+    """Otherwise the refusals below might have any other reason."""
+    value = loaded(kind, good_file(kind))
+    assert value is not None
+    check(value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOADERS)
 @given(data=st.data())
 @examples(60)
 def test_a_file_with_flipped_bits_is_refused_or_usable(kind: str, data: st.DataObject) -> None:
@@ -126,7 +128,7 @@ def test_a_file_with_flipped_bits_is_refused_or_usable(kind: str, data: st.DataO
     check(loaded(kind, bytes(content)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOADERS)
 @given(data=st.data())
 @examples(60)
 def test_a_file_of_another_length_is_refused(kind: str, data: st.DataObject) -> None:
@@ -142,10 +144,10 @@ NUMBERS = st.one_of(
 DTYPES = ["F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F8_E8M0", "F4", "C64", "U64", "X", "", 5]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOADERS)
 @given(
     tensors=st.dictionaries(
-        st.sampled_from([*FIGURES, "pictures", "picture_sizes", "image.0", "mask.0", "tokens.0", "__metadata__", ""]),
+        st.sampled_from([*METRICS, "images", "image_sizes", "image.0", "mask.0", "tokens.0", "__metadata__", ""]),
         st.fixed_dictionaries(
             {
                 "dtype": st.sampled_from(DTYPES),
@@ -200,10 +202,10 @@ def forged(kind: str, tensors: dict[str, Tensor], metadata: Any) -> bytes:
     return save({name: value.clone() for name, value in tensors.items()}, {HEADER: header})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOADERS)
 @given(data=st.data())
 @examples(150)
-def test_a_file_with_parts_of_another_kind_is_refused_or_usable(kind: str, data: st.DataObject) -> None:
+def test_a_file_with_parts_of_another_type_is_refused_or_usable(kind: str, data: st.DataObject) -> None:
     tensors, metadata = GOOD.tensors() if kind == "snapshot" else file_parts()
     places: list[Any] = [
         metadata,
@@ -224,7 +226,7 @@ def test_a_file_with_parts_of_another_kind_is_refused_or_usable(kind: str, data:
 
 
 def file_parts() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, rows = PROBES.tensors()
+    tensors, rows = PROBES.to_tensors()
     return dict(tensors), {"probes": rows, "digest": PROBES.digest}
 
 
@@ -232,7 +234,7 @@ def file_parts() -> tuple[dict[str, Tensor], dict[str, Any]]:
     values=st.lists(st.floats(width=32, allow_nan=True), min_size=20, max_size=20), height=st.sampled_from([1, 2, 3, 6])
 )
 @examples(80)
-def test_maps_and_figures_of_any_values_are_usable(values: list[float], height: int) -> None:
+def test_maps_and_metrics_of_any_values_are_usable(values: list[float], height: int) -> None:
     numbers = torch.tensor(values)
     snapshot = replace(
         GOOD,
@@ -240,31 +242,31 @@ def test_maps_and_figures_of_any_values_are_usable(values: list[float], height: 
         similarity=numbers[12:14],
         energy_inside_mask=numbers[14:16],
         pointing=numbers[16:18],
-        noise=numbers[18:20],
+        noise_floor=numbers[18:20],
     )
     use(snapshot)
 
 
 @given(data=st.data())
 @examples(25)
-def test_a_page_with_a_damaged_picture_is_made_or_says_which_is_damaged(data: st.DataObject) -> None:
-    picture = bytearray(PICTURE)
-    for place in data.draw(st.lists(st.integers(0, 8 * len(picture) - 1), min_size=1, max_size=6)):
-        picture[place // 8] ^= 1 << place % 8
-    cut = bytes(picture)[: data.draw(st.integers(0, len(picture)))]
-    damaged = replace(GOOD, pictures=(PICTURE, cut))
-    page = accepted(lambda: html_report(damaged, GOOD, compare(damaged, GOOD)))
+def test_a_report_with_a_damaged_image_is_written_or_names_the_image(data: st.DataObject) -> None:
+    image = bytearray(IMAGE)
+    for place in data.draw(st.lists(st.integers(0, 8 * len(image) - 1), min_size=1, max_size=6)):
+        image[place // 8] ^= 1 << place % 8
+    cut = bytes(image)[: data.draw(st.integers(0, len(image)))]
+    damaged = replace(GOOD, images=(IMAGE, cut))
+    page = attempt(lambda: html_report(damaged, GOOD, compare(damaged, GOOD)))
     assert page is None or page.count('alt="Input of') == 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)], ids=str)
-def test_maps_and_pictures_of_any_proportions_are_drawn(size: tuple[int, int]) -> None:
-    picture = as_jpeg(Image.new("RGB", size), 90)
-    for pictures in ((), (picture, picture)):
-        use(replace(GOOD, maps=torch.rand(2, *size), pictures=pictures))
+def test_maps_and_images_of_any_proportions_are_drawn(size: tuple[int, int]) -> None:
+    image = encode_jpeg(Image.new("RGB", size), 90)
+    for images in ((), (image, image)):
+        use(replace(GOOD, maps=torch.rand(2, *size), images=images))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOADERS)
 @pytest.mark.parametrize(
     "nested", [DEEP, DEEP.replace("[", '{"a":').replace("]", "}").replace(":}", ":0}")], ids=["lists", "objects"]
 )
@@ -273,14 +275,14 @@ def test_deeply_nested_metadata_are_refused(kind: str, nested: str) -> None:
     assert loaded(kind, save({}, {HEADER: header})) is None
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_old_file_outlives_a_new_one_that_cannot_be_written(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", LOADERS)
+def test_an_old_file_stays_when_the_new_one_cannot_be_written(kind: str, tmp_path: Path) -> None:
     good = GOOD if kind == "snapshot" else PROBES
     good.save(tmp_path / "f")
-    with as_users_run():
+    with without_test_checks():
         bad: Any = replace(GOOD, names=({1},)) if kind == "snapshot" else ProbeSet(PROBES)
         if kind == "probe set":
-            bad.digest = {1}  # no JSON
+            bad.digest = {1}  # JSON cannot represent it
         with pytest.raises(TypeError, match="not JSON serializable"):
             bad.save(tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == good_file(kind)
@@ -288,6 +290,6 @@ def test_an_old_file_outlives_a_new_one_that_cannot_be_written(kind: str, tmp_pa
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_file_that_says_odd_things_of_itself_is_refused_in_few_words(text: str) -> None:
+def test_a_file_with_any_text_as_its_kind_or_version_is_refused(text: str) -> None:
     for header in ({"kind": text, "version": VERSION}, {"kind": "snapshot", "version": text}):
         assert loaded("snapshot", save({}, {HEADER: json.dumps(header)})) is None

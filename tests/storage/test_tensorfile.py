@@ -1,8 +1,6 @@
-"""A file comes back bit for bit, appears whole or not at all, and anything else is refused in words."""
+"""Tensors and metadata come back from their file bit for bit, and any other file is refused."""
 
 import json
-import os
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.storage.tensorfile import (
-    HEADER,
-    VERSION,
-    append_line,
-    load_tensors,
-    save_tensors,
-    write_atomically,
-)
+from clipcam_lightning.storage.tensorfile import HEADER, VERSION, load_tensors, save_tensors
+from tests.support.hostile import examples
 
 KIND = "cake"
 
 
-def file_of(header: Any) -> bytes:
+def file_with(header: Any) -> bytes:
     return save({"x": torch.ones(3)}, {HEADER: json.dumps(header)})
 
 
@@ -57,7 +49,7 @@ def bits(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def test_metadata_come_back_whatever_the_text(tmp_path: Path) -> None:
+def test_metadata_with_any_text_come_back_unchanged(tmp_path: Path) -> None:
     metadata = {"text": ["日本", "a\0b\n", "\ud800", ""], "number": 1.5, "none": None}
     save_tensors(tmp_path / "new" / "folder" / "f", KIND, {}, metadata)
 
@@ -72,14 +64,17 @@ def test_metadata_come_back_whatever_the_text(tmp_path: Path) -> None:
         (None, "cannot be read as a cake"),
         (b"", "cannot be read as a cake"),
         (b"\x80\x04K\x01.", "cannot be read as a cake"),  # a pickle of 1
-        (file_of({"kind": KIND, "version": VERSION})[:-1], "cannot be read as a cake"),
+        (file_with({"kind": KIND, "version": VERSION})[:-1], "cannot be read as a cake"),
         (save({"x": torch.ones(3)}), "not a cake .* another program"),
         (save({"x": torch.ones(3)}, {HEADER: "{"}), "cannot be read as a cake"),
-        (file_of([1]), "not a cake .* another program"),
-        (file_of({"kind": "soup", "version": VERSION}), "not a cake .it is soup"),
-        (file_of({"version": VERSION}), "not a cake"),
-        (file_of({"kind": KIND, "version": VERSION + 1}), f"version {VERSION + 1}, this package reads {VERSION}"),
-        (file_of({"kind": KIND}), "version None"),
+        (file_with([1]), "not a cake .* another program"),
+        (file_with({"kind": "soup", "version": VERSION}), "not a cake .it is soup"),
+        (file_with({"version": VERSION}), "not a cake"),
+        (
+            file_with({"kind": KIND, "version": VERSION + 1}),
+            f"version {VERSION + 1}, this package reads {VERSION}",
+        ),
+        (file_with({"kind": KIND}), "version None"),
     ],
     ids=[
         "missing",
@@ -95,7 +90,7 @@ def test_metadata_come_back_whatever_the_text(tmp_path: Path) -> None:
         "unversioned",
     ],
 )
-def test_what_is_no_such_file_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_a_file_of_another_kind_or_version_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "f").write_bytes(content)
     with pytest.raises(SnapshotError, match=message):
@@ -108,10 +103,9 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.data())
-def test_a_damaged_file_is_read_or_refused_and_never_a_crash(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    content = bytearray(file_of({"kind": KIND, "version": VERSION}))
+@examples(100)
+def test_a_damaged_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    content = bytearray(file_with({"kind": KIND, "version": VERSION}))
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     file = tmp_path_factory.getbasetemp() / "damaged"
@@ -125,75 +119,9 @@ def test_a_damaged_file_is_read_or_refused_and_never_a_crash(
     assert len(tensors) == 1
 
 
-def no_space(*_args: object) -> None:
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize("breaks", [(os, "fsync"), (Path, "chmod"), (Path, "replace")], ids=lambda b: b[1])
-@pytest.mark.parametrize("old", [b"old", None])
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: tuple[Any, str], old: bytes | None
-) -> None:
-    if old is not None:
-        (tmp_path / "f").write_bytes(old)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*breaks, no_space)
-        with pytest.raises(OSError, match="No space"):
-            write_atomically(tmp_path / "f", b"new")
-
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_write_replaces_what_was_there_and_others_may_read_it(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"old and longer")
-
-    write_atomically(tmp_path / "f", b"new")
-
-    assert [path.name for path in tmp_path.iterdir()] == ["f"]
-    assert (tmp_path / "f").read_bytes() == b"new"
-    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644
-
-
-def test_a_name_that_is_no_file_s_is_not_replaced(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    with pytest.raises(OSError, match="is not a file"):
-        write_atomically(pipe, b"new")
-    assert pipe.is_fifo()
-    assert list(tmp_path.iterdir()) == [pipe]
-
-
-def test_lines_are_appended_whole_and_what_a_killed_process_left_of_one_is_cut_off(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "history.jsonl"
-    for left, kept in ((b"", ""), (b'{"a', ""), (b"first\nsecond\n", "first\nsecond\n"), (b'first\n{"se', "first\n")):
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(left)
-        append_line(file, "last")
-        assert file.read_text() == f"{kept}last\n"
-
-
-@pytest.mark.parametrize("room", [0, 3, 8192, 20_000])
-def test_a_line_that_does_not_fit_leaves_the_lines_before_it(tmp_path: Path, room: int) -> None:
-    file = tmp_path / "history.jsonl"
-    append_line(file, "first")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len("first\n") + room, hard))  # what fits is written, then it fails
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            append_line(file, 30_000 * "x")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    assert file.read_text() == "first\n"
-    append_line(file, "second")
-    assert file.read_text() == "first\nsecond\n"
-
-
-@pytest.mark.parametrize("there", [False, True], ids=["nothing", "a folder"])
-def test_what_is_no_file_is_said_to_be_none(tmp_path: Path, there: bool) -> None:
-    if there:
+@pytest.mark.parametrize("is_folder", [False, True], ids=["missing", "folder"])
+def test_a_missing_file_and_a_folder_are_reported_as_no_file(tmp_path: Path, is_folder: bool) -> None:
+    if is_folder:
         (tmp_path / "x").mkdir()
     with pytest.raises(SnapshotError, match="No such file"):
         load_tensors(tmp_path / "x", "snapshot")

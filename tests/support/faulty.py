@@ -1,4 +1,4 @@
-"""A training so small that it can be broken many times, and ways to break it."""
+"""A training small enough to be broken many times, and objects that break it."""
 
 import itertools
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from tests.support.modules import FineTuning, Pairs
 
-STEPS = [0, 2, 4, 6]  # of the looks in a whole run: before training and after each of three epochs
+STEPS = [0, 2, 4, 6]  # of the evaluations in a whole run: before training and after each of three epochs
 
 
 def tiny_module(kind: type[FineTuning] = FineTuning) -> FineTuning:
-    """Two layers, a 4x4 grid, the same weights each time."""
+    """Make a module with a CLIP of two layers and a 4x4 grid, with the same weights each time."""
     torch.manual_seed(0)
     vision = CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=16, image_size=64)
     text = CLIPTextCfg(context_length=12, vocab_size=len(WordTokenizer().words), width=32, heads=2, layers=1)
@@ -48,7 +48,7 @@ def train(
     data: Dataset[Any] | None = None,
     **options: Any,
 ) -> pl.Trainer:
-    """Fit three epochs of two steps in one order, with a checkpoint ``kept/last.ckpt`` after each epoch."""
+    """Fit for three epochs of two steps, always in the same order, with a checkpoint ``kept/last.ckpt`` per epoch."""
     keeper = ModelCheckpoint(folder / "kept", filename="last", enable_version_counter=False)
     trainer = pl.Trainer(
         **{
@@ -69,7 +69,7 @@ def train(
 
 
 class Fault:
-    """Something that fails while it is on, each time in other words, as messages with sizes and addresses do."""
+    """Raises an error while it is on. Each message has a new number, as real messages have sizes and addresses."""
 
     def __init__(self, kind: type[BaseException] = ZeroDivisionError) -> None:
         self.kind = kind
@@ -88,7 +88,7 @@ class Fault:
 
 
 class FaultyMethod:
-    """Grad-CAM until it fails."""
+    """Grad-CAM that calls a fault first."""
 
     def __init__(self, fault: Callable[[], None]) -> None:
         self.fault = fault
@@ -99,6 +99,8 @@ class FaultyMethod:
 
 
 class FaultyTokenizer(WordTokenizer):
+    """A tokenizer that calls a fault first."""
+
     def __init__(self, fault: Callable[[], None]) -> None:
         super().__init__()
         self.fault = fault
@@ -109,7 +111,7 @@ class FaultyTokenizer(WordTokenizer):
 
 
 class FaultyWriter(SummaryWriter):
-    """Fails at what the callback writes, not at the module's own scalars."""
+    """A writer whose ``add_text`` calls a fault: the callback calls it, the module does not."""
 
     def __init__(self, folder: Path, fault: Callable[[], None]) -> None:
         super().__init__(str(folder))
@@ -121,19 +123,19 @@ class FaultyWriter(SummaryWriter):
 
 
 class FaultyLogger(Logger):
-    """Its server answers at first; Lightning itself asks for it before ``setup``."""
+    """A logger whose server fails from the third request on: Lightning itself sends two before ``setup``."""
 
     name, version = "faulty", "0"
 
     def __init__(self, fault: Callable[[], None]) -> None:
         super().__init__()
         self.fault = fault
-        self._asked = 0
+        self._requests = 0
 
     @property
     def experiment(self) -> None:
-        self._asked += 1
-        if self._asked > 2:  # Lightning's hasattr and its first use
+        self._requests += 1
+        if self._requests > 2:
             self.fault()
 
     def log_metrics(self, *_: Any, **__: Any) -> None: ...

@@ -1,4 +1,4 @@
-"""What the tests of bad input share: hostile texts, folders of one example, and how many examples there are."""
+"""Shared by the tests of bad input: hostile texts, a folder per example, and the number of examples."""
 
 import os
 import warnings
@@ -33,7 +33,7 @@ TEXTS = {
     "combining": "e\u0301\u0327" * 20,
     "long": "a photograph of a very long prompt " * 286,
     "one word": "x" * 10_000,
-    "blank to the eye": "\u200b",
+    "zero width": "\u200b",
     "blank": " \t\n",
     "empty": "",
 }
@@ -45,7 +45,7 @@ texts = st.one_of(
 
 
 def examples(count: int) -> settings:
-    """Settings of a property that is tried on ``count`` examples."""
+    """Settings of a property that is tested on ``count`` examples."""
     return settings(
         max_examples=count * THOROUGHNESS,
         derandomize=THOROUGHNESS == 1,
@@ -58,14 +58,14 @@ def examples(count: int) -> settings:
 
 @contextmanager
 def example_folder() -> Iterator[Path]:
-    """A folder of one example's own."""
+    """Create a folder that only one example uses."""
     with TemporaryDirectory() as folder:
         yield Path(folder)
 
 
 @contextmanager
-def as_users_run() -> Iterator[None]:
-    """Without run-time shape checks, and warnings are only warnings."""
+def without_test_checks() -> Iterator[None]:
+    """Run as users do: without run-time shape checks, and with warnings that are no errors."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
@@ -76,26 +76,20 @@ def as_users_run() -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", before)
 
 
-def made(make: Callable[[], Result]) -> Result:
-    """What torch makes; where it has no such tensor, which it says in one of these ways, the example is none."""
+def make_or_reject(make: Callable[[], Result]) -> Result:
+    """Return what torch makes; reject the example where torch has no such tensor and raises one of these errors."""
     try:
         return make()
-    except (
-        RuntimeError,
-        NotImplementedError,
-        IndexError,
-        TypeError,
-        ValueError,
-    ):  # torch's own words, not the package's
+    except (RuntimeError, NotImplementedError, IndexError, TypeError, ValueError):  # by torch, not by the package
         reject()
 
 
-def accepted(read: Callable[[], Result]) -> Result | None:
-    """What ``read`` returns; ``None`` if it refuses in the package's own words. Anything else that it raises stays."""
-    with as_users_run():
+def attempt(read: Callable[[], Result]) -> Result | None:
+    """Return what ``read`` returns, or ``None`` if it raises a ``ClipCamError``; any other error fails the test."""
+    with without_test_checks():
         try:
             return read()
         except ClipCamError as error:
-            refusal = str(error)
-    assert 0 < len(refusal.strip()) < 2000, "a message is for people"
+            message = str(error)
+    assert 0 < len(message.strip()) < 2000, "a message is for people"
     return None

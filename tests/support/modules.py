@@ -1,4 +1,4 @@
-"""LightningModules and data as people write them, and a way to fit them."""
+"""LightningModules and data as users write them, and a function that fits them."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from clipcam_lightning.cam.towers.open_clip import OpenClipViT
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
 from clipcam_lightning.shapes_world.scenes import Scenes, draw_scenes
 
 
 class Pairs(Dataset[Any]):
-    """Scenes as batches of the given ``form``: "tokens", "strings", "dict", "nested" or "labels"."""
+    """Scenes with captions, as items of one form.
+
+    Args:
+        form: "tokens", "strings", "dict", "nested" or "labels".
+        count: how many scenes.
+        seed: of the scenes.
+    """
 
     def __init__(self, form: str = "tokens", count: int = 16, seed: int = 0) -> None:
         scenes: Scenes = draw_scenes(count, seed=seed)
@@ -40,7 +47,13 @@ class Pairs(Dataset[Any]):
 
 
 class FineTuning(pl.LightningModule):
-    """Contrastive fine-tuning; ``extra`` goes in front of the CLIP, ``name`` is what the CLIP is called."""
+    """Contrastive fine-tuning of a CLIP.
+
+    Args:
+        name: of the attribute that holds the CLIP.
+        extra: a module in front of the CLIP.
+        clip: what to fine-tune; by default a ViT with the same random weights each time.
+    """
 
     def __init__(self, name: str = "model", extra: nn.Module | None = None, clip: nn.Module | None = None) -> None:
         super().__init__()
@@ -51,7 +64,7 @@ class FineTuning(pl.LightningModule):
         self.tokenizer = WordTokenizer()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images, texts = self.unpacked(batch)
+        images, texts = self.unpack(batch)
         clip = getattr(self, self.clip_name)
         images = clip.encode_image(self.extra(images), normalize=True)
         logits = 20 * images @ clip.encode_text(texts, normalize=True).T
@@ -65,7 +78,8 @@ class FineTuning(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), 1e-3)
 
-    def unpacked(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Take images and token ids from a batch of any form of :class:`Pairs`."""
         if isinstance(batch, dict) and "img" in batch:
             return batch["img"]["pixels"], self.tokenizer(batch["txt"]["caption"])
         if isinstance(batch, dict):
@@ -74,6 +88,28 @@ class FineTuning(pl.LightningModule):
         if isinstance(texts, Tensor) and texts.ndim == 1:
             return images, self.tokenizer(["a red circle"] * len(images))
         return images, texts if isinstance(texts, Tensor) else self.tokenizer(texts)
+
+
+class PairsModule(pl.LightningDataModule):
+    """:class:`Pairs` for training and validation, as LightningCLI takes them."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Pairs(), batch_size=4)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Pairs(seed=1), batch_size=4)
+
+
+class ModuleWithoutTokenizer(FineTuning):
+    """A module whose tokenizer the callback cannot find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.tokenizer
+
+
+class OwnTower(OpenClipViT):
+    """An image tower of a user."""
 
 
 def fit(
@@ -85,7 +121,7 @@ def fit(
     ckpt_path: Path | None = None,
     **options: Any,
 ) -> pl.Trainer:
-    """Fit for two epochs of four steps, writing to a TensorBoard log in ``folder``."""
+    """Fit for two epochs of four steps, with a TensorBoard log in ``folder``."""
     options = {
         "max_epochs": 2,
         "logger": TensorBoardLogger(folder, name="", version="run"),
@@ -106,6 +142,6 @@ def fit(
 
 
 def events(folder: Path) -> EventAccumulator:
-    """All events of the run in ``folder``, through TensorBoard's own reader."""
+    """Read all events of the run in ``folder`` with TensorBoard's own reader."""
     accumulator = EventAccumulator(str(folder / "run"), {"images": 0, "scalars": 0, "tensors": 0})
     return accumulator.Reload()

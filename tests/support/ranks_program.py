@@ -1,6 +1,6 @@
-"""What two processes of a distributed training do; run by torchrun from test_ranks.py.
+"""Distributed trainings on two processes, started by test_ranks.py.
 
-``torchrun --nproc-per-node 2 tests/support/ranks_program.py SCENARIO FOLDER`` writes what each rank saw to
+``torchrun --nproc-per-node 2 tests/support/ranks_program.py SCENARIO FOLDER`` writes the results of each rank to
 ``FOLDER/rank-<n>.pt``.
 """
 
@@ -39,7 +39,7 @@ def probes() -> ProbeSet:
 
 
 class Normalized(FineTuning):
-    """Its image tower begins with a BatchNorm, whose statistics differ between the ranks."""
+    """A module whose image tower begins with a BatchNorm, whose statistics differ between the ranks."""
 
     def __init__(self) -> None:
         torch.manual_seed(3)
@@ -49,11 +49,11 @@ class Normalized(FineTuning):
 
 
 class Sharded(FineTuning):
-    """Each block of both towers, and the rest, split over the ranks."""
+    """A module sharded over the ranks by ``fully_shard``: each block of both towers, and the rest of the CLIP."""
 
     def __init__(self) -> None:
         super().__init__()
-        scale = self.model.logit_scale.detach()[None]  # FSDP takes no scalar
+        scale = self.model.logit_scale.detach()[None]  # FSDP does not support scalars
         self.model.logit_scale = nn.Parameter(scale, requires_grad=False)
 
     def configure_model(self) -> None:
@@ -68,7 +68,7 @@ class Sharded(FineTuning):
 
 
 class TensorParallel(FineTuning):
-    """The MLPs of the image tower, each split over the ranks."""
+    """A module whose MLPs in the image tower are sharded over the ranks."""
 
     def configure_model(self) -> None:
         for block in self.model.visual.transformer.resblocks:
@@ -77,7 +77,7 @@ class TensorParallel(FineTuning):
 
 
 class Wrapped(FineTuning):
-    """Each block of the image tower, and the CLIP, in a ``FullyShardedDataParallel``."""
+    """A module whose image tower has each block in a ``FullyShardedDataParallel``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,25 +94,29 @@ def on_cpu(module: nn.Module) -> FullyShardedDataParallel:
 
 
 class OnCPU(FSDPStrategy):
-    """As on GPUs, but for the device, which neither Lightning's class nor torch takes unless told so."""
+    """Lightning's FSDP strategy on the CPU, which neither Lightning nor torch chooses by itself."""
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
         return on_cpu(model)
 
 
-class Seen(pl.Callback):
-    """The figures of each epoch."""
+class EpochMetrics(pl.Callback):
+    """Records the metrics of each epoch."""
 
     def __init__(self) -> None:
-        self.figures: list[dict[str, float]] = []
+        self.epochs: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        figures = trainer.callback_metrics.items()
-        self.figures.append({name: float(value) for name, value in figures if name.startswith("clipcam")})
+        metrics = trainer.callback_metrics.items()
+        self.epochs.append({name: float(value) for name, value in metrics if name.startswith("clipcam")})
 
 
-class Counting:
-    """Grad-CAM that counts images, and fails on one rank if told to."""
+class CountingMethod:
+    """Grad-CAM that records its batch sizes.
+
+    Args:
+        failing: the rank on which it raises instead.
+    """
 
     def __init__(self, failing: int | None = None) -> None:
         self.images: list[int] = []
@@ -133,14 +137,18 @@ def train(
     start: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Fit on both ranks; what is left afterwards."""
+    """Fit on both ranks.
+
+    Returns:
+        Weights, random state, metrics per epoch, step and warnings of this rank after the fit.
+    """
     pl.seed_everything(5, verbose=False)
-    seen = Seen()
+    metrics = EpochMetrics()
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         devices=2,
-        callbacks=[*callbacks, seen],
+        callbacks=[*callbacks, metrics],
         logger=TensorBoardLogger(folder, name="", version="run"),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -155,14 +163,14 @@ def train(
     return {
         "weights": weights,
         "random": torch.get_rng_state(),
-        "figures": seen.figures,
+        "metrics": metrics.epochs,
         "step": trainer.global_step,
         "warnings": [str(each.message) for each in caught if issubclass(each.category, ClipCamWarning)],
     }
 
 
 def whole_weights(module: nn.Module, root: nn.Module) -> dict[str, Tensor]:
-    """By the names they have where nothing is split."""
+    """Collect unsharded copies of weights and buffers, by the names they have in an unsharded module."""
     if isinstance(root, FullyShardedDataParallel):
         with FullyShardedDataParallel.summon_full_params(root, writeback=False):
             named = [*module.named_parameters(), *module.named_buffers()]
@@ -174,88 +182,89 @@ def whole_weights(module: nn.Module, root: nn.Module) -> dict[str, Tensor]:
 
 
 def ddp(folder: Path) -> dict[str, Any]:
-    """With and without, and how many images each rank explained."""
-    count = Counting()
-    watcher = ClipCamCallback(probes(), method=count, on_drift="log", on_error="raise")
+    """Train under DDP with and without the callback, and count the images that each rank explains."""
+    method = CountingMethod()
+    callback = ClipCamCallback(probes(), method=method, on_drift="log", on_error="raise")
     options = {"limit_val_batches": 0}  # DDP would make the statistics equal before a validation
-    watched = train(Normalized(), folder / "watched", watcher, **options)
+    monitored = train(Normalized(), folder / "monitored", callback, **options)
     return {
         "plain": train(Normalized(), folder / "plain", **options),
-        "watched": watched,
-        "images": count.images,
-        "monitor": watcher.monitor is not None,
+        "monitored": monitored,
+        "images": method.images,
+        "monitor": callback.monitor is not None,
     }
 
 
 def captured(folder: Path) -> dict[str, Any]:
-    """Probes from a batch; a stop that both ranks obey; files that only rank 0 can see."""
+    """Train with probes from a batch, with stops, with files that only rank 0 has, and with a method that fails."""
     stop = EarlyStopping("clipcam/drift", divergence_threshold=-1.0, check_on_train_epoch_end=True)
-    own = folder / "probes.safetensors"
+    file = folder / "probes.safetensors"
     if distributed.get_rank() == 0:
-        probes().save(own)
-    nowhere = own if distributed.get_rank() == 0 else folder / "on another machine"
+        probes().save(file)
+    else:
+        file = folder / "on another machine"
     return {
         "captured": train(FineTuning(), folder / "captured", ClipCamCallback(on_drift="log", on_error="raise")),
         "stopped by a monitor": train(FineTuning(), folder / "a", ClipCamCallback(probes(), on_drift="log"), stop),
         "stopped by an alarm": train(FineTuning(), folder / "b", ClipCamCallback(max_drift=0.0, on_drift="stop")),
-        "files of one rank": train(
-            FineTuning(), folder / "c", ClipCamCallback(nowhere, on_drift="log", on_error="raise")
-        ),
+        "files of one rank": train(FineTuning(), folder / "c", ClipCamCallback(file, on_drift="log", on_error="raise")),
         "failing on one rank": train(
-            FineTuning(), folder / "d", ClipCamCallback(probes(), method=Counting(failing=1), on_drift="log")
+            FineTuning(), folder / "d", ClipCamCallback(probes(), method=CountingMethod(failing=1), on_drift="log")
         ),
     }
 
 
 def sharded(folder: Path) -> dict[str, Any]:
-    """``fully_shard`` with and without."""
-    watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise")
+    """Train under ``fully_shard`` with and without the callback."""
+    callback = ClipCamCallback(probes(), on_drift="log", on_error="raise")
     module = Sharded()
-    watched = train(module, folder / "watched", watcher, strategy=ModelParallelStrategy(2, 1))
+    monitored = train(module, folder / "monitored", callback, strategy=ModelParallelStrategy(2, 1))
     plain = train(Sharded(), folder / "plain", strategy=ModelParallelStrategy(2, 1))
     rows = module.model.visual.conv1.weight.to_local().shape[0]
-    return {"watched": watched, "plain": plain, "rows": rows}
+    return {"monitored": monitored, "plain": plain, "rows": rows}
 
 
 def tensor_parallel(folder: Path) -> dict[str, Any]:
-    """Each layer on both ranks."""
-    watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise")
-    watched = train(TensorParallel(), folder / "watched", watcher, strategy=ModelParallelStrategy(1, 2))
+    """Train under tensor parallelism with and without the callback."""
+    callback = ClipCamCallback(probes(), on_drift="log", on_error="raise")
+    monitored = train(TensorParallel(), folder / "monitored", callback, strategy=ModelParallelStrategy(1, 2))
     return {
-        "watched": watched,
+        "monitored": monitored,
         "plain": train(TensorParallel(), folder / "plain", strategy=ModelParallelStrategy(1, 2)),
     }
 
 
 def wrapped(folder: Path) -> dict[str, Any]:
-    """``FullyShardedDataParallel`` with and without."""
-    watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise")
-    watched = train(Wrapped(), folder / "watched", watcher, strategy=OnCPU())
-    return {"watched": watched, "plain": train(Wrapped(), folder / "plain", strategy=OnCPU())}
+    """Train under ``FullyShardedDataParallel`` with and without the callback."""
+    callback = ClipCamCallback(probes(), on_drift="log", on_error="raise")
+    monitored = train(Wrapped(), folder / "monitored", callback, strategy=OnCPU())
+    return {"monitored": monitored, "plain": train(Wrapped(), folder / "plain", strategy=OnCPU())}
 
 
 def resumed(folder: Path) -> dict[str, Any]:
-    """``fully_shard``, one epoch, then another from its checkpoint."""
+    """Train one epoch under ``fully_shard``, then another from its checkpoint."""
     keeper = ModelCheckpoint(folder / "kept", save_last=True)
     options: dict[str, Any] = {"enable_checkpointing": True}
     for epochs, start in ((1, None), (2, folder / "kept" / "last.ckpt")):
-        watcher = ClipCamCallback(probes(), on_drift="log", on_error="raise", dirpath=folder / "evaluations")
+        callback = ClipCamCallback(probes(), on_drift="log", on_error="raise", dirpath=folder / "evaluations")
         strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
-        train(Sharded(), folder / "run", watcher, keeper, strategy=strategy, epochs=epochs, start=start, **options)
-    steps = [] if watcher.monitor is None else [column.step for column in watcher.monitor.history]
-    return {"steps": steps}
+        train(Sharded(), folder / "run", callback, keeper, strategy=strategy, epochs=epochs, start=start, **options)
+    return {"steps": [entry.step for entry in callback.history]}
 
 
 def raising(folder: Path) -> dict[str, Any]:
-    """An error of rank 1 alone in a look, and one of rank 0 alone before training."""
-    found = {}
-    failing = ClipCamCallback(probes(), method=Counting(failing=1), on_error="raise")
-    for name, callback in (("in a look", failing), ("before training", ClipCamCallback(folder / "no such probes"))):
+    """Train with an error of rank 1 alone in an evaluation, and with one of rank 0 alone before training."""
+    messages = {}
+    failing = ClipCamCallback(probes(), method=CountingMethod(failing=1), on_error="raise")
+    for name, callback in (
+        ("in an evaluation", failing),
+        ("before training", ClipCamCallback(folder / "no such probes")),
+    ):
         try:
             train(FineTuning(), folder, callback)
         except ClipCamError as error:
-            found[name] = str(error)
-    return found
+            messages[name] = str(error)
+    return messages
 
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -265,7 +274,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
-    target = Path(sys.argv[2])
-    found = SCENARIOS[sys.argv[1]](target)
-    torch.save(found, target / f"rank-{distributed.get_rank()}.pt")
+    output = Path(sys.argv[2])
+    results = SCENARIOS[sys.argv[1]](output)
+    torch.save(results, output / f"rank-{distributed.get_rank()}.pt")
     distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The shell as a process, and a small project for it to work on."""
+"""Run the command line as a process, and make a small project for it."""
 
 import os
 import subprocess
@@ -10,7 +10,6 @@ import open_clip
 import torch
 from PIL import Image
 
-from clipcam_lightning.shapes_world.models import build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 
 EYES = '''
@@ -24,7 +23,7 @@ from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 
 
 class Eyes(torch.nn.Module):
-    """A CLIP inside a module, under a name of its own."""
+    """A module with a CLIP inside."""
 
     def __init__(self, tower: str = "vit", untyped=None):
         super().__init__()
@@ -33,7 +32,7 @@ class Eyes(torch.nn.Module):
 
 
 class SleepyEyes(Eyes):
-    """Falls asleep at the first picture, and says so."""
+    """Sleeps at the first image, after it has created the file ``asleep``."""
 
     def __init__(self):
         super().__init__()
@@ -47,16 +46,30 @@ class SleepyEyes(Eyes):
 class BrokenEyes(Eyes):
     def __init__(self):
         raise KeyError("lens")
+
+
+class BrokenHook(Eyes):
+    def configure_model(self):
+        raise KeyError("lens")
+
+
+def gradient_norm(capture):
+    """A method of the project: maps from a capture."""
+    return capture.gradients.norm(dim=2)
+
+
+not_a_method = 3.14
 '''
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other on a busy machine take minutes
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # several threads on a busy machine take minutes
 OPTIONS = ("--class-path", "eyes.Eyes", "--checkpoint")
 
 
 def make_project(folder: Path, clip: open_clip.CLIP) -> Path:
-    """A module, two checkpoints (``before.pt`` of ``clip``, ``after.pt`` of an untrained one), and probes."""
+    """Write a module, probes and two checkpoints: ``before.pt`` of ``clip``, ``after.pt`` with inverted maps."""
     (folder / "eyes.py").write_text(EYES)
-    for name, model in (("before", clip), ("after", build_clip())):
-        weights = {f"clip.{key}": value for key, value in model.state_dict().items()}
+    for name, sign in (("before", 1), ("after", -1)):  # -1 turns each similarity into its negative
+        weights = {f"clip.{key}": value for key, value in clip.state_dict().items()}
+        weights["clip.visual.proj"] = sign * weights["clip.visual.proj"]
         torch.save({"state_dict": weights, "global_step": 7 if name == "before" else 70}, folder / f"{name}.pt")
     (folder / "probes").mkdir()
     scenes, rows = draw_scenes(2, seed=5), ["image,prompt,mask"]
@@ -68,10 +81,16 @@ def make_project(folder: Path, clip: open_clip.CLIP) -> Path:
     return folder
 
 
-def clipcam(
+def run_clipcam(
     folder: Path, *arguments: object, prepare: Callable[[], None] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m clipcam_lightning`` in ``folder``; ``prepare`` is called in the process before it starts."""
+    """Run ``python -m clipcam_lightning`` in ``folder``.
+
+    Args:
+        folder: working directory.
+        arguments: of the command line.
+        prepare: called in the new process before the program starts.
+    """
     return subprocess.run(
         [sys.executable, "-m", "clipcam_lightning", *map(str, arguments)],
         cwd=folder,
@@ -85,6 +104,6 @@ def clipcam(
 
 
 def files_in(folder: Path) -> dict[Path, bytes]:
-    """Every file with its content, compiled modules left out."""
+    """Read every file below ``folder`` except compiled modules."""
     files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(folder): path.read_bytes() for path in files}

@@ -14,8 +14,8 @@ from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency, thinned
-from clipcam_lightning.monitoring.monitor import _figures
+from clipcam_lightning.monitoring.history import HistoryEntry, thinned
+from clipcam_lightning.monitoring.monitor import mean_metrics
 from clipcam_lightning.sinks.images import ImageSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
 from clipcam_lightning.sinks.tensorboard_tab import TabSink
@@ -56,9 +56,8 @@ def evaluations_of(
         snapshot = snapshot_of(maps, prompts, names, digests, step=step, epoch=epoch, method=method)
         baseline = baseline or snapshot
         report = compare(baseline, snapshot, RULE)
-        drift, flagged = zip(*((probe.drift, probe.flagged) for probe in report.probes), strict=True)
         number = entries[-1].number + 1 if entries else 0
-        entries = thinned([*entries, HistoryEntry(step, relative_saliency(maps).half(), drift, flagged, number)])
+        entries = thinned([*entries, HistoryEntry.of(snapshot, report, number)])
         evaluations.append(
             Evaluation(
                 pixels=pixels,
@@ -68,10 +67,10 @@ def evaluations_of(
                 report=report,
                 history=tuple(entries),
                 digests=digests,
-                metrics=_figures(report, snapshot),
+                metrics=mean_metrics(report, snapshot, torch.zeros(len(prompts), dtype=torch.bool)),
             )
         )
-        baseline = replace(snapshot, noise=baseline.noise) if previous else baseline
+        baseline = replace(snapshot, noise_floor=baseline.noise_floor) if previous else baseline
     return evaluations
 
 
@@ -100,12 +99,15 @@ def snapshot_of(
             epoch=epoch,
             method=method,
             target="similarity",
+            scales=(1.0,),
+            flip=False,
+            fuse="mean",
             layers=("visual.ln_1",),
             fingerprint="synthetic",
             dtype="float32",
             versions={},
         ),
-        noise=torch.full((len(maps),), 0.02),
+        noise_floor=torch.full((len(maps),), 0.02),
     )
 
 

@@ -1,4 +1,4 @@
-"""Trainings of a very small CLIP in all the manners that people use, and everything that one leaves behind."""
+"""Trainings of a very small CLIP in all the ways that users train, and digests of everything that one leaves behind."""
 
 import hashlib
 import random
@@ -31,17 +31,23 @@ VISION = {
 
 
 def small_clip(tower: str) -> open_clip.CLIP:
-    """A CLIP of the smallest size that has a map worth the name: ``"vit"`` (4x4 grid) or ``"resnet"`` (3x3)."""
+    """Make a CLIP that is as small as is useful: ``"vit"`` has a 4x4 grid, ``"resnet"`` a 3x3 grid."""
     text = CLIPTextCfg(context_length=8, vocab_size=len(TOKENIZER.words), width=32, heads=2, layers=1)
     model = open_clip.CLIP(16, vision_cfg=VISION[tower], text_cfg=text)
     if tower == "resnet":
         for stage in (model.visual.layer1, model.visual.layer2, model.visual.layer3, model.visual.layer4):
-            nn.init.ones_(stage[0].bn3.weight)  # zero at the start: the blocks would add nothing
+            nn.init.ones_(stage[0].bn3.weight)  # it starts at 0, so that the block would add nothing
     return model
 
 
-class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Ten scenes; ``augmented`` with what Python's and numpy's global generators draw."""
+class SceneDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Ten scenes with token ids.
+
+    Args:
+        size: pixels per side.
+        seed: of the scenes.
+        augmented: whether to augment each image with draws from the global generators of Python and numpy.
+    """
 
     def __init__(self, size: int, seed: int, augmented: bool = False) -> None:
         scenes = draw_scenes(10, seed=seed)
@@ -61,17 +67,22 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Stream(IterableDataset[tuple[Tensor, Tensor]]):
-    """Pictures one after the other, in an order that is drawn anew each time; nobody knows how many."""
+    """Scenes without a length, in an order that is drawn anew for each epoch."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self.pictures = pictures
+    def __init__(self, scenes: SceneDataset) -> None:
+        self.scenes = scenes
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self.pictures[int(i)] for i in torch.randperm(len(self.pictures)))
+        return (self.scenes[int(i)] for i in torch.randperm(len(self.scenes)))
 
 
 class Contrastive:
-    """What a LightningModule of either package does; ``extra`` goes in front of the CLIP."""
+    """Contrastive fine-tuning, to be mixed into the LightningModule of either package.
+
+    Attributes:
+        clip: what is fine-tuned.
+        extra: a module in front of the CLIP.
+    """
 
     log: Callable[..., None]
 
@@ -102,11 +113,11 @@ class Contrastive:
 
 
 class Tuning(Contrastive, lightning.pytorch.LightningModule):
-    """Under the package ``lightning``."""
+    """A LightningModule of the package ``lightning``."""
 
 
 class OtherTuning(Contrastive, pytorch_lightning.LightningModule):
-    """Under the package ``pytorch_lightning``, whose classes are others."""
+    """A LightningModule of the package ``pytorch_lightning``, which has classes of its own."""
 
 
 MODULES: dict[str, type] = {"lightning.pytorch": Tuning, "pytorch_lightning": OtherTuning}
@@ -114,20 +125,20 @@ MODULES: dict[str, type] = {"lightning.pytorch": Tuning, "pytorch_lightning": Ot
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How somebody trains.
+    """One way to train.
 
     Attributes:
-        package: whose Trainer and LightningModule are used.
-        module: what is trained; by default the package's ``Contrastive``.
-        tower: of its CLIP.
-        change: what is done to the module before the fit; it may give another to be fitted in its place.
+        package: of the Trainer and the LightningModule.
+        module: class of what is trained; by default the package's ``Contrastive``.
+        tower: of the CLIP.
+        change: changes the module before the fit, or returns another that is fitted instead.
         trainer: options of the Trainer.
-        loader: options of the training's DataLoader.
-        pictures: options of its pictures.
-        stream: whether they come as an IterableDataset.
+        loader: options of the DataLoader of the training.
+        scenes: options of the :class:`SceneDataset` of the training.
+        stream: whether the training reads an IterableDataset.
         validate: whether there is validation.
-        callbacks: makes the callbacks that are in front of the one under test.
-        later_callbacks: makes those behind it.
+        callbacks: makes the callbacks before the one under test.
+        later_callbacks: makes the callbacks after it.
         keep: whether each epoch leaves a checkpoint.
     """
 
@@ -137,7 +148,7 @@ class Training:
     change: Callable[[Any], Any] = lambda module: None
     trainer: Mapping[str, Any] = field(default_factory=dict)
     loader: Mapping[str, Any] = field(default_factory=dict)
-    pictures: Mapping[str, Any] = field(default_factory=dict)
+    scenes: Mapping[str, Any] = field(default_factory=dict)
     stream: bool = False
     validate: bool = True
     callbacks: Callable[[], Sequence[Any]] = list
@@ -145,8 +156,17 @@ class Training:
     keep: bool = False
 
     def run(self, folder: Path, *callbacks: Any, ckpt_path: Path | None = None) -> dict[str, str]:
-        """Fit for two epochs of five steps; everything that is left, see :func:`remains`."""
-        torch.compiler.reset()  # what another training compiled is none of this one's
+        """Fit for two epochs of five steps.
+
+        Args:
+            folder: for the log and the checkpoints.
+            callbacks: under test.
+            ckpt_path: where to resume from.
+
+        Returns:
+            Everything that the training leaves behind, see :func:`training_state`.
+        """
+        torch.compiler.reset()  # what an earlier training compiled must not be used here
         counters.clear()
         pl: ModuleType = import_module(self.package)
         pl.seed_everything(11, verbose=False)
@@ -171,19 +191,27 @@ class Training:
             **options,
         )
         size = VISION[self.tower].image_size
-        pictures: Any = Pictures(size, seed=0, **self.pictures)
+        data: Any = SceneDataset(size, seed=0, **self.scenes)
         loader = {"shuffle": True, **self.loader}
         if self.stream:
-            pictures, loader = Stream(pictures), self.loader
-        train, val = DataLoader(pictures, 2, **loader), DataLoader(Pictures(size, seed=1), 2)
+            data, loader = Stream(data), self.loader
+        train, val = DataLoader(data, 2, **loader), DataLoader(SceneDataset(size, seed=1), 2)
         trainer.fit(module, train, val if self.validate else None, ckpt_path=ckpt_path)
-        return remains(trainer, getattr(module, "_orig_mod", module))
+        return training_state(trainer, getattr(module, "_orig_mod", module))
 
 
-def remains(trainer: Any, module: nn.Module) -> dict[str, str]:
-    """Everything that a training leaves behind, by name: digests that differ if a single bit does."""
+def training_state(trainer: Any, module: nn.Module) -> dict[str, str]:
+    """Digest everything that a training leaves behind.
+
+    Args:
+        trainer: after the fit.
+        module: what was trained.
+
+    Returns:
+        Digests by dotted name; one that differs means a difference of at least one bit.
+    """
     log = Path(trainer.default_root_dir) / "metrics.csv"
-    left = {
+    state = {
         "weights": dict(module.named_parameters()),
         "buffers": dict(module.named_buffers()),
         "gradient": {name: weight.grad for name, weight in module.named_parameters()},
@@ -197,15 +225,23 @@ def remains(trainer: Any, module: nn.Module) -> dict[str, str]:
             "numpy": np.random.get_state(),
             "python": repr(random.getstate()),
         },
-        "log": log.read_text().splitlines() if log.exists() else [],  # a line a step, all digits of the loss
+        "log": log.read_text().splitlines() if log.exists() else [],  # one line per step, with all digits of the loss
         "steps": trainer.global_step,
         "compiled": counters["stats"]["unique_graphs"] > 0,
     }
-    return digests(left)
+    return digests(state)
 
 
 def digests(value: Any, name: str = "") -> dict[str, str]:
-    """Every leaf of a nest by its dotted name: tensors and arrays as digests of their bytes, all else in words."""
+    """Digest every leaf of nested mappings and sequences.
+
+    Args:
+        value: the nest, or a leaf of it.
+        name: dotted name of the value.
+
+    Returns:
+        By dotted name: of tensors and arrays a digest of their bytes, of everything else its ``repr``.
+    """
     if isinstance(value, Mapping):
         parts = [digests(each, f"{name}.{key}") for key, each in value.items()]
     elif isinstance(value, list | tuple):

@@ -11,7 +11,8 @@ from playwright.sync_api import Browser
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import colored, overlaid
-from clipcam_lightning.visualization import panels as render
+from clipcam_lightning.monitoring.history import relative_saliency
+from clipcam_lightning.visualization import drawing
 from tests.support.boards import tensorboard, until, wait_for
 from tests.support.known_maps import (
     BOTTOM_LEFT,
@@ -84,11 +85,11 @@ def spread(color: np.ndarray) -> float:
 
 def image_at(name: str, canvas: Pixels) -> UInt8[Tensor, "3 y x"]:
     """Return the image of a probe at the size of a canvas."""
-    return render._enlarged(IMAGES[NAMES.index(name)], max(canvas.shape[:2]))
+    return drawing.enlarge(IMAGES[NAMES.index(name)], max(canvas.shape[:2]))
 
 
 def heat_of(name: str, step: int) -> Float[Tensor, "h w"]:
-    return render.relative_saliency(MAPS[step])[NAMES.index(name)]
+    return relative_saliency(MAPS[step])[NAMES.index(name)]
 
 
 def assert_same(canvas: Pixels, expected: object, tolerance: int = TOLERANCE) -> None:
@@ -116,7 +117,7 @@ def test_tiles_are_made_again_for_another_resolution(tab: Tab) -> None:
     until(lambda: pixels(tab.cell("walks", 20))[..., 3].all(), "everything is painted")
     image = image_at("walks", pixels(tab.cell("walks", 20)))
     assert image.shape[2] == 192
-    expected = overlaid(image, render._at(heat_of("walks", 20), image)).permute(1, 2, 0)
+    expected = overlaid(image, drawing.fit_to(image, heat_of("walks", 20))).permute(1, 2, 0)
     assert_same(pixels(tab.cell("walks", 20)), expected)
     session.send("Emulation.setDeviceMetricsOverride", {**size, "width": 1500, "deviceScaleFactor": 1})
     tab.frame.wait_for_function("devicePixelRatio === 1")
@@ -145,7 +146,7 @@ def test_an_overlay_equals_the_logged_image(tab: Tab) -> None:
     assert shown.keys() == set(product(NAMES, range(len(STEPS))))
     for (name, evaluation), canvas in shown.items():
         image = image_at(name, canvas)
-        assert_same(canvas, overlaid(image, render._at(heat_of(name, STEPS[evaluation]), image)).permute(1, 2, 0))
+        assert_same(canvas, overlaid(image, drawing.fit_to(image, heat_of(name, STEPS[evaluation]))).permute(1, 2, 0))
 
 
 @on_any_screen
@@ -153,7 +154,7 @@ def test_a_change_equals_the_logged_image(tab: Tab) -> None:
     tab.view("Change")
     for (name, evaluation), canvas in all_pixels(tab).items():
         change = heat_of(name, STEPS[evaluation]) - heat_of(name, STEPS[0])
-        assert_same(canvas, render._change(image_at(name, canvas), change))
+        assert_same(canvas, drawing.draw_change(image_at(name, canvas), change))
 
 
 def test_heat_equals_the_coloured_map(tab: Tab) -> None:
@@ -161,7 +162,7 @@ def test_heat_equals_the_coloured_map(tab: Tab) -> None:
     for colors in ("inferno", "viridis", "gray"):
         tab.choose("Colours", colors)
         for (name, evaluation), canvas in all_pixels(tab).items():
-            heat = render._at(heat_of(name, STEPS[evaluation]), image_at(name, canvas))
+            heat = drawing.fit_to(image_at(name, canvas), heat_of(name, STEPS[evaluation]))
             assert_same(canvas, colored(heat, colors).permute(1, 2, 0) * 255)
 
 
@@ -253,7 +254,7 @@ def test_the_wipe_uncovers_the_baseline_from_the_left(tab: Tab) -> None:
     tab.cell("walks", 20).click()
     tab.stage.wait_for()
     image = image_at("walks", pixels(tab.stage))
-    before, now = (np.asarray(render._overlay(image, heat_of("walks", step))) for step in (STEPS[0], 20))
+    before, now = (np.asarray(drawing.draw_overlay(image, heat_of("walks", step))) for step in (STEPS[0], 20))
     for share in (0.0, 0.5, 1.0):
         tab.wipe.fill(str(share))
         shown = pixels(tab.stage)

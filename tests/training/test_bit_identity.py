@@ -1,4 +1,4 @@
-"""The training is the same to the last bit with and without the callback, however one trains."""
+"""A training is bit-identical with and without the callback, in all the ways that users train."""
 
 import random
 import shutil
@@ -25,20 +25,20 @@ from clipcam_lightning.shapes_world.scenes import draw_scenes
 from tests.support.trainings import Contrastive, Training, Tuning, digests
 
 pytestmark = [
-    # torch.compile looks whether there is a gradient, and hides the warning in a way that "error" does not see.
+    # torch.compile reads .grad, and hides the warning in a way that does not work if warnings are errors.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
     pytest.mark.filterwarnings("ignore:Found . module.* in eval mode"),  # on purpose, where statistics are frozen
 ]
 
 SCENES = draw_scenes(2, seed=9)
-GIVEN = list(zip(SCENES.images, SCENES.captions, strict=True))
+PROBES = list(zip(SCENES.images, SCENES.captions, strict=True))
 
 
-# What people train.
+# Modules that users train.
 
 
-class ByHand(Tuning):
-    """Two optimizers, stepped by hand."""
+class ManualOptimization(Tuning):
+    """A module that steps two optimizers itself."""
 
     def __init__(self, tower: str) -> None:
         super().__init__(tower)
@@ -70,7 +70,7 @@ def batchnorm(module: Contrastive) -> None:
 
 
 def frozen_statistics(module: Contrastive) -> None:
-    """Two of three BatchNorms stay in eval mode while the rest trains."""
+    """Put two of three BatchNorms into eval mode while the rest trains."""
     batchnorm(module)
     module.extra[1].eval()
     module.clip.visual.conv1[0].eval()
@@ -109,33 +109,40 @@ def compiled_by_default(module: Contrastive) -> None:
     module.clip.visual.transformer.resblocks[-1].compile()
 
 
-# How people look.
+# Evaluations of all kinds.
 
 
-def drawing(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
-    """Scores under masks that are drawn from every generator there is, as an importance of each cell."""
+def random_masks(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
+    """Weigh each cell by the scores under masks that are drawn from the generators of torch, numpy and Python."""
     grid = capture.activations.shape[-2:]
     drawn = torch.rand(20, *grid) + float(np.random.rand()) + random.random() > 1.5
     masks = drawn.to(capture.images)
 
-    def masked(image: int, which: slice) -> Tensor:
-        shown = nn.functional.interpolate(masks[which, None], capture.images.shape[-2:])
-        return capture.images[image] * shown
+    def masked(image: int, rows: slice) -> Tensor:
+        visible = nn.functional.interpolate(masks[rows, None], capture.images.shape[-2:])
+        return capture.images[image] * visible
 
-    return torch.einsum("bkp,khw->bphw", capture.rescored(masked, len(masks)), masks)
+    return torch.einsum("bkp,khw->bphw", capture.score_variants(masked, len(masks)), masks)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training, how the callback watches it, and how many looks that comes to."""
+    """A training with the callback.
+
+    Attributes:
+        training: without the callback.
+        arguments: of the callback.
+        evaluations: how many are expected; by default before the first step and after each of two epochs.
+        compiles: whether torch compiles something in it.
+    """
 
     training: Training = field(default_factory=Training)
-    session: Mapping[str, Any] = field(default_factory=dict)
-    evaluations: int = 3  # before the first step and after each of two epochs
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: int = 3
     compiles: bool = False
 
 
-HOOKED = {"method": "hirescam"}  # it sees the model through a hook, which compiled code may skip
+HOOKED = {"method": "hirescam"}  # it reads the model through a hook, which compiled code may skip
 
 
 def average(kind: type[WeightAveraging], where: str, **options: Any) -> Training:
@@ -143,7 +150,7 @@ def average(kind: type[WeightAveraging], where: str, **options: Any) -> Training
 
 
 CASES: dict[str, Case] = {
-    "as it comes": Case(),
+    "default": Case(),
     "resnet": Case(Training(tower="resnet")),
     # precision and optimisation
     "bf16-mixed": Case(Training(trainer={"precision": "bf16-mixed"})),
@@ -155,13 +162,14 @@ CASES: dict[str, Case] = {
     "gradients clipped by value": Case(
         Training(trainer={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"})
     ),
-    "two optimizers by hand": Case(Training(module=ByHand)),
+    "manual optimization": Case(Training(module=ManualOptimization)),
     # modules
     "dropout": Case(Training(change=dropout)),
     "batchnorm": Case(Training(change=batchnorm)),
     "batchnorm frozen by the user": Case(Training(change=frozen_statistics, validate=False)),
     "frozen image tower": Case(Training(change=frozen_tower)),
-    # Its look after the last step is the last pass; any other would round the merged weights in the same way.
+    # PEFT merges and unmerges in every forward, which leaves rounding errors. Those of a validation would hide those of
+    # the last evaluation, since both are the same.
     "LoRA": Case(Training(change=lora, validate=False)),
     "gradient checkpointing": Case(Training(change=checkpointed)),
     "torch.compile(LightningModule)": Case(Training(change=compiled_whole), HOOKED, compiles=True),
@@ -172,12 +180,12 @@ CASES: dict[str, Case] = {
     ),
     "compiled encode_image": Case(Training(change=compiled_method, validate=False), HOOKED, compiles=True),
     # averaged weights
-    "weight averaging in front": Case(average(WeightAveraging, "callbacks", use_buffers=False)),
-    "weight averaging behind": Case(average(WeightAveraging, "later_callbacks", use_buffers=False)),
-    "EMA in front": Case(average(EMAWeightAveraging, "callbacks", decay=0.8)),
-    "EMA behind": Case(average(EMAWeightAveraging, "later_callbacks", decay=0.8)),
+    "weight averaging before the callback": Case(average(WeightAveraging, "callbacks", use_buffers=False)),
+    "weight averaging after the callback": Case(average(WeightAveraging, "later_callbacks", use_buffers=False)),
+    "EMA before the callback": Case(average(EMAWeightAveraging, "callbacks", decay=0.8)),
+    "EMA after the callback": Case(average(EMAWeightAveraging, "later_callbacks", decay=0.8)),
     # loops
-    "two validations an epoch": Case(Training(trainer={"val_check_interval": 0.5}), evaluations=7),
+    "two validations per epoch": Case(Training(trainer={"val_check_interval": 0.5}), evaluations=7),
     "validation every second epoch": Case(Training(trainer={"check_val_every_n_epoch": 2})),
     "no validation": Case(Training(validate=False)),
     "no sanity check": Case(Training(trainer={"num_sanity_val_steps": 0})),
@@ -186,69 +194,75 @@ CASES: dict[str, Case] = {
     "validation switched off": Case(Training(trainer={"limit_val_batches": 0})),
     "fast_dev_run": Case(Training(trainer={"fast_dev_run": True}), evaluations=0),
     # data
-    "a worker": Case(Training(loader={"num_workers": 1}, pictures={"augmented": True})),
+    "a worker": Case(Training(loader={"num_workers": 1}, scenes={"augmented": True})),
     "a persistent worker": Case(
-        Training(loader={"num_workers": 1, "persistent_workers": True}, pictures={"augmented": True})
+        Training(loader={"num_workers": 1, "persistent_workers": True}, scenes={"augmented": True})
     ),
-    "augmentation in the main process": Case(Training(pictures={"augmented": True})),
+    "augmentation in the main process": Case(Training(scenes={"augmented": True})),
     "a stream": Case(Training(stream=True)),
-    # looks
-    "a method with gradients": Case(session={"method": "layercam", "layers": (-2, -1)}),
-    "a method with attention": Case(session={"method": "gae"}),
-    "a method with curvature": Case(session={"method": "shapleycam"}),
-    "a method that tries": Case(session={"method": "occlusion"}),
-    "a method that draws": Case(session={"method": Method(drawing, ScoreCapture)}),
+    # evaluations
+    "a method with gradients": Case(arguments={"method": "layercam", "layers": (-2, -1)}),
+    "a method with attention": Case(arguments={"method": "gae"}),
+    "a method with curvature": Case(arguments={"method": "shapleycam"}),
+    "a perturbation-based method": Case(arguments={"method": "occlusion"}),
+    "a method that draws random numbers": Case(arguments={"method": Method(random_masks, ScoreCapture)}),
     "every step, mid-accumulation": Case(
         Training(change=dropout, trainer={"accumulate_grad_batches": 2}), {"every_n_train_steps": 1}, evaluations=7
     ),
-    "negatives": Case(session={"target": Contrast(negatives=("a blue square",))}),
-    "probes that were given": Case(session={"probes": GIVEN, "target": LogSoftmax(negatives=("a blue square",))}),
-    "an alarm": Case(session={"max_drift": 0.0, "on_drift": "warn"}),
-    "previous look as baseline": Case(session={"baseline": "previous"}),
-    # the other package
+    "negatives": Case(arguments={"target": Contrast(negatives=("a blue square",))}),
+    "probes of the user": Case(arguments={"probes": PROBES, "target": LogSoftmax(negatives=("a blue square",))}),
+    "an alarm": Case(arguments={"max_drift": 0.0, "on_drift": "warn"}),
+    "previous evaluation as baseline": Case(arguments={"baseline": "previous"}),
+    # the other Lightning package
     "pytorch_lightning": Case(Training(package="pytorch_lightning", change=batchnorm)),
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_training_is_bit_identical(case: Case, tmp_path: Path, unchecked: None) -> None:
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=pytest.mark.forks if "num_workers" in case.training.loader else ())
+        for name, case in CASES.items()
+    ],
+)
+def test_a_training_is_bit_identical_with_and_without_the_callback(case: Case, tmp_path: Path, unchecked: None) -> None:
     if case.training.change is compiled_by_default and not shutil.which("g++"):
         pytest.skip("no C++ compiler, which torch.compile needs by default")
-    watcher = watching(**case.session)
+    callback = make_callback(**case.arguments)
 
     plain = case.training.run(tmp_path / "plain")
-    with pytest.warns(ClipCamWarning, match="attention drifted") if watcher.on_drift == "warn" else nullcontext():
-        watched = case.training.run(tmp_path / "watched", watcher)
+    with pytest.warns(ClipCamWarning, match="attention drifted") if callback.on_drift == "warn" else nullcontext():
+        monitored = case.training.run(tmp_path / "monitored", callback)
 
-    assert watched == plain
+    assert monitored == plain
     assert plain[".compiled"] == repr(case.compiles)
-    assert_evaluated(watcher, case.evaluations, tmp_path)
+    assert_evaluated(callback, case.evaluations, tmp_path)
 
 
-# Lightning's advice for a checkpoint of callbacks that are gone, and for one that goes on elsewhere.
+# Lightning warns if a callback of the checkpoint is missing, and if the run goes on in another folder.
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:The dirpath has changed")
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 @pytest.mark.parametrize(
     ("before", "after", "evaluations"),
     [(True, True, 3), (True, False, 0), (False, True, 2)],
-    ids=["watched throughout", "watched before", "watched after"],
+    ids=["monitored throughout", "monitored before", "monitored after"],
 )
-def test_a_resumed_training_is_bit_identical(
+def test_a_resumed_training_is_bit_identical_with_and_without_the_callback(
     before: bool, after: bool, evaluations: int, package: str, tmp_path: Path, unchecked: None
 ) -> None:
-    plain, watched = tmp_path / "plain", tmp_path / "watched"
+    plain, monitored = tmp_path / "plain", tmp_path / "monitored"
     training = Training(package=package, change=batchnorm, keep=True)
-    watcher = watching()
+    callback = make_callback()
 
-    expected = training.run(plain / "a"), training.run(plain / "b", ckpt_path=kept(plain / "a"))
-    whole = training.run(watched / "a", *([watching()] if before else []))
-    resumed = training.run(watched / "b", *([watcher] if after else []), ckpt_path=kept(watched / "a"))
+    expected = training.run(plain / "a"), training.run(plain / "b", ckpt_path=checkpoint_in(plain / "a"))
+    whole = training.run(monitored / "a", *([make_callback()] if before else []))
+    resumed = training.run(monitored / "b", *([callback] if after else []), ckpt_path=checkpoint_in(monitored / "a"))
 
     assert (whole, resumed) == expected
-    for run in ("a", "b"):
-        assert checkpoint(kept(watched / run, epoch=1)) == checkpoint(kept(plain / run, epoch=1))
-    assert checkpoint(kept(watched / "a")) == checkpoint(kept(plain / "a"))
-    assert_evaluated(watcher, evaluations, tmp_path)
+    for run, epoch in (("a", 0), ("a", 1), ("b", 1)):
+        files = [checkpoint_in(each / run, epoch) for each in (plain, monitored)]
+        assert checkpoint_digests(files[0]) == checkpoint_digests(files[1])
+    assert_evaluated(callback, evaluations, tmp_path)
 
 
 def draw(_module: nn.Module) -> None:
@@ -285,7 +299,7 @@ def freeze(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("clumsiness", "hook", "seen_in"),
+    ("change", "hook", "differences"),
     [
         (draw, "on_train_start", {"random", "log", "weights"}),
         (draw_with_numpy, "on_train_start", {"random"}),
@@ -297,45 +311,44 @@ def freeze(module: nn.Module) -> None:
         (freeze, "on_train_end", {"trainable"}),
     ],
 )
-def test_a_callback_that_does_change_something_is_noticed(
-    clumsiness: Callable[[nn.Module], None], hook: str, seen_in: set[str], tmp_path: Path
+def test_a_callback_that_changes_the_training_is_noticed(
+    change: Callable[[nn.Module], None], hook: str, differences: set[str], tmp_path: Path
 ) -> None:
-    class Clumsy(pl.Callback):
-        """Does something in one hook that a callback had better not do."""
+    class HarmfulCallback(pl.Callback):
+        """Changes something in one hook."""
 
-    setattr(Clumsy, hook, lambda _self, _trainer, module, *_: clumsiness(module))
+    setattr(HarmfulCallback, hook, lambda _self, _trainer, module, *_: change(module))
     training = Training(change=frozen_statistics, trainer={"accumulate_grad_batches": 2})
 
-    plain, disturbed = training.run(tmp_path / "a"), training.run(tmp_path / "b", Clumsy())
+    plain, changed = training.run(tmp_path / "a"), training.run(tmp_path / "b", HarmfulCallback())
 
-    assert seen_in <= {name.split(".")[1] for name in plain if plain[name] != disturbed.get(name)}
-
-
-def watching(**settings: Any) -> ClipCamCallback:
-    """A callback that conceals no failure, and keeps quiet of drift: nets of random weights soon look elsewhere."""
-    return ClipCamCallback(**{"on_error": "raise", "on_drift": "log", **settings})
+    assert differences <= {name.split(".")[1] for name in plain if plain[name] != changed.get(name)}
 
 
-def assert_evaluated(watcher: ClipCamCallback, evaluations: int, folder: Path) -> None:
-    """That it saw something each time, and not the same: not a stale model, and not nothing."""
+def make_callback(**arguments: Any) -> ClipCamCallback:
+    """Make a callback that raises its errors, and does not warn of drift: a model of random weights drifts soon."""
+    return ClipCamCallback(**{"on_error": "raise", "on_drift": "log", **arguments})
+
+
+def assert_evaluated(callback: ClipCamCallback, evaluations: int, folder: Path) -> None:
+    """Check that there were so many evaluations, that no map was degenerate, and that the maps moved."""
+    assert len(callback.history) == evaluations
     if not evaluations:
-        assert watcher.monitor is None
+        assert callback.monitor is None
         return
-    assert watcher.monitor is not None
-    assert watcher.monitor.last is not None
-    assert len(watcher.monitor.history) == evaluations
     snapshots = [Snapshot.load(file) for file in folder.rglob("step-*.safetensors")]
     assert snapshots
-    assert not any(why for snapshot in snapshots for why in snapshot.degeneracies)
-    assert watcher.monitor.last.report.drift > 0
+    assert not any(kind for snapshot in snapshots for kind in snapshot.degeneracies)
+    assert callback.report is not None
+    assert callback.report.drift > 0
 
 
-def kept(folder: Path, epoch: int = 0) -> Path:
+def checkpoint_in(folder: Path, epoch: int = 0) -> Path:
     return folder / "checkpoints" / f"epoch={epoch}.ckpt"
 
 
-def checkpoint(file: Path) -> dict[str, str]:
-    """All that a checkpoint holds, but for what callbacks keep there."""
+def checkpoint_digests(file: Path) -> dict[str, str]:
+    """Digest everything in a checkpoint except the states of callbacks."""
     content = torch.load(file, weights_only=True)
     del content["callbacks"]
     return digests(content)

@@ -1,4 +1,4 @@
-"""Trainings on two processes: the same maps as on one, the same figures on both, and no error that hangs."""
+"""Trainings on two processes: the maps of one process, the same metrics on both ranks, and no error that hangs."""
 
 import json
 import os
@@ -20,11 +20,11 @@ from tests.support.ranks_program import Normalized, Sharded, TensorParallel, Wra
 from tests.support.shell import ENVIRONMENT
 
 PROGRAM = Path(__file__).parents[1] / "support/ranks_program.py"
-WATCHDOG = 240  # seconds, after which a run that hangs is a failure
+WATCHDOG = 240  # seconds after which a run counts as hanging
 
 
 def launch(scenario: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a scenario on two processes, as ``torchrun`` does."""
+    """Run a scenario on two processes with ``torchrun``."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = subprocess.Popen(
@@ -46,131 +46,131 @@ def launch(scenario: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What each rank saw of a scenario, and its folder; run once."""
+    """A function that runs a scenario once, and returns the results of both ranks and its folder."""
 
     @cache
-    def of(scenario: str) -> tuple[list[dict[str, Any]], Path]:
+    def run_once(scenario: str) -> tuple[list[dict[str, Any]], Path]:
         folder = tmp_path_factory.mktemp(scenario)
-        done = launch(scenario, folder)
-        assert done.returncode == 0, done.stdout[-4000:]
+        process = launch(scenario, folder)
+        assert process.returncode == 0, process.stdout[-4000:]
         return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)], folder
 
-    return of
+    return run_once
 
 
-def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+def assert_same_training(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert a["weights"].keys() == b["weights"].keys()
     for name, value in a["weights"].items():
         assert torch.equal(value, b["weights"][name]), name
     assert torch.equal(a["random"], b["random"])
 
 
-def snapshots(folder: Path) -> list[Snapshot]:
+def snapshots_in(folder: Path) -> list[Snapshot]:
     return [Snapshot.load(file) for file in sorted(folder.rglob("step-*.safetensors"))]
 
 
 def maps_of(module: nn.Module, weights: dict[str, torch.Tensor], method: str) -> torch.Tensor:
-    """The probes' maps by a model with these weights, in this process alone."""
-    module.load_state_dict(weights, strict=False)  # buffers that no state has
+    """Explain the probes with a model of these weights, in this process alone."""
+    module.load_state_dict(weights, strict=False)  # some buffers are in no state
     clip = find_clip(module)
-    prepared = probes().prepared(clip)
+    prepared = probes().prepare(clip)
     return explain(clip, prepared.images, [[text] for text in prepared.texts], method=method).maps[:, 0]
 
 
-def test_under_ddp_the_training_is_the_same_with_and_without_evaluations(run: Any) -> None:
+def test_under_ddp_the_training_is_the_same_with_and_without_the_callback(run: Any) -> None:
     ranks, _ = run("ddp")
     for rank in ranks:
-        assert_same(rank["plain"], rank["watched"])
+        assert_same_training(rank["plain"], rank["monitored"])
 
 
-def test_under_ddp_the_ranks_own_different_statistics_and_keep_them(run: Any) -> None:
-    """Else nothing would be shown by the test before and the one after."""
+def test_under_ddp_the_ranks_keep_their_own_statistics(run: Any) -> None:
+    """With equal statistics, the tests before and after this one would prove nothing."""
     (first, second), _ = run("ddp")
     name = "model.visual.conv1.0.running_mean"
-    assert not torch.equal(first["watched"]["weights"][name], second["watched"]["weights"][name])
+    assert not torch.equal(first["monitored"]["weights"][name], second["monitored"]["weights"][name])
 
 
-def test_under_ddp_maps_are_those_of_rank_0_s_model_in_a_single_process(run: Any) -> None:
+def test_under_ddp_the_maps_are_those_of_the_model_of_rank_0_in_a_single_process(run: Any) -> None:
     ranks, folder = run("ddp")
-    *_, last = snapshots(folder / "watched")
+    *_, last = snapshots_in(folder / "monitored")
     assert last.info.step == 4
-    assert_close(last.maps, maps_of(Normalized(), ranks[0]["watched"]["weights"], "gradcam"), atol=1e-5, rtol=1e-4)
+    assert_close(last.maps, maps_of(Normalized(), ranks[0]["monitored"]["weights"], "gradcam"), atol=1e-5, rtol=1e-4)
 
 
-def test_probes_are_shared_out_and_figures_are_the_same_on_both_ranks(run: Any) -> None:
+def test_each_rank_explains_a_share_of_the_probes_and_both_have_the_same_metrics(run: Any) -> None:
     (first, second), _ = run("ddp")
-    once = [len(probes()) // 2, -(-len(probes()) // 2)]
-    assert [rank["images"][0] for rank in (first, second)] == once
+    shares = [len(probes()) // 2, -(-len(probes()) // 2)]
+    assert [rank["images"][0] for rank in (first, second)] == shares
     assert sum(first["images"]) < sum(second["images"])
     assert (first["monitor"], second["monitor"]) == (True, False)
-    assert first["watched"]["figures"] == second["watched"]["figures"]
-    assert all("clipcam/energy_inside_mask" in figures for figures in first["watched"]["figures"])
+    assert first["monitored"]["metrics"] == second["monitored"]["metrics"]
+    assert all("clipcam/energy_inside_mask" in metrics for metrics in first["monitored"]["metrics"])
 
 
 def test_probes_of_a_batch_are_those_of_rank_0(run: Any) -> None:
     ranks, folder = run("captured")
     first, second = (rank["captured"] for rank in ranks)
-    assert first["figures"] == second["figures"] != []
-    taken = snapshots(folder / "captured")
-    assert [each.info.step for each in taken] == [0, 2, 4]
+    assert first["metrics"] == second["metrics"] != []
+    snapshots = snapshots_in(folder / "captured")
+    assert [snapshot.info.step for snapshot in snapshots] == [0, 2, 4]
     captions = Pairs("tokens", seed=1).captions
-    assert taken[0].prompts == tuple(captions[i] for i in (0, 2, 4, 6))  # every other one is of rank 1
+    assert snapshots[0].prompts == tuple(captions[i] for i in (0, 2, 4, 6))  # every other caption is of rank 1
 
 
-@pytest.mark.parametrize("why", ["stopped by a monitor", "stopped by an alarm"])
-def test_a_stop_is_a_stop_on_both_ranks(why: str, run: Any) -> None:
+@pytest.mark.parametrize("training", ["stopped by a monitor", "stopped by an alarm"])
+def test_a_training_stops_on_both_ranks(training: str, run: Any) -> None:
     ranks, _ = run("captured")
-    assert [rank[why]["step"] for rank in ranks] == [2, 2]
+    assert [rank[training]["step"] for rank in ranks] == [2, 2]
 
 
 def test_only_rank_0_reads_files(run: Any) -> None:
     ranks, folder = run("captured")
-    assert ranks[0]["files of one rank"]["figures"] == ranks[1]["files of one rank"]["figures"] != []
-    assert len(snapshots(folder / "c")) == 3
+    assert ranks[0]["files of one rank"]["metrics"] == ranks[1]["files of one rank"]["metrics"] != []
+    assert len(snapshots_in(folder / "c")) == 3
 
 
-def test_a_evaluation_that_fails_on_one_rank_fails_on_both_and_the_training_goes_on(run: Any) -> None:
+def test_an_evaluation_that_fails_on_one_rank_fails_on_both_and_the_training_goes_on(run: Any) -> None:
     ranks, folder = run("captured")
     for rank in ranks:
-        found = rank["failing on one rank"]
-        assert found["step"] == 4
-        assert found["figures"][-1]["clipcam/drift"] == 1  # nothing was measured
-    (told,) = ranks[0]["failing on one rank"]["warnings"]
-    assert "rank 1" in told
-    assert "a method that fails on this rank" in told
-    assert not snapshots(folder / "d")
+        training = rank["failing on one rank"]
+        assert training["step"] == 4
+        assert training["metrics"][-1]["clipcam/drift"] == 1, "unknown is not unmoved"
+    (message,) = ranks[0]["failing on one rank"]["warnings"]
+    assert "rank 1" in message
+    assert "a method that fails on this rank" in message
+    assert not snapshots_in(folder / "d")
 
 
 def test_an_error_of_one_rank_is_an_error_on_both(run: Any) -> None:
     for rank in run("raising")[0]:
-        assert "rank 1: RuntimeError: a method that fails on this rank" in rank["in a look"]
+        assert "rank 1: RuntimeError: a method that fails on this rank" in rank["in an evaluation"]
         assert "no such probes" in rank["before training"]
 
 
 @pytest.mark.parametrize(
     ("scenario", "module"), [("sharded", Sharded), ("tensor_parallel", TensorParallel), ("wrapped", Wrapped)]
 )
-def test_of_a_split_model_the_training_is_the_same_and_the_maps_are_those_of_one_process(
+def test_with_a_sharded_model_the_training_is_the_same_and_the_maps_are_those_of_one_process(
     scenario: str, module: type[FineTuning], run: Any
 ) -> None:
     ranks, folder = run(scenario)
     for rank in ranks:
-        assert_same(rank["plain"], rank["watched"])
-    assert ranks[0]["watched"]["figures"] == ranks[1]["watched"]["figures"] != []
-    *_, last = snapshots(folder / "watched")
-    assert last.info.step == ranks[0]["watched"]["step"] > 0
-    expected = maps_of(module(), ranks[0]["watched"]["weights"], last.info.method)
+        assert_same_training(rank["plain"], rank["monitored"])
+    assert ranks[0]["monitored"]["metrics"] == ranks[1]["monitored"]["metrics"] != []
+    *_, last = snapshots_in(folder / "monitored")
+    assert last.info.step == ranks[0]["monitored"]["step"] > 0
+    expected = maps_of(module(), ranks[0]["monitored"]["weights"], last.info.method)
     assert_close(last.maps, expected, atol=1e-5, rtol=1e-3)
 
 
-def test_fully_shard_does_split_the_model(run: Any) -> None:
-    """Else nothing would be shown by the test before."""
+def test_fully_shard_does_shard_the_model(run: Any) -> None:
+    """With a whole model on each rank, the test before this one would prove nothing."""
     ranks, _ = run("sharded")
     whole = Sharded().model.visual.conv1.weight.shape[0]
     assert [rank["rows"] for rank in ranks] == [whole // 2, whole // 2]
 
 
-def test_a_split_run_resumes_with_its_baseline_and_history(run: Any) -> None:
+def test_a_sharded_run_resumes_with_its_baseline_and_history(run: Any) -> None:
     ranks, folder = run("resumed")
     assert ranks[0]["steps"] == [0, 2, 4]
     lines = (folder / "evaluations" / "history.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The page: what it says is what was found, what it shows is what the maps are, and what it is given stays inert."""
+"""The HTML report: its text and images are those of the comparison, and user text stays inert. And the JSON report."""
 
 import io
 import json
@@ -21,9 +21,9 @@ from clipcam_lightning.drift.compare import DriftReport, ProbeDrift, compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.storage.jpeg import as_jpeg
+from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization import report as report_module
-from clipcam_lightning.visualization.report import FIGURES, figures, html_report, report_as_json
+from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report, report_as_json
 
 TOP_LEFT, BOTTOM_RIGHT = torch.zeros(8, 8), torch.zeros(8, 8)
 TOP_LEFT[:2, :2] = 3.0
@@ -52,8 +52,9 @@ TEXTS = {
 def snapshot(*maps: Tensor, prompts: list[str] | None = None, step: int = 0, **changes: Any) -> Snapshot:
     count = len(maps)
     info = SnapshotInfo(
-        digest="d", step=step, epoch=0, method="hirescam", target="similarity", layers=("blocks.1", "blocks.2"),
-        fingerprint="f", dtype="float32", versions={"torch": "2.6.0", "numpy": "2.0"},
+        digest="d", step=step, epoch=0, method="hirescam", target="similarity", scales=(1.0, 1.5), flip=False,
+        fuse="mean", layers=("blocks.1", "blocks.2"), fingerprint="f", dtype="float32",
+        versions={"torch": "2.6.0", "numpy": "2.0"},
     )  # fmt: skip
     fields = {
         "maps": torch.stack(maps),
@@ -78,13 +79,13 @@ MIXED = [
     BOTTOM_RIGHT,
     NOTHING,
     TOP_LEFT,
-]  # drifts: none, some, furthest, vanished, unknown
+]  # drifts: none, some, largest, vanished, unknown
 BEFORE = snapshot(
     *[TOP_LEFT] * 4,
     NOTHING,
     energy_inside_mask=torch.tensor([0.5, torch.nan, 0.75, torch.nan, torch.nan]),
-    noise=torch.tensor([0.1, 0.1, 0.25, torch.nan, 0.1]),
-    pictures=(as_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * 5,
+    noise_floor=torch.tensor([0.1, 0.1, 0.25, torch.nan, 0.1]),
+    images=(encode_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * 5,
 )
 NOW = snapshot(*MIXED, step=120, energy_inside_mask=torch.tensor([0.5, torch.nan, 0.125, torch.nan, torch.nan]))
 
@@ -100,7 +101,7 @@ class Element:
     def all(self, tag: str, kind: str = "") -> list["Element"]:
         kinds = ["", *(self.attributes.get("class") or "").split()]
         here = [self] if self.tag == tag and kind in kinds else []
-        return here + [found for child in self.children for found in child.all(tag, kind)]
+        return here + [inner for child in self.children for inner in child.all(tag, kind)]
 
     @property
     def text(self) -> str:
@@ -108,7 +109,7 @@ class Element:
 
 
 class Tree(HTMLParser):
-    """A page as elements; that every tag is closed in its turn is checked on the way."""
+    """A page as elements; it checks on the way that every tag is closed in its turn."""
 
     VOID = ("meta", "img", "br", "hr", "rect")
 
@@ -140,51 +141,58 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_the_verdict_comes_first_in_words() -> None:
+def test_the_page_starts_with_the_verdict() -> None:
     root = Tree(page_of(BEFORE, NOW)).root
     assert words(root.all("p", "verdict")[0].text) == "✗ Drifted"
-    assert words(root.all("h1")[0].text) == "2 of 5 probes break the rule"
+    assert words(root.all("h1")[0].text) == "2 of 5 probes are flagged"
     head = words(root.all("header")[0].text)
     report = compare(BEFORE, NOW, DriftRule(0.5))
     assert f"Mean drift {report.drift:.2f}" in head
     assert "Steps 0 → 120" in head
-    assert f"Furthest, {report.worst.drift:.2f} {report.worst.name}" in head
-    assert "one probe whose drift is above 0.5, or whose map vanished." in head
-    assert "The baseline says nothing about 1 probe, whose drift is unknown." in head
+    assert f"Largest drift, {report.worst.drift:.2f} {report.worst.name}" in head
+    assert words(root.all("p", "rule")[0].own) == "for at least one probe, the map"
+    assert words(root.all("ul")[0].text) == "drifted by more than 0.5; or became degenerate."
+    assert "The drift of 1 probe is unknown, for lack of a valid baseline." in head
     assert root.all("title")[0].text.startswith("Drifted")
 
 
-def test_what_passed_says_so() -> None:
+def test_the_page_lists_the_conditions_of_the_rule_one_per_line() -> None:
+    rule = DriftRule()
+    (conditions,) = Tree(page_of(BEFORE, NOW, None)).root.all("ul")
+    assert [item.text.removesuffix("; or").removesuffix(".") for item in conditions.all("li")] == list(rule.conditions)
+
+
+def test_the_page_says_if_there_is_no_alarm() -> None:
     root = Tree(page_of(BEFORE, replace(NOW, maps=BEFORE.maps))).root
     assert words(root.all("p", "verdict")[0].text) == "✓ Passed"
-    assert words(root.all("h1")[0].text) == "None of 5 probes breaks the rule"
+    assert words(root.all("h1")[0].text) == "None of 5 probes is flagged"
     assert not root.all("p", "reasons")
-    assert not root.all("article", "alarm")
+    assert not root.all("article", "flagged")
 
 
-def test_single_probes_that_break_the_rule_are_named_though_the_whole_is_no_alarm() -> None:
+def test_flagged_probes_are_marked_even_if_they_are_too_few_for_an_alarm() -> None:
     before, now = snapshot(*[TOP_LEFT] * 8), snapshot(BOTTOM_RIGHT, *[TOP_LEFT] * 7)
     report = compare(before, now)
     assert (report.alarm, len(report.flagged)) == (False, 1)
     root = Tree(html_report(before, now, report)).root
     assert words(root.all("p", "verdict")[0].text) == "✓ Passed"
-    assert words(root.all("h1")[0].text) == "1 of 8 probes breaks the rule, too few for an alarm"
-    assert len(root.all("article", "alarm")) == 1
+    assert words(root.all("h1")[0].text) == "1 of 8 probes is flagged, too few for an alarm"
+    assert len(root.all("article", "flagged")) == 1
 
 
-def test_probes_that_break_the_rule_come_first_the_furthest_before_the_others_and_the_unknown_last() -> None:
+def test_flagged_probes_come_first_and_unknown_ones_last_both_by_drift() -> None:
     articles = Tree(page_of(BEFORE, NOW)).root.all("article")
     assert [article.all("bdi")[0].text for article in articles] == [f"probe-{i}" for i in (2, 3, 1, 0, 4)]
-    assert [bool(article.all("article", "alarm")) for article in articles] == [True, True, False, False, False]
+    assert [bool(article.all("article", "flagged")) for article in articles] == [True, True, False, False, False]
     reasons = [[words(each.text) for each in article.all("p", "reasons")] for article in articles]
-    moved, vanished = "Breaks the rule: its map moved further than 0.5", "Breaks the rule: its map is all zero"
+    moved, vanished = "Flagged: its map drifted by more than 0.5", "Flagged: its map is all zero"
     assert reasons == [[moved], [vanished], [], [], []]
     assert "Drift unknown" in articles[-1].text
 
 
-def test_an_alarm_comes_before_a_probe_that_drifted_further_without_one() -> None:
+def test_a_flagged_probe_comes_before_one_that_drifted_further_but_is_not_flagged() -> None:
     before = snapshot(*[TOP_LEFT] * 4, energy_inside_mask=torch.tensor([torch.nan, torch.nan, 0.8, torch.nan]))
-    before = replace(before, noise=torch.tensor([9.0, 0.1, 0.1, 0.1]))
+    before = replace(before, noise_floor=torch.tensor([9.0, 0.1, 0.1, 0.1]))
     half_gone = (TOP_LEFT + TOP_LEFT.flip(1)) / 2
     now = snapshot(BOTTOM_RIGHT, TOP_LEFT, half_gone, TOP_LEFT, energy_inside_mask=before.energy_inside_mask / 4)
     articles = Tree(html_report(before, now, compare(before, now))).root.all("article")
@@ -198,17 +206,17 @@ def shown(article: Element) -> dict[str, str]:
     return {row.all("th")[0].text: row.all("td")[0].text for row in rows}
 
 
-def test_the_figures_are_those_of_the_report() -> None:
+def test_the_metrics_are_those_of_the_comparison() -> None:
     report = compare(BEFORE, NOW, DriftRule(0.5))
     articles = {a.all("bdi")[0].text: a for a in Tree(html_report(BEFORE, NOW, report)).root.all("article")}
     for probe in report.probes:
-        assert shown(articles[probe.name]) == figures(probe)
+        assert shown(articles[probe.name]) == format_metrics(probe)
         assert articles[probe.name].all("h3")[0].text == probe.prompt
-    furthest = report.probes[2]
+    worst = report.probes[2]
     assert shown(articles["probe-2"]) == {
-        "Drift": f"{furthest.drift:.2f}",
-        "Drift / noise": f"{furthest.drift / 0.25:.1f}",
-        "Top-20 % IoU": f"{furthest.top_iou:.2f}",
+        "Drift": f"{worst.drift:.2f}",
+        "Drift / noise floor": f"{worst.drift / 0.25:.1f}",
+        "Top-20 % IoU": f"{worst.top_iou:.2f}",
         "Centre shift": "75 %",  # from 1/8 to 7/8 along the diagonal
         "JS distance": "1.00",
         "Similarity": "0.000 → 0.000",
@@ -216,22 +224,22 @@ def test_the_figures_are_those_of_the_report() -> None:
     }
 
 
-def test_what_is_unknown_is_left_out_of_the_figures() -> None:
-    vanished, blind = compare(BEFORE, NOW, DriftRule(0.5)).probes[3:]
-    assert figures(vanished) == {"Drift": "1.00", "Top-20 % IoU": "0.00", "Similarity": "0.500 → 0.500"}
-    assert figures(blind) == {"Similarity": "1.000 → 1.000"}
+def test_unknown_metrics_are_left_out() -> None:
+    vanished, unknown = compare(BEFORE, NOW, DriftRule(0.5)).probes[3:]
+    assert format_metrics(vanished) == {"Drift": "1.00", "Top-20 % IoU": "0.00", "Similarity": "0.500 → 0.500"}
+    assert format_metrics(unknown) == {"Similarity": "1.000 → 1.000"}
     assert not re.search(r"\b(nan|inf)\b", page_of(BEFORE, NOW), flags=re.IGNORECASE)
 
 
-def test_a_page_of_probes_without_a_usable_baseline_shows_no_drift_at_all() -> None:
+def test_a_page_without_any_valid_baseline_shows_no_drift() -> None:
     root = Tree(page_of(snapshot(NOTHING, NOTHING), snapshot(TOP_LEFT, NOTHING))).root
     head = words(root.all("header")[0].text)
     assert "Mean drift unknown" in head
-    assert "Furthest" not in head
+    assert "Largest drift" not in head
     assert not root.all("svg")
 
 
-def test_what_was_compared_is_told_and_of_packages_only_what_differs() -> None:
+def test_the_settings_are_shown_and_packages_only_if_they_differ() -> None:
     later = replace(NOW.info, epoch=3, dtype="bfloat16", fingerprint="g", versions={"torch": "2.15.0", "numpy": "2.0"})
     root = Tree(page_of(BEFORE, replace(NOW, info=later))).root
     rows = {r.all("th")[0].text: [cell.text for cell in r.all("td")] for r in root.all("section")[-1].all("tr")[1:]}
@@ -240,6 +248,9 @@ def test_what_was_compared_is_told_and_of_packages_only_what_differs() -> None:
         "Epoch": ["0", "3"],
         "Method": ["hirescam"],
         "Target": ["similarity"],
+        "Scales": ["1, 1.5"],
+        "Flip": ["no"],
+        "Fuse": ["mean"],
         "Layers": ["blocks.1, blocks.2"],
         "Grid": ["8x8"],
         "Computed in": ["float32", "bfloat16"],
@@ -248,7 +259,7 @@ def test_what_was_compared_is_told_and_of_packages_only_what_differs() -> None:
     }
 
 
-def test_a_package_that_only_one_of_them_knows_differs() -> None:
+def test_a_package_of_only_one_snapshot_is_shown() -> None:
     info = replace(NOW.info, versions={"torch": "2.6.0", "timm": "1.0"})
     text = words(Tree(page_of(BEFORE, replace(NOW, info=info))).root.all("section")[-1].text)
     assert "timm none 1.0" in text
@@ -256,51 +267,51 @@ def test_a_package_that_only_one_of_them_knows_differs() -> None:
 
 
 @pytest.mark.parametrize("owner", ["baseline", "snapshot"])
-def test_the_pictures_are_those_of_whichever_snapshot_has_them(owner: str) -> None:
-    before, now = replace(BEFORE, pictures=()), NOW
+def test_the_images_come_from_whichever_snapshot_has_them(owner: str) -> None:
+    before, now = replace(BEFORE, images=()), NOW
     if owner == "baseline":
         before = BEFORE
     else:
-        now = replace(NOW, pictures=BEFORE.pictures)
+        now = replace(NOW, images=BEFORE.images)
     article = Tree(page_of(before, now)).root.all("article")[0]
     assert [image.attributes["alt"] for image in article.all("img")] == [
         f"{name} of probe-2" for name in ("Input", "Baseline", "Now", "Change")
     ]
 
 
-def test_without_pictures_the_heat_is_shown_alone() -> None:
-    article = Tree(page_of(replace(BEFORE, pictures=()), NOW)).root.all("article")[0]
+def test_the_heat_is_shown_alone_if_there_are_no_images() -> None:
+    article = Tree(page_of(replace(BEFORE, images=()), NOW)).root.all("article")[0]
     assert [caption.text for caption in article.all("figcaption")] == ["Baseline", "Now", "Change"]
 
 
-def test_a_damaged_picture_is_named() -> None:
-    before = replace(BEFORE, pictures=(*BEFORE.pictures[:2], BEFORE.pictures[2][:40], *BEFORE.pictures[3:]))
-    with pytest.raises(SnapshotError, match=r"picture of probe 'probe-2' is damaged.*take the snapshot again"):
+def test_the_message_names_the_probe_of_a_damaged_image() -> None:
+    before = replace(BEFORE, images=(*BEFORE.images[:2], BEFORE.images[2][:40], *BEFORE.images[3:]))
+    with pytest.raises(SnapshotError, match=r"image of probe 'probe-2' is damaged.*take the snapshot again"):
         page_of(before, NOW)
 
 
-def test_of_many_probes_the_worst_have_pictures_and_all_have_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_limit_probes_are_shown_without_images_but_with_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_module, "ILLUSTRATED", 1)
     report = compare(BEFORE, NOW, DriftRule(0.5))
     root = Tree(html_report(BEFORE, NOW, report)).root
 
     (article,) = root.all("article")
     assert article.all("bdi")[0].text == "probe-2"
-    table = root.all("table", "figures")[0]
+    table = root.all("table", "metrics")[0]
     head, *rows = table.all("tr")
-    assert [cell.text for cell in head.all("th")] == ["Probe", "Prompt", *FIGURES]
+    assert [cell.text for cell in head.all("th")] == ["Probe", "Prompt", *METRICS]
     assert all(cell.attributes["scope"] == "col" for cell in head.all("th"))
     assert [row.all("bdi")[0].text for row in rows] == ["probe-3", "probe-1", "probe-0", "probe-4"]
     for row in rows:
         probe = next(probe for probe in report.probes if probe.name == row.all("bdi")[0].text)
         assert [cell.text for cell in row.all("td")[1:]] == [
-            figures(probe).get(name, "\N{EN DASH}") for name in FIGURES
+            format_metrics(probe).get(name, "\N{EN DASH}") for name in METRICS
         ]
     assert "its map is all zero" in rows[0].text
     assert not table.all("img")
 
 
-def test_more_than_two_hundred_probes_fit_a_page() -> None:
+def test_a_page_illustrates_at_most_two_hundred_probes() -> None:
     count = 203
     root = Tree(page_of(snapshot(*[TOP_LEFT] * count), snapshot(*[BOTTOM_RIGHT] * count))).root
     assert len(root.all("article")) == 200
@@ -308,17 +319,17 @@ def test_more_than_two_hundred_probes_fit_a_page() -> None:
     assert len(root.all("svg")[0].all("rect")) == count
 
 
-def test_the_bars_are_as_high_as_the_drift() -> None:
+def test_each_bar_is_as_high_as_the_drift() -> None:
     report = compare(BEFORE, NOW, DriftRule(0.5))
     (svg,) = Tree(html_report(BEFORE, NOW, report)).root.all("svg")
     heights = [float(rect.attributes["height"] or 0) for rect in svg.all("rect")]
     assert heights == [report.probes[i].drift for i in (2, 3, 1, 0)]
-    assert len(svg.all("g", "alarm")) == 2
+    assert len(svg.all("g", "flagged")) == 2
 
 
 @pytest.mark.parametrize("where", ["prompt", "name"])
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_text_stays_a_text(text: str, where: str) -> None:
+def test_user_text_is_never_markup(text: str, where: str) -> None:
     plain = page_of(BEFORE, NOW)
     texts = (text,) * 5
     odd = replace(NOW, **({"prompts": texts} if where == "prompt" else {"names": texts}))
@@ -332,12 +343,12 @@ def test_a_text_stays_a_text(text: str, where: str) -> None:
 def tags(html: str) -> list[tuple[str, tuple[str, ...]]]:
     def walk(element: Element) -> list[tuple[str, tuple[str, ...]]]:
         here = (element.tag, tuple(element.attributes))
-        return [here, *(found for child in element.children for found in walk(child))]
+        return [here, *(inner for child in element.children for inner in walk(child))]
 
     return walk(Tree(html).root)
 
 
-def test_the_page_has_no_script_forbids_them_and_asks_for_nothing() -> None:
+def test_the_page_has_no_script_forbids_scripts_and_loads_nothing() -> None:
     html = page_of(BEFORE, NOW)
     root = Tree(html).root
     assert not root.all("script") + root.all("link") + root.all("iframe")
@@ -348,7 +359,7 @@ def test_the_page_has_no_script_forbids_them_and_asks_for_nothing() -> None:
     assert not re.search(r"url\(|@import|https?:", html)
 
 
-def test_the_page_can_be_read_aloud() -> None:
+def test_the_page_works_with_a_screen_reader() -> None:
     root = Tree(page_of(BEFORE, NOW)).root
     assert root.all("html")[0].attributes["lang"] == "en"
     assert all(image.attributes["alt"] for image in root.all("img"))
@@ -357,12 +368,12 @@ def test_the_page_can_be_read_aloud() -> None:
     assert all(heading.attributes["dir"] == "auto" for heading in root.all("h3"))
 
 
-def test_json_has_what_the_report_has_and_null_for_what_is_unknown() -> None:
+def test_the_json_holds_the_report_with_null_for_unknown_values() -> None:
     report = compare(BEFORE, NOW, DriftRule(0.5))
 
     values = json.loads(json.dumps(report_as_json(report), allow_nan=False))
 
-    assert values == report_as_json(report), "nothing but what JSON knows"
+    assert values == report_as_json(report), "only values that JSON can represent"
     probes = values.pop("probes")
     assert values == {
         "alarm": True,
@@ -373,10 +384,10 @@ def test_json_has_what_the_report_has_and_null_for_what_is_unknown() -> None:
         "baseline_step": 0,
         "drift": report.drift,
         "worst": "probe-2",
-        "flagged": ["probe-3", "probe-2"],  # a map that vanished comes first
+        "flagged": ["probe-2", "probe-3"],
     }
     for probe, row in zip(report.probes, probes, strict=True):
-        assert row.pop("alarm") is probe.flagged
+        assert row.pop("flagged") is probe.flagged
         assert row.keys() == ProbeDrift.__dataclass_fields__.keys()
         for name, value in row.items():
             expected = getattr(probe, name)
@@ -389,7 +400,7 @@ def test_json_has_what_the_report_has_and_null_for_what_is_unknown() -> None:
 
 @dataclass
 class Opened:
-    """A page in the browser, and all that it did besides showing itself."""
+    """A page in the browser, and everything it did besides showing itself."""
 
     page: Page
     noise: list[str] = field(default_factory=list)
@@ -404,7 +415,7 @@ def opened(browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> 
     opened = Opened(context.new_page())
     opened.page.on("console", lambda message: opened.noise.append(f"console: {message.text}"))
     opened.page.on("pageerror", lambda error: opened.noise.append(f"error: {error}"))
-    opened.page.on("request", lambda asked: opened.noise.append(asked.url))
+    opened.page.on("request", lambda request: opened.noise.append(request.url))
     opened.page.on("dialog", lambda dialog: (opened.noise.append("dialog"), dialog.dismiss()))
     opened.page.goto(file.as_uri())
     yield opened
@@ -416,19 +427,19 @@ def mixed_page() -> str:
 
 
 def bare_page() -> str:
-    return page_of(replace(BEFORE, pictures=()), NOW)
+    return page_of(replace(BEFORE, images=()), NOW)
 
 
 def hostile_page() -> str:
     texts = tuple(TEXTS.values())
     maps = [BOTTOM_RIGHT if i % 2 else TOP_LEFT for i in range(len(texts))]
-    pictures = (as_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * len(texts)
-    before, now = snapshot(*[TOP_LEFT] * len(texts), pictures=pictures), snapshot(*maps)
+    images = (encode_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * len(texts)
+    before, now = snapshot(*[TOP_LEFT] * len(texts), images=images), snapshot(*maps)
     return page_of(before, replace(now, names=texts, prompts=texts))
 
 
 @pytest.mark.parametrize("opened", [(hostile_page, 1200), (hostile_page, 400)], ids=["desktop", "phone"], indirect=True)
-def test_a_page_of_odd_texts_does_nothing_but_show_them_and_fits_the_screen(opened: Opened) -> None:
+def test_a_page_of_hostile_texts_runs_and_loads_nothing_and_fits_the_screen(opened: Opened) -> None:
     page = opened.page
     assert [url for url in opened.noise if not url.startswith(("file:", "data:"))] == []
     assert len([url for url in opened.noise if url.startswith("file:")]) == 1
@@ -439,11 +450,11 @@ def test_a_page_of_odd_texts_does_nothing_but_show_them_and_fits_the_screen(open
     headings = page.locator("h3").all_text_contents()
     assert {HOSTILE["script"], HOSTILE["attribute"], HOSTILE["template"]} <= set(headings)
     tallest = page.evaluate("Math.max(...[...document.querySelectorAll('h3')].map(h => h.clientHeight))")
-    assert tallest < 150, "a long prompt pushes its pictures off the screen"
+    assert tallest < 150, "a long prompt pushes its images off the screen"
 
 
 @pytest.mark.parametrize("opened", [(mixed_page, 1200)], ids=["desktop"], indirect=True)
-def test_a_script_that_came_in_all_the_same_would_not_run(opened: Opened) -> None:
+def test_an_injected_script_does_not_run(opened: Opened) -> None:
     opened.page.evaluate("""() => {
         const script = document.createElement('script');
         script.textContent = 'window.ran = true';
@@ -453,7 +464,7 @@ def test_a_script_that_came_in_all_the_same_would_not_run(opened: Opened) -> Non
 
 
 def corners(page: Page, alt: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean colour on the screen of the top left and the bottom right cell of 8x8, but for the rounded corner itself."""
+    """Mean colour on the screen of the top left and the bottom right cell of 8x8, without the rounded corner."""
     shot = Image.open(io.BytesIO(page.get_by_alt_text(alt, exact=True).screenshot())).convert("RGB")
     pixels, cell = np.asarray(shot).astype(int), shot.width // 8
     return pixels[8:cell, 8:cell].mean((0, 1)), pixels[-cell:-8, -cell:-8].mean((0, 1))
@@ -464,19 +475,19 @@ def colourfulness(color: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("opened", [(mixed_page, 1200), (mixed_page, 400)], indirect=True, ids=["desktop", "phone"])
-def test_the_heat_is_where_the_map_is_hot(opened: Opened) -> None:
+def test_the_heat_is_drawn_where_the_map_is_hot(opened: Opened) -> None:
     shown, baseline, now, change = (
         corners(opened.page, f"{name} of probe-2") for name in ("Input", "Baseline", "Now", "Change")
     )
     assert max(map(colourfulness, shown)) < 5
     assert colourfulness(baseline[0]) > 60 > 20 > colourfulness(baseline[1])
     assert colourfulness(now[1]) > 60 > 20 > colourfulness(now[0])
-    assert change[1][0] > change[1][2] + 50, "what came is red"
-    assert change[0][2] > change[0][0] + 50, "what went is blue"
+    assert change[1][0] > change[1][2] + 50, "more is red"
+    assert change[0][2] > change[0][0] + 50, "less is blue"
 
 
 @pytest.mark.parametrize("opened", [(bare_page, 1200)], indirect=True, ids=["bare"])
-def test_heat_alone_is_as_bright_as_the_map_is_hot(opened: Opened) -> None:
+def test_heat_alone_is_bright_where_the_map_is_hot(opened: Opened) -> None:
     baseline, now, change = (corners(opened.page, f"{name} of probe-2") for name in ("Baseline", "Now", "Change"))
     assert baseline[0].mean() > 150 > 30 > baseline[1].mean()
     assert now[1].mean() > 150 > 30 > now[0].mean()
@@ -485,7 +496,7 @@ def test_heat_alone_is_as_bright_as_the_map_is_hot(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("opened", [(mixed_page, 1200)], indirect=True, ids=["desktop"])
-def test_light_and_dark_are_both_readable(opened: Opened) -> None:
+def test_the_page_is_readable_in_light_and_in_dark(opened: Opened) -> None:
     for scheme in ("light", "dark"):
         opened.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         grounds = {True: "light", False: "dark"}
@@ -506,7 +517,7 @@ def luminance(page: Page, selector: str, prop: str) -> float:
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_a_report_of_one_probe_is_a_page_too() -> None:
+def test_a_report_of_one_probe_is_a_page() -> None:
     before, now = snapshot(TOP_LEFT), snapshot(BOTTOM_RIGHT)
     report: DriftReport = compare(before, now, DriftRule(0.5))
-    assert words(Tree(html_report(before, now, report)).root.all("h1")[0].text) == "1 of 1 probe breaks the rule"
+    assert words(Tree(html_report(before, now, report)).root.all("h1")[0].text) == "1 of 1 probe is flagged"

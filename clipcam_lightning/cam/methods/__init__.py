@@ -1,7 +1,7 @@
-"""CAM methods, one paper per file. Each is one function from what a pass recorded to raw maps."""
+"""CAM methods, one paper per file: each is one function from what a pass recorded to raw maps."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -42,9 +42,44 @@ from clipcam_lightning.cam.methods.xgradcam import xgradcam
 from clipcam_lightning.cam.towers.tower import ATTENTION, BLOCKS, ONE_QUERY, RESIDUAL, AttentionTower, Tower
 from clipcam_lightning.errors import ConfigError
 
-__all__ = ["METHODS", "Layers", "Method", "MethodLike", "check_method", "layers_of", "method_of"]
+__all__ = [
+    "METHODS",
+    "Layers",
+    "Method",
+    "MethodLike",
+    "MethodName",
+    "check_method",
+    "resolve_layers",
+    "resolve_method",
+]
 
-MethodLike: TypeAlias = str | Method | Callable[[Capture], Float[Tensor, "b p h w"]]
+MethodName: TypeAlias = Literal[
+    "auto",
+    "gradcam",
+    "gradcam_pp",
+    "xgradcam",
+    "hirescam",
+    "elementwise",
+    "layercam",
+    "finercam",
+    "shapleycam",
+    "eigencam",
+    "eigengradcam",
+    "fem",
+    "scorecam",
+    "ablationcam",
+    "occlusion",
+    "cluster_occlusion",
+    "gae",
+    "rollout",
+    "legrad",
+    "grad_eclip",
+    "decomposition",
+    "maskclip",
+    "gem",
+]
+
+MethodLike: TypeAlias = MethodName | Method | Callable[[Capture], Float[Tensor, "b p h w"]]
 
 Layers: TypeAlias = int | str | Sequence[int | str] | None
 
@@ -78,17 +113,22 @@ METHODS: dict[str, Method] = {
 
 
 def check_method(method: MethodLike) -> None:
-    """Refuse a name that no method has, before any tower is known.
+    """Refuse a name that no method has, before the tower is known.
 
     Raises:
         ConfigError: the message lists the names.
     """
-    if isinstance(method, str) and method not in ("auto", *METHODS):
+    if isinstance(method, str) and method not in get_args(MethodName):
         raise ConfigError(f"method must be 'auto', one of {', '.join(METHODS)}, or a function (got {method!r}).")
 
 
-def method_of(method: MethodLike, tower: Tower) -> Method:
-    """The method of that name, ``"auto"`` being what the tower recommends; a function reads a :class:`Capture`.
+def resolve_method(method: MethodLike, tower: Tower) -> Method:
+    """Turn what a user may give for a method into a :class:`Method` that fits the tower.
+
+    Args:
+        method: a name, where ``"auto"`` stands for the tower's recommendation; a method; or a function, which is taken
+            to read a :class:`Capture`.
+        tower: what the method must fit.
 
     Raises:
         ConfigError: no method has that name, or it does not fit the tower; the message lists those that do.
@@ -107,17 +147,17 @@ def method_of(method: MethodLike, tower: Tower) -> Method:
     return method
 
 
-def layers_of(method: Method, tower: Tower, layers: Layers, *, auto: bool = False) -> tuple[str, ...]:
-    """Dotted names of the layers that ``method`` maps: the ones asked for, or its own choice.
+def resolve_layers(method: Method, tower: Tower, layers: Layers, *, auto: bool = False) -> tuple[str, ...]:
+    """Find the dotted names of the layers that ``method`` maps.
 
     Args:
-        method: one that fits.
+        method: one that fits the tower.
         tower: where the layers are.
         layers: names or indices; ``None`` for the method's choice.
-        auto: whether that choice is the tower's.
+        auto: whether ``None`` stands for the tower's recommendation instead.
 
     Raises:
-        ConfigError: there is no such layer; the message lists those there are.
+        ConfigError: the tower has no such layer; the message lists those it has.
     """
     blocks = tower.layers
     if issubclass(method.reads, AttentionCapture):

@@ -1,0 +1,71 @@
+"""How maps are made: the settings that every entry point takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from clipcam_lightning.cam.arguments import require_choice, require_positive
+from clipcam_lightning.cam.fuse import FUSIONS, Fusion
+from clipcam_lightning.cam.methods import Layers, Method, MethodLike, check_method, resolve_layers, resolve_method
+from clipcam_lightning.cam.targets import TargetLike, target_of
+from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSettings:
+    """How maps are made.
+
+    Attributes:
+        method: a name in ``METHODS``, a function from :class:`Capture` to maps, or ``"auto"``: what was measured best
+            on that kind of tower, and Grad-CAM on a kind that was not measured.
+        layers: names or indices of one or several layers; ``None`` for the method's own choice. A method that reads
+            attention reads that of these blocks.
+        target: what is mapped: ``"similarity"``, ``"contrast"``, ``"logsoftmax"``, or one of them with arguments.
+        scales: enlargements of the image whose maps are averaged; positions are interpolated for the pass.
+        flip: average with the map of the mirrored image, mirrored back.
+        fuse: how the maps of several layers are combined: ``"mean"``, ``"max"`` or ``"product"``. A method that reads
+            attention combines its blocks by itself.
+        batch_size: images per pass, by default 32; bounds memory and changes no map.
+
+    Raises:
+        ConfigError: a value cannot be used; the message lists what can.
+
+    Example:
+        >>> MapSettings(method="hirescam", layers=[-2, -1]).layers
+        (-2, -1)
+    """
+
+    method: MethodLike = "auto"
+    layers: Layers = None
+    target: TargetLike = "similarity"
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
+    fuse: Fusion = "mean"
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_method(self.method)
+        require_choice("fuse", self.fuse, tuple(FUSIONS))
+        require_positive(batch_size=self.batch_size)
+        scales = tuple(self.scales) if isinstance(self.scales, Sequence) else (self.scales,)
+        if not scales or not all(0 < scale < float("inf") for scale in scales):
+            raise ConfigError(f"scales must be positive factors, at least one (got {scales}).")
+        object.__setattr__(self, "scales", scales)
+        if isinstance(self.layers, list):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "target", target_of(self.target))
+
+    @classmethod
+    def of(cls, holder: Any) -> "MapSettings":
+        """Collect the settings from the attributes of an object that has all of them, such as the callback."""
+        return cls(**{field.name: getattr(holder, field.name) for field in fields(cls)})
+
+    def resolve(self, tower: Tower) -> tuple[Method, tuple[str, ...]]:
+        """The method and the dotted names of its layers on a tower.
+
+        Raises:
+            ConfigError: the method does not fit the tower, or it has no such layer.
+        """
+        method = resolve_method(self.method, tower)
+        return method, resolve_layers(method, tower, self.layers, auto=self.method == "auto")

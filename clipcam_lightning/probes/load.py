@@ -1,0 +1,182 @@
+"""Read one probe: decode its image and mask, check every field, and copy it to the CPU."""
+
+import operator
+import os
+import reprlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from clipcam_lightning.errors import ProbeError, abridge
+from clipcam_lightning.probes.probe import Box, ImageLike, LoadedProbe, MaskLike, PathLike, Probe
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def load_probe(probe: Probe, place: str) -> LoadedProbe:
+    """Read and check one probe.
+
+    Args:
+        probe: as the user gave it.
+        place: what error messages call the probe, such as ``"probe 3"`` or ``"probes.csv line 4"``.
+
+    Returns:
+        The probe with its image and mask as arrays that share no memory with those given. Its name is the given one,
+        which may be empty.
+
+    Raises:
+        ProbeError: a field cannot be used; the message says where, which and why.
+    """
+    if not isinstance(probe.prompt, str) or not probe.prompt.strip():
+        raise ProbeError(f"{place}: the prompt is empty; it must say what to look for.")
+    if not isinstance(probe.name, str):
+        raise ProbeError(f"{place}: the name must be text (got {reprlib.repr(probe.name)}).")
+    image = _load_image(probe.image, place)
+    height, width = image.shape[1:] if isinstance(image, Tensor) else image.shape[:2]
+    if not height * width:
+        raise ProbeError(f"{place}: the image has no pixels.")
+    if probe.mask is not None and probe.box is not None:
+        raise ProbeError(f"{place}: give a mask or a box, not both.")
+    mask = None if probe.mask is None else _load_mask(probe.mask, place)
+    if probe.box is not None:
+        mask = _fill_box(probe.box, height, width, place)
+    if mask is not None and mask.shape != (height, width):
+        raise ProbeError(
+            f"{place}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels, its image {width}x{height}; "
+            "they must have the same size."
+        )
+    if mask is not None and not mask.any():
+        raise ProbeError(f"{place}: the mask is empty; leave it out if the object's position is unknown.")
+    tokens = None if probe.tokens is None else _load_tokens(probe.tokens, place)
+    return LoadedProbe(image, probe.prompt, probe.name, mask, tokens)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor stores one value per element: it is not sparse, nested, quantized or on ``meta``."""
+    return tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+
+
+def _load_image(image: ImageLike, place: str) -> UInt8[np.ndarray, "y x 3"] | Float32[Tensor, "3 y x"]:
+    if isinstance(image, Tensor):
+        pixels = _copy(image, "image", place)
+        if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.dtype not in FLOAT_DTYPES:
+            raise ProbeError(
+                f"{place}: a tensor must be preprocessed float pixels [3, y, x] (got {pixels.dtype} "
+                f"{tuple(pixels.shape)}); give raw pixels as a uint8 array [y, x, 3]."
+            )
+        with torch.inference_mode(False):
+            pixels = pixels.float()
+        if not pixels.isfinite().all():
+            raise ProbeError(f"{place}: the image must be finite; it holds NaN or infinity.")
+        return pixels
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ProbeError(f"{place}: an array must be uint8 [y, x, 3] (got {image.dtype} {image.shape}).")
+        return np.array(image, order="C")
+    return _decode(image, "image", _read_rgb, place)
+
+
+def _load_mask(mask: MaskLike, place: str) -> Bool[np.ndarray, "y x"]:
+    if isinstance(mask, Tensor):
+        values = _copy(mask, "mask", place)
+        if values.dtype not in (*INTEGER_DTYPES, *FLOAT_DTYPES):
+            raise ProbeError(f"{place}: a mask must be numbers [y, x] (got {values.dtype}).")
+        mask = (values.float() if values.is_floating_point() else values).numpy()
+    if not isinstance(mask, np.ndarray):
+        return _decode(mask, "mask", _read_nonblack, place)
+    if mask.ndim != 2 or mask.dtype.kind not in "biuf":
+        raise ProbeError(f"{place}: a mask must be numbers [y, x] (got {mask.dtype} {mask.shape}).")
+    if not np.isfinite(mask).all():
+        raise ProbeError(f"{place}: a mask must be finite; this one holds NaN or infinity.")
+    return np.array(mask != 0, order="C")
+
+
+def _fill_box(box: Box, height: int, width: int, place: str) -> Bool[np.ndarray, "y x"]:
+    """Return the mask of a box in an image of this size."""
+    try:
+        left, top, right, bottom = (operator.index(side) for side in box)
+    except (TypeError, ValueError) as error:
+        raise ProbeError(
+            f"{place}: a box is four whole numbers, left top right bottom (got {reprlib.repr(box)})."
+        ) from error
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ProbeError(
+            f"{place}: the box {left, top, right, bottom} is not left < right, top < bottom inside {width}x{height}."
+        )
+    mask = np.zeros((height, width), dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def _load_tokens(tokens: Tensor, place: str) -> Int[Tensor, "l"]:
+    if not isinstance(tokens, Tensor):
+        raise ProbeError(f"{place}: token ids must be a tensor [l] (got {type(tokens).__name__}).")
+    ids = _copy(tokens, "row of token ids", place)
+    if ids.ndim != 1 or not len(ids) or ids.dtype not in (torch.int32, torch.int64):
+        raise ProbeError(f"{place}: token ids must be integers [l] (got {ids.dtype} {tuple(ids.shape)}).")
+    return ids
+
+
+def _copy(tensor: Tensor, noun: str, place: str) -> Tensor:
+    """Copy a tensor to the CPU; the copy shares neither memory nor graph nor subclass with the original."""
+    if not is_dense(tensor):
+        raise ProbeError(f"{place}: the {noun} must be a dense tensor (got {tensor.layout} on {tensor.device}).")
+    with torch.inference_mode(False):
+        return tensor.detach().cpu().as_subclass(Tensor).resolve_conj().resolve_neg().clone()
+
+
+def _decode(
+    image: PathLike | Image.Image, noun: str, read: Callable[[Image.Image], np.ndarray], place: str
+) -> np.ndarray:
+    """Decode an image completely and apply its EXIF orientation.
+
+    PIL opens lazily, so only decoding shows that a file is truncated.
+    """
+    if not isinstance(image, str | os.PathLike | Image.Image):
+        raise ProbeError(
+            f"{place}: the {noun} must be a file, PIL image, array or tensor (got {type(image).__name__})."
+        )
+    name = abridge(getattr(image, "filename", "") if isinstance(image, Image.Image) else os.fspath(image))
+    try:
+        if isinstance(image, Image.Image):
+            return read(_apply_orientation(image))
+        if Path(image).exists() and not Path(image).is_file():
+            raise ValueError("it is not a file")  # opening a pipe would block
+        with Image.open(image) as opened:
+            return read(_apply_orientation(opened))
+    except FileNotFoundError as error:
+        raise ProbeError(f"{place}: the {noun} {name} does not exist.") from error
+    except Exception as error:  # a damaged file can make its decoder raise almost anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ProbeError(f"{place}: the {noun} {name} cannot be read: {abridge(reason)}") from error
+
+
+def _apply_orientation(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says; an image with unreadable EXIF stays as it is."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # bytes that only claim to be EXIF can make their reader raise almost anything
+        return image
+
+
+def _read_rgb(image: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
+    if image.mode in ("I", "F"):
+        raise ValueError("the range of its 32-bit pixels is unknown; save it with 8 bits per channel")
+    if image.mode.startswith("I;16"):  # PIL would clip these values at 255, to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "transparency" in image.info:  # PIL warns unless the conversion goes through RGBA
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def _read_nonblack(image: Image.Image) -> Bool[np.ndarray, "y x"]:
+    if image.mode[0] in "IF":  # in 8 bits, small labels of a 16-bit or 32-bit image would become 0
+        return np.array(image).astype(bool)
+    return np.array(_read_rgb(image).any(axis=-1))

@@ -1,0 +1,100 @@
+"""Turn probes into the input of one model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.preprocessing import Preprocessing
+from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.errors import ProbeError
+from clipcam_lightning.probes.probe import LoadedProbe
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PreparedProbes:
+    """Probes as the input of one model.
+
+    Attributes:
+        images: preprocessed pixels, on the CPU.
+        texts: one prompt or row of token ids per probe, to be embedded.
+        masks: at the size of ``images``; all ``False`` where a probe has no mask.
+        has_mask: whether each probe has a mask.
+    """
+
+    images: Float[Tensor, "n 3 y x"]
+    texts: list[str | Int[Tensor, "l"]]
+    masks: Bool[Tensor, "n y x"]
+    has_mask: Bool[Tensor, "n"]
+
+    __repr__ = short_repr
+
+    def embed_texts(self, clip: ClipModel) -> Float[Tensor, "n 1 d"]:
+        """Embed the prompts.
+
+        Args:
+            clip: the model that the probes were prepared for.
+
+        Returns:
+            One unit embedding per probe, on the model's device.
+        """
+        prompts = [text for text in self.texts if isinstance(text, str)]
+        tokens = [text for text in self.texts if not isinstance(text, str)]
+        of_prompts = iter(clip.embed_texts(prompts)) if prompts else iter(())
+        of_tokens = iter(clip.embed_tokens(torch.stack(tokens))) if tokens else iter(())
+        return torch.stack([next(of_prompts if isinstance(text, str) else of_tokens) for text in self.texts])[:, None]
+
+
+def prepare_probes(probes: Sequence[LoadedProbe], clip: ClipModel) -> PreparedProbes:
+    """Preprocess images and masks for a model.
+
+    Args:
+        probes: at least one.
+        clip: the model.
+
+    Returns:
+        The model's input, in the order of ``probes``.
+
+    Raises:
+        ProbeError: an image is preprocessed for another size than the model's, token ids have several lengths, or a
+            mask lies outside of what the model sees.
+    """
+    lengths = {probe.name: len(probe.tokens) for probe in probes if probe.tokens is not None}
+    if len(set(lengths.values())) > 1:
+        raise ProbeError(f"all token ids must have the same length (got {lengths}).")
+    return PreparedProbes(
+        images=torch.stack([_prepare_image(probe, clip.preprocessing) for probe in probes]),
+        texts=[probe.prompt if probe.tokens is None else probe.tokens for probe in probes],
+        masks=torch.stack([_prepare_mask(probe, clip.preprocessing) for probe in probes]),
+        has_mask=torch.tensor([probe.mask is not None for probe in probes]),
+    )
+
+
+def _prepare_image(probe: LoadedProbe, preprocessing: Preprocessing) -> Float[Tensor, "3 y x"]:
+    if not isinstance(probe.image, Tensor):
+        return preprocessing.image(probe.image)
+    height, width = preprocessing.size
+    if probe.image.shape[1:] != (height, width):
+        raise ProbeError(
+            f"probe {probe.name!r} holds preprocessed pixels of {probe.image.shape[1]}x{probe.image.shape[2]}, "
+            f"the model expects {height}x{width}."
+        )
+    return probe.image
+
+
+def _prepare_mask(probe: LoadedProbe, preprocessing: Preprocessing) -> Bool[Tensor, "y x"]:
+    height, width = preprocessing.size
+    if probe.mask is None:
+        return torch.zeros(height, width, dtype=torch.bool)
+    if isinstance(probe.image, Tensor):
+        return torch.from_numpy(probe.mask)
+    mask = preprocessing.mask(probe.mask)
+    if not mask.any():
+        raise ProbeError(
+            f"the mask of probe {probe.name!r} vanishes when its image is resized and cropped to {height}x{width}; "
+            "give another image, or leave the mask out."
+        )
+    return mask

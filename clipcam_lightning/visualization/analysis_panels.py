@@ -1,0 +1,72 @@
+"""Panels of the analyses: confusions and prompt sensitivity."""
+
+import torch
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from torch import Tensor
+
+from clipcam_lightning.analysis.confusion import Confusion
+from clipcam_lightning.analysis.prompt_sensitivity import Sensitivity
+from clipcam_lightning.monitoring.history import relative_saliency
+from clipcam_lightning.visualization.drawing import (
+    TILE,
+    draw_change,
+    draw_outline,
+    draw_overlay,
+    draw_panel,
+    enlarge,
+    to_image,
+)
+
+
+def confusion_panel(
+    pixels: UInt8[Tensor, "3 y x"], confusion: Confusion, mask: Bool[Tensor, "y x"] | None = None
+) -> Image.Image:
+    """Draw one confused probe: input | map of its own prompt | map of the preferred prompt | difference.
+
+    Args:
+        pixels: input of the model.
+        confusion: of :func:`~clipcam_lightning.analysis.confusion.confusions`.
+        mask: of the object, outlined on the input.
+
+    Returns:
+        The panel; each map has its own scale.
+    """
+    own, preferred = relative_saliency(torch.stack([confusion.map, confusion.preferred_map]))
+    large = enlarge(pixels, TILE)
+    return draw_panel(
+        f"{confusion.prompt}, taken for {confusion.preferred}",
+        f"similarity {confusion.similarity:.3f}, preferred {confusion.preferred_similarity:.3f}",
+        [
+            ("input", draw_outline(large, mask)),
+            (f"true: {confusion.prompt}", draw_overlay(large, own)),
+            (f"preferred: {confusion.preferred}", draw_overlay(large, preferred)),
+            ("red: preferred, blue: true", draw_change(large, preferred - own)),
+        ],
+    )
+
+
+def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) -> Image.Image:
+    """Draw one image under paraphrases: input | mean map | spread between paraphrases | mean map of absent things.
+
+    Args:
+        pixels: input of the model.
+        sensitivity: of :func:`~clipcam_lightning.analysis.prompt_sensitivity.sensitivity`.
+
+    Returns:
+        The panel, with the correlations in its second line.
+    """
+    large = enlarge(pixels, TILE)
+    means = [relative_saliency(maps).mean(0) for maps in (sensitivity.maps, sensitivity.absent_maps)]
+    own, absent = relative_saliency(torch.stack(means))
+    return draw_panel(
+        sensitivity.prompts[0],
+        f"correlation between {len(sensitivity.prompts)} paraphrases {sensitivity.correlation:.2f} · "
+        f"top-20 % IoU {sensitivity.top_iou:.2f} · with absent things {sensitivity.absent_correlation:.2f}",
+        [
+            ("input", to_image(large)),
+            ("mean over paraphrases", draw_overlay(large, own)),
+            ("spread between paraphrases", draw_overlay(large, sensitivity.spread.nan_to_num(0.0))),
+            ("mean over absent things", draw_overlay(large, absent)),
+        ],
+    )

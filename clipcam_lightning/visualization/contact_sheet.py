@@ -1,0 +1,69 @@
+"""The contact sheet: all evaluations of a run in one image."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from clipcam_lightning.monitoring.history import HistoryEntry
+from clipcam_lightning.visualization.drawing import (
+    FAINT,
+    FLAG,
+    GAP,
+    INK,
+    PAPER,
+    draw_overlay,
+    enlarge,
+    font,
+    to_image,
+    wrap,
+)
+
+SHEET_TILE, LABEL, HEADER, FOOTER = 112, 150, 26, 20  # pixels
+MAX_COLUMNS, MAX_ROWS = 12, 32
+
+
+def contact_sheet(
+    pixels: UInt8[Tensor, "n 3 y x"],
+    prompts: Sequence[str],
+    history: Sequence[HistoryEntry],
+    order: Sequence[int],
+    max_columns: int = MAX_COLUMNS,
+) -> Image.Image:
+    """Draw all evaluations so far: one row per probe, one column per evaluation, each map with its drift.
+
+    Args:
+        pixels: input of the model for each probe.
+        prompts: of the probes.
+        history: the evaluations, the first one on the left. Of more than ``max_columns`` the first, the last and
+            evenly spread ones between them are drawn.
+        order: indices of the probes, from top to bottom
+            (:attr:`~clipcam_lightning.drift.compare.DriftReport.flagged_first`). Of more than 32 the first are drawn.
+        max_columns: at least 2.
+
+    Returns:
+        The sheet, with a red frame around each map of a flagged probe.
+    """
+    columns = [history[i] for i in np.unique(np.linspace(0, len(history) - 1, max_columns).round().astype(int))]
+    rows = order[:MAX_ROWS]
+    cell = SHEET_TILE + GAP
+    image = Image.new("RGB", (LABEL + GAP + (1 + len(columns)) * cell, HEADER + len(rows) * (cell + FOOTER)), PAPER)
+    draw = ImageDraw.Draw(image)
+    for c, title in enumerate(["input", *(f"step {entry.step}" for entry in columns)]):
+        draw.text((LABEL + GAP + c * cell, 6), title, FAINT, font(13))
+    for r, i in enumerate(rows):
+        top = HEADER + r * (cell + FOOTER)
+        for n, line in enumerate(wrap(prompts[i], 14, LABEL - GAP, 6)):
+            draw.text((GAP, top + 2 + 18 * n), line, INK, font(14))
+        large = enlarge(pixels[i], SHEET_TILE)
+        image.paste(to_image(large), (LABEL + GAP, top))
+        for c, entry in enumerate(columns, start=1):
+            left = LABEL + GAP + c * cell
+            image.paste(draw_overlay(large, entry.maps[i]), (left, top))
+            if entry.flagged[i]:
+                draw.rectangle((left - 2, top - 2, left + SHEET_TILE + 1, top + SHEET_TILE + 1), outline=FLAG, width=2)
+            color = FLAG if entry.flagged[i] else FAINT
+            draw.text((left, top + SHEET_TILE + 3), f"drift {entry.drift[i]:.2f}", color, font(13))
+    return image
