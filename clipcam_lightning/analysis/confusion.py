@@ -34,6 +34,13 @@ class Confusion:
         preferred_similarity: cosine of the image and the preferred prompt; larger than ``similarity``.
         map: raw saliency of its own prompt, float32.
         preferred_map: raw saliency of the preferred prompt, float32, on the same grid.
+
+    Example:
+        >>> import torch
+        >>> Confusion(
+        ...     index=0, name="fox", prompt="a fox", preferred="a dog", similarity=0.2, preferred_similarity=0.3,
+        ...     map=torch.zeros(7, 7), preferred_map=torch.zeros(7, 7)).preferred_map.shape
+        torch.Size([7, 7])
     """
 
     index: int

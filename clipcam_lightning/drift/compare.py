@@ -83,6 +83,22 @@ class DriftReport:
         rule: what flags probes and makes an alarm.
         step: of the evaluation.
         baseline_step: of the baseline.
+
+    Example:
+        >>> import torch
+        >>> from clipcam_lightning import Snapshot, compare
+        >>> from clipcam_lightning.drift.snapshot import SnapshotInfo
+        >>> info = SnapshotInfo(
+        ...     digest="", step=100, epoch=0, method="gradcam", target="similarity", scales=(1.0,), flip=False,
+        ...     fuse="mean", layers=("visual.layer4",), fingerprint="", dtype="float32", versions={})
+        >>> snapshot = Snapshot(
+        ...     maps=torch.eye(7)[None], similarity=torch.tensor([0.3]), energy_inside_mask=torch.tensor([torch.nan]),
+        ...     pointing=torch.tensor([torch.nan]), names=("cat",), prompts=("a cat",), info=info)
+        >>> report = compare(snapshot, snapshot)
+        >>> print(report)
+        no alarm at step 100; mean drift 0.00
+        >>> report.worst.name, report.flagged
+        ('cat', [])
     """
 
     probes: tuple[ProbeDrift, ...]
