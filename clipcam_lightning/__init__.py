@@ -1,87 +1,107 @@
 """See where a CLIP looks while it is fine-tuned with PyTorch Lightning, and be told when that changes.
 
-Names are resolved when they are first used: importing the package imports neither torch nor Lightning.
+Names are imported when they are first used: importing the package imports neither torch nor Lightning.
 """
 
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from clipcam_lightning.analysis.confusion import Confusion, confusions
-    from clipcam_lightning.callback import ClipCamCallback
-    from clipcam_lightning.cam.capture import Capture
-    from clipcam_lightning.cam.explain import explain
-    from clipcam_lightning.cam.explanation import Explanation
-    from clipcam_lightning.cam.methods import METHODS, Method
-    from clipcam_lightning.cam.model import ClipModel, find_clip
-    from clipcam_lightning.cam.targets import Contrast, LogSoftmax
-    from clipcam_lightning.cam.towers.tower import Tower
-    from clipcam_lightning.drift.compare import DriftReport, compare
-    from clipcam_lightning.drift.rule import DriftRule
-    from clipcam_lightning.drift.snapshot import Snapshot
-    from clipcam_lightning.errors import ClipCamError, ClipCamWarning, DriftAlarm
-    from clipcam_lightning.probes.probe import Probe
-    from clipcam_lightning.probes.probe_set import ProbeSet
+from typing import TYPE_CHECKING
 
 __version__ = version("clipcam-lightning")
 
-_HOME = {
-    "METHODS": "cam.methods",
-    "Capture": "cam.capture",
-    "ClipCamCallback": "callback",
-    "ClipCamError": "errors",
-    "ClipCamWarning": "errors",
-    "ClipModel": "cam.model",
-    "Confusion": "analysis.confusion",
-    "Contrast": "cam.targets",
-    "DriftAlarm": "errors",
-    "DriftReport": "drift.compare",
-    "DriftRule": "drift.rule",
-    "Explanation": "cam.explanation",
-    "LogSoftmax": "cam.targets",
-    "Method": "cam.methods",
-    "Probe": "probes.probe",
-    "ProbeSet": "probes.probe_set",
-    "Snapshot": "drift.snapshot",
-    "Tower": "cam.towers.tower",
-    "compare": "drift.compare",
-    "confusions": "analysis.confusion",
-    "explain": "cam.explain",
-    "find_clip": "cam.model",
-}
+if TYPE_CHECKING:  # the public names as type checkers and editors see them
+    from clipcam_lightning.analysis.confusion import Confusion as Confusion, confusions as confusions
+    from clipcam_lightning.analysis.prompt_sensitivity import (
+        Sensitivity as Sensitivity,
+        paraphrases as paraphrases,
+        sensitivity as sensitivity,
+    )
+    from clipcam_lightning.callback import ClipCamCallback as ClipCamCallback
+    from clipcam_lightning.cam.capture import AttentionCapture as AttentionCapture, Capture as Capture
+    from clipcam_lightning.cam.explain import explain as explain
+    from clipcam_lightning.cam.explanation import Explanation as Explanation
+    from clipcam_lightning.cam.methods import METHODS as METHODS, Method as Method
+    from clipcam_lightning.cam.model import ClipModel as ClipModel, ModelSpec as ModelSpec, find_clip as find_clip
+    from clipcam_lightning.cam.settings import MapSettings as MapSettings
+    from clipcam_lightning.cam.targets import (
+        Contrast as Contrast,
+        LogSoftmax as LogSoftmax,
+        Similarity as Similarity,
+        Target as Target,
+    )
+    from clipcam_lightning.cam.towers.tower import AttentionTower as AttentionTower, Tower as Tower
+    from clipcam_lightning.drift.compare import (
+        DriftReport as DriftReport,
+        ProbeDrift as ProbeDrift,
+        compare as compare,
+    )
+    from clipcam_lightning.drift.rule import DriftRule as DriftRule
+    from clipcam_lightning.drift.snapshot import Snapshot as Snapshot
+    from clipcam_lightning.errors import (
+        ClipCamError as ClipCamError,
+        ClipCamWarning as ClipCamWarning,
+        ConfigError as ConfigError,
+        DriftAlarm as DriftAlarm,
+        IncomparableError as IncomparableError,
+        ModelError as ModelError,
+        ProbeError as ProbeError,
+        SnapshotError as SnapshotError,
+        TowerError as TowerError,
+    )
+    from clipcam_lightning.monitoring.evaluation import Evaluation as Evaluation, Outcome as Outcome, Sink as Sink
+    from clipcam_lightning.monitoring.history import HistoryEntry as HistoryEntry
+    from clipcam_lightning.probes.probe import Probe as Probe
+    from clipcam_lightning.probes.probe_set import ProbeSet as ProbeSet
+    from clipcam_lightning.visualization.analysis_panels import (
+        confusion_panel as confusion_panel,
+        sensitivity_panel as sensitivity_panel,
+    )
+    from clipcam_lightning.visualization.contact_sheet import contact_sheet as contact_sheet
+    from clipcam_lightning.visualization.panels import probe_panel as probe_panel
+    from clipcam_lightning.visualization.report import html_report as html_report, report_as_json as report_as_json
+else:  # the same names by module, each imported when it is first used
+    _NAMES = {
+        "analysis.confusion": ("Confusion", "confusions"),
+        "analysis.prompt_sensitivity": ("Sensitivity", "paraphrases", "sensitivity"),
+        "callback": ("ClipCamCallback",),
+        "cam.capture": ("AttentionCapture", "Capture"),
+        "cam.explain": ("explain",),
+        "cam.explanation": ("Explanation",),
+        "cam.methods": ("METHODS", "Method"),
+        "cam.model": ("ClipModel", "ModelSpec", "find_clip"),
+        "cam.settings": ("MapSettings",),
+        "cam.targets": ("Contrast", "LogSoftmax", "Similarity", "Target"),
+        "cam.towers.tower": ("AttentionTower", "Tower"),
+        "drift.compare": ("DriftReport", "ProbeDrift", "compare"),
+        "drift.rule": ("DriftRule",),
+        "drift.snapshot": ("Snapshot",),
+        "errors": (
+            "ClipCamError",
+            "ClipCamWarning",
+            "ConfigError",
+            "DriftAlarm",
+            "IncomparableError",
+            "ModelError",
+            "ProbeError",
+            "SnapshotError",
+            "TowerError",
+        ),
+        "monitoring.evaluation": ("Evaluation", "Outcome", "Sink"),
+        "monitoring.history": ("HistoryEntry",),
+        "probes.probe": ("Probe",),
+        "probes.probe_set": ("ProbeSet",),
+        "visualization.analysis_panels": ("confusion_panel", "sensitivity_panel"),
+        "visualization.contact_sheet": ("contact_sheet",),
+        "visualization.panels": ("probe_panel",),
+        "visualization.report": ("html_report", "report_as_json"),
+    }
+    _MODULES = {name: module for module, names in _NAMES.items() for name in names}
+    __all__ = list(_MODULES)
 
-__all__ = [
-    "METHODS",
-    "Capture",
-    "ClipCamCallback",
-    "ClipCamError",
-    "ClipCamWarning",
-    "ClipModel",
-    "Confusion",
-    "Contrast",
-    "DriftAlarm",
-    "DriftReport",
-    "DriftRule",
-    "Explanation",
-    "LogSoftmax",
-    "Method",
-    "Probe",
-    "ProbeSet",
-    "Snapshot",
-    "Tower",
-    "compare",
-    "confusions",
-    "explain",
-    "find_clip",
-]
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

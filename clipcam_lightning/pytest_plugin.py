@@ -162,7 +162,7 @@ class CamRegression:
     def _write(self, evaluation: "Evaluation", file: Path) -> None:
         evaluation.baseline.save(file)
         page = self._write_page(evaluation, file)
-        self.messages.append(f"wrote the baseline {file}\nLook at its maps in {page}, commit it and run again.")
+        self.messages.append(f"wrote the baseline {file}\nCheck its maps in {page}, commit it and run again.")
 
     def _fail_for(self, evaluation: "Evaluation", file: Path) -> NoReturn:
         page = self._write_page(evaluation, file)

@@ -11,12 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipcam_lightning import Capture, explain
-from clipcam_lightning.cam.capture import AttentionCapture
-from clipcam_lightning.cam.methods import Method
-from clipcam_lightning.cam.towers.tower import ATTENTION
-from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
-from clipcam_lightning.shapes_world.scenes import draw_scenes
+from clipcam_lightning import AttentionCapture, Capture, Method, explain
+from clipcam_lightning.shapes_world import WordTokenizer, build_clip, draw_scenes, model_input
 
 
 def sensitivity(capture: Capture) -> Float[Tensor, "b p h w"]:
@@ -36,7 +32,7 @@ def main() -> None:
     scenes = draw_scenes(1, seed=0)
     images = model_input(torch.from_numpy(scenes.images), 64)
 
-    own = (sensitivity, Method(last_attention, AttentionCapture, needs=(ATTENTION,), blocks=1))
+    own = (sensitivity, Method(last_attention, AttentionCapture, needs=("attention",), blocks=1))
     for method in own:
         explanation = explain(model, images, scenes.captions, method=method, tokenizer=WordTokenizer())
         print(f"{explanation.method} of {scenes.captions[0]!r}\n{draw(explanation.normalized()[0, 0])}\n")

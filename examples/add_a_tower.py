@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipcam_lightning import Tower, explain, find_clip
-from clipcam_lightning.cam.towers.shared import whole_cells
 
 SIZE, PATCH = (32, 48), 8
 
@@ -70,7 +69,8 @@ class ColumnTower(Tower):
         return columns.transpose(2, 3)
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        return whole_cells(size, scale, (PATCH, PATCH))
+        height, width = (round(side * scale / PATCH) * PATCH for side in size)
+        return height, width
 
 
 def main() -> None:

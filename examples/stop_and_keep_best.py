@@ -12,8 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from clipcam_lightning import ClipCamCallback
-from clipcam_lightning.shapes_world.demo import FineTunedClip, demo_probes, loader, stamped_scenes
-from clipcam_lightning.shapes_world.models import trained_clip
+from clipcam_lightning.shapes_world import FineTunedClip, demo_probes, loader, stamped_scenes, trained_clip
 
 
 def main(folder: str) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import clipcam_lightning
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clipcam_lightning"
 
@@ -90,12 +88,3 @@ def test_importing_the_package_imports_neither_torch_nor_lightning() -> None:
     program = "import sys, clipcam_lightning; print({'torch', 'lightning', 'numpy', 'open_clip'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def test_every_public_name_resolves() -> None:
-    assert sorted(clipcam_lightning.__all__) == sorted(clipcam_lightning._HOME)
-    for name in clipcam_lightning.__all__:
-        assert getattr(clipcam_lightning, name) is not None
-        assert name in dir(clipcam_lightning)
-    with pytest.raises(AttributeError, match="no attribute 'ClipCam'"):
-        _ = clipcam_lightning.ClipCam

@@ -82,7 +82,7 @@ def test_pets(cam_regression, model):
     (name,) = first = baselines(project)
     assert name == f"{FOLDER}/test_maps/test_pets.safetensors"
     assert linked(created, "wrote the baseline") == project.path / name
-    assert "<h1>" in linked(created, "Look at its maps in").read_text(encoding="utf-8")
+    assert "<h1>" in linked(created, "Check its maps in").read_text(encoding="utf-8")
     stored = Snapshot.load(project.path / name)
     assert stored.noise_floor is not None
     assert len(stored.images) == 3
