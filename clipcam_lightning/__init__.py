@@ -8,55 +8,52 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the table below
-    from clipcam_lightning.analysis.confusion import Confusion as Confusion
-    from clipcam_lightning.analysis.confusion import confusions as confusions
-    from clipcam_lightning.analysis.prompt_sensitivity import Sensitivity as Sensitivity
-    from clipcam_lightning.analysis.prompt_sensitivity import paraphrases as paraphrases
-    from clipcam_lightning.analysis.prompt_sensitivity import sensitivity as sensitivity
+    from clipcam_lightning.analysis.confusion import Confusion as Confusion, confusions as confusions
+    from clipcam_lightning.analysis.prompt_sensitivity import (
+        Sensitivity as Sensitivity,
+        paraphrases as paraphrases,
+        sensitivity as sensitivity,
+    )
     from clipcam_lightning.callback import ClipCamCallback as ClipCamCallback
-    from clipcam_lightning.cam.capture import AttentionCapture as AttentionCapture
-    from clipcam_lightning.cam.capture import Capture as Capture
+    from clipcam_lightning.cam.capture import AttentionCapture as AttentionCapture, Capture as Capture
     from clipcam_lightning.cam.explain import explain as explain
     from clipcam_lightning.cam.explanation import Explanation as Explanation
-    from clipcam_lightning.cam.methods import METHODS as METHODS
-    from clipcam_lightning.cam.methods import Method as Method
-    from clipcam_lightning.cam.model import ClipModel as ClipModel
-    from clipcam_lightning.cam.model import ModelSpec as ModelSpec
-    from clipcam_lightning.cam.model import find_clip as find_clip
+    from clipcam_lightning.cam.methods import METHODS as METHODS, Method as Method
+    from clipcam_lightning.cam.model import ClipModel as ClipModel, ModelSpec as ModelSpec, find_clip as find_clip
     from clipcam_lightning.cam.settings import MapSettings as MapSettings
-    from clipcam_lightning.cam.targets import Contrast as Contrast
-    from clipcam_lightning.cam.targets import LogSoftmax as LogSoftmax
-    from clipcam_lightning.cam.targets import Similarity as Similarity
-    from clipcam_lightning.cam.targets import Target as Target
+    from clipcam_lightning.cam.targets import (
+        Contrast as Contrast,
+        LogSoftmax as LogSoftmax,
+        Similarity as Similarity,
+        Target as Target,
+    )
     from clipcam_lightning.cam.towers.tower import Tower as Tower
-    from clipcam_lightning.drift.compare import DriftReport as DriftReport
-    from clipcam_lightning.drift.compare import ProbeDrift as ProbeDrift
-    from clipcam_lightning.drift.compare import compare as compare
+    from clipcam_lightning.drift.compare import DriftReport as DriftReport, ProbeDrift as ProbeDrift, compare as compare
     from clipcam_lightning.drift.rule import DriftRule as DriftRule
-    from clipcam_lightning.drift.snapshot import Snapshot as Snapshot
-    from clipcam_lightning.drift.snapshot import SnapshotInfo as SnapshotInfo
-    from clipcam_lightning.errors import ClipCamError as ClipCamError
-    from clipcam_lightning.errors import ClipCamWarning as ClipCamWarning
-    from clipcam_lightning.errors import ConfigError as ConfigError
-    from clipcam_lightning.errors import DriftAlarm as DriftAlarm
-    from clipcam_lightning.errors import IncomparableError as IncomparableError
-    from clipcam_lightning.errors import ModelError as ModelError
-    from clipcam_lightning.errors import ProbeError as ProbeError
-    from clipcam_lightning.errors import SnapshotError as SnapshotError
-    from clipcam_lightning.errors import TowerError as TowerError
-    from clipcam_lightning.monitoring.evaluation import Evaluation as Evaluation
-    from clipcam_lightning.monitoring.evaluation import Sink as Sink
+    from clipcam_lightning.drift.snapshot import Snapshot as Snapshot, SnapshotInfo as SnapshotInfo
+    from clipcam_lightning.errors import (
+        ClipCamError as ClipCamError,
+        ClipCamWarning as ClipCamWarning,
+        ConfigError as ConfigError,
+        DriftAlarm as DriftAlarm,
+        IncomparableError as IncomparableError,
+        ModelError as ModelError,
+        ProbeError as ProbeError,
+        SnapshotError as SnapshotError,
+        TowerError as TowerError,
+    )
+    from clipcam_lightning.monitoring.evaluation import Evaluation as Evaluation, Sink as Sink
     from clipcam_lightning.monitoring.history import HistoryEntry as HistoryEntry
     from clipcam_lightning.monitoring.monitor import evaluate as evaluate
-    from clipcam_lightning.probes.probe import LoadedProbe as LoadedProbe
-    from clipcam_lightning.probes.probe import Probe as Probe
+    from clipcam_lightning.probes.probe import LoadedProbe as LoadedProbe, Probe as Probe
     from clipcam_lightning.probes.probe_set import ProbeSet as ProbeSet
-    from clipcam_lightning.visualization.analysis_panels import confusion_panel as confusion_panel
-    from clipcam_lightning.visualization.analysis_panels import sensitivity_panel as sensitivity_panel
+    from clipcam_lightning.visualization.analysis_panels import (
+        confusion_panel as confusion_panel,
+        sensitivity_panel as sensitivity_panel,
+    )
     from clipcam_lightning.visualization.contact_sheet import contact_sheet as contact_sheet
     from clipcam_lightning.visualization.panels import probe_panel as probe_panel
-    from clipcam_lightning.visualization.report import html_report as html_report
-    from clipcam_lightning.visualization.report import report_as_json as report_as_json
+    from clipcam_lightning.visualization.report import html_report as html_report, report_as_json as report_as_json
 
 __version__ = version("clipcam-lightning")
 

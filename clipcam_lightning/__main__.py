@@ -1,4 +1,4 @@
-"""``python -m clipcam_lightning`` is ``clipcam``."""
+"""Run the command line with ``python -m clipcam_lightning``, as ``clipcam`` does."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""A test that fails when a model begins to look elsewhere: the fixture ``cam_regression``.
+"""A pytest plugin with the fixture ``cam_regression``, whose checks fail when the maps of a model drift.
 
-pytest loads this file in every session of every project, so it imports nothing heavy: torch and the rest of the
-package come with the first check.
+pytest loads this file in every session of every project, so it imports nothing heavy. Torch and the rest of the package
+are imported at the first check.
 """
 
 import hashlib
@@ -36,30 +36,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--clipcam-update",
         action="store_true",
-        help="write the baselines of cam_regression anew; the tests that wrote one fail, so that nobody overlooks it",
+        help="replace the baselines of cam_regression; tests that write one fail, so that the change is noticed",
     )
     group.addoption(
         "--clipcam-ci",
         action="store_true",
-        help="write no baseline: a check of cam_regression that has none fails",
+        help="write no baselines: a check of cam_regression without a baseline fails",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse options that contradict each other."""
     if config.getoption("clipcam_update", False) and config.getoption("clipcam_ci", False):
-        raise pytest.UsageError("--clipcam-update writes baselines and --clipcam-ci forbids it; give one of them.")
+        raise pytest.UsageError("--clipcam-update writes baselines and --clipcam-ci forbids it; use one of them.")
 
 
 class CamRegression:
-    """Compares where a model looks with a baseline file beside the test; what the fixture ``cam_regression`` gives.
+    """Compares the maps of a model with baseline files beside the test: the value of the fixture ``cam_regression``.
 
     Attributes:
-        written: what was said of each baseline that this test wrote; a test that wrote one fails at its end.
+        messages: one per baseline that the test wrote; a test that wrote one fails at its end.
     """
 
     def __init__(self, request: pytest.FixtureRequest, reports: Path) -> None:
-        self.written: list[str] = []
+        self.messages: list[str] = []
         self._node: pytest.Item = request.node
         self._reports = reports
         self._updates: bool = request.config.getoption("clipcam_update", False)
@@ -87,23 +87,29 @@ class CamRegression:
         """Fail the test if the maps of ``probes`` drifted from their baseline.
 
         The baseline is ``clipcam_baselines/<test module>/<name>.safetensors`` beside the test module. A missing one is
-        written, and the test fails when it is through: look at the maps, commit the file, run again.
+        written, and the test fails at its end: look at the maps, commit the file and run the test again.
 
         Args:
             model: a CLIP, or any module that holds one.
-            probes: a :class:`ProbeSet`, a folder with a manifest (beside the test, wherever pytest was started), a
-                file that ``ProbeSet.save`` wrote, or ``(image, prompt)`` pairs.
-            name: of the baseline, unique in the test module; by default the test's.
+            probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
+                ``(image, prompt)`` pairs. A relative path is looked up beside the test first.
+            name: name of the baseline, unique in the test module; by default the name of the test.
             method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
             max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
             clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
         Returns:
-            The comparison that passed; of a baseline that was just written, with itself.
+            The comparison that passed; if the baseline was just written, its comparison with itself.
 
         Raises:
             ModelError, TowerError: ``model`` holds no CLIP, several, or an unknown one.
-            ProbeError, ConfigError: the probes or settings do not fit the model.
+            ProbeError, ConfigError: the probes or settings cannot be used, or do not fit the model.
+
+        Example:
+            In a test module::
+
+                def test_the_maps_stay(cam_regression):
+                    cam_regression.check(load_my_model(), "probes/", max_drift=0.3)
         """
         from clipcam_lightning.cam.model import ModelSpec
         from clipcam_lightning.cam.settings import MapSettings
@@ -116,7 +122,10 @@ class CamRegression:
         file = self._baseline(name)
         writes = self._updates or not file.exists()
         if writes and not self._may_create:
-            _fail(f"{file} does not exist, and --clipcam-ci forbids to write it. Run the test without, and commit it.")
+            _fail(
+                f"{file} does not exist, and --clipcam-ci forbids writing it. "
+                "Run once without --clipcam-ci, and commit the file."
+            )
         if isinstance(probes, str | os.PathLike) and (beside := self._node.path.parent / probes).exists():
             probes = beside
         probe_set = ProbeSet(probes)
@@ -128,7 +137,7 @@ class CamRegression:
             monitor = Monitor(probe_set, rule=DriftRule(max_drift), baseline="start" if writes else file)
             outcome = monitor.evaluate(explainer, step=0, epoch=0)
         except SnapshotError as error:
-            _fail(f"{file} cannot be compared with: {error}\n{self._how_to_accept()}")
+            _fail(f"{file} cannot be used as the baseline: {error}\n{self._how_to_accept()}")
         assert monitor.last is not None
         if outcome.note:
             warnings.warn(f"{file}: {outcome.note}", ClipCamWarning, stacklevel=2)
@@ -139,7 +148,7 @@ class CamRegression:
         return monitor.last.report
 
     def _baseline(self, name: str | None) -> Path:
-        """The file of the next check: named after it, or after the test and how many unnamed ones came before."""
+        """Name the file of the next check after ``name``, or after the test and its number of unnamed checks."""
         spec = getattr(self._node, "callspec", None)
         if name is not None:
             text = f"{name}[{spec.id}]" if spec else name
@@ -152,15 +161,15 @@ class CamRegression:
 
     def _write(self, evaluation: "Evaluation", file: Path) -> None:
         evaluation.baseline.save(file)
-        page = self._page(evaluation, file)
-        self.written.append(f"wrote the baseline {file}\nLook at its maps in {page}, commit it and run again.")
+        page = self._write_page(evaluation, file)
+        self.messages.append(f"wrote the baseline {file}\nCheck its maps in {page}, commit it and run again.")
 
     def _fail_for(self, evaluation: "Evaluation", file: Path) -> NoReturn:
-        page = self._page(evaluation, file)
-        _fail(f"{_in_words(evaluation.report)}\nbaseline: {file}\npictures: {page}\n{self._how_to_accept()}")
+        page = self._write_page(evaluation, file)
+        _fail(f"{_describe(evaluation.report)}\nbaseline: {file}\nreport: {page}\n{self._how_to_accept()}")
 
-    def _page(self, evaluation: "Evaluation", file: Path) -> Path:
-        """The comparison for people."""
+    def _write_page(self, evaluation: "Evaluation", file: Path) -> Path:
+        """Write the comparison as an HTML page, outside the project."""
         from clipcam_lightning.storage.atomic import write_atomically
         from clipcam_lightning.visualization.report import html_report
 
@@ -169,7 +178,7 @@ class CamRegression:
         return page
 
     def _how_to_accept(self) -> str:
-        return f'If the maps of now are right, accept them: pytest --clipcam-update "{self._node.nodeid}"'
+        return f'If the new maps are right, accept them: pytest --clipcam-update "{self._node.nodeid}"'
 
 
 _REGRESSION = pytest.StashKey[CamRegression]()
@@ -177,7 +186,7 @@ _REGRESSION = pytest.StashKey[CamRegression]()
 
 @pytest.fixture
 def cam_regression(request: pytest.FixtureRequest, tmp_path: Path) -> CamRegression:
-    """Check that a model still looks where it looked: ``cam_regression.check(model, probes)``."""
+    """Check that the maps of a model stay as they were: ``cam_regression.check(model, probes)``."""
     regression = CamRegression(request, tmp_path)
     request.node.stash[_REGRESSION] = regression
     return regression
@@ -185,40 +194,40 @@ def cam_regression(request: pytest.FixtureRequest, tmp_path: Path) -> CamRegress
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Fail a test that wrote baselines, not before its end: one run writes those of all its checks."""
+    """Fail a test that wrote baselines at its end, so that one run writes those of all its checks."""
     try:
         result = yield
-    except BaseException:  # pytest's own outcomes are no Exceptions
-        for text in _written(item):
-            item.add_report_section("call", "clipcam", text)
+    except BaseException:  # pytest's own outcomes are not derived from Exception
+        for message in _messages(item):
+            item.add_report_section("call", "clipcam", message)
         raise
-    if _written(item):
-        _fail("\n".join(_written(item)))
+    if _messages(item):
+        _fail("\n".join(_messages(item)))
     return result
 
 
-def _written(item: pytest.Item) -> list[str]:
+def _messages(item: pytest.Item) -> list[str]:
     regression = item.stash.get(_REGRESSION, None)
-    return regression.written if regression else []
+    return regression.messages if regression else []
 
 
 def file_name(text: str) -> str:
-    """``text`` as the name of a file on any system, no folder in it; texts that differ get names that differ."""
+    """Turn a text into a file name that any system accepts; different texts get different names."""
     slug = re.sub(r"[^a-z0-9_.-]+", "-", text.lower()).strip("-.")[:NAME_LENGTH]
     if slug and slug == text:
         return slug
     return f"{slug}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}".lstrip("-")
 
 
-def _in_words(report: "DriftReport") -> str:
-    """The alarm, probe by probe."""
+def _describe(report: "DriftReport") -> str:
+    """Describe an alarm, with one line per flagged probe."""
     from clipcam_lightning.visualization.report import format_metrics
 
     flagged = report.flagged
     lines = [f"attention drifted on {len(flagged)} of {len(report.probes)} probes (alarm: {report.rule})"]
     for probe in flagged:
-        known = ", ".join(f"{name} {text}" for name, text in format_metrics(probe).items())
-        lines.append(f"  {probe.name}: {probe.reason} ({known})")
+        metrics = ", ".join(f"{name} {text}" for name, text in format_metrics(probe).items())
+        lines.append(f"  {probe.name}: {probe.reason} ({metrics})")
     return "\n".join(lines)
 
 

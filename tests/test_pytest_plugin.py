@@ -1,4 +1,4 @@
-"""The fixture as projects use it, each time in a pytest of its own."""
+"""The fixture ``cam_regression`` in small projects, each with a pytest process of its own."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from PIL import Image
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.pytest_plugin import FOLDER, NAME_LENGTH, file_name
 
-# By module, wherever this package is installed: its entry point may not be known yet, and must not load it twice.
+# Loaded by module, because the entry point depends on how the package is installed and must not load it twice.
 LOADED = ("-p", "no:clipcam", "-p", "clipcam_lightning.pytest_plugin", "-p", "no:cacheprovider")
 PROJECT = """
 import os
@@ -24,9 +24,9 @@ import pytest
 def tokens(texts):
     import torch
     words = [[len(word) % 14 for word in text.split()][:7] for text in texts]
-    return torch.tensor([[*row, 15, *[0] * (7 - len(row))] for row in words])  # the end has the highest id
+    return torch.tensor([[*row, 15, *[0] * (7 - len(row))] for row in words])  # the end token has the highest id
 
-def built(seed):
+def build(seed):
     import torch
     from tests.support.zoo.open_clip import vit
     torch.manual_seed(seed)
@@ -34,7 +34,7 @@ def built(seed):
 
 @pytest.fixture
 def model():
-    return built(int(os.environ.get("SEED", 0)))
+    return build(int(os.environ.get("SEED", 0)))
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 16, 32, 3), dtype=np.uint8)
 PROBES = [(PIXELS[0], "a cat"), (PIXELS[1], "a small dog"), (PIXELS[2], "an owl")]
@@ -43,10 +43,8 @@ PROBES = [(PIXELS[0], "a cat"), (PIXELS[1], "a small dog"), (PIXELS[2], "an owl"
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A project whose tests can build the small models of these."""
-    here = Path(__file__).parent
-    known = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here.parent), *([known] if known else [])]))
+    """An empty project whose tests can import ``tests.support``."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
     monkeypatch.delenv("SEED", raising=False)
     return pytester
 
@@ -56,23 +54,22 @@ def run(project: pytest.Pytester, *options: str) -> pytest.RunResult:
 
 
 def baselines(project: pytest.Pytester) -> dict[str, bytes]:
-    found = {file: file.read_bytes() for file in project.path.rglob("*.safetensors")}
-    return {file.relative_to(project.path).as_posix(): content for file, content in found.items()}
+    files = project.path.rglob("*.safetensors")
+    return {file.relative_to(project.path).as_posix(): file.read_bytes() for file in files}
 
 
 def linked(result: pytest.RunResult, word: str) -> Path:
-    """The file that the output names after ``word``."""
+    """Find the file that the output names after ``word``."""
     (path,) = set(re.findall(rf"{word} (/\S+?\.\w+)[,\s]", result.stdout.str()))
     return Path(path)
 
 
-def test_a_baseline_is_written_kept_defended_and_written_anew(
+def test_a_baseline_is_written_once_compared_with_and_replaced_on_request(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.makepyfile(
-        test_evaluations=PROJECT
+        test_maps=PROJECT
         + """
-from clipcam_lightning import DriftRule
 def test_pets(cam_regression, model):
     report = cam_regression.check(model, PROBES, max_drift=0.1, tokenizer=tokens)
     assert [probe.name for probe in report.probes] == ["a-cat", "a-small-dog", "an-owl"]
@@ -83,9 +80,9 @@ def test_pets(cam_regression, model):
     created = run(project)
     created.assert_outcomes(failed=1)
     (name,) = first = baselines(project)
-    assert name == f"{FOLDER}/test_looks/test_pets.safetensors"
+    assert name == f"{FOLDER}/test_maps/test_pets.safetensors"
     assert linked(created, "wrote the baseline") == project.path / name
-    assert "<h1>" in linked(created, "Look at its maps in").read_text(encoding="utf-8")
+    assert "<h1>" in linked(created, "Check its maps in").read_text(encoding="utf-8")
     stored = Snapshot.load(project.path / name)
     assert stored.noise_floor is not None
     assert len(stored.images) == 3
@@ -101,11 +98,11 @@ def test_pets(cam_regression, model):
             r".*attention drifted on \d of 3 probes \(alarm: .* the map drifted by more than 0.1.*",
             r"  [a-z-]+: its map drifted by more than 0.1 \(Drift \d\.\d\d, Drift / noise floor [\d.]+, .*Simila.*\)",
             r"baseline: .*test_pets\.safetensors",
-            r"pictures: .*test_pets\.html",
-            r'.*accept them: pytest --clipcam-update "test_looks.py::test_pets"',
+            r"report: .*test_pets\.html",
+            r'.*accept them: pytest --clipcam-update "test_maps.py::test_pets"',
         ]
     )
-    page = linked(drifted, "pictures:").read_text(encoding="utf-8")
+    page = linked(drifted, "report:").read_text(encoding="utf-8")
     assert "✗ Drifted" in page
     assert "Input of " in page
     assert baselines(project) == first
@@ -119,7 +116,7 @@ def test_pets(cam_regression, model):
     run(project, "--clipcam-ci").assert_outcomes(passed=1)
 
 
-def test_probes_lie_beside_the_test_wherever_pytest_is_started(
+def test_a_relative_path_of_probes_is_looked_up_beside_the_test(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project.mkdir("probes")
@@ -136,23 +133,23 @@ def test_probes_lie_beside_the_test_wherever_pytest_is_started(
     assert len(baselines(project)) == 1
 
 
-def test_in_ci_nothing_is_written(project: pytest.Pytester) -> None:
+def test_with_clipcam_ci_nothing_is_written(project: pytest.Pytester) -> None:
     project.makepyfile(
         PROJECT + "def test_pets(cam_regression, model): cam_regression.check(model, PROBES, tokenizer=tokens)"
     )
     result = run(project, "--clipcam-ci")
     result.assert_outcomes(failed=1)
-    result.stdout.re_match_lines([r".*test_pets\.safetensors does not exist, and --clipcam-ci forbids to write it.*"])
+    result.stdout.re_match_lines([r".*test_pets\.safetensors does not exist, and --clipcam-ci forbids writing it.*"])
     assert not (project.path / FOLDER).exists()
 
 
-def test_update_and_ci_contradict_each_other(project: pytest.Pytester) -> None:
+def test_clipcam_update_and_clipcam_ci_together_are_refused(project: pytest.Pytester) -> None:
     result = run(project, "--clipcam-update", "--clipcam-ci")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--clipcam-update writes baselines and --clipcam-ci forbids it*"])
 
 
-def test_a_baseline_that_cannot_be_compared_with_is_told_apart_from_drift(
+def test_an_incomparable_baseline_is_not_reported_as_drift(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.makepyfile(
@@ -183,17 +180,17 @@ def test_file(cam_regression, model):
         "test_probes": "the baseline was made with other probes",
         "test_file": "cannot be read as a snapshot",
     }.items():
-        result.stdout.re_match_lines([rf".*{test}\.safetensors cannot be compared with: .*{reason}.*"])
+        result.stdout.re_match_lines([rf".*{test}\.safetensors cannot be used as the baseline: .*{reason}.*"])
     result.stdout.no_fnmatch_line("*attention drifted*")
     assert baselines(project) == before
 
 
-def test_every_check_has_a_file_of_its_own_in_the_folder(project: pytest.Pytester) -> None:
+def test_every_check_has_a_file_of_its_own_in_the_folder_of_its_test_module(project: pytest.Pytester) -> None:
     project.makepyfile(
         test_names=PROJECT
         + """
 def check(cam_regression, seed, name=None):
-    cam_regression.check(built(seed), PROBES[:1], name, method="eigencam", tokenizer=tokens)
+    cam_regression.check(build(seed), PROBES[:1], name, method="eigencam", tokenizer=tokens)
 def test_two(cam_regression):
     check(cam_regression, 0)
     check(cam_regression, 1)
@@ -226,7 +223,35 @@ def test_outside(cam_regression):
     assert len(baselines(project)) == len(written)
 
 
-def test_what_else_a_test_finds_wrong_does_not_hide_that_a_baseline_was_written(project: pytest.Pytester) -> None:
+def test_a_check_takes_the_settings_of_every_entry_point(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.makepyfile(
+        PROJECT
+        + """
+from clipcam_lightning import Contrast
+def test_pets(cam_regression, model):
+    views = {} if "PLAIN" in os.environ else {"scales": (1.0, 2.0), "flip": True, "fuse": "max"}
+    cam_regression.check(
+        model, PROBES, tokenizer=tokens, method="hirescam", layers=(-2, -1), target=Contrast(("a bird",)),
+        batch_size=2, **views,
+    )
+"""
+    )
+    run(project).assert_outcomes(failed=1)
+    (name,) = baselines(project)
+    info = Snapshot.load(project.path / name).info
+    assert (info.method, len(info.layers), info.target) == ("hirescam", 2, "contrast(a bird)")
+    assert (info.scales, info.flip, info.fuse) == ((1.0, 2.0), True, "max")
+    run(project).assert_outcomes(passed=1)
+
+    monkeypatch.setenv("PLAIN", "1")
+    result = run(project)
+    result.assert_outcomes(failed=1)
+    result.stdout.re_match_lines([r".*cannot be used as the baseline: .*other scales"])
+
+
+def test_a_failing_test_still_reports_that_it_wrote_a_baseline(project: pytest.Pytester) -> None:
     project.makepyfile(
         PROJECT
         + """
@@ -240,23 +265,23 @@ def test_pets(cam_regression, model):
     result.stdout.fnmatch_lines(["*assert not 'another thing'*", "*wrote the baseline*test_pets.safetensors"])
 
 
-def test_a_baseline_that_says_nothing_is_no_silent_pass(project: pytest.Pytester) -> None:
+def test_a_degenerate_baseline_passes_with_a_warning(project: pytest.Pytester) -> None:
     project.makepyfile(
         PROJECT
         + """
-def nothing(capture):
+def empty_map(capture):
     return 0 * capture.gradients.sum(2)
 def test_pets(cam_regression, model):
-    cam_regression.check(model, PROBES, method=nothing, tokenizer=tokens)
+    cam_regression.check(model, PROBES, method=empty_map, tokenizer=tokens)
 """
     )
     run(project)
     result = run(project)
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*3 of 3 probes have no usable baseline, their drift is unknown*"])
+    result.stdout.fnmatch_lines(["*3 of 3 probes have no valid baseline, their drift is unknown*"])
 
 
-def test_the_plugin_costs_a_session_that_does_not_use_it_nothing(
+def test_a_session_that_does_not_use_the_fixture_imports_nothing_heavy(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # others of this environment do import numpy
@@ -280,7 +305,7 @@ TEXTS = (
 )  # fmt: skip
 
 
-def test_names_of_files_are_safe_and_never_the_same() -> None:
+def test_file_names_are_safe_and_differ_for_different_texts() -> None:
     names = [file_name(text) for text in TEXTS]
     assert len({name.lower() for name in names}) == len(TEXTS)
     for name in names:

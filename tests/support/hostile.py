@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import jaxtyping
-from hypothesis import HealthCheck, reject, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, reject, settings, strategies as st
 
 from clipcam_lightning.errors import ClipCamError
 
