@@ -32,7 +32,7 @@ def test_methods_of_one_s_own_are_drawn_on_the_grid_of_the_model(tmp_path: Path)
 
     drawn = dict(re.findall(r"^(\w+) of '[^']+'\n((?:[ ░▒▓█]{16}\n){8})", output, flags=re.M))
     assert drawn.keys() == {"sensitivity", "last_attention"}
-    assert all("█" in picture for picture in drawn.values())
+    assert all("█" in drawing for drawing in drawn.values())
     assert drawn["sensitivity"] != drawn["last_attention"]
 
 
