@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from clipcam_lightning import DriftReport, DriftRule, Snapshot, compare
+from clipcam_lightning.cam.fuse import resize_maps
 
 Detector: TypeAlias = Callable[[Snapshot, Snapshot], float]
 
