@@ -123,11 +123,11 @@ def score_maps(clip: ClipModel, inputs: Inputs, method: Method) -> Iterator[Maps
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class SideBySide(Target):
     """A target whose scores are those of several targets, one after the other."""
 
+    name = "side by side"
     targets: tuple[Target, ...]
-    name: str = "side by side"
 
     @property
     def negatives(self) -> Sequence[str] | Tensor:

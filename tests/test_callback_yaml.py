@@ -46,7 +46,7 @@ trainer:
         num_images: 6
         clip: model
         tokenizer:
-          class_path: clipcam_lightning.shapes_world.models.WordTokenizer
+          class_path: clipcam_lightning.shapes_world.WordTokenizer
           init_args:
             context_length: 12
         towers: [tests.support.modules.OwnTower]
