@@ -2,26 +2,37 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint test-package test-tab benchmarks clean
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+
+.PHONY: demo fast test lint test-fast test-python test-js coverage benchmarks clean
 
 demo: .venv/.installed
 	$(BIN)/clipcam demo
 
 # Each part runs even if another one fails; then make fails.
-test: .venv/.installed-test
-	$(MAKE) --keep-going lint test-package test-tab
+fast: .venv/.installed-test
+	$(MAKE) --keep-going lint test-fast
 
-lint:
+test: .venv/.installed-test
+	$(MAKE) --keep-going lint test-python test-js
+
+lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy --strict
 
-test-package:
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --ignore tests/tensorboard_tab
+test-fast: .venv/.installed-test
+	$(PYTEST) -m "not slow and not browser and not ranks"
 
-# In processes of its own: others fork, which threads of TensorBoard's fast loader do not outlive.
-test-tab:
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile tests/tensorboard_tab
+test-python: .venv/.installed-test
+	$(PYTEST)
+
+test-js:
+	@if command -v npm > /dev/null; then npm ci --silent && npm test; else echo "npm is missing: no JavaScript checks"; fi
+
+coverage: .venv/.installed-test
+	$(PYTEST) --cov --cov-report term --cov-report html
 
 benchmarks: .venv/.installed-test
 	$(BIN)/python -m benchmarks.localisation
@@ -41,4 +52,4 @@ benchmarks: .venv/.installed-test
 	touch $@
 
 clean:
-	rm -rf .venv clipcam_demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv node_modules clipcam_demo htmlcov .coverage* .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

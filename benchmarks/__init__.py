@@ -1,1 +1,1 @@
-"""Benchmarks: each prints a table and writes JSON that the docs quote; run with ``python -m benchmarks.speed``."""
+"""Benchmarks: each prints tables and writes JSON that the docs quote. Run one with ``python -m benchmarks.speed``."""

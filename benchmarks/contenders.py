@@ -1,4 +1,4 @@
-"""Who is measured: every method of ``explain``, and its peers."""
+"""What is measured: every method of ``explain``, and its peers."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +17,7 @@ from clipcam_lightning.cam.capture import ScoreCapture
 from clipcam_lightning.cam.methods import Method
 
 STRINGS = "gradcam, strings"
-CHEAP, FEW = "ViT-B-32", 8  # a model, and images or prompts, with which everybody is measured
+CHEAP, FEW = "ViT-B-32", 8  # the model, and the numbers of images or prompts, with which all contenders are measured
 SHARE, GOAL_SHARE = 1.0, 10.0  # seconds
 
 THINGS = ("dog", "cat", "car", "tree", "house", "boat", "cup", "child")
@@ -25,20 +25,25 @@ CAPTIONS = [f"a {kind} of a {thing}" for kind in ("photo", "drawing", "painting"
 
 
 def contenders(clip: ClipModel, case: Case, device: torch.device) -> Iterator[tuple[str, Contender]]:
-    """Everything that is measured on ``case``, by name: the unit, the limit, our methods and the peers.
+    """List the contenders of a case by name: the plain forward, the limit, our methods and the peers.
 
-    Where a run takes seconds, these are only the ones that a goal names.
+    Where a run takes seconds, methods and peers are left out that no goal names.
+
+    Args:
+        clip: the model of the case.
+        case: what they get.
+        device: of the model.
     """
     images = torch.randn(case.images, 3, *clip.tower.input_size, device=device)
     texts = F.normalize(torch.randn(case.images, case.prompts, image_tower(clip).output_dim, device=device), dim=-1)
-    everybody = case.images <= FEW or (case.model == CHEAP and case.prompts <= FEW)
+    has_all = case.images <= FEW or (case.model == CHEAP and case.prompts <= FEW)
     in_goals = {name for goal in GOALS if goal.prompts == case.prompts for name in (goal.contender, goal.peer)}
 
     yield FORWARD, Contender(partial(_forward, clip, images), share=inf)
     yield LIMIT, Contender(partial(_shortened_forward, clip, images), share=inf)
     for name, run in _runs(clip, case, images, texts):
-        if everybody or name in in_goals:
-            # Of peers that make a pass for every prompt: their memory is that of one prompt.
+        if has_all or name in in_goals:
+            # The memory of a peer does not depend on the number of prompts, since it makes one pass per prompt.
             weighed = name not in PEERS or case.prompts == 1 or case.images <= FEW
             yield name, Contender(run, GOAL_SHARE if name in in_goals else SHARE, weighed)
 
@@ -46,7 +51,7 @@ def contenders(clip: ClipModel, case: Case, device: torch.device) -> Iterator[tu
 def _runs(
     clip: ClipModel, case: Case, images: Float[Tensor, "n 3 y x"], texts: Float[Tensor, "n p e"]
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What can be run on ``case`` at all, slow as it may be."""
+    """List everything that can run on the case, however slow."""
     fitting = [name for name, method in METHODS.items() if _fits(method, clip, case)]
     for method in ("auto", *fitting):
         yield method, partial(explain, clip, images, texts, method=method)
@@ -57,10 +62,10 @@ def _runs(
 
 
 def _fits(method: Method, clip: ClipModel, case: Case) -> bool:
-    """Whether the tower has what ``method`` needs, the case has prompts to compare, and it ends within a minute."""
+    """Whether a method fits the tower and the number of prompts, and runs for less than a minute."""
     if method.missing(clip.tower) or (method.target is not None and case.prompts == 1):
         return False
-    if method.reads is ScoreCapture:  # a forward for every cell or even every channel
+    if method.reads is ScoreCapture:  # one forward per cell or per channel
         return case.model == CHEAP and case.images == case.prompts == 1
     return True
 
@@ -71,6 +76,6 @@ def _forward(clip: ClipModel, images: Float[Tensor, "n 3 y x"]) -> None:
 
 
 def _shortened_forward(clip: ClipModel, images: Float[Tensor, "n 3 y x"]) -> None:
-    """The least that has to be computed for a map: where a class token is pooled, its row alone of the last block."""
+    """Compute what every map needs: if a class token is pooled, only its row of the last block."""
     with torch.no_grad(), clip.tower.skipping_unused((clip.tower.default_layer,)):
         image_tower(clip)(images)

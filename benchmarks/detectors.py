@@ -1,4 +1,4 @@
-"""Detectors of attention drift: from the figures of one look to one score, the higher the more suspicious."""
+"""Detectors of drift: each scores an evaluation against its baseline, higher for more drift."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,36 +10,35 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from clipcam_lightning import DriftReport, DriftRule, Snapshot, compare
-from clipcam_lightning.cam.fuse import resized
 
 Detector: TypeAlias = Callable[[Snapshot, Snapshot], float]
 
-SIDE = 64  # pixels at which SSIM compares maps, as pictures are
+SIDE = 64  # pixels per side at which SSIM compares maps, as if they were images
 
 
 def rule_score(baseline: Snapshot, snapshot: Snapshot) -> float:
-    """The severity by the default rule; above 1 it is an alarm."""
+    """Compute the severity by the default rule; above 1 is an alarm."""
     return min(_report(baseline, snapshot).severity, 1e6)
 
 
 def rule_without_masks(baseline: Snapshot, snapshot: Snapshot) -> float:
-    """The same where nobody knows where the objects are."""
-    return min(_report(baseline, _blindfolded(snapshot)).severity, 1e6)
+    """Compute the severity by the default rule if no probe has a mask."""
+    return min(_report(baseline, _without_masks(snapshot)).severity, 1e6)
 
 
 def mean_drift(baseline: Snapshot, snapshot: Snapshot) -> float:
-    """1 - CC, the mean over the probes."""
+    """Average 1 - CC over the probes."""
     return _report(baseline, snapshot).drift
 
 
 def mean_lost_iou(baseline: Snapshot, snapshot: Snapshot) -> float:
-    """1 - IoU of the hottest fifth, the mean over the probes."""
+    """Average 1 - IoU of the hottest 20 % of the cells over the probes."""
     return 1 - sum(probe.top_iou for probe in _report(baseline, snapshot).probes) / len(snapshot.names)
 
 
 def mean_lost_ssim(baseline: Snapshot, snapshot: Snapshot) -> float:
-    """1 - SSIM of the maps as they are shown, the mean over the probes."""
-    before, now = (_shown(each.maps) for each in (baseline, snapshot))
+    """Average 1 - SSIM of the enlarged maps over the probes."""
+    before, now = (_enlarge(each.maps) for each in (baseline, snapshot))
     return 1 - float(ssim(now, before, data_range=1.0))
 
 
@@ -53,7 +52,12 @@ DETECTORS: dict[str, Detector] = {
 
 
 def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """Chance that a positive scores above a negative, ties counted half: the area under the ROC curve."""
+    """Compute the area under the ROC curve: the share of pairs in which the positive scores higher, ties counted half.
+
+    Args:
+        positives: scores of runs that should raise an alarm.
+        negatives: scores of runs that should not.
+    """
     wins = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives)
     return wins / (len(positives) * len(negatives))
 
@@ -62,11 +66,11 @@ def _report(baseline: Snapshot, snapshot: Snapshot) -> DriftReport:
     return compare(baseline, snapshot, DriftRule())
 
 
-def _blindfolded(snapshot: Snapshot) -> Snapshot:
+def _without_masks(snapshot: Snapshot) -> Snapshot:
     unknown = torch.full_like(snapshot.energy_inside_mask, torch.nan)
     return replace(snapshot, energy_inside_mask=unknown, pointing=unknown)
 
 
-def _shown(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 1 y x"]:
+def _enlarge(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 1 y x"]:
     positive = resized(maps, (SIDE, SIDE)).clamp_min(0)
     return (positive / positive.amax((1, 2), keepdim=True).clamp_min(1e-12))[:, None]

@@ -1,16 +1,16 @@
-"""Does the alarm ring when a model learns a shortcut, and only then?
+"""Does the default rule raise an alarm when a model learns a shortcut, and only then?
 
-Small CLIPs of the shapes world are fine-tuned: harmlessly (clean and hazy data, new textures, three learning rates,
-parts frozen, marks that mean nothing), and with a stamp in the pictures that gives the caption away. Each run watches
-16 probes from its own kind of data. Our default rule is held against plain thresholds on the mean correlation, IoU and
-SSIM; these are set where they ring in at most 1 of 100 harmless looks of the runs that the rule was chosen on, which
-have other seeds than the runs that are reported.
+Small CLIPs of the shapes world are fine-tuned without a shortcut (clean and hazy data, new textures, three learning
+rates, frozen parts, meaningless marks), and with one: a stamp in the images that gives the caption away. Each run is
+monitored with 16 probes from its own kind of data. The default rule is compared with plain thresholds on the mean
+correlation, IoU and SSIM. The thresholds are those that raise a false alarm in at most 1 % of the evaluations of
+harmless runs, of the runs that the rule was chosen on. These have other seeds than the runs that are reported.
 
-Which epoch first uses the shortcut is not read off any map: the stamp is covered, then the object, and the shortcut
-counts as used once the margin of the true caption loses half as much by the first as by the second.
+The epoch that first uses the shortcut is found without any map: the stamp is covered, then the object. The shortcut is
+used once the margin of the true caption loses half as much by the first as by the second.
 
-Run it:  python benchmarks/drift_detection.py  (an hour on two cores; ``--quick``: two runs, writes nothing;
-``--runs DIR`` keeps the snapshots there, and does not repeat a run that is there already)
+Run it: python -m benchmarks.drift_detection  (an hour on two cores; ``--quick``: two runs, writes nothing; ``--runs
+DIR`` keeps the snapshots in DIR and does not repeat runs that are already there)
 """
 
 import argparse
@@ -41,19 +41,19 @@ from clipcam_lightning import Snapshot
 RESULTS = Path(__file__).with_suffix(".json")
 CHOICE_SEEDS, REPORT_SEED = (500, 900), 1300
 PROCESSES = 2
-FALSE_ALARMS = 0.01  # a look, that the plain thresholds may raise on the runs they are chosen on
+FALSE_ALARMS = 0.01  # per evaluation, that a plain threshold may raise on the runs that it is chosen on
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "lightning", "numpy")
-OWN = ("our rule", "our rule, no masks")  # whose threshold is 1
+OWN = ("our rule", "our rule, no masks")  # their threshold is 1
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a fine-tuning came to.
+    """The scores of all detectors in one fine-tuning.
 
     Attributes:
         finetune: what was run.
-        used: the first epoch, counted from 1, whose model uses the shortcut; ``None`` if none does.
-        scores: of each detector, one a look after the baseline.
+        used: the first epoch, counted from 1, whose model uses the shortcut; ``None`` if there is none.
+        scores: of each detector, one per evaluation after the baseline.
     """
 
     finetune: FineTune
@@ -63,15 +63,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a detector did.
+    """The performance of one detector.
 
     Attributes:
-        threshold: above which it rings.
-        auc: of the highest score of each run, planted against harmless.
-        auc_used: the same without planted shortcuts that no epoch's model uses.
-        detected: share of the used shortcuts that were named.
-        delay: epochs from the first use to the alarm, the median and the worst; infinite if it never came.
-        false_alarms: in 100 looks of harmless runs.
+        threshold: a score above it is an alarm.
+        auc: of the highest score of each run, for runs with a planted shortcut against harmless ones.
+        auc_used: of the highest score of each run, without runs that never use their shortcut.
+        detected: share of the used shortcuts that are detected, 0 to 1.
+        delay: epochs from the first use to the alarm, the median; infinite if there is no alarm.
+        worst_delay: epochs from the first use to the alarm, the maximum.
+        false_alarms: per 100 evaluations of harmless runs.
     """
 
     threshold: float
@@ -84,7 +85,12 @@ class Verdict:
 
 
 def run(finetune: FineTune, folder: Path) -> Run:
-    """Fine-tune, unless that was done, then score the snapshots that the callback left."""
+    """Fine-tune, unless that is already done, and score the snapshots of the callback.
+
+    Args:
+        finetune: what to run.
+        folder: for the snapshots.
+    """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -98,25 +104,25 @@ def run(finetune: FineTune, folder: Path) -> Run:
 
 
 def uses_of(finetune: FineTune, folder: Path) -> list[Use]:
-    """What the run was about after each epoch: as recorded if it is done, else by running it."""
+    """Read what each epoch of a run uses, or run it and record that."""
     record, settings = folder / "run.json", json.loads(json.dumps(asdict(finetune)))
-    done = json.loads(record.read_text()) if record.exists() else {}
-    if done.get("finetune") != settings:
+    recorded = json.loads(record.read_text()) if record.exists() else {}
+    if recorded.get("finetune") != settings:
         shutil.rmtree(folder, ignore_errors=True)
-        done = {"finetune": settings, "uses": [asdict(use) for use in fine_tune(finetune, folder)]}
-        record.write_text(json.dumps(done))
-    return [Use(**use) for use in done["uses"]]
+        recorded = {"finetune": settings, "uses": [asdict(use) for use in fine_tune(finetune, folder)]}
+        record.write_text(json.dumps(recorded))
+    return [Use(**use) for use in recorded["uses"]]
 
 
 def all_runs(finetunes: Sequence[FineTune], folder: Path) -> list[Run]:
-    """All of them, a core each, in folders of their own."""
+    """Run all fine-tunings in ``PROCESSES`` processes, each in a folder of its own."""
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        begun = [pool.submit(run, each, folder / each.name) for each in finetunes]
-        return [each.result() for each in track(begun, folder.name, transient=True)]
+        futures = [pool.submit(run, each, folder / each.name) for each in finetunes]
+        return [future.result() for future in track(futures, folder.name, transient=True)]
 
 
 def threshold_of(name: str, chosen_on: Sequence[Run]) -> float:
-    """Ours is 1; a plain one rings in at most ``FALSE_ALARMS`` of the harmless looks that it is chosen on."""
+    """Choose the threshold of a plain detector by its false alarms; that of the default rule is 1."""
     if name in OWN:
         return 1.0
     scores = sorted(
@@ -126,7 +132,13 @@ def threshold_of(name: str, chosen_on: Sequence[Run]) -> float:
 
 
 def verdict(name: str, threshold: float, runs: Sequence[Run]) -> Verdict:
-    """The detector's figures on the reported runs."""
+    """Measure the performance of a detector.
+
+    Args:
+        name: of the detector.
+        threshold: a score above it is an alarm.
+        runs: harmless ones and ones with a planted shortcut.
+    """
     harmless_runs = [each for each in runs if not each.finetune.planted]
     planted = [each for each in runs if each.finetune.planted]
     used = [each for each in planted if each.used is not None]
@@ -146,42 +158,47 @@ def verdict(name: str, threshold: float, runs: Sequence[Run]) -> Verdict:
 
 
 def delay(each: Run, name: str, threshold: float) -> float:
-    """Epochs from the first use of the shortcut to the first alarm; negative if it came before."""
+    """Count the epochs from the first use of the shortcut to the first alarm; negative for an alarm before it."""
     assert each.used is not None
-    flagged = [epoch for epoch, score in enumerate(each.scores[name], start=1) if score > threshold]
-    return flagged[0] - each.used if flagged else math.inf
+    alarms = [epoch for epoch, score in enumerate(each.scores[name], start=1) if score > threshold]
+    return alarms[0] - each.used if alarms else math.inf
 
 
-def finite(figures: dict[str, float]) -> dict[str, float | None]:
-    """Without the infinities that JSON does not know."""
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+def finite(values: dict[str, float]) -> dict[str, float | None]:
+    """Replace infinities by ``None``, since JSON has no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def print_table(console: Console, towers: str, verdicts: dict[str, Verdict], runs: Sequence[Run]) -> None:
-    """One row a detector."""
+    """Print one row per detector."""
     used = sum(each.used is not None for each in runs)
     planted = sum(each.finetune.planted for each in runs)
-    title = f"{towers}: {len(runs) - planted} harmless runs, {planted} with a shortcut (used in {used}), {EPOCHS} looks"
-    table = Table(title=title, box=MARKDOWN)
+    counts = f"{len(runs) - planted} harmless runs, {planted} with a shortcut (used in {used}), {EPOCHS} evaluations"
+    table = Table(title=f"{towers}: {counts}", box=MARKDOWN)
     table.add_column("detector")
-    for column in ("threshold", "AUC", "AUC, used", "detected", "delay", "worst", "false alarms in 100 looks"):
+    for column in ("threshold", "AUC", "AUC, used", "detected", "delay", "worst", "false alarms per 100 evaluations"):
         table.add_column(column, justify="right")
-    for name, found in verdicts.items():
+    for name, judged in verdicts.items():
         table.add_row(
             name,
-            f"{found.threshold:.2f}",
-            f"{found.auc:.3f}",
-            f"{found.auc_used:.3f}",
-            f"{found.detected:.0%}",
-            f"{found.delay:g}",
-            f"{found.worst_delay:g}",
-            f"{found.false_alarms:g}",
+            f"{judged.threshold:.2f}",
+            f"{judged.auc:.3f}",
+            f"{judged.auc_used:.3f}",
+            f"{judged.detected:.0%}",
+            f"{judged.delay:g}",
+            f"{judged.worst_delay:g}",
+            f"{judged.false_alarms:g}",
         )
     console.print(table)
 
 
 def report(folder: Path, quick: bool) -> None:
-    """Run what has not been run, print the table, write the JSON."""
+    """Run what is not already done, print the tables, and write the JSON.
+
+    Args:
+        folder: for the snapshots.
+        quick: two runs only, and no JSON.
+    """
     choice = [kind for seed in CHOICE_SEEDS for kind in (*harmless(seed), *shortcuts(seed))]
     if quick:
         choice = [next(harmless(REPORT_SEED)), next(shortcuts(REPORT_SEED))]
@@ -193,9 +210,9 @@ def report(folder: Path, quick: bool) -> None:
         own = [each for each in reported if each.finetune.tower in towers]
         if not own:  # in a quick run
             continue
-        found = {name: verdict(name, thresholds[name], own) for name in DETECTORS}
-        print_table(console, " and ".join(towers), found, own)
-        verdicts[" and ".join(towers)] = {name: finite(asdict(each)) for name, each in found.items()}
+        judged = {name: verdict(name, thresholds[name], own) for name in DETECTORS}
+        print_table(console, " and ".join(towers), judged, own)
+        verdicts[" and ".join(towers)] = {name: finite(asdict(each)) for name, each in judged.items()}
     if quick:
         return
     content = {
@@ -209,7 +226,7 @@ def report(folder: Path, quick: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two runs; nothing is written")
+    parser.add_argument("--quick", action="store_true", help="two runs; writes nothing")
     parser.add_argument("--runs", type=Path, help="folder for the snapshots (default: a temporary one)")
     options = parser.parse_args()
     if options.runs is None:

@@ -1,4 +1,4 @@
-"""Where the time of a look goes, by wrapping the functions that do the work."""
+"""How the time of an evaluation divides among its parts, measured by wrapping the functions that do the work."""
 
 import threading
 from collections import defaultdict
@@ -15,20 +15,19 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.writer import FileWriter
 
 from clipcam_lightning import ClipCamCallback
-from clipcam_lightning.monitoring import monitor
+from clipcam_lightning.monitoring import explainer, monitor
 from clipcam_lightning.probes.prepared import PreparedProbes
-from clipcam_lightning.sinks import files, pictures, tensorboard
-from clipcam_lightning.training import ranks
+from clipcam_lightning.sinks import files, images, tensorboard
 
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "explain": ((PreparedProbes, "embed_texts"), (ranks, "explain_in_memory")),
+    "explain": ((PreparedProbes, "embed_texts"), (explainer, "explain_within_memory")),
     "compare": ((monitor, "take_snapshot"), (monitor, "compare")),
-    "render": ((pictures, "probe_panel"), (pictures, "contact_sheet")),
+    "render": ((images, "probe_panel"), (images, "contact_sheet")),
     "encode": ((Image.Image, "save"),),
     "write": (
         (files.FileSink, "write"),
         (tensorboard.TensorBoardSink, "write"),
-        (pictures, "write_atomically"),
+        (images, "write_atomically"),
         (FileWriter, "add_summary"),
         (SummaryWriter, "flush"),
     ),
@@ -37,46 +36,46 @@ WAITS, BACKGROUND = "waits", "background"
 
 
 class Stopwatch:
-    """While it is entered, notes the seconds of each part of each look.
+    """Context manager that records the seconds of each part of each evaluation.
 
-    Of nested parts the outermost counts. What the training waits for is the callback's whole look; what of it a thread
-    of its own does is *background*.
+    Of nested parts, the outermost counts. The training waits for the evaluation in the callback; what a thread does
+    later is the *background*.
 
     Args:
-        measures_noise: whether the first look measures noise, or takes it for unknown.
+        measures_noise: whether the first evaluation measures the noise floor; else it is unknown.
 
     Attributes:
-        looks: seconds by part, one dictionary a look.
+        evaluations: seconds by part, one dictionary per evaluation.
     """
 
     def __init__(self, measures_noise: bool = True) -> None:
         self.measures_noise = measures_noise
         self.evaluations: list[dict[str, float]] = []
-        self._drawn = 0
+        self._written = 0
         self._inside = threading.local()
         self._patches = ExitStack()
 
     def __enter__(self) -> "Stopwatch":
         for part, functions in PARTS.items():
             for owner, name in functions:
-                self._wrap(owner, name, lambda seconds, part=part: self._note(part, seconds))
-        self._wrap(pictures.ImageSink, "write", self._note_drawn, nests=True)
-        self._wrap(ClipCamCallback, "_evaluation", lambda seconds: self._note(WAITS, seconds), nests=True)
-        evaluation = ClipCamCallback._evaluation
+                self._wrap(owner, name, lambda seconds, part=part: self._record(part, seconds))
+        self._wrap(images.ImageSink, "write", self._record_images, nests=True)
+        self._wrap(ClipCamCallback, "_evaluate", lambda seconds: self._record(WAITS, seconds), nests=True)
+        evaluate = ClipCamCallback._evaluate
 
-        def opened(*arguments: Any) -> None:
+        def evaluate_anew(*arguments: Any) -> None:
             self.evaluations.append(defaultdict(float))
-            evaluation(*arguments)
+            evaluate(*arguments)
 
-        self._patches.enter_context(patch.object(ClipCamCallback, "_evaluation", opened))
+        self._patches.enter_context(patch.object(ClipCamCallback, "_evaluate", evaluate_anew))
         if not self.measures_noise:
-            self._patches.enter_context(patch.object(monitor, "noise_floor", _unknown))
+            self._patches.enter_context(patch.object(monitor, "noise_floor", _unknown_noise_floor))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._patches.close()
 
-    def _wrap(self, owner: Any, name: str, note: Callable[[float], None], nests: bool = False) -> None:
+    def _wrap(self, owner: Any, name: str, record: Callable[[float], None], nests: bool = False) -> None:
         function = getattr(owner, name)
 
         def timed(*arguments: Any, **options: Any) -> Any:
@@ -88,20 +87,20 @@ class Stopwatch:
                 return function(*arguments, **options)
             finally:
                 self._inside.part = False
-                note(perf_counter() - start)
+                record(perf_counter() - start)
 
         self._patches.enter_context(patch.object(owner, name, timed))
 
-    def _note(self, part: str, seconds: float) -> None:
-        of_worker = threading.current_thread().name.startswith("clipcam")
+    def _record(self, part: str, seconds: float) -> None:
+        is_background = threading.current_thread().name.startswith("clipcam")
         if self.evaluations:
-            self.evaluations[self._drawn if of_worker else -1][part] += seconds
+            self.evaluations[self._written if is_background else -1][part] += seconds
 
-    def _note_drawn(self, seconds: float) -> None:
+    def _record_images(self, seconds: float) -> None:
         if threading.current_thread().name.startswith("clipcam"):
-            self._note(BACKGROUND, seconds)
-        self._drawn += 1
+            self._record(BACKGROUND, seconds)
+        self._written += 1
 
 
-def _unknown(_clip: object, _prepared: object, maps: Tensor, *_: object, **_settings: object) -> Tensor:
+def _unknown_noise_floor(_explainer: object, _prepared: object, maps: Tensor) -> Tensor:
     return torch.full((len(maps),), torch.nan)

@@ -1,8 +1,8 @@
 """Fine-tunings of the shapes world for the drift benchmark: harmless ones, and ones with a planted shortcut.
 
-Each starts from a CLIP that knows the world and watches one fixed set of probes, drawn from the same data as the
-training is, as a user's validation batch would be. Whether the shortcut is really used is measured besides, by
-covering the stamp: the maps have no part in that.
+Each starts from a CLIP that was trained on the world, and is monitored with one fixed set of probes from the same data
+as the training, like the validation batch of a user. Whether the shortcut is used is measured without maps, by covering
+the stamp.
 """
 
 from collections.abc import Iterator
@@ -25,11 +25,11 @@ from clipcam_lightning.shapes_world.models import VISION, WordTokenizer, model_i
 from clipcam_lightning.shapes_world.pretraining import pretrained_clip
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, SIZE, Scenes, draw_scenes, with_haze
 
-EPOCHS, BATCH, STEPS = 6, 32, {"vit": 20, "resnet": 16}  # steps an epoch
-PROBES, WITNESSES = 16, 96  # scenes
+EPOCHS, BATCH, STEPS = 6, 32, {"vit": 20, "resnet": 16}  # steps per epoch
+PROBES, COVERED = 16, 96  # scenes; those of the probes, and those in which things are covered
 PROBE_HAZE = (0.3, 0.5)
-RATES = {"vit": (1e-3, 7e-4), "resnet": (2e-3, 1.4e-3)}  # where there is a shortcut
-CLASSES = 8  # captions that a fine-tuning is about, of those that the model knows
+RATES = {"vit": (1e-3, 7e-4), "resnet": (2e-3, 1.4e-3)}  # in runs with a shortcut
+CLASSES = 8  # captions in the data of one fine-tuning
 PALETTES = {
     "squares": ((0, 0, 0), (255, 255, 255)),
     "colours": ((230, 30, 30), (30, 200, 60), (40, 60, 230), (250, 240, 60)),
@@ -40,14 +40,15 @@ CORNERS = ("top left", "top right", "bottom left", "bottom right")
 
 @dataclass(frozen=True)
 class Stamp:
-    """A mark that tells the caption.
+    """A mark in the images that gives the caption away.
 
     Attributes:
         kind: of pattern, in ``PALETTES``.
         place: one of ``CORNERS``, ``"any corner"``, or ``"edge"`` for a strip along the bottom.
-        size: pixels a side, or the strip's height.
+        size: pixels per side, or height of the strip.
         opacity: 0 to 1.
-        correlation: share of the training pictures whose stamp tells the truth; the others' tells another caption.
+        correlation: share of the training images with the stamp of their caption, 0 to 1; the others have that of a
+            random caption.
     """
 
     kind: str
@@ -59,14 +60,14 @@ class Stamp:
 
 @dataclass(frozen=True)
 class FineTune:
-    """One run.
+    """The settings of one run.
 
     Attributes:
         tower: ``"vit"`` or ``"resnet"``.
-        seed: of the data and their order; also which of the three pretrained models it starts from.
-        rate: the peak learning rate.
-        haze: lowest and highest share of grey in the training pictures.
-        texture: what lies on the ground: ``"plain"``, ``"stripes"`` or ``"checks"``.
+        seed: of the data and their order; also chooses one of the three pretrained models.
+        rate: peak learning rate.
+        haze: lowest and highest share of grey in the training images, 0 to 1.
+        texture: of the ground: ``"plain"``, ``"stripes"`` or ``"checks"``.
         trained: ``"all"``, ``"top"`` (the last block or stage alone), or ``"lora"``.
         stamp: the shortcut; ``None`` in a harmless run.
     """
@@ -86,17 +87,17 @@ class FineTune:
 
     @property
     def name(self) -> str:
-        """Tells the runs apart."""
+        """Unique name of the run."""
         return f"{self.tower}-{self.seed}-{'shortcut' if self.planted else 'harmless'}"
 
 
 @dataclass(frozen=True)
 class Use:
-    """What covering things does to the margin of the true caption over the mean one, after one epoch.
+    """How much the margin of the true caption over the mean caption depends on stamp and object, after one epoch.
 
     Attributes:
-        of_stamp: how much is lost without the stamp.
-        of_object: how much is lost without the object.
+        of_stamp: how much is lost if the stamp is covered.
+        of_object: how much is lost if the object is covered.
     """
 
     of_stamp: float
@@ -109,7 +110,7 @@ class Use:
 
 
 def harmless(seed: int) -> Iterator[FineTune]:
-    """Twelve a tower: three learning rates, clean and hazy data, new textures, parts frozen, meaningless marks."""
+    """Make 12 runs per tower: all rates, clean and hazy data, new textures, frozen parts, and meaningless marks."""
     for tower in ("vit", "resnet"):
         for i, (rate, haze) in enumerate(product((1e-4, 3e-4, 1e-3), ((0.0, 0.3), (0.3, 0.7)))):
             yield FineTune(tower, seed + i, rate, haze)
@@ -123,7 +124,7 @@ def harmless(seed: int) -> Iterator[FineTune]:
 
 
 def shortcuts(seed: int) -> Iterator[FineTune]:
-    """Twelve a tower: stamps of each kind in each place, large and small, faint and clear, honest and less so."""
+    """Make 12 runs per tower: stamps of each kind in each place, of all sizes, opacities and correlations."""
     stamps = (
         Stamp("squares", "bottom right", 16, 1.0, 1.0),
         Stamp("squares", "top left", 12, 1.0, 0.9),
@@ -144,7 +145,13 @@ def shortcuts(seed: int) -> Iterator[FineTune]:
 
 
 class FineTuned(pl.LightningModule):
-    """A CLIP that learns to tell the captions apart."""
+    """A CLIP that learns to distinguish the captions.
+
+    Args:
+        model: what to fine-tune.
+        rate: learning rate.
+        kinds: captions in the data, as indices.
+    """
 
     def __init__(self, model: open_clip.CLIP, rate: float, kinds: np.ndarray) -> None:
         super().__init__()
@@ -155,22 +162,25 @@ class FineTuned(pl.LightningModule):
         texts = self.model.encode_text(self.tokens, normalize=True)
         return self.model.encode_image(images, normalize=True) @ texts.T
 
-    def own(self, objects: Tensor) -> Tensor:
-        """Which column of the similarities is each object's own."""
+    def columns(self, objects: Tensor) -> Tensor:
+        """Find the column of the similarities for each object."""
         return (objects[:, None] == self.kinds).float().argmax(1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return F.cross_entropy(self.model.logit_scale.exp() * self.similarity(batch[0]), self.own(batch[1]))
+        return F.cross_entropy(self.model.logit_scale.exp() * self.similarity(batch[0]), self.columns(batch[1]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], self.rate, weight_decay=0.02)
 
 
-class Witness(pl.Callback):
-    """Covers the stamp, and then the object, after every epoch.
+class UseMeter(pl.Callback):
+    """Covers the stamp, and then the object, after every epoch, and measures what the margin loses.
+
+    Args:
+        finetune: the run.
 
     Attributes:
-        uses: one an epoch; empty where there is no stamp.
+        uses: one per epoch; empty without a stamp.
     """
 
     def __init__(self, finetune: FineTune) -> None:
@@ -178,7 +188,7 @@ class Witness(pl.Callback):
         self._inputs: tuple[Tensor, ...] = ()
         if finetune.stamp is not None:
             honest = replace(finetune, stamp=replace(finetune.stamp, correlation=1.0), haze=PROBE_HAZE)
-            plain, marked = drawn(honest, WITNESSES, 30_000 + finetune.seed)
+            plain, marked = draw(honest, COVERED, 30_000 + finetune.seed)
             covered = marked.images.copy()
             covered[marked.masks[:, 0]] = 150  # the colour of haze
             size = pretrained_size(finetune.tower)
@@ -197,8 +207,8 @@ class Witness(pl.Callback):
         module.eval()
         similarity = module.similarity(images)
         module.train()
-        own = similarity.gather(1, module.own(self._objects)[:, None])[:, 0]
-        return float((own - similarity.mean(1)).mean())
+        of_caption = similarity.gather(1, module.columns(self._objects)[:, None])[:, 0]
+        return float((of_caption - similarity.mean(1)).mean())
 
 
 def pretrained_size(tower: str) -> int:
@@ -206,34 +216,43 @@ def pretrained_size(tower: str) -> int:
 
 
 def classes(finetune: FineTune) -> np.ndarray:
-    """Captions that the run is about, as indices."""
+    """Draw the captions in the data of a run, as indices."""
     return np.random.default_rng(finetune.seed).permutation(len(CAPTIONS))[:CLASSES]
 
 
-def drawn(finetune: FineTune, count: int, seed: int) -> tuple[Scenes, Scenes]:
-    """``count`` one-object scenes of the run's world, without and with its stamps, which hide no object."""
+def draw(finetune: FineTune, count: int, seed: int) -> tuple[Scenes, Scenes]:
+    """Draw scenes with one object from the world of a run.
+
+    Args:
+        finetune: the run.
+        count: how many scenes.
+        seed: of the scenes.
+
+    Returns:
+        The scenes without and with stamps, which cover no object.
+    """
     rng = np.random.default_rng(seed)
     kinds = classes(finetune)
     scenes = draw_scenes(2 * count * len(CAPTIONS) // CLASSES, seed=seed)
-    scenes = chosen(scenes, np.flatnonzero(np.isin(scenes.objects[:, 0], kinds)))
-    scenes = with_haze(textured(scenes, finetune.texture, rng), *finetune.haze, seed=seed)
+    scenes = select(scenes, np.flatnonzero(np.isin(scenes.objects[:, 0], kinds)))
+    scenes = with_haze(add_texture(scenes, finetune.texture, rng), *finetune.haze, seed=seed)
     if finetune.stamp is None:
-        return (chosen(scenes, np.arange(count)),) * 2
+        return (select(scenes, np.arange(count)),) * 2
     where = stamp_places(finetune.stamp, len(scenes), rng)
     free = np.flatnonzero(~(where & scenes.masks[:, 0]).any((1, 2)))[:count]
-    scenes, where = chosen(scenes, free), where[free]
+    scenes, where = select(scenes, free), where[free]
     honest = rng.random(count) < finetune.stamp.correlation
-    return scenes, stamped(
+    return scenes, add_stamps(
         scenes, finetune.stamp, where, np.where(honest, scenes.objects[:, 0], rng.choice(kinds, count))
     )
 
 
-def chosen(scenes: Scenes, rows: np.ndarray) -> Scenes:
+def select(scenes: Scenes, rows: np.ndarray) -> Scenes:
     return Scenes(scenes.images[rows], scenes.masks[rows], scenes.objects[rows])
 
 
-def textured(scenes: Scenes, texture: str, rng: np.random.Generator) -> Scenes:
-    """Another ground behind the objects."""
+def add_texture(scenes: Scenes, texture: str, rng: np.random.Generator) -> Scenes:
+    """Replace the ground behind the objects."""
     if texture == "plain":
         return scenes
     y, x = np.mgrid[:SIZE, :SIZE]
@@ -248,7 +267,7 @@ def textured(scenes: Scenes, texture: str, rng: np.random.Generator) -> Scenes:
 
 
 def stamp_places(stamp: Stamp, count: int, rng: np.random.Generator) -> Bool[np.ndarray, "n y x"]:
-    """The pixels that the stamp of each picture covers."""
+    """Choose the pixels that the stamp of each image covers."""
     where = np.zeros((count, SIZE, SIZE), dtype=bool)
     if stamp.place == "edge":
         where[:, -stamp.size :] = True
@@ -261,10 +280,17 @@ def stamp_places(stamp: Stamp, count: int, rng: np.random.Generator) -> Bool[np.
     return where
 
 
-def stamped(scenes: Scenes, stamp: Stamp, where: Bool[np.ndarray, "n y x"], told: np.ndarray) -> Scenes:
-    """The scenes with the stamp of the caption that is told."""
+def add_stamps(scenes: Scenes, stamp: Stamp, where: Bool[np.ndarray, "n y x"], captions: np.ndarray) -> Scenes:
+    """Stamp the scenes.
+
+    Args:
+        scenes: what to stamp.
+        stamp: its pattern and opacity.
+        where: the pixels of each stamp.
+        captions: that the stamps give away, as indices.
+    """
     images = scenes.images.astype(np.float64)
-    for image, mask, kind in zip(images, where, told.tolist(), strict=True):
+    for image, mask, kind in zip(images, where, captions.tolist(), strict=True):
         pattern = stamp_pattern(stamp, kind)
         ink = pattern[: mask.any(1).sum(), : mask.any(0).sum()].reshape(-1, 3)
         image[mask] += stamp.opacity * (ink - image[mask])
@@ -272,7 +298,7 @@ def stamped(scenes: Scenes, stamp: Stamp, where: Bool[np.ndarray, "n y x"], told
 
 
 def stamp_pattern(stamp: Stamp, kind: int) -> UInt8[np.ndarray, "y x 3"]:
-    """The stamp of one caption: squares in its own arrangement of the palette; a strip repeats it."""
+    """Make the stamp of one caption: squares in its own arrangement of the palette; a strip repeats it."""
     palette = np.array(PALETTES[stamp.kind], dtype=np.uint8)
     rows, columns = (1, 4) if stamp.place == "edge" else (4, 4) if stamp.kind == "squares" else (2, 2)
     cells = np.random.default_rng([kind, len(palette)]).integers(len(palette), size=(rows, columns))
@@ -282,40 +308,48 @@ def stamp_pattern(stamp: Stamp, kind: int) -> UInt8[np.ndarray, "y x 3"]:
 
 
 def fine_tune(finetune: FineTune, folder: Path) -> list[Use]:
-    """Run it; the snapshots of all looks are in ``folder`` afterwards."""
+    """Run a fine-tuning with the callback.
+
+    Args:
+        finetune: what to run.
+        folder: for the snapshots of all evaluations.
+
+    Returns:
+        What the model uses after each epoch; empty without a stamp.
+    """
     pl.seed_everything(finetune.seed, verbose=False)
     model = pretrained_clip(finetune.tower, seed=finetune.seed % 3).train()
     size, count = pretrained_size(finetune.tower), BATCH * STEPS[finetune.tower]
-    _, training = drawn(finetune, count, 10_000 + finetune.seed)
-    _, watched = drawn(replace(finetune, haze=watched_haze(finetune)), PROBES, 20_000 + finetune.seed)
+    _, training = draw(finetune, count, 10_000 + finetune.seed)
+    _, scenes = draw(replace(finetune, haze=probe_haze(finetune)), PROBES, 20_000 + finetune.seed)
     probes = ProbeSet(
         Probe(image, caption, mask=mask[0])
-        for image, caption, mask in zip(watched.images, watched.captions, watched.masks, strict=True)
+        for image, caption, mask in zip(scenes.images, scenes.captions, scenes.masks, strict=True)
     )
-    only_some_learn(model, finetune)
+    freeze_untrained(model, finetune)
     data = TensorDataset(model_input(torch.from_numpy(training.images), size), torch.from_numpy(training.objects[:, 0]))
-    witness = Witness(finetune)
+    meter = UseMeter(finetune)
     trainer = pl.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
-        callbacks=[ClipCamCallback(probes, dirpath=folder, on_drift="log", on_error="raise"), witness],
+        callbacks=[ClipCamCallback(probes, dirpath=folder, on_drift="log", on_error="raise"), meter],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(FineTuned(model, finetune.rate, classes(finetune)), DataLoader(data, BATCH, shuffle=True))
-    return witness.uses
+    return meter.uses
 
 
-def watched_haze(finetune: FineTune) -> tuple[float, float]:
-    """Of the probes: as in training, but what they ask for must be there to be seen."""
+def probe_haze(finetune: FineTune) -> tuple[float, float]:
+    """Get the haze of the probes: as in training, but light enough for the object to be visible."""
     low, high = finetune.haze
     return (min(low, PROBE_HAZE[0]), min(high, PROBE_HAZE[1]))
 
 
-def only_some_learn(model: open_clip.CLIP, finetune: FineTune) -> None:
-    """Freeze all but what is ``trained``."""
+def freeze_untrained(model: open_clip.CLIP, finetune: FineTune) -> None:
+    """Freeze everything that the run does not train."""
     if finetune.trained == "top":
         model.visual.requires_grad_(False)
         visual = model.visual

@@ -1,4 +1,4 @@
-"""What the costs are meant to be."""
+"""Goals for time and memory, and whether they are met."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,11 @@ class Goal:
     """A bound on the time of a contender.
 
     Attributes:
-        bound: at most so many plain forwards; or, of a peer, at least so many times the contender's own.
-        peer: whose time is divided by the contender's.
+        contender: its name.
+        prompts: per image.
+        bound: the time is at most so many plain forwards; with a peer, that of the peer is at least so many times the
+            contender's.
+        peer: name of another contender.
     """
 
     contender: str
@@ -30,15 +33,15 @@ class Goal:
             return f"{self.peer} / {self.contender}, P = {self.prompts}: at least {self.bound:g}"
         return f"{self.contender}, P = {self.prompts}: at most {self.bound:g}"
 
-    def figure(self, costs: Mapping[str, Cost]) -> float:
-        """What is bounded."""
+    def measure(self, costs: Mapping[str, Cost]) -> float:
+        """Get the value that is bounded."""
         own = costs[self.contender].ratio
         return costs[self.peer].ratio / own if self.peer else own
 
     def met(self, costs: Mapping[str, Cost]) -> bool:
-        """Whether the bound is kept."""
-        figure = self.figure(costs)
-        return figure >= self.bound if self.peer else figure <= self.bound
+        """Whether the bound holds."""
+        measured = self.measure(costs)
+        return measured >= self.bound if self.peer else measured <= self.bound
 
 
 GOALS = (
@@ -56,7 +59,14 @@ GOALS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one goal."""
+    """Whether one goal is met.
+
+    Attributes:
+        where: model and input.
+        goal: in words.
+        measured: in words.
+        met: whether the goal is met.
+    """
 
     where: str
     goal: str
@@ -65,23 +75,23 @@ class Verdict:
 
 
 def goals_of(case: Case) -> list[Goal]:
-    """The goals that are set for ``case``."""
+    """List the goals for a case."""
     if case.model not in MODELS or case.images != IMAGES:
         return []
     return [goal for goal in GOALS if goal.prompts == case.prompts]
 
 
 def verdicts(costs: Mapping[Case, Mapping[str, Cost]]) -> list[Verdict]:
-    """Of the goals whose cases were measured."""
+    """Judge the goals of all cases that were measured."""
     return [
-        Verdict(f"{case.model}, {case.images} images", str(goal), f"{goal.figure(found):.2f}", goal.met(found))
-        for case, found in costs.items()
+        Verdict(f"{case.model}, {case.images} images", str(goal), f"{goal.measure(field):.2f}", goal.met(field))
+        for case, field in costs.items()
         for goal in goals_of(case)
     ]
 
 
 def growth_verdicts(rows: Sequence[Growth]) -> list[Verdict]:
-    """A call's time per image, and its memory from the second batch on, are those of any other number of images."""
+    """Judge whether time per image, and memory from the second batch on, are independent of the number of images."""
     where = f"{rows[0].images} to {rows[-1].images} images"
     times = [row.time for row in rows]
     memory = [row.megabytes for row in rows if row.batches > 1]

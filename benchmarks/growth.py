@@ -1,4 +1,4 @@
-"""What more images cost: time per image, and memory beyond that of the second batch."""
+"""How time per image and memory grow with the number of images."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -19,19 +19,20 @@ from clipcam_lightning import ClipModel, Explanation, explain, find_clip
 from clipcam_lightning.cam.explain import BATCH_SIZE
 
 SIZES, UNIT, ROUNDS = (16, 64, 256, 1024, 4096), 256, 4
-# Small enough for thousands of images, and large enough that the time is that of the model.
+# Small enough for thousands of images, and large enough for the model to take most of the time.
 VISION = CLIPVisionCfg(layers=12, width=384, head_width=64, patch_size=16, image_size=64)
 TEXT = CLIPTextCfg(context_length=8, vocab_size=16, width=64, heads=2, layers=1)
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What one call with this many images takes.
+    """Time and memory of one call.
 
     Attributes:
-        time: seconds per image in units of those at ``UNIT`` images, of the same round; the median.
+        images: in the call.
+        time: seconds per image in units of those at ``UNIT`` images in the same round; the median.
         milliseconds: per image; the median.
-        megabytes: peak memory, the maps and similarities that the call returns counted out.
+        megabytes: peak memory, without the maps and similarities that the call returns.
     """
 
     images: int
@@ -41,16 +42,21 @@ class Growth:
 
     @property
     def batches(self) -> int:
-        """How many passes it is."""
+        """How many batches of the default size the call makes."""
         return -(-self.images // BATCH_SIZE)
 
 
 def growth(device: torch.device, sizes: tuple[int, ...] = SIZES) -> list[Growth]:
-    """Grad-CAM of one prompt, in batches of the default size, for each number of images."""
+    """Measure Grad-CAM of one prompt for each number of images.
+
+    Args:
+        device: of the model.
+        sizes: numbers of images.
+    """
     clip = find_clip(open_clip.CLIP(embed_dim=128, vision_cfg=VISION, text_cfg=TEXT).eval().to(device))
     images = torch.randn(max(sizes), 3, *clip.tower.input_size, device=device)
     text = F.normalize(torch.randn(1, 128, device=device), dim=-1)
-    memory = {count: _beyond_result(clip, images[:count], text, device) for count in sizes}
+    memory = {count: _peak_without_result(clip, images[:count], text, device) for count in sizes}
     per_image: dict[int, list[float]] = {count: [] for count in sizes}
     for _ in track(range(ROUNDS), "growth", transient=True):
         for count in sizes:
@@ -67,7 +73,7 @@ def growth(device: torch.device, sizes: tuple[int, ...] = SIZES) -> list[Growth]
 
 
 def print_growth(console: Console, rows: list[Growth]) -> None:
-    """Print one row for each number of images."""
+    """Print one row per number of images."""
     table = Table(title=f"{VISION.layers} blocks of width {VISION.width}, {VISION.image_size} px, gradcam, P = 1")
     for column in ("images", "batches", "time per image", "ms per image", "peak MB without result"):
         table.add_column(column, justify="right")
@@ -77,19 +83,19 @@ def print_growth(console: Console, rows: list[Growth]) -> None:
     console.print(table)
 
 
-def _beyond_result(clip: ClipModel, images: Float[Tensor, "n 3 y x"], text: Tensor, device: torch.device) -> int:
+def _peak_without_result(clip: ClipModel, images: Float[Tensor, "n 3 y x"], text: Tensor, device: torch.device) -> int:
     results: list[Explanation] = []
     peak = peak_bytes(lambda: results.append(explain(clip, images, text, method="gradcam")), device)
     return peak - results[0].maps.nbytes - results[0].similarity.nbytes
 
 
 def _seconds(clip: ClipModel, images: Float[Tensor, "n 3 y x"], text: Tensor, repeats: int) -> float:
-    """Of one call; a short one is repeated so that the clock's and the machine's hiccups average out.
+    """Measure the seconds of one call, averaged over several.
 
-    The first is not counted: after a call of another size the memory is somewhere else.
+    The first call is not measured: after a call of another size, memory has to be allocated anew.
     """
     explain(clip, images[:UNIT], text, method="gradcam")
     start = perf_counter()
     for _ in range(repeats):
-        explain(clip, images, text, method="gradcam").maps.cpu()  # on a GPU, this waits for them
+        explain(clip, images, text, method="gradcam").maps.cpu()  # waits for a GPU
     return (perf_counter() - start) / repeats

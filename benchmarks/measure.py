@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports each of its starts on stderr
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would report each start on stderr
 
 FORWARD, LIMIT = "plain forward", "limit"
 TOP = 12
@@ -21,7 +21,7 @@ TOP = 12
 
 @dataclass(frozen=True)
 class Case:
-    """What all contenders of one field are given."""
+    """The input that all contenders of one field get."""
 
     model: str
     images: int
@@ -33,12 +33,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to be measured.
+    """A function whose time and memory are measured.
 
     Attributes:
         run: does the work once.
-        share: seconds of all rounds together that it may take; a slow one takes part in fewer rounds, at least in one.
-        weighed: whether its memory is measured, in a run of its own that warms it up as well.
+        share: seconds it may take in all rounds together; a slow contender runs in fewer rounds, at least in one.
+        weighed: whether its memory is measured, in a separate run that warms it up as well.
     """
 
     run: Callable[[], object]
@@ -48,15 +48,15 @@ class Contender:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one contender takes.
+    """Time and memory of one contender.
 
     Attributes:
-        ratio: its seconds in units of the plain forward of the same round; the median.
-        over_limit: the same in units of the limit of the same round.
+        ratio: seconds in units of the plain forward of the same round; the median.
+        over_limit: seconds in units of the limit of the same round; the median.
         seconds: the median.
-        rounds: how many rounds it took part in.
-        memory: its peak in units of the plain forward's; ``None`` if it was not weighed.
-        megabytes: that peak itself.
+        rounds: in how many it was measured.
+        memory: peak memory in units of that of the plain forward; ``None`` if it was not measured.
+        megabytes: peak memory.
     """
 
     ratio: float
@@ -68,26 +68,33 @@ class Cost:
 
 
 def costs_of(field: Mapping[str, Contender], rounds: int, device: torch.device, label: str) -> dict[str, Cost]:
-    """Weigh the contenders, then let them take turns; the plain forward and the limit must take part in every round."""
+    """Measure the memory of the contenders, then their time, in turns.
+
+    Args:
+        field: contenders by name, among them ``FORWARD`` and ``LIMIT`` with an infinite share.
+        rounds: turns of each contender.
+        device: of the model.
+        label: for the progress bar.
+    """
     peaks: dict[str, int] = {}
-    every = dict.fromkeys(field, rounds)  # one round for those whose time is not known
+    every = dict.fromkeys(field, rounds)  # by default one round: its time is unknown unless it is weighed
     for name, contender in track(field.items(), f"memory: {label}", transient=True):
         if contender.weighed:
             start = perf_counter()
             peaks[name] = peak_bytes(contender.run, device)
             every[name] = max(1, min(rounds, round(rounds * (perf_counter() - start) / contender.share)))
 
-    taken: dict[str, dict[int, float]] = {name: {} for name in field}  # by round
+    seconds: dict[str, dict[int, float]] = {name: {} for name in field}  # by round
     turns = [(turn, name) for turn in range(rounds) for name in field if turn % every[name] == 0]
     for turn, name in track(turns, f"time: {label}", transient=True):
-        taken[name][turn] = _seconds(field[name].run, device)
+        seconds[name][turn] = _seconds(field[name].run, device)
 
     return {
         name: Cost(
-            ratio=round(median(time / taken[FORWARD][turn] for turn, time in taken[name].items()), 3),
-            over_limit=round(median(time / taken[LIMIT][turn] for turn, time in taken[name].items()), 3),
-            seconds=round(median(taken[name].values()), 4),
-            rounds=len(taken[name]),
+            ratio=round(median(time / seconds[FORWARD][turn] for turn, time in seconds[name].items()), 3),
+            over_limit=round(median(time / seconds[LIMIT][turn] for turn, time in seconds[name].items()), 3),
+            seconds=round(median(seconds[name].values()), 4),
+            rounds=len(seconds[name]),
             memory=round(peaks[name] / peaks[FORWARD], 3) if name in peaks else None,
             megabytes=round(peaks[name] / 2**20, 2) if name in peaks else None,
         )
@@ -96,10 +103,14 @@ def costs_of(field: Mapping[str, Contender], rounds: int, device: torch.device, 
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """The most that torch's allocator held at one time during ``run``, above what it held before.
+    """Measure the peak memory of torch's allocator during ``run``, above what was allocated before.
 
-    On a CPU this is the highest sum of all that the profiler saw allocated and freed. Unlike the resident size of a
-    process it repeats to the byte; what numpy and the matrix libraries allocate for themselves is not in it.
+    On a CPU this is the highest sum of the profiler's allocations and deallocations. Unlike the resident size of a
+    process it is reproducible to the byte; memory of numpy and of the matrix libraries is not included.
+
+    Args:
+        run: what to measure.
+        device: where it allocates.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -117,7 +128,15 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 def print_profile(
     console: Console, title: str, run: Callable[[], object], forward: Callable[[], object], device: torch.device
 ) -> None:
-    """Print the operators in which ``run`` spends more time than the plain forward does, the worst first."""
+    """Print the operators in which ``run`` spends more time than the plain forward, the slowest first.
+
+    Args:
+        console: where to print.
+        title: of the table.
+        run: what to profile.
+        forward: the plain forward.
+        device: of the model.
+    """
     own, plain = _operators(run, device), _operators(forward, device)
     whole = sum(milliseconds for _, milliseconds in plain.values())
     table = Table(title=f"{title}: where the time goes beyond the plain forward")
@@ -134,18 +153,19 @@ def print_profile(
 
 
 def _operators(run: Callable[[], object], device: torch.device) -> dict[str, tuple[int, float]]:
-    """Calls and milliseconds of each operator by itself, and of the Python code around them all."""
+    """Count calls and milliseconds of each operator by itself, and of the Python code around them."""
     cuda = device.type == "cuda"
     run()
     start = perf_counter()
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         run()
         whole = (perf_counter() - start) * 1e3
-    found = {
+    operators = {
         event.key: (event.count, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3)
         for event in profiler.key_averages()
     }
-    return found | {"(outside of operators)": (1, whole - sum(milliseconds for _, milliseconds in found.values()))}
+    outside = whole - sum(milliseconds for _, milliseconds in operators.values())
+    return operators | {"(outside of operators)": (1, outside)}
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""Whether memory grows with the number of looks, and by how much the event file does."""
+"""Whether memory grows with the number of evaluations, and by how much the event file grows."""
 
 import ctypes
 import gc
@@ -6,7 +6,6 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
@@ -17,22 +16,24 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 
 from benchmarks.photographs import probe_set
 from clipcam_lightning import find_clip
-from clipcam_lightning.drift.compare import DriftRule
+from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.sinks import make_sinks
 
 VISION = CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=32, image_size=224)
-SETTLED = 20  # looks until every cache and every buffer has its size
+SETTLED = 20  # evaluations until every cache and buffer has its final size
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What looks leave behind.
+    """Size of event file and process after many evaluations.
 
     Attributes:
-        kilobytes: that the last look added to the event file for each probe.
-        resident: megabytes of the process after every 20th look.
+        probes: per evaluation.
+        evaluations: how many there were.
+        kilobytes: per probe, that the last evaluation added to the event file.
+        resident: megabytes of the process after every 20th evaluation.
     """
 
     probes: int
@@ -42,24 +43,29 @@ class Growth:
 
 
 def growth(evaluations: int, probes: int = 8) -> Growth:
-    """Look so often at photographs with a small model, whose pictures and maps are of the size of ViT-B-32's."""
+    """Evaluate photographs with a small model, whose input and maps have the size of those of ViT-B-32.
+
+    Args:
+        evaluations: how many.
+        probes: per evaluation.
+    """
     text = CLIPTextCfg(context_length=12, vocab_size=64, width=64, heads=2, layers=2)
     model = open_clip.CLIP(embed_dim=64, vision_cfg=VISION, text_cfg=text)
-    clip, resident = find_clip(model, tokenizer=WordTokenizer()), []
-    settings: dict[str, Any] = {"method": "auto", "layers": None, "target": "similarity", "rule": DriftRule()}
-    monitor = Monitor(probe_set(probes, int(VISION.image_size)), **settings)
+    explainer = LocalExplainer(find_clip(model, tokenizer=WordTokenizer()))
+    monitor, resident = Monitor(probe_set(probes, int(VISION.image_size))), []
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder)
         monitor.sinks = make_sinks([logger], Path(folder), "clipcam", num_images=32)
         for step in track(range(1, evaluations + 1), "memory", transient=True):
-            with torch.no_grad():  # so that maps differ from look to look
+            with torch.no_grad():  # so that each evaluation has other maps
                 model.visual.proj.add_(1e-2 * torch.randn_like(model.visual.proj))
-            problems = monitor.evaluate(clip, step=step, epoch=step).problems
+            problems = monitor.evaluate(explainer, step=step, epoch=step).problems
             assert not problems, problems
             if step % SETTLED == 0:
-                monitor.sinks[-1]._in_flight.result()  # what is being drawn is no growth
+                monitor.sinks[-1]._in_flight.result()  # images that are being drawn are not growth
                 resident.append(round(resident_megabytes(), 2))
-        monitor.release()
+        problems = monitor.close()
+        assert not problems, problems
         logger.finalize("success")
         (file,) = Path(logger.log_dir).glob("events*")
         events = LegacyEventFileLoader(str(file)).Load()
@@ -68,7 +74,7 @@ def growth(evaluations: int, probes: int = 8) -> Growth:
 
 
 def resident_megabytes() -> float:
-    """Of this process, without what Python and malloc only keep for later; Linux with glibc."""
+    """Measure the resident memory of this process, without free memory of Python and malloc; Linux with glibc."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -1,12 +1,12 @@
-"""What does a look cost a training? Time, bytes in the event file, memory.
+"""What does an evaluation cost a training? Time, size of the event file, and memory.
 
-ViT-B-32 of open_clip is trained by Lightning on batches of 32 pairs, contrastively, all of it, with AdamW in float32.
-In every third epoch, of one step each, the callback looks. So steps with and without a look take turns in one process,
-and the unit is the median step of the epochs in which nothing of a look goes on. The parts of a look are timed by
-wrapping the functions that do the work. Weights are random, which does not change the time; the probes are crops of the
-two photographs that scikit-learn brings.
+Lightning trains the whole ViT-B-32 of open_clip contrastively on batches of 32 pairs, with AdamW in float32. Each epoch
+has one step, and every third epoch has an evaluation. So steps with and without an evaluation alternate in one process,
+and the unit is the median step of the epochs in which no part of an evaluation runs. The parts of an evaluation are
+timed by wrapping the functions that do the work. Weights are random, which does not change the time. The probes are
+crops of the two photographs that scikit-learn ships.
 
-Run it:  python benchmarks/overhead.py  (``--quick``: a small model, few looks, to see that it runs; writes nothing)
+Run it: python -m benchmarks.overhead  (``--quick``: a small model and few evaluations; writes nothing)
 """
 
 import argparse
@@ -44,20 +44,21 @@ from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 
 RESULTS = Path(__file__).with_suffix(".json")
 MODEL, BATCH = "ViT-B-32", 32
-EVALUATIONS = {8: 4, 64: 3, 1024: 2}  # for each number of probes; the first is counted apart
-NOISE_UP_TO = 8  # probes; measuring it takes the time of a dozen looks
-EVERY = 3  # epochs: the look, what it leaves to the background, neither
+EVALUATIONS = {8: 4, 64: 3, 1024: 2}  # by number of probes; the first is reported separately
+NOISE_UP_TO = 8  # probes; the noise floor takes the time of 12 evaluations
+EVERY = 3  # epochs: one with an evaluation, one while its images are drawn, one with neither
 STEPS, KILOBYTES, MEGABYTES = 1.0, 60.0, 2.0  # the goals at 8 probes
 MEMORY_EVALUATIONS = 1000
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "lightning", "tensorboard", "pillow")
 NOTES = f"""\
-A look is what the training waits for and what is done in the background. The training waits for explaining, comparing
-and figures, and at the first look, which also measures noise (up to {NOISE_UP_TO} probes), for the pictures as well. A
-panel is drawn of the 32 probes that drifted furthest. Event file: what the last look, whose sheet is full, added."""
+The time of an evaluation is what the training waits for and what runs in the background. The training waits for maps,
+comparison and metrics. At the first evaluation, which also measures the noise floor (up to {NOISE_UP_TO} probes), it
+waits for the images as well. Up to 32 probes have a panel. Event file: what the last evaluation added, whose contact
+sheet is full."""
 
 
 class FineTuning(pl.LightningModule):
-    """Contrastive, all of the model."""
+    """Contrastive fine-tuning of the whole model."""
 
     def __init__(self, model: torch.nn.Module, tokenizer: Any) -> None:
         super().__init__()
@@ -74,15 +75,17 @@ class FineTuning(pl.LightningModule):
 
 @dataclass(frozen=True)
 class Overhead:
-    """What looks at this many probes take.
+    """Time of evaluations, in units of a training step.
 
     Attributes:
+        probes: per evaluation.
+        evaluations: how many were measured.
         step: seconds of a training step.
-        first: steps that the first look takes.
-        look: steps that a later one takes, what is done in the background included.
-        waits: of these, those for which the training waits.
-        parts: of these, how many each part takes.
-        excess: steps by which an epoch with a look and the next, while its pictures are drawn, exceed two without.
+        first: steps that the training waits for the first evaluation.
+        evaluation: steps of a later evaluation, with what runs in the background.
+        waits: steps that the training waits for a later evaluation.
+        parts: steps of each part of a later evaluation.
+        excess: steps by which an epoch with an evaluation and the next one, while images are drawn, exceed two others.
     """
 
     probes: int
@@ -96,7 +99,7 @@ class Overhead:
 
 
 class Epochs(pl.Callback):
-    """Seconds of each epoch."""
+    """Measures the seconds of each epoch."""
 
     def __init__(self) -> None:
         self.starts: list[float] = []
@@ -110,14 +113,22 @@ class Epochs(pl.Callback):
 
 
 def overhead(module: FineTuning, data: TensorDataset, probes: int, evaluations: int, side: int) -> Overhead:
-    """Train with looks every third epoch."""
-    epochs, session = Epochs(), Stopwatch(measures_noise=probes <= NOISE_UP_TO)
-    watcher = ClipCamCallback(probe_set(probes, side), every_n_epochs=EVERY, on_drift="log")
-    with tempfile.TemporaryDirectory() as folder, session:
+    """Train with an evaluation every third epoch.
+
+    Args:
+        module: what to train.
+        data: one batch.
+        probes: per evaluation.
+        evaluations: how many.
+        side: of the probes, in pixels.
+    """
+    epochs, stopwatch = Epochs(), Stopwatch(measures_noise=probes <= NOISE_UP_TO)
+    callback = ClipCamCallback(probe_set(probes, side), every_n_epochs=EVERY, on_drift="log")
+    with tempfile.TemporaryDirectory() as folder, stopwatch:
         trainer = pl.Trainer(
             accelerator="cpu",
-            max_epochs=EVERY * (evaluations - 1) + 2,  # the first look comes before them
-            callbacks=[epochs, watcher],
+            max_epochs=EVERY * (evaluations - 1) + 2,  # the first evaluation comes before them
+            callbacks=[epochs, callback],
             logger=TensorBoardLogger(folder, name="", version="run"),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -125,9 +136,9 @@ def overhead(module: FineTuning, data: TensorDataset, probes: int, evaluations: 
             log_every_n_steps=1,
         )
         trainer.fit(module, DataLoader(data, BATCH))
-    alone, evaluated, drawn = (epochs.seconds[start::EVERY] for start in (1, 2, 3))
-    step = median(alone)
-    first, *later = session.evaluations
+    others, evaluated, drawn = (epochs.seconds[start::EVERY] for start in (1, 2, 3))
+    step = median(others)
+    first, *later = stopwatch.evaluations
     return Overhead(
         probes=probes,
         evaluations=1 + len(later),
@@ -141,11 +152,16 @@ def overhead(module: FineTuning, data: TensorDataset, probes: int, evaluations: 
 
 
 def verdicts(rows: Sequence[Overhead], growth: Growth) -> list[Verdict]:
-    """The goals are those of 8 probes, and of memory."""
-    found = [
+    """Judge the goals for 8 probes, and those for memory.
+
+    Args:
+        rows: times of evaluations.
+        growth: of event file and memory.
+    """
+    times = [
         Verdict(
             f"{MODEL}, {row.probes} probes",
-            f"a look after the first, all included: at most {STEPS:g} training step",
+            f"an evaluation after the first, with background: at most {STEPS:g} training step",
             f"{row.evaluation:.2f}",
             row.evaluation <= STEPS,
         )
@@ -153,37 +169,37 @@ def verdicts(rows: Sequence[Overhead], growth: Growth) -> list[Verdict]:
         if row.probes == growth.probes
     ]
     where, low, high = f"{growth.probes} probes", min(growth.resident), max(growth.resident)
-    size = f"event file: at most {KILOBYTES:g} kB a probe and look"
-    kept = f"resident memory from look {SETTLED} to {growth.evaluations}: within ±{MEGABYTES:g} MB"
+    size = f"event file: at most {KILOBYTES:g} kB per probe and evaluation"
+    memory = f"resident memory from evaluation {SETTLED} to {growth.evaluations}: within ±{MEGABYTES:g} MB"
     moved = f"{growth.resident[-1] - growth.resident[0]:+.1f} MB, range {high - low:.1f} MB"
     return [
-        *found,
+        *times,
         Verdict(where, size, f"{growth.kilobytes:.1f}", growth.kilobytes <= KILOBYTES),
-        Verdict(where, kept, moved, high - low <= 2 * MEGABYTES),
+        Verdict(where, memory, moved, high - low <= 2 * MEGABYTES),
     ]
 
 
 def print_rows(console: Console, rows: Sequence[Overhead]) -> None:
-    """A column for each number of probes, in training steps."""
+    """Print one column per number of probes, in training steps."""
     table = Table(title="in training steps", box=MARKDOWN)
     table.add_column("")
     for row in rows:
         table.add_column(f"{row.probes} probes", justify="right")
-    for title, figure in (
-        ("the first look", lambda row: f"{row.first:.2f}"),
-        ("a later look", lambda row: f"{row.evaluation:.3f}"),
+    for title, show in (
+        ("first evaluation", lambda row: f"{row.first:.2f}"),
+        ("later evaluation", lambda row: f"{row.evaluation:.3f}"),
         *((f"  {part}", lambda row, part=part: f"{row.parts[part]:.3f}") for part in PARTS),
         ("training waits", lambda row: f"{row.waits:.3f}"),
-        ("longer epochs", lambda row: f"{row.excess:+.2f}"),
-        ("a step, seconds", lambda row: f"{row.step:.2f}"),
+        ("excess of epochs", lambda row: f"{row.excess:+.2f}"),
+        ("seconds per step", lambda row: f"{row.step:.2f}"),
     ):
-        table.add_row(title, *map(figure, rows))
+        table.add_row(title, *map(show, rows))
     console.print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small model, few looks; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="a small model and few evaluations; writes nothing")
     parser.add_argument(
         "--probes", nargs="+", type=int, choices=EVALUATIONS, default=list(EVALUATIONS), help="by default all"
     )
@@ -192,8 +208,8 @@ def main() -> None:
     start, console = perf_counter(), Console(width=140, highlight=False)
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    logging.disable(logging.WARNING)  # open_clip warns of random weights, which are wanted here
-    warnings.simplefilter("ignore")  # and Lightning of epochs of one step
+    logging.disable(logging.WARNING)  # open_clip warns of random weights, which are intended here
+    warnings.simplefilter("ignore")  # Lightning warns of epochs with one step
     if options.quick:
         model, tokenizer, batch, size, counts = build_clip(), WordTokenizer(), 4, 64, [8]
     else:
@@ -208,14 +224,14 @@ def main() -> None:
         print_rows(console, rows)
     console.print(NOTES)
     if not options.quick:  # the goals are those of the large model
-        found = verdicts(rows, grown)
-        print_verdicts(console, found)
-        RESULTS.write_text(record(rows, grown, found))
+        judged = verdicts(rows, grown)
+        print_verdicts(console, judged)
+        RESULTS.write_text(record(rows, grown, judged))
     console.print(f"{THREADS} threads, {(perf_counter() - start) / 60:.1f} minutes")
 
 
-def record(rows: Sequence[Overhead], grown: Growth, found: Sequence[Verdict]) -> str:
-    """Everything that was measured, as JSON."""
+def record(rows: Sequence[Overhead], grown: Growth, judged: Sequence[Verdict]) -> str:
+    """Format everything that was measured as JSON."""
     content = {
         "device": cpu_name(),
         "threads": THREADS,
@@ -224,7 +240,7 @@ def record(rows: Sequence[Overhead], grown: Growth, found: Sequence[Verdict]) ->
         "versions": {package: version(package) for package in PACKAGES},
         "results": [asdict(row) for row in rows],
         "growth": asdict(grown),
-        "goals": [asdict(verdict) for verdict in found],
+        "goals": [asdict(verdict) for verdict in judged],
     }
     return json.dumps(content, indent=2) + "\n"
 

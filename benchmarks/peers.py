@@ -1,7 +1,7 @@
-"""Grad-CAM as other libraries draw it, each used as its manual says: the image tower alone, texts embedded before.
+"""Grad-CAM of other libraries, each used as documented: on the image tower alone, with texts embedded before.
 
-All of them differentiate a model with trainable parameters, as it is in a fine-tuning. They know one target an image,
-so that several prompts are a loop.
+All of them differentiate a model with trainable parameters, as in a fine-tuning. They support one target per image, so
+several prompts are a loop.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,17 @@ Texts = Float[Tensor, "n p e"]
 
 
 def pytorch_grad_cam(clip: ClipModel, images: Float[Tensor, "n 3 y x"], texts: Texts) -> None:
-    """A forward and a backward pass through the whole tower for every prompt."""
+    """Run a forward and a backward pass through the whole tower for every prompt."""
     visual, layer = image_tower(clip), clip.module.get_submodule(clip.tower.default_layer)
-    # Made anew each time, because its hooks stay on the model and would slow the other contenders.
+    # Made anew each time: its hooks stay on the model and would slow down the other contenders.
     with PytorchGradCam(visual, [layer], reshape_transform=partial(_grid, clip, images)) as cam:
         for column in texts.unbind(1):
             cam(images, _cosines(column))
-    visual.zero_grad()  # what it leaves in .grad would be counted as memory of whoever comes next
+    visual.zero_grad()  # its gradients would count as memory of the next contender
 
 
 def torchcam(clip: ClipModel, images: Float[Tensor, "n 3 y x"], texts: Texts) -> None:
-    """One forward pass through the whole tower, and for every prompt a backward pass down to the layer."""
+    """Run one forward pass through the whole tower, and for every prompt a backward pass down to the layer."""
     visual, layer = image_tower(clip), clip.module.get_submodule(clip.tower.default_layer)
     with TorchCam(visual, layer, reshape_transform=partial(_grid, clip, images)) as cam:
         features = visual(images)
@@ -40,14 +40,14 @@ def torchcam(clip: ClipModel, images: Float[Tensor, "n 3 y x"], texts: Texts) ->
 
 
 def captum(clip: ClipModel, images: Float[Tensor, "n 3 y x"], texts: Texts) -> None:
-    """For every prompt a forward pass through the whole tower and a backward pass down to the layer.
+    """Run, for every prompt, a forward pass through the whole tower and a backward pass down to the layer.
 
-    It takes the second dimension for the channels, which in a ViT are the tokens: such a map means nothing, but costs
-    what a right one would.
+    Captum treats the second dimension as channels, which in a ViT holds the tokens: the map is wrong, but costs as much
+    as a correct one.
     """
 
-    def similarity(given: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n p"]:
-        return F.cosine_similarity(image_tower(clip)(given)[:, None], texts, dim=-1)
+    def similarity(batch: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n p"]:
+        return F.cosine_similarity(image_tower(clip)(batch)[:, None], texts, dim=-1)
 
     cam = LayerGradCam(similarity, clip.module.get_submodule(clip.tower.default_layer))
     for p in range(texts.shape[1]):
@@ -62,7 +62,7 @@ PEERS: dict[str, Callable[[ClipModel, Tensor, Tensor], None]] = {
 
 
 def image_tower(clip: ClipModel) -> Any:
-    """The tower of an open_clip model by itself: images to embeddings."""
+    """Get the image tower of an open_clip model, a module from images to embeddings."""
     return clip.module.visual
 
 
@@ -71,7 +71,7 @@ def _grid(clip: ClipModel, images: Tensor, output: Tensor) -> Float[Tensor, "n c
 
 
 def _cosines(texts: Float[Tensor, "n e"]) -> list[Callable[[Tensor], Tensor]]:
-    """A target for every image."""
+    """Make one target per image."""
     return [partial(_cosine, text) for text in texts]
 
 

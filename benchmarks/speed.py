@@ -1,10 +1,10 @@
-"""What does a map cost? Every method of ``explain``, and Grad-CAM of three other libraries, in time and in memory.
+"""What does a map cost? Time and memory of every method of ``explain``, and of Grad-CAM in three other libraries.
 
-The unit is one plain ``no_grad`` forward of the image tower. All contenders take turns in one process, and each is
-divided by the forward of its own round, so that a machine that slows down for a while slows all of them. The weights
-are random, which does not change the time, and trainable, as in a fine-tuning.
+The unit is one plain ``no_grad`` forward of the image tower. All contenders take turns in one process, and each time is
+divided by that of the forward in the same round, so that a machine that slows down for a while slows down all of them.
+The weights are random, which does not change the time, and trainable, as in a fine-tuning.
 
-Run it:  python benchmarks/speed.py  (``--quick``: two images, one round, to see that it runs; writes nothing)
+Run it: python -m benchmarks.speed  (``--quick``: two images and one round, to check that it runs; writes nothing)
 """
 
 import argparse
@@ -35,22 +35,32 @@ MODELS, IMAGES, PROMPTS = ("ViT-B-32", "ViT-B-16", "RN50"), (goals.IMAGES, 1), (
 THREADS = 2
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "grad-cam", "captum", "torchcam", "numpy")
 MEMORY = {
-    "cpu": "the peak of torch's allocator as its profiler saw it; numpy and the matrix libraries have their own",
+    "cpu": "the peak of torch's allocator by its profiler; without memory of numpy and of the matrix libraries",
     "cuda": "torch.cuda.max_memory_allocated",
 }
 NOTES = """\
-P: prompts per image. Units are those of one plain forward of the image tower; times are medians.
-x limit: time in units of the least that a pass has to compute, a forward whose last block stops at the class token
-where only that is pooled. Memory is {memory}.
--: the method does not fit, compares prompts and has only one, or would take too long."""
+P: prompts per image. The unit is one plain forward of the image tower; times are medians.
+x limit: time in units of what every pass has to compute, a forward whose last block computes only the class token
+if only that is pooled. Memory is {memory}.
+-: the method does not fit, compares prompts and there is only one, or would take too long."""
 
 Costs = dict[Case, dict[str, Cost]]
 
 
-def measured(
+def measure(
     console: Console, cases: Sequence[Case], rounds: int, device: torch.device
 ) -> Iterator[tuple[Case, dict[str, Cost]]]:
-    """The contenders on the cases of one model; who misses a goal is profiled at once, while the model is there."""
+    """Measure the contenders on the cases of one model, and profile those that miss a goal.
+
+    Args:
+        console: for profiles.
+        cases: of one model.
+        rounds: turns of each contender.
+        device: of the model.
+
+    Yields:
+        Each case with the costs of its contenders by name.
+    """
     torch.manual_seed(0)
     clip = find_clip(open_clip.create_model(cases[0].model).eval().to(device))
     for case in cases:
@@ -62,25 +72,25 @@ def measured(
 
 
 def print_costs(console: Console, costs: Costs) -> None:
-    """A table for each model and number of images."""
+    """Print one table per model and number of images."""
     for model, images in dict.fromkeys((case.model, case.images) for case in costs):
         by_prompts = {case.prompts: costs[case] for case in costs if (case.model, case.images) == (model, images)}
         table = Table(title=f"{model}, images: {images}", box=MARKDOWN)
         table.add_column("contender")
-        for figure, prompts in product(("time", "x limit", "memory"), by_prompts):
-            table.add_column(f"{figure} P={prompts}", justify="right")
+        for unit, prompts in product(("time", "x limit", "memory"), by_prompts):
+            table.add_column(f"{unit} P={prompts}", justify="right")
         for name in dict.fromkeys(name for column in by_prompts.values() for name in column):
             row = [column.get(name) for column in by_prompts.values()]
             times = [cost and cost.ratio for cost in row]
             over_limit = [cost and cost.over_limit for cost in row]
             memory = [cost and cost.memory for cost in row]
-            cells = ("-" if figure is None else f"{figure:.2f}" for figure in (*times, *over_limit, *memory))
+            cells = ("-" if value is None else f"{value:.2f}" for value in (*times, *over_limit, *memory))
             table.add_row(name, *cells)
         console.print(table)
 
 
 def print_verdicts(console: Console, verdicts: Sequence[goals.Verdict]) -> None:
-    """Goal, measured, met."""
+    """Print one row per goal."""
     table = Table(title="Goals", box=MARKDOWN)
     for column in ("where", "goal", "measured", "met"):
         table.add_column(column)
@@ -90,7 +100,7 @@ def print_verdicts(console: Console, verdicts: Sequence[goals.Verdict]) -> None:
 
 
 def record(costs: Costs, rows: Sequence[Growth], verdicts: Sequence[goals.Verdict], device: torch.device) -> str:
-    """Everything that was measured, as JSON."""
+    """Format everything that was measured as JSON."""
     content = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": THREADS,
@@ -108,7 +118,7 @@ def record(costs: Costs, rows: Sequence[Growth], verdicts: Sequence[goals.Verdic
 
 
 def cpu_name() -> str:
-    """The processor as Linux calls it, elsewhere as Python does."""
+    """Get the name of the processor, on Linux from ``/proc/cpuinfo``."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
@@ -117,11 +127,11 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="by default all, and then growth")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="by default all, then growth")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="turns of each contender, fewer if it is slow (default 3)"
+        "--rounds", type=int, default=3, help="turns of each contender, fewer for a slow one (default 3)"
     )
-    parser.add_argument("--quick", action="store_true", help="two images, one round")
+    parser.add_argument("--quick", action="store_true", help="two images and one round; writes nothing")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
     options = parser.parse_args()
     sizes, rounds = (((2,), PROMPTS[:2]), 1) if options.quick else ((IMAGES, PROMPTS), options.rounds)
@@ -129,13 +139,13 @@ def main() -> None:
 
     start, console = perf_counter(), Console(width=140, highlight=False)
     torch.set_num_threads(THREADS)
-    logging.disable(logging.WARNING)  # open_clip warns of random weights, which are wanted here
+    logging.disable(logging.WARNING)  # open_clip warns of random weights, which are intended here
     costs: Costs = {}
     for model in options.models:
         cases = [Case(model, images, prompts) for images, prompts in product(*sizes)]
-        found = dict(measured(console, cases, rounds, options.device))
-        print_costs(console, found)
-        costs.update(found)
+        by_case = dict(measure(console, cases, rounds, options.device))
+        print_costs(console, by_case)
+        costs.update(by_case)
     rows = growth(options.device) if complete else []
 
     console.print(NOTES.format(memory=MEMORY[options.device.type]))

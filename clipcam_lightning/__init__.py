@@ -1,6 +1,6 @@
-"""See where a CLIP looks while it is fine-tuned with PyTorch Lightning, and be told when that changes.
+"""See where a CLIP looks while it is fine-tuned with PyTorch Lightning, and get an alarm when that changes.
 
-Names are imported when they are first used: importing the package imports neither torch nor Lightning.
+Names are resolved when they are first used, so importing the package imports neither torch nor Lightning.
 """
 
 from importlib import import_module
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 __version__ = version("clipcam-lightning")
 
-if TYPE_CHECKING:  # the public names as type checkers and editors see them
+if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the table below
     from clipcam_lightning.analysis.confusion import Confusion as Confusion, confusions as confusions
     from clipcam_lightning.analysis.prompt_sensitivity import (
         Sensitivity as Sensitivity,
@@ -29,14 +29,14 @@ if TYPE_CHECKING:  # the public names as type checkers and editors see them
         Similarity as Similarity,
         Target as Target,
     )
-    from clipcam_lightning.cam.towers.tower import AttentionTower as AttentionTower, Tower as Tower
+    from clipcam_lightning.cam.towers.tower import Tower as Tower
     from clipcam_lightning.drift.compare import (
         DriftReport as DriftReport,
         ProbeDrift as ProbeDrift,
         compare as compare,
     )
     from clipcam_lightning.drift.rule import DriftRule as DriftRule
-    from clipcam_lightning.drift.snapshot import Snapshot as Snapshot
+    from clipcam_lightning.drift.snapshot import Snapshot as Snapshot, SnapshotInfo as SnapshotInfo
     from clipcam_lightning.errors import (
         ClipCamError as ClipCamError,
         ClipCamWarning as ClipCamWarning,
@@ -48,9 +48,10 @@ if TYPE_CHECKING:  # the public names as type checkers and editors see them
         SnapshotError as SnapshotError,
         TowerError as TowerError,
     )
-    from clipcam_lightning.monitoring.evaluation import Evaluation as Evaluation, Outcome as Outcome, Sink as Sink
+    from clipcam_lightning.monitoring.evaluation import Evaluation as Evaluation, Sink as Sink
     from clipcam_lightning.monitoring.history import HistoryEntry as HistoryEntry
-    from clipcam_lightning.probes.probe import Probe as Probe
+    from clipcam_lightning.monitoring.monitor import evaluate as evaluate
+    from clipcam_lightning.probes.probe import LoadedProbe as LoadedProbe, Probe as Probe
     from clipcam_lightning.probes.probe_set import ProbeSet as ProbeSet
     from clipcam_lightning.visualization.analysis_panels import (
         confusion_panel as confusion_panel,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:  # the public names as type checkers and editors see them
     from clipcam_lightning.visualization.contact_sheet import contact_sheet as contact_sheet
     from clipcam_lightning.visualization.panels import probe_panel as probe_panel
     from clipcam_lightning.visualization.report import html_report as html_report, report_as_json as report_as_json
-else:  # the same names by module, each imported when it is first used
+else:  # for Python; type checkers skip it, so that they report an unknown name
     _NAMES = {
         "analysis.confusion": ("Confusion", "confusions"),
         "analysis.prompt_sensitivity": ("Sensitivity", "paraphrases", "sensitivity"),
@@ -71,10 +72,10 @@ else:  # the same names by module, each imported when it is first used
         "cam.model": ("ClipModel", "ModelSpec", "find_clip"),
         "cam.settings": ("MapSettings",),
         "cam.targets": ("Contrast", "LogSoftmax", "Similarity", "Target"),
-        "cam.towers.tower": ("AttentionTower", "Tower"),
+        "cam.towers.tower": ("Tower",),
         "drift.compare": ("DriftReport", "ProbeDrift", "compare"),
         "drift.rule": ("DriftRule",),
-        "drift.snapshot": ("Snapshot",),
+        "drift.snapshot": ("Snapshot", "SnapshotInfo"),
         "errors": (
             "ClipCamError",
             "ClipCamWarning",
@@ -86,9 +87,10 @@ else:  # the same names by module, each imported when it is first used
             "SnapshotError",
             "TowerError",
         ),
-        "monitoring.evaluation": ("Evaluation", "Outcome", "Sink"),
+        "monitoring.evaluation": ("Evaluation", "Sink"),
         "monitoring.history": ("HistoryEntry",),
-        "probes.probe": ("Probe",),
+        "monitoring.monitor": ("evaluate",),
+        "probes.probe": ("LoadedProbe", "Probe"),
         "probes.probe_set": ("ProbeSet",),
         "visualization.analysis_panels": ("confusion_panel", "sensitivity_panel"),
         "visualization.contact_sheet": ("contact_sheet",),

@@ -22,7 +22,7 @@ def sensitivity(capture: Capture) -> Float[Tensor, "b p h w"]:
 
 def last_attention(capture: AttentionCapture) -> Float[Tensor, "b 1 h w"]:
     """Average the attention of the last block's class token over all heads; no prompt is needed."""
-    attention = capture.attentions[-1].first().weights()  # [b, heads, 1, tokens]
+    attention = capture.attentions[-1].first_query().weights()  # [b, heads, 1, tokens]
     return capture.to_map(attention.mean(dim=1))
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     own = (sensitivity, Method(last_attention, AttentionCapture, needs=("attention",), blocks=1))
     for method in own:
         explanation = explain(model, images, scenes.captions, method=method, tokenizer=WordTokenizer())
-        print(f"{explanation.method} of {scenes.captions[0]!r}\n{draw(explanation.normalized()[0, 0])}\n")
+        print(f"{explanation.method} of {scenes.captions[0]!r}\n{draw(explanation.normalize()[0, 0])}\n")
 
 
 def draw(map_: Float[Tensor, "h w"]) -> str:

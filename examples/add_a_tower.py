@@ -69,7 +69,7 @@ class ColumnTower(Tower):
         return columns.transpose(2, 3)
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        height, width = (round(side * scale / PATCH) * PATCH for side in size)
+        height, width = (PATCH * max(1, round(side * scale / PATCH)) for side in size)
         return height, width
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     torch.set_printoptions(precision=1, sci_mode=False)
     for method in ("gradcam", "hirescam", "scorecam"):
         explanation = explain(clip, image, prompt, method=method)
-        print(method, explanation.normalized()[0, 0], sep="\n")
+        print(method, explanation.normalize()[0, 0], sep="\n")
 
         row, column = divmod(int(explanation.maps[0, 0].argmax()), SIZE[1] // PATCH)
         assert (row, column) == (3, 0), f"expected the bottom left corner, got row {row} and column {column}"

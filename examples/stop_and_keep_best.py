@@ -12,7 +12,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from clipcam_lightning import ClipCamCallback
-from clipcam_lightning.shapes_world import FineTunedClip, demo_probes, loader, stamped_scenes, trained_clip
+from clipcam_lightning.shapes_world import trained_clip
+from clipcam_lightning.shapes_world.demo import FineTunedClip, demo_probes, loader, stamped_scenes
 
 
 def main(folder: str) -> None:

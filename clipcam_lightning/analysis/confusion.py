@@ -12,11 +12,11 @@ from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe_set import ProbeSet
 
@@ -34,6 +34,14 @@ class Confusion:
         preferred_similarity: cosine of the image and the preferred prompt; larger than ``similarity``.
         map: raw saliency of its own prompt, float32.
         preferred_map: raw saliency of the preferred prompt, float32, on the same grid.
+
+    Example:
+        >>> from clipcam_lightning import confusions
+        >>> from clipcam_lightning.shapes_world import CAPTIONS, WordTokenizer, draw_scenes, trained_clip
+        >>> probes = ProbeSet([(draw_scenes(1).images[0], "a purple star")])
+        >>> (confusion,) = confusions(trained_clip("vit"), probes, CAPTIONS, tokenizer=WordTokenizer())
+        >>> confusion.prompt, confusion.preferred
+        ('a purple star', 'a green star')
     """
 
     index: int
@@ -103,7 +111,7 @@ def confusions(
     )
     found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
     prepared = probes.prepare(found)
-    with untouched(found.module), found.tower.native(), torch.no_grad():
+    with evaluation_mode(found.module), found.tower.native(), torch.no_grad():
         own = prepared.embed_texts(found)[:, 0]
         others = found.embed_texts(candidates)
         images = torch.cat([found.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])

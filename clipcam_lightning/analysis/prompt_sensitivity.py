@@ -49,6 +49,13 @@ class Sensitivity:
             phrasing changes nothing.
         absent_correlation: mean CC between the maps of paraphrases and those of absent prompts, -1 to 1. If it is
             close to ``correlation``, the map does not depend on the prompt.
+
+    Example:
+        >>> from clipcam_lightning import sensitivity
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
+        >>> image = torch.rand(3, 64, 64)
+        >>> sensitivity(trained_clip("vit"), image, "a red circle", tokenizer=WordTokenizer()).spread.shape
+        torch.Size([8, 8])
     """
 
     prompts: tuple[str, ...]

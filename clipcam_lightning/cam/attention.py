@@ -1,8 +1,8 @@
-"""Every attention of a tower passes through here: seen, and if wanted replaced, whatever library it comes from.
+"""Record or replace the attention of any tower, whatever library it comes from.
 
-All of them end in torch's ``scaled_dot_product_attention`` or ``multi_head_attention_forward``: open_clip, timm with
-its rotary positions, transformers, the OpenAI layout, LoRA around any of them. So that is where it is intercepted, and
-no tower needs to say how its library computes queries, keys and values.
+open_clip, timm (rotary positions included), transformers, the OpenAI layout and LoRA around any of them all end in
+torch's ``scaled_dot_product_attention`` or ``multi_head_attention_forward``. Since these two functions are intercepted,
+no tower has to describe how its library computes queries, keys and values.
 """
 
 import inspect
@@ -18,17 +18,18 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import TowerError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attention:
-    """One call of attention over ``h`` heads: ``t`` queries look at ``s`` keys.
+    """The inputs of one call of attention with ``h`` heads, ``t`` queries and ``s`` keys.
 
     Attributes:
-        query, key, value: per head, positions and norms already applied.
+        query, key, value: per head, with positions and norms applied.
         scale: factor of the products of query and key.
-        mask: added to the scaled products; ``None`` where everything is seen.
+        mask: added to the scaled products; ``None`` if every query attends to every key.
     """
 
     query: Float[Tensor, "b h t k"]
@@ -37,47 +38,53 @@ class Attention:
     scale: float
     mask: Tensor | None = None
 
+    __repr__ = short_repr
+
     def weights(self) -> Float[Tensor, "b h t s"]:
-        """How much each query takes from each key: rows that sum to 1."""
+        """Compute the attention weights. They are at least 0 and sum to 1 over the keys."""
         scores = self.scale * self.query @ self.key.transpose(-2, -1)
         return (scores if self.mask is None else scores + self.mask).softmax(dim=-1)
 
-    def first(self) -> "Attention":
-        """The same for the first query alone."""
+    def first_query(self) -> "Attention":
+        """Return the attention of the first query alone."""
         mask = self.mask if self.mask is None or self.mask.shape[-2] == 1 else self.mask[..., :1, :]
         return replace(self, query=self.query[:, :, :1], mask=mask)
 
-    def detached(self) -> "Attention":
-        """The same outside any graph."""
+    def detach(self) -> "Attention":
+        """Return a copy whose query, key and value are detached from the graph."""
         return replace(self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach())
 
     def output(self) -> Float[Tensor, "b h t v"]:
-        """What the queries take along, computed as the model itself does."""
+        """Compute the output of the heads with torch's own kernel, as the model does."""
         return F.scaled_dot_product_attention(self.query, self.key, self.value, attn_mask=self.mask, scale=self.scale)
 
 
-Attend: TypeAlias = Callable[[int, Attention], Float[Tensor, "b h t v"]]
-"""Gives the output of the attention in the ``i``-th of the modules; may record what it likes."""
+AttentionHook: TypeAlias = Callable[[int, Attention], Float[Tensor, "b h t v"]]
+"""Returns the output of the heads for the attention in the ``i``-th module; may record what it is called with."""
 
 
 @contextmanager
-def attending(modules: Sequence[nn.Module], attend: Attend) -> Iterator[None]:
-    """Hand the attention inside each of ``modules`` to ``attend``, for the passes made in the ``with`` block.
+def intercepted_attention(modules: Sequence[nn.Module], hook: AttentionHook) -> Iterator[None]:
+    """Let ``hook`` compute the attention inside each of ``modules``.
+
+    Args:
+        modules: modules that compute attention in their forward.
+        hook: called with the index of the module and its attention; returns the output of the heads.
 
     Raises:
-        TowerError: (from the pass) an attention has biases of its own for keys or drops keys.
+        TowerError: (from the forward) an attention uses key biases, key padding or causality.
     """
-    inside: list[int] = []
+    entered: list[int] = []
 
     def enter(i: int) -> Callable[..., None]:
-        return lambda *_: inside.append(i)
+        return lambda *_: entered.append(i)
 
     handles = []
     for i, module in enumerate(modules):
         handles.append(module.register_forward_pre_hook(enter(i)))
-        handles.append(module.register_forward_hook(lambda *_: inside.clear(), always_call=True))
+        handles.append(module.register_forward_hook(lambda *_: entered.clear(), always_call=True))
     try:
-        with _Interception(lambda attention: attend(inside[-1], attention) if inside else attention.output()):
+        with _Interception(lambda attention: hook(entered[-1], attention) if entered else attention.output()):
             yield
     finally:
         for handle in handles:
@@ -93,46 +100,47 @@ class _Interception(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            return self.attend(_of_sdpa(*args, **(kwargs or {})))
+            return self.attend(_from_sdpa(*args, **(kwargs or {})))
         if func is F.multi_head_attention_forward:
             return self._multi_head(*args, **(kwargs or {})), None
         return func(*args, **(kwargs or {}))
 
     def _multi_head(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The same as torch's own, with ``attend`` in its middle; sequence first, as torch hands it on."""
+        """Compute ``multi_head_attention_forward`` (sequence first) with ``attend`` in place of its attention."""
         call = _MULTI_HEAD.bind(*args, **kwargs)
         call.apply_defaults()
-        given = call.arguments
-        if given["bias_k"] is not None or given["add_zero_attn"] or given["key_padding_mask"] is not None:
+        arguments = call.arguments
+        if arguments["bias_k"] is not None or arguments["add_zero_attn"] or arguments["key_padding_mask"] is not None:
             raise TowerError(
-                "attention with a key bias, a zero key or key padding in nn.MultiheadAttention is unknown."
+                "nn.MultiheadAttention with a key bias, a zero key or key padding is not supported; "
+                "use a method that does not read attention, such as hirescam."
             )
-        inputs = (given["query"], given["key"], given["value"])
-        biases = given["in_proj_bias"].chunk(3) if given["in_proj_bias"] is not None else (None,) * 3
+        inputs = (arguments["query"], arguments["key"], arguments["value"])
+        biases = arguments["in_proj_bias"].chunk(3) if arguments["in_proj_bias"] is not None else (None,) * 3
         matrices = (
-            (given["q_proj_weight"], given["k_proj_weight"], given["v_proj_weight"])
-            if given["use_separate_proj_weight"]
-            else given["in_proj_weight"].chunk(3)
+            (arguments["q_proj_weight"], arguments["k_proj_weight"], arguments["v_proj_weight"])
+            if arguments["use_separate_proj_weight"]
+            else arguments["in_proj_weight"].chunk(3)
         )
         query, key, value = (
             # [s, b, d] -> [b, h, s, d / h]
-            F.linear(x, matrix, bias).unflatten(2, (given["num_heads"], -1)).permute(1, 2, 0, 3)
+            F.linear(x, matrix, bias).unflatten(2, (arguments["num_heads"], -1)).permute(1, 2, 0, 3)
             for x, matrix, bias in zip(inputs, matrices, biases, strict=True)
         )
-        mask = given["attn_mask"]
+        mask = arguments["attn_mask"]
         if mask is not None and mask.dtype == torch.bool:
-            mask = ~mask  # here True is what must not be seen, there what may
+            mask = ~mask  # True means "hidden" in multi_head_attention_forward, "visible" in SDPA
         if mask is not None and mask.ndim == 3:
-            mask = mask.unflatten(0, (-1, given["num_heads"]))
-        heads = self.attend(_of_sdpa(query, key, value, mask))
+            mask = mask.unflatten(0, (-1, arguments["num_heads"]))
+        heads = self.attend(_from_sdpa(query, key, value, mask))
         merged = heads.permute(2, 0, 1, 3).flatten(2)
-        return F.linear(merged, given["out_proj_weight"], given["out_proj_bias"])
+        return F.linear(merged, arguments["out_proj_weight"], arguments["out_proj_bias"])
 
 
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 
-def _of_sdpa(
+def _from_sdpa(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -142,9 +150,9 @@ def _of_sdpa(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Attention:
-    """The arguments of ``scaled_dot_product_attention`` as an :class:`Attention`; in eval mode nothing is dropped."""
+    """Convert the arguments of ``scaled_dot_product_attention``; ``dropout_p`` is ignored, passes run in eval mode."""
     if is_causal:
-        raise TowerError("causal attention between patches is unknown.")
+        raise TowerError("causal attention between patches is not supported.")
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     if attn_mask is not None and attn_mask.dtype == torch.bool:

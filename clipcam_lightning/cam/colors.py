@@ -1,4 +1,4 @@
-"""Maps in colour: scales that are perceptually uniform and readable by colour-blind people."""
+"""Maps in colour, with colour maps that are perceptually uniform and readable with colour blindness."""
 
 from functools import cache
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 HEAT = "inferno"
 CHANGE = "crameri:vik"  # blue: less than before, red: more
 LUMA = (0.299, 0.587, 0.114)
-DARKEST, CONTRAST = 0.08, 0.6  # of a picture under heat, so that heat stands out on black and on white
+DARKEST, CONTRAST = 0.08, 0.6  # grey range of an image under heat, so that heat stands out on black and on white
 
 
 @cache
@@ -21,15 +21,32 @@ def _table(name: str) -> Float[np.ndarray, "256 3"]:
 
 
 def colored(values: Float[Tensor, "y x"], name: str = HEAT) -> Float[Tensor, "3 y x"]:
-    """Values 0-1 as RGB 0-1; NaN counts as 0, what lies outside takes the nearest colour."""
+    """Convert values to colours.
+
+    Args:
+        values: from 0 to 1. NaN counts as 0; values outside the range take the nearest colour.
+        name: colour map, as ``cmap`` names it.
+
+    Returns:
+        RGB from 0 to 1.
+    """
     return torch.from_numpy(_table(name))[_levels(values)].permute(2, 0, 1)
 
 
 def overlaid(
     pixels: UInt8[Tensor, "3 y x"], heat: Float[Tensor, "*n y x"], name: str = HEAT
 ) -> UInt8[Tensor, "*n 3 y x"]:
-    """Heat 0-1 over the greyed, subdued picture: the hotter, the more colour covers it."""
-    # Types are named: pictures are drawn while a training in bfloat16 has changed torch's default for all threads.
+    """Draw heat over an image that is reduced to dim grey. The hotter a pixel, the more of it the colour covers.
+
+    Args:
+        pixels: the image.
+        heat: from 0 to 1, one or several maps over the same image.
+        name: colour map, as ``cmap`` names it.
+
+    Returns:
+        One RGB image per map.
+    """
+    # float32 by name: images are drawn while training in bfloat16 has changed torch's default type in all threads.
     grey = (torch.tensor(LUMA, dtype=torch.float32) @ pixels.flatten(1).float()).round().long().view(pixels.shape[1:])
     rgbx = _overlays(name).take(256 * _levels(heat) + grey)
     return rgbx[..., None].view(torch.uint8)[..., :3].movedim(-1, -3)
@@ -41,7 +58,7 @@ def _levels(values: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
 
 @cache
 def _overlays(name: str) -> Int32[Tensor, "65536"]:
-    """Each heat over each grey, four bytes a colour: to look it up takes a fifth of the time of mixing it."""
+    """Tabulate each heat over each grey, as RGB and one unused byte; a lookup is about five times as fast as mixing."""
     level = torch.linspace(0, 1, 256, dtype=torch.float32)
     cover = 0.1 + 0.75 * level.view(256, 1, 1)
     grey = DARKEST + CONTRAST * level.view(1, 256, 1)

@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from clipcam_lightning.cam.capture import AttentionCapture
-from clipcam_lightning.cam.explanation import Explanation, gathered
-from clipcam_lightning.cam.fuse import Fusion, fused
-from clipcam_lightning.cam.images import Images, by_size, enlarged, sizes_of
+from clipcam_lightning.cam.explanation import Explanation, concatenate_parts
+from clipcam_lightning.cam.fuse import Fusion, fuse_maps
+from clipcam_lightning.cam.images import Images, compute_scaled_sizes, group_by_size, resize_images
 from clipcam_lightning.cam.methods import Layers, Method, MethodLike
 from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
-from clipcam_lightning.cam.passes import Pass, maps_of
+from clipcam_lightning.cam.model_state import checkpointed, evaluation_mode
+from clipcam_lightning.cam.passes import Pass, compute_maps
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike, target_of
-from clipcam_lightning.cam.texts import Prompts, embedded_prompts
+from clipcam_lightning.cam.texts import Prompts, embed_prompts
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.cam.untouched import checkpointed, untouched
 from clipcam_lightning.errors import ConfigError
 
 BATCH_SIZE = 32
@@ -101,12 +101,12 @@ def explain_clip(
     method, layers = settings.resolve(clip.tower)
     target = target_of(settings.target)
     _check_attention_method(method, settings.fuse, checkpointing)
-    groups = by_size(clip.tower, images)
-    sizes = [sizes_of(clip.tower, same, settings.scales) for _, same in groups]
+    groups = group_by_size(clip.tower, images)
+    sizes = [compute_scaled_sizes(clip.tower, same, settings.scales) for _, same in groups]
     limit = settings.batch_size or BATCH_SIZE
 
-    with untouched(clip.module), clip.tower.native(), ExitStack() as stack:
-        texts, count = embedded_prompts(clip, prompts, target, sum(len(indices) for indices, _ in groups))
+    with evaluation_mode(clip.module), clip.tower.native(), ExitStack() as stack:
+        texts, count = embed_prompts(clip, prompts, target, sum(len(indices) for indices, _ in groups))
         if checkpointing:
             stack.enter_context(checkpointed(clip.tower.blocks))
         parts = []
@@ -117,13 +117,13 @@ def explain_clip(
                 batch = same[start : start + limit].to(clip.device, torch.float32, copy=True)
                 results = []
                 for size, mirrored in product(views, (False, True) if settings.flip else (False,)):
-                    view = enlarged(batch.flip(-1) if mirrored else batch, size)
+                    view = resize_images(batch.flip(-1) if mirrored else batch, size)
                     one = Pass(clip, view, texts[chunk], count, method.target or target, layers, settings.fuse, limit)
-                    raw, cosines = maps_of(method, one)
+                    raw, cosines = compute_maps(method, one)
                     results.append((raw.flip(-1) if mirrored else raw, cosines))
-                maps = fused([raw for raw, _ in results], "mean")
+                maps = fuse_maps([raw for raw, _ in results], "mean")
                 parts.append((chunk, maps, torch.stack([cosines for _, cosines in results]).mean(dim=0)))
-    maps, similarity, grids = gathered(parts)
+    maps, similarity, grids = concatenate_parts(parts)
     return Explanation(
         maps=maps,
         similarity=similarity,

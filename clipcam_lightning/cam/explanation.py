@@ -1,30 +1,43 @@
-"""What :func:`~clipcam_lightning.explain` gives back."""
+"""The result of :func:`~clipcam_lightning.explain`."""
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 from clipcam_lightning.cam.colors import overlaid
-from clipcam_lightning.cam.fuse import resized
+from clipcam_lightning.cam.fuse import resize_maps
+from clipcam_lightning.cam.representation import short_repr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
-    """Where a CLIP looks, for every image and prompt.
+    """Saliency maps of a CLIP for ``n`` images and ``p`` prompts, and how they were made.
 
     Attributes:
-        maps: raw saliency on the layer's own grid, float32, not rescaled; on the model's device. Of images of several
-            sizes each has its own grid, in the top left corner; what lies outside is NaN.
-        similarity: cosine of image and prompt, -1 to 1; the mean over the scales.
-        layers: dotted names of the layers that were mapped.
+        maps: raw saliency on the layer's own grid, float32, not rescaled, on the model's device. If the images have
+            several sizes, each map is in the top left corner and padded with NaN.
+        similarity: cosine of image and prompt, from -1 to 1; the mean over ``scales`` and mirrored images.
+        layers: dotted names of the mapped layers.
         method: name of the CAM method.
         target: name of the target.
-        scales: enlargements of the image whose maps were averaged.
-        flip: whether the map of the mirrored image was averaged in.
-        fuse: how the maps of several layers were combined.
-        grids: height and width of each image's grid, where they differ; else ``None``.
+        scales: factors of the image size whose maps were averaged.
+        flip: whether maps of the mirrored images were averaged in.
+        fuse: how the maps of several layers were combined: ``"mean"``, ``"max"`` or ``"product"``.
+        grids: height and width of each image's grid if they differ, else ``None``.
+
+    Example:
+        >>> import torch
+        >>> from clipcam_lightning import Explanation
+        >>> maps = torch.tensor([[[[0.0, 0.5], [1.0, 2.0]]]])
+        >>> explanation = Explanation(maps, torch.tensor([[0.3]]), ("visual.layer4",), "gradcam", "similarity")
+        >>> explanation.normalize()
+        tensor([[[[0.0000, 0.2500],
+                  [0.5000, 1.0000]]]])
+        >>> explanation.resize((224, 224)).shape
+        torch.Size([1, 1, 224, 224])
     """
 
     maps: Float[Tensor, "n p h w"]
@@ -37,42 +50,54 @@ class Explanation:
     fuse: str = "mean"
     grids: tuple[tuple[int, int], ...] | None = None
 
-    def of(self, image: int) -> Float[Tensor, "p h w"]:
-        """The raw maps of one image on its own grid."""
+    __repr__ = short_repr
+
+    def maps_of(self, image: int) -> Float[Tensor, "p h w"]:
+        """Return the raw maps of one image on its own grid, without padding."""
         height, width = self.grids[image] if self.grids else self.maps.shape[-2:]
         return self.maps[image, :, :height, :width]
 
-    def resized(self, size: tuple[int, int]) -> Float[Tensor, "n p y x"]:
-        """The raw maps, bilinearly enlarged to ``size`` (height, width) in pixels."""
+    def resize(self, size: tuple[int, int]) -> Float[Tensor, "n p y x"]:
+        """Resize the raw maps bilinearly to ``size`` (height, width) in pixels."""
         if self.grids is None:
-            return resized(self.maps, size)
-        return torch.stack([resized(self.of(i), size) for i in range(len(self.maps))])
+            return resize_maps(self.maps, size)
+        return torch.stack([resize_maps(self.maps_of(i), size) for i in range(len(self.maps))])
 
-    def normalized(self) -> Float[Tensor, "n p h w"]:
-        """Each map stretched to 0-1 by its own minimum and maximum, for display; a constant map becomes 0."""
+    def normalize(self) -> Float[Tensor, "n p h w"]:
+        """Stretch each map to 0-1 by its own minimum and maximum, for display. A constant map becomes 0."""
         inside = ~self.maps.isnan() if self.grids else torch.ones_like(self.maps, dtype=torch.bool)
         low = self.maps.where(inside, torch.inf).amin((2, 3), keepdim=True)
         high = self.maps.where(inside, -torch.inf).amax((2, 3), keepdim=True)
         return (self.maps - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
 
     def overlay(self, pixels: UInt8[Tensor, "n 3 y x"]) -> UInt8[Tensor, "n p 3 y x"]:
-        """Each map in colour over its picture; ``Preprocessing.pixels`` makes ``pixels`` from model input.
+        """Draw each map in colour over its image.
 
-        The hottest place has the hottest colour, and what does not raise the score has none, as where a signed map is
-        negative.
+        The largest positive value of a map has the hottest colour. Values at or below 0 have none, since they do not
+        raise the score.
+
+        Args:
+            pixels: the images. ``Preprocessing.pixels`` converts model input to pixels.
+
+        Returns:
+            One RGB image per image and prompt.
         """
         size = (pixels.shape[-2], pixels.shape[-1])
-        heat = self.resized(size).clamp_min(0).cpu()
+        heat = self.resize(size).clamp_min(0).cpu()
         heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return torch.stack([overlaid(picture, maps) for picture, maps in zip(pixels, heat, strict=True)])
+        return torch.stack([overlaid(image, maps) for image, maps in zip(pixels, heat, strict=True)])
 
 
-def gathered(
+def concatenate_parts(
     parts: list[tuple[list[int], Float[Tensor, "_b p _h _w"], Float[Tensor, "_b p"]]],
 ) -> tuple[Float[Tensor, "n p h w"], Float[Tensor, "n p"], tuple[tuple[int, int], ...] | None]:
-    """Maps and similarities of parts of the images, each with the images' indices, in the images' order; the grids.
+    """Concatenate the maps and similarities of parts of the images, in the order of the images.
 
-    ``None`` stands for grids that are all the same.
+    Args:
+        parts: indices of the images of each part, their maps and their similarities.
+
+    Returns:
+        Maps padded with NaN to the largest grid; similarities; the images' grids, or ``None`` if they are all equal.
     """
     order = torch.tensor([index for indices, _, _ in parts for index in indices]).argsort()
     similarity = torch.cat([each for _, _, each in parts])
@@ -81,7 +106,6 @@ def gathered(
         return torch.cat([maps for _, maps, _ in parts])[order], similarity[order], None
     height, width = (max(sides) for sides in zip(*shapes, strict=True))
     padded = [
-        torch.nn.functional.pad(maps, (0, width - maps.shape[-1], 0, height - maps.shape[-2]), value=torch.nan)
-        for _, maps, _ in parts
+        F.pad(maps, (0, width - maps.shape[-1], 0, height - maps.shape[-2]), value=torch.nan) for _, maps, _ in parts
     ]
     return torch.cat(padded)[order], similarity[order], tuple(shapes[i] for i in order.tolist())

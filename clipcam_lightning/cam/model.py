@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, adapter_of
+from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, find_adapter
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.representation import short_repr
-from clipcam_lightning.cam.towers import tower_of
+from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ModelError
 
@@ -54,7 +54,7 @@ class ClipModel:
     @property
     def adapter(self) -> Adapter:
         """The adapter for the API of the CLIP's library."""
-        adapter = adapter_of(self.module)
+        adapter = find_adapter(self.module)
         assert adapter is not None  # find_clip accepts only modules with an adapter
         return adapter
 
@@ -90,7 +90,7 @@ class ClipModel:
             )
         # Half a surrogate pair becomes a question mark: transformers tokenizers refuse it.
         texts = [prompt.encode("utf-8", "replace").decode("utf-8") for prompt in prompts]
-        return self.adapter.tokenized(self.tokenizer, texts)
+        return self.adapter.tokenize(self.tokenizer, texts)
 
     def features(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
         """Embed images without scaling the embeddings to unit length, in float32.
@@ -110,7 +110,7 @@ class ClipModel:
             moved: Tokens = {name: values.to(self.device) for name, values in tokens.items()}
         else:
             moved = tokens.to(self.device)
-        return F.normalize(self.adapter.text_features(moved).float(), dim=-1)
+        return F.normalize(self.adapter.encode_text(moved).float(), dim=-1)
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Embed prompts, as unit vectors in float32; a prompt that occurs twice is embedded once."""
@@ -198,7 +198,7 @@ def find_clip(
             f"{len(found)} CLIPs in {type(module).__name__}: {_listed(found)}. Choose one with clip='dotted.name'."
         )
     ((path, part),) = found.items()
-    tower = tower_of(part, towers)
+    tower = find_tower(part, towers)
     return ClipModel(
         module=part,
         tower=tower,
@@ -210,7 +210,7 @@ def find_clip(
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:
     """List the innermost submodules that embed both images and texts by dotted name, shared ones once."""
-    able = {path: part for path, part in module.named_modules() if adapter_of(part) is not None}
+    able = {path: part for path, part in module.named_modules() if find_adapter(part) is not None}
     return {
         path: clip
         for path, clip in able.items()
@@ -255,8 +255,8 @@ def _image_processor_near(module: nn.Module, path: str) -> Any:
 
 def _default_tokenizer(clip: nn.Module) -> Tokenizer | None:
     """Make CLIP's byte-pair tokenizer for a model with CLIP's vocabulary."""
-    adapter = adapter_of(clip)
-    if adapter is None or adapter.vocabulary != CLIP_VOCABULARY:
+    adapter = find_adapter(clip)
+    if adapter is None or adapter.vocabulary_size != CLIP_VOCABULARY:
         return None
     tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=adapter.context_length)
     return tokenizer

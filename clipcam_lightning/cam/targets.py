@@ -1,144 +1,235 @@
-"""What is differentiated: a score per image and prompt, made of cosine similarities."""
+"""Targets: the score per image and prompt that methods differentiate, made of cosine similarities."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
 
+from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import ConfigError
 
-Negatives: TypeAlias = tuple[str, ...] | Float[Tensor, "k d"]
+Negatives: TypeAlias = Sequence[str] | Float[Tensor, "k d"]
 """Prompts, or their embeddings."""
 
 
-@runtime_checkable
-class Target(Protocol):
+class Target(ABC):
     """A score per image and prompt.
 
     Attributes:
-        name: how snapshots and pictures call it.
-        negatives: prompts it needs beside the ones that are mapped.
+        name: label of the target in snapshots and images.
+        negatives: prompts, or their embeddings, that the score needs in addition to the mapped prompts.
+
+    Example:
+        >>> import torch
+        >>> class Squared(Target):
+        ...     name = "squared"
+        ...
+        ...     def __call__(self, similarity, prompts):
+        ...         return similarity[:, :prompts] ** 2
+        >>> Squared()(torch.tensor([[0.5, 0.1]]), prompts=1)
+        tensor([[0.2500]])
     """
 
     @property
+    @abstractmethod
     def name(self) -> str: ...  # noqa: D102
 
     @property
-    def negatives(self) -> Sequence[str] | Tensor: ...  # noqa: D102
+    def negatives(self) -> Negatives:  # noqa: D102
+        return ()
 
+    @abstractmethod
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
-        """Scores of the first ``prompts`` columns; the columns after them are the negatives."""
-        ...
+        """Compute the scores of the mapped prompts.
+
+        Args:
+            similarity: cosines of each image with the mapped prompts, then with the negatives.
+            prompts: number of mapped prompts, ``p``.
+
+        Returns:
+            One score per image and mapped prompt.
+        """
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """The cosine similarity itself, without ``logit_scale``: a trained temperature is no attention."""
-
-    name: str = "similarity"
-    negatives: tuple[str, ...] = ()
-
-    def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
-        """The similarities as they are."""
-        return similarity[:, :prompts]
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Own prompt minus the mean of the negatives, subtracted before the map's rectifier.
-
-    What speaks for the prompt and against it alike drops out: with ``negatives`` naming the other things in a
-    picture, the map shows what tells them apart.
-
-    Attributes:
-        negatives: prompts to subtract. Without any, each image's other prompts are its negatives.
-    """
+@dataclass(frozen=True, eq=False, repr=False)
+class _TargetWithNegatives(Target):
+    """A target that is comparable and hashable by value, whether its negatives are prompts or embeddings."""
 
     negatives: Negatives = ()
 
+    __repr__ = short_repr
+
     def __post_init__(self) -> None:
-        _check_negatives(self.negatives)
+        if isinstance(self.negatives, Tensor):
+            if self.negatives.ndim != 2 or not self.negatives.is_floating_point():
+                raise ConfigError(
+                    f"negatives must be prompts, or float embeddings [k, d] "
+                    f"(got {self.negatives.dtype} {tuple(self.negatives.shape)})."
+                )
+            return
+        if isinstance(self.negatives, str) or not all(
+            isinstance(prompt, str) and prompt.strip() for prompt in self.negatives
+        ):
+            raise ConfigError(f"negatives must be a list of prompts, such as ['a cat'] (got {self.negatives!r}).")
+        object.__setattr__(self, "negatives", tuple(self.negatives))  # hashable, also if made from a YAML list
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, type(self)) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        """The type and the field values, embeddings by shape and digest."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return type(self), *((*each.shape, _digest(each)) if isinstance(each, Tensor) else each for each in values)
+
+    def _label(self, name: str) -> str:
+        """Append the negatives to a name: other negatives make other maps."""
+        if isinstance(self.negatives, Tensor):
+            return f"{name}({len(self.negatives)} embeddings {_digest(self.negatives)[:8]})"
+        return f"{name}({', '.join(self.negatives)})" if self.negatives else name
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Similarity(_TargetWithNegatives):
+    """The cosine similarity, without the model's ``logit_scale``: a trained temperature cannot look like drift.
+
+    Attributes:
+        negatives: embedded with the prompts, but not part of the score.
+
+    Example:
+        >>> import torch
+        >>> Similarity()(torch.tensor([[0.3, 0.1]]), prompts=2)
+        tensor([[0.3000, 0.1000]])
+    """
 
     @property
     def name(self) -> str:
-        """``contrast``, with its negatives where it was given some."""
-        return _named("contrast", self.negatives)
+        """``similarity``."""
+        return "similarity"
 
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
-        """Own similarity minus the mean of the negatives'.
+        """Return the cosines with the mapped prompts."""
+        return similarity[:, :prompts]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Contrast(_TargetWithNegatives):
+    """Cosine with the prompt minus the mean cosine with the negatives.
+
+    Evidence that the prompt shares with the negatives cancels before the map is rectified. With negatives that name the
+    other objects in an image, the map shows what distinguishes the prompt from them.
+
+    Args:
+        negatives: prompts to subtract, or their embeddings ``[k, d]``. By default the other prompts of each image.
+
+    Raises:
+        ConfigError: ``negatives`` is a single string, contains an empty one, or is not a float matrix.
+
+    Example:
+        >>> import torch
+        >>> from clipcam_lightning import Contrast
+        >>> target = Contrast(negatives=["a dog"])
+        >>> target(torch.tensor([[0.25, 0.125]]), prompts=1)  # cosines with the prompt and with "a dog"
+        tensor([[0.1250]])
+        >>> target.name
+        'contrast(a dog)'
+    """
+
+    @property
+    def name(self) -> str:
+        """``contrast``, followed by the negatives, if any."""
+        return self._label("contrast")
+
+    def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
+        """Subtract the mean cosine with the negatives.
+
+        Args:
+            similarity: cosines of each image with the mapped prompts, then with the negatives.
+            prompts: number of mapped prompts, ``p``.
+
+        Returns:
+            Differences of cosines, from -2 to 2.
 
         Raises:
-            ConfigError: there is nothing to contrast with.
+            ConfigError: there are neither negatives nor other prompts.
         """
         own = similarity[:, :prompts]
         if len(self.negatives):
             return own - similarity[:, prompts:].mean(dim=1, keepdim=True)
         if prompts < 2:
-            raise ConfigError(_ALONE.format("contrast", "Contrast"))
+            raise ConfigError(_NOTHING_TO_COMPARE.format("contrast", "Contrast"))
         return own - (own.sum(dim=1, keepdim=True) - own) / (prompts - 1)
 
 
-@dataclass(frozen=True)
-class LogSoftmax:
-    """How surely the prompt is picked among all: the log-softmax over the prompts and the negatives.
+@dataclass(frozen=True, eq=False, repr=False)
+class LogSoftmax(_TargetWithNegatives):
+    r"""Log-probability of the prompt among all prompts and negatives.
 
-    Its gradient is ``temperature * (grad s_p - sum_q pi_q grad s_q)``: a contrast that weighs the others by how much
-    the model confuses them with the prompt. The softmax itself is no target: its gradient vanishes where the
-    model is sure.
+    .. math:: y_p = \log \mathrm{softmax}_p(\tau s), \quad
+        \nabla y_p = \tau \left(\nabla s_p - \sum_q \pi_q \nabla s_q\right)
 
-    Attributes:
-        negatives: prompts to compare with beside each image's other prompts.
-        temperature: factor of the cosines; CLIP is trained towards 100. A constant, so that drift is no drift of it.
+    with :math:`\pi` the softmax: a contrast in which each other prompt weighs as much as the model confuses it with the
+    mapped one. The softmax itself would not do, since its gradient vanishes where the model is certain.
+
+    Args:
+        negatives: prompts to compare with in addition to each image's other prompts, or their embeddings ``[k, d]``.
+        temperature: factor :math:`\tau` of the cosines; CLIP is trained towards 100. It is fixed, so that a trained
+            temperature cannot look like drift.
+
+    Raises:
+        ConfigError: ``negatives`` is a single string, contains an empty one, or is not a float matrix; or
+            ``temperature`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from clipcam_lightning import LogSoftmax
+        >>> target = LogSoftmax(negatives=["a dog"], temperature=8.0)
+        >>> target(torch.tensor([[0.25, 0.125]]), prompts=1)  # log(e^2 / (e^2 + e^1))
+        tensor([[-0.3133]])
     """
 
-    negatives: Negatives = ()
     temperature: float = 100.0
 
     def __post_init__(self) -> None:
-        _check_negatives(self.negatives)
+        super().__post_init__()
         if not self.temperature > 0:
             raise ConfigError(f"temperature must be positive (got {self.temperature!r}).")
 
     @property
     def name(self) -> str:
-        """``logsoftmax``, with its negatives and its temperature where they were given."""
-        own = "logsoftmax" if self.temperature == 100 else f"logsoftmax at {self.temperature:g}"
-        return _named(own, self.negatives)
+        """``logsoftmax``, followed by the temperature if it is not 100, and by the negatives, if any."""
+        return self._label("logsoftmax" if self.temperature == 100 else f"logsoftmax at {self.temperature:g}")
 
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
-        """Log-probabilities of the prompts.
+        """Compute the log-softmax over all prompts and negatives.
+
+        Args:
+            similarity: cosines of each image with the mapped prompts, then with the negatives.
+            prompts: number of mapped prompts, ``p``.
+
+        Returns:
+            Natural logarithms of the mapped prompts' probabilities.
 
         Raises:
-            ConfigError: there is nothing to compare with.
+            ConfigError: there are neither negatives nor other prompts.
         """
         if similarity.shape[1] < 2:
-            raise ConfigError(_ALONE.format("logsoftmax", "LogSoftmax"))
+            raise ConfigError(_NOTHING_TO_COMPARE.format("logsoftmax", "LogSoftmax"))
         return (self.temperature * similarity).log_softmax(dim=1)[:, :prompts]
 
 
-_ALONE = (
-    "the target '{}' needs something to compare with: give at least two prompts an image, or {}(negatives=('...',))."
-)
+_NOTHING_TO_COMPARE = "target '{}' needs at least two prompts per image, or {}(negatives=['...'])."
 
 
-def _check_negatives(negatives: Negatives) -> None:
-    if isinstance(negatives, Tensor):
-        if negatives.ndim != 2 or not negatives.is_floating_point():
-            raise ConfigError(
-                f"negatives must be embeddings [k, d] (got {negatives.dtype} {tuple(negatives.shape)}), or prompts."
-            )
-    elif isinstance(negatives, str) or not all(isinstance(text, str) and text.strip() for text in negatives):
-        raise ConfigError(f"negatives must be a tuple of prompts, such as ('a cat',) (got {negatives!r}).")
-
-
-def _named(name: str, negatives: Negatives) -> str:
-    if isinstance(negatives, Tensor):
-        digest = hashlib.sha256(negatives.detach().float().cpu().numpy().tobytes()).hexdigest()
-        return f"{name}({len(negatives)} embeddings {digest[:8]})"  # other embeddings, other maps
-    return f"{name}({', '.join(negatives)})" if negatives else name
+def _digest(embeddings: Tensor) -> str:
+    return hashlib.sha256(embeddings.detach().float().cpu().numpy().tobytes()).hexdigest()
 
 
 TargetLike: TypeAlias = Literal["similarity", "contrast", "logsoftmax"] | Target
@@ -146,7 +237,7 @@ _TARGETS: dict[str, Callable[[], Target]] = {"similarity": Similarity, "contrast
 
 
 def target_of(target: TargetLike) -> Target:
-    """The target of that name; one that is no name is used as it is.
+    """Return the target of that name, or ``target`` itself if it is not a name.
 
     Raises:
         ConfigError: no target has that name.

@@ -1,4 +1,4 @@
-"""Prompts as the core is given them, turned into unit embeddings per image."""
+"""Embed the prompts that ``explain`` is called with."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -13,35 +13,43 @@ from clipcam_lightning.cam.targets import Target
 from clipcam_lightning.errors import ConfigError
 
 Prompts: TypeAlias = Sequence[str] | Sequence[Sequence[str]] | Tensor
+"""Prompts for every image, one list of prompts per image, or embeddings ``[p, d]`` or ``[n, p, d]``."""
 
 
-def embedded_prompts(
-    clip: ClipModel, prompts: Prompts, target: Target, images: int
-) -> tuple[Float[Tensor, "n q d"], int]:
-    """Unit embeddings per image, first of the prompts, then of the target's negatives; and how many are prompts.
+def embed_prompts(clip: ClipModel, prompts: Prompts, target: Target, images: int) -> tuple[Float[Tensor, "n q d"], int]:
+    """Embed the prompts and the target's negatives.
 
-    Prompts that all images share are embedded once and not copied.
+    Prompts that all images share are embedded once, and their embeddings are not copied.
+
+    Args:
+        clip: the model.
+        prompts: strings or embeddings of any length.
+        target: the target whose negatives are appended.
+        images: number of images, ``n``.
+
+    Returns:
+        Unit embeddings per image, first of the prompts, then of the negatives; and the number of prompts.
 
     Raises:
-        ConfigError: prompts and images do not pair, a prompt is empty, or an embedding says nothing.
+        ConfigError: prompts and images do not match, a prompt is empty, or an embedding is all zero.
     """
     with torch.no_grad():
-        own = _embedded(clip, prompts, images)
-        count = own.shape[1]
+        texts = _embed(clip, prompts, images)
+        count = texts.shape[1]
         if len(target.negatives):
             negatives = target.negatives
-            others = _unit(clip, negatives) if isinstance(negatives, Tensor) else clip.embed_texts(negatives)
-            if own.shape[-1] != others.shape[-1]:
+            others = _scale_to_unit(clip, negatives) if isinstance(negatives, Tensor) else clip.embed_texts(negatives)
+            if texts.shape[-1] != others.shape[-1]:
                 raise ConfigError(
-                    "prompts and negatives must be embedded alike "
-                    f"(got {own.shape[-1]} and {others.shape[-1]} numbers)."
+                    "prompts and negatives must have embeddings of one length "
+                    f"(got {texts.shape[-1]} and {others.shape[-1]})."
                 )
-            own = torch.cat([own, others.expand(len(own), -1, -1)], dim=1)
-        return own.expand(images, -1, -1), count
+            texts = torch.cat([texts, others.expand(len(texts), -1, -1)], dim=1)
+        return texts.expand(images, -1, -1), count
 
 
-def _embedded(clip: ClipModel, prompts: Prompts, images: int) -> Float[Tensor, "_n p d"]:
-    """Of each image, or of one for all."""
+def _embed(clip: ClipModel, prompts: Prompts, images: int) -> Float[Tensor, "_n p d"]:
+    """Return unit embeddings per image, or of length 1 if all images share the prompts."""
     if isinstance(prompts, Tensor):
         if (
             prompts.ndim not in (2, 3)
@@ -50,9 +58,9 @@ def _embedded(clip: ClipModel, prompts: Prompts, images: int) -> Float[Tensor, "
         ):
             raise ConfigError(
                 f"prompt embeddings must be floats [p, d] or [{images}, p, d] (got {prompts.dtype} "
-                f"{tuple(prompts.shape)}); token ids are embedded with ClipModel.embed_tokens."
+                f"{tuple(prompts.shape)}); embed token ids with ClipModel.embed_tokens."
             )
-        return _unit(clip, prompts if prompts.ndim == 3 else prompts[None])
+        return _scale_to_unit(clip, prompts if prompts.ndim == 3 else prompts[None])
     if isinstance(prompts, str) or not len(prompts):
         raise ConfigError(f"prompts must be a list of strings, one list per image, or embeddings (got {prompts!r}).")
     shared = all(isinstance(prompt, str) for prompt in prompts)
@@ -63,14 +71,15 @@ def _embedded(clip: ClipModel, prompts: Prompts, images: int) -> Float[Tensor, "
             f"(got {len(rows)} lists of lengths {[len(row) for row in rows]} for {images} images)."
         )
     flat = [prompt for row in rows for prompt in row]
-    if not all(isinstance(prompt, str) and prompt.strip() for prompt in flat):
-        raise ConfigError("a prompt must be a string with something in it.")
+    for prompt in flat:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ConfigError(f"prompts must be non-empty strings (got {prompt!r}).")
     return clip.embed_texts(flat).reshape(len(rows), len(rows[0]), -1)
 
 
-def _unit(clip: ClipModel, embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+def _scale_to_unit(clip: ClipModel, embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     embeddings = embeddings.clone().to(clip.device).float()
-    # What is not finite may come from the model's own weights; the maps then say so.
+    # NaN and infinity pass: they may come from the model's own weights, and show in the maps.
     if not embeddings.numel() or not embeddings.any(dim=-1).all():
         raise ConfigError(f"embeddings must be at least one, none of them all zero (got {tuple(embeddings.shape)}).")
     return F.normalize(embeddings, dim=-1)

@@ -55,7 +55,7 @@ def run(options: Any) -> int:
     images, prompts = _read_probes(options.images, options.prompt)
     explained = list(_explain_images(options, read_model_source(options), settings, images, prompts))
     for image in explained:
-        for prompt, map_ in zip(options.prompt, image.explanation.of(0), strict=True):
+        for prompt, map_ in zip(options.prompt, image.explanation.maps_of(0), strict=True):
             if reason := degeneracy(map_.cpu()):
                 warn(f"the map of {image.path} for {prompt!r} is degenerate ({reason}): it shows nothing of the model.")
     output = Output()

@@ -45,6 +45,16 @@ class ProbeDrift:
         severity: how far the map is off in units of what the rule tolerates; a probe above 1 is flagged. Infinite
             for a valid map that became degenerate, 0 without valid baseline.
         reason: why the probe is flagged, in words; empty if it is not.
+
+    Example:
+        >>> from clipcam_lightning import evaluate
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> probe = evaluation.report.probes[0]
+        >>> round(probe.drift, 3), probe.flagged
+        (0.0, False)
     """
 
     name: str
@@ -83,6 +93,15 @@ class DriftReport:
         rule: what flags probes and makes an alarm.
         step: of the evaluation.
         baseline_step: of the baseline.
+
+    Example:
+        >>> from clipcam_lightning import evaluate
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> print(evaluation.report)
+        no alarm at step 0; mean drift 0.00
     """
 
     probes: tuple[ProbeDrift, ...]

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.fuse import resized
+from clipcam_lightning.cam.fuse import resize_maps
 
 # Fractions of a map's cells: for the IoU, for the place shared by the images, for the spot of a single map.
 TOP_FRACTION, SHARED_FRACTION, SPOT_FRACTION = 0.2, 0.05, 0.02
@@ -172,7 +172,7 @@ def pointing_hit(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> 
     Returns:
         One value per map.
     """
-    hottest = resized(maps, (masks.shape[-2], masks.shape[-1])).flatten(1).argmax(1, keepdim=True)
+    hottest = resize_maps(maps, (masks.shape[-2], masks.shape[-1])).flatten(1).argmax(1, keepdim=True)
     return masks.flatten(1).gather(1, hottest)[:, 0]
 
 

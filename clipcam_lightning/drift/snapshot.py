@@ -35,6 +35,16 @@ class SnapshotInfo:
         fingerprint: of the model's architecture.
         dtype: in which the image tower computed.
         versions: of the packages that took part.
+
+    Example:
+        >>> from clipcam_lightning import evaluate
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> info = evaluation.snapshot.info
+        >>> info.method, info.target, info.scales
+        ('decomposition', 'similarity', (1.0,))
     """
 
     digest: str

@@ -26,6 +26,15 @@ class Evaluation:
         history: the evaluations so far, this one last; of many the first and evenly spaced later ones.
         digests: one per probe, by which evaluations of other runs are matched.
         metrics: means over the probes by name (``drift``, ``similarity``, ...), all finite.
+
+    Example:
+        >>> from clipcam_lightning import evaluate
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> sorted(evaluation.metrics)
+        ['alarm', 'degenerate', 'drift', 'drift_max', 'flagged', 'similarity']
     """
 
     pixels: UInt8[Tensor, "n 3 y x"]

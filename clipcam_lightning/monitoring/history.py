@@ -24,6 +24,15 @@ class HistoryEntry:
         drift: one per probe, 0 to 2.
         flagged: one per probe, whether the rule flags it.
         number: of the evaluation in its run, counted from 0.
+
+    Example:
+        >>> from clipcam_lightning import evaluate
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> evaluation.history
+        (HistoryEntry(step=0, maps=float16[2, 8, 8], drift=(0.0, 0.0), flagged=(False, False), number=0),)
     """
 
     step: int

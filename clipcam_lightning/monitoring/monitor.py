@@ -9,23 +9,28 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipcam_lightning.cam.explanation import Explanation
-from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.untouched import untouched
+from clipcam_lightning.cam.fuse import Fusion
+from clipcam_lightning.cam.methods import Layers, MethodLike
+from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.cam.settings import MapSettings
+from clipcam_lightning.cam.targets import TargetLike
+from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.compare import DriftReport, compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_error
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
-from clipcam_lightning.monitoring.explainer import Explainer
+from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.noise_floor import noise_floor
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe import PathLike
-from clipcam_lightning.probes.probe_set import ProbeSet
+from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.tensorfile import VERSION
 
@@ -88,7 +93,7 @@ class Monitor:
             ProbeError, ConfigError, ModelError: the probes do not fit the model.
         """
         clip, prepared = explainer.clip, self.prepare(explainer.clip)
-        with torch.no_grad(), untouched(clip.module):
+        with torch.no_grad(), evaluation_mode(clip.module):
             texts = prepared.embed_texts(clip)
         explanation = explainer(prepared.images, texts)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
@@ -192,6 +197,60 @@ class Monitor:
         elif self._is_baseline_rolling:
             self.baseline = replace(snapshot, noise_floor=baseline.noise_floor, images=baseline.images)
         return snapshot, baseline, report, note
+
+
+def evaluate(
+    model: nn.Module | ClipModel,
+    probes: ProbesLike,
+    *,
+    baseline: PathLike | Snapshot | None = None,
+    max_drift: float | None = None,
+    method: MethodLike = "auto",
+    layers: Layers = None,
+    target: TargetLike = "similarity",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fuse: Fusion = "mean",
+    batch_size: int | None = None,
+    clip: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    towers: Sequence[type[Tower]] = (),
+) -> Evaluation:
+    """Evaluate a probe set once, without a training.
+
+    Args:
+        model: any module that holds a CLIP, or a :class:`ClipModel`.
+        probes: a :class:`ProbeSet`, or what it is made of.
+        baseline: a snapshot or its file; by default the evaluation is its own baseline.
+        max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
+        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
+
+    Returns:
+        Snapshot, comparison and metrics; :func:`contact_sheet`, :func:`probe_panel` and :func:`html_report` draw them.
+
+    Raises:
+        ModelError, TowerError: ``model`` holds no CLIP, several, or an unknown one.
+        ProbeError, ConfigError: the probes or settings do not fit the model.
+        SnapshotError: the baseline cannot be read, or was made with other probes or settings.
+
+    Example:
+        >>> from clipcam_lightning import evaluate
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> evaluation.snapshot.maps.shape, evaluation.report.alarm
+        (torch.Size([2, 8, 8]), False)
+    """
+    settings = MapSettings(
+        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+    )
+    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    monitor = Monitor(ProbeSet(probes), rule=DriftRule(max_drift), baseline="start" if baseline is None else baseline)
+    monitor.evaluate(LocalExplainer(found, settings), step=0, epoch=0)
+    assert monitor.last is not None  # the evaluation has just taken place
+    return monitor.last
 
 
 def take_snapshot(

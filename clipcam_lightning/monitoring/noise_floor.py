@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.analysis.prompt_sensitivity import paraphrases
-from clipcam_lightning.cam.untouched import untouched
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.probes.prepared import PreparedProbes
@@ -48,7 +48,7 @@ def harmless_drifts(
     Returns:
         1 - CC, 0 to 2; NaN where a change does not apply to a probe, or a map is degenerate.
     """
-    with torch.no_grad(), untouched(explainer.clip.module):
+    with torch.no_grad(), evaluation_mode(explainer.clip.module):
         texts = prepared.embed_texts(explainer.clip)
     drifts = []
     for images in changed_images(prepared.images):

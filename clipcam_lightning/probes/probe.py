@@ -63,6 +63,12 @@ class LoadedProbe:
         name: unique in its set.
         mask: where the object is; ``None`` if that is unknown.
         tokens: token ids that are embedded instead of ``prompt``; ``None`` if the tokenizer makes them.
+
+    Example:
+        >>> import numpy as np
+        >>> from clipcam_lightning import ProbeSet
+        >>> ProbeSet([(np.zeros((64, 64, 3), dtype=np.uint8), "a black cat")])[0].name
+        'a-black-cat'
     """
 
     image: UInt8[np.ndarray, "y x 3"] | Float32[Tensor, "3 y x"]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipcam_lightning.cam.explanation import Explanation, gathered
+from clipcam_lightning.cam.explanation import Explanation, concatenate_parts
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.texts import Prompts
@@ -88,5 +88,5 @@ class DistributedExplainer:
             raise
         bounds = pairwise(accumulate((len(part.maps) for part in parts), initial=0))
         rows = [(list(range(*bound)), part.maps, part.similarity) for bound, part in zip(bounds, parts, strict=True)]
-        maps, similarity, grids = gathered(rows)
+        maps, similarity, grids = concatenate_parts(rows)
         return replace(parts[0], maps=maps, similarity=similarity, grids=grids)

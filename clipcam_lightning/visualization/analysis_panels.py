@@ -31,6 +31,14 @@ def confusion_panel(
 
     Returns:
         The panel; each map has its own scale.
+
+    Example:
+        >>> import torch
+        >>> from clipcam_lightning import Confusion, confusion_panel
+        >>> maps = torch.rand(2, 7, 7)
+        >>> confusion = Confusion(0, "cat", "a cat", "a dog", 0.2, 0.3, maps[0], maps[1])
+        >>> confusion_panel(torch.zeros(3, 224, 224, dtype=torch.uint8), confusion).size
+        (872, 290)
     """
     own, preferred = relative_saliency(torch.stack([confusion.map, confusion.preferred_map]))
     large = enlarge(pixels, TILE)
@@ -55,6 +63,14 @@ def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) 
 
     Returns:
         The panel, with the correlations in its second line.
+
+    Example:
+        >>> import torch
+        >>> from clipcam_lightning import sensitivity, sensitivity_panel
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
+        >>> result = sensitivity(trained_clip("vit"), torch.rand(3, 64, 64), "a red circle", tokenizer=WordTokenizer())
+        >>> sensitivity_panel(torch.zeros(3, 64, 64, dtype=torch.uint8), result).size
+        (872, 290)
     """
     large = enlarge(pixels, TILE)
     means = [relative_saliency(maps).mean(0) for maps in (sensitivity.maps, sensitivity.absent_maps)]

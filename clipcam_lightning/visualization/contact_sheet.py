@@ -45,6 +45,16 @@ def contact_sheet(
 
     Returns:
         The sheet, with a red frame around each map of a flagged probe.
+
+    Example:
+        >>> from clipcam_lightning import contact_sheet, evaluate
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> order = evaluation.report.flagged_first
+        >>> contact_sheet(evaluation.pixels, evaluation.snapshot.prompts, evaluation.history, order).size
+        (398, 306)
     """
     columns = [history[i] for i in np.unique(np.linspace(0, len(history) - 1, max_columns).round().astype(int))]
     rows = order[:MAX_ROWS]

@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT, colored, overlaid
-from clipcam_lightning.cam.fuse import resized
+from clipcam_lightning.cam.fuse import resize_maps
 
 TILE, GAP = 208, 8  # pixels
 INK, FAINT, PAPER, FLAG = "#1a1a1a", "#6b6b6b", "#ffffff", "#c1121f"
@@ -37,12 +37,12 @@ def enlarge(pixels: UInt8[Tensor, "3 y x"], side: int) -> UInt8[Tensor, "3 v u"]
 
 def fit_to(pixels: UInt8[Tensor, "3 y x"], map_: Float[Tensor, "h w"]) -> Float[Tensor, "y x"]:
     """Enlarge a map to the size of an image."""
-    return resized(map_.float(), (pixels.shape[1], pixels.shape[2]))
+    return resize_maps(map_.float(), (pixels.shape[1], pixels.shape[2]))
 
 
 def draw_heat(heat: Float[Tensor, "h w"], size: tuple[int, int], colors: str = HEAT) -> Image.Image:
     """Draw heat 0 to 1 alone, at ``size`` (height, width) in pixels."""
-    return _to_image(colored(resized(heat.float(), size), colors))
+    return _to_image(colored(resize_maps(heat.float(), size), colors))
 
 
 def draw_overlay(pixels: UInt8[Tensor, "3 y x"], heat: Float[Tensor, "h w"]) -> Image.Image:

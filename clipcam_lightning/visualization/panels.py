@@ -41,6 +41,16 @@ def probe_panel(
 
     Returns:
         The panel, with a red flag if the probe is flagged.
+
+    Example:
+        >>> from clipcam_lightning import evaluate, probe_panel
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> maps, probe = evaluation.snapshot.maps, evaluation.report.probes[0]
+        >>> probe_panel(evaluation.pixels[0], maps[0], maps[0], probe, steps=(0, 0)).size
+        (872, 290)
     """
     labels = ("input", f"baseline, step {steps[0]}", f"now, step {steps[1]}", "change (red: more, blue: less)")
     tiles = probe_tiles(pixels, baseline, now, mask)

@@ -67,6 +67,16 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
 
     Raises:
         SnapshotError: an image in the snapshot is damaged.
+
+    Example:
+        >>> from clipcam_lightning import evaluate, html_report
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> page = html_report(evaluation.baseline, evaluation.snapshot, evaluation.report)
+        >>> page.startswith("<!DOCTYPE html>")
+        True
     """
     rows = [
         _Row(
@@ -98,6 +108,15 @@ def report_as_json(report: DriftReport) -> dict[str, Any]:
     Returns:
         A summary, and one entry per probe in the order of the probe set. Unknown values (NaN) are ``None``, infinite
         ones ``"inf"``.
+
+    Example:
+        >>> from clipcam_lightning import evaluate, report_as_json
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> report_as_json(evaluation.report)["summary"]
+        'no alarm at step 0; mean drift 0.00'
     """
     return {
         "alarm": report.alarm,

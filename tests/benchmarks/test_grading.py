@@ -1,4 +1,4 @@
-"""What the localisation benchmark measures: against numpy, against loops over pixels, by hand."""
+"""The metrics of the localisation benchmark, compared with numpy, loops over pixels, and values computed by hand."""
 
 import json
 import math
@@ -17,16 +17,26 @@ from benchmarks.grading import (
     best_mean_rank,
     close_to_best,
     edges,
-    graded,
+    grade,
     likeness,
     mask_iou,
     mean_and_error,
     perturbation_curves,
-    randomized,
+    randomize_parameters,
     relative_area,
 )
-from benchmarks.questions import LAST_THREE, LAYERS, Asked, Question, cheap_maps, layer_maps, score_maps, targets_for
-from benchmarks.report import Results, write
+from benchmarks.localisation import STAGES
+from benchmarks.localisation_maps import (
+    LAST_THREE,
+    LAYERS,
+    Inputs,
+    Setting,
+    cheap_maps,
+    layer_maps,
+    score_maps,
+    targets_for,
+)
+from benchmarks.localisation_report import Results, write
 from clipcam_lightning import METHODS, ClipModel, explain
 from clipcam_lightning.shapes_world.models import VISION, build_clip
 from clipcam_lightning.shapes_world.scenes import CAPTIONS
@@ -38,59 +48,59 @@ def blob(top: int, left: int, side: int = 3, size: int = 8) -> Tensor:
     return mask
 
 
-def test_iou_is_that_of_the_sets_of_pixels() -> None:
+def test_iou_is_intersection_over_union_of_sets_of_pixels() -> None:
     maps, masks = torch.randn(3, 8, 8), torch.stack([blob(0, 0), blob(2, 3, 4), blob(5, 1, 2)])
 
-    found = mask_iou(maps, masks)
+    ious = mask_iou(maps, masks)
 
-    for map_, mask, iou in zip(maps, masks, found.tolist(), strict=True):
+    for map_, mask, iou in zip(maps, masks, ious.tolist(), strict=True):
         inside = set(np.flatnonzero(mask))
         hottest = set(np.argsort(-map_.flatten().numpy())[: len(inside)])
         share = len(hottest & inside) / len(inside)
         assert iou == pytest.approx(len(hottest & inside) / len(hottest | inside))
-        assert iou == pytest.approx(share / (2 - share)), "of the relevance rank accuracy"
+        assert iou == pytest.approx(share / (2 - share)), "computed from the relevance rank accuracy"
 
 
-def test_cold_pixels_do_not_fill_up_the_hottest() -> None:
+def test_the_coldest_pixels_are_never_among_the_hottest() -> None:
     map_ = torch.zeros(1, 8, 8)
     map_[0, 1, 1] = 1
 
     assert mask_iou(map_, blob(0, 0)[None]).item() == pytest.approx(1 / 9)
 
 
-def test_a_map_that_says_nothing_hits_nothing() -> None:
+def test_a_degenerate_map_misses_every_object() -> None:
     everywhere = torch.ones(1, 1, 8, 8, dtype=torch.bool)
 
-    grades = graded(torch.full((1, 1, 4, 4), 2.0), everywhere)
+    grades = grade(torch.full((1, 1, 4, 4), 2.0), everywhere)
 
     assert (grades.pointing.item(), grades.degenerate.item()) == (0, 1)
 
 
-def test_grades_stay_with_their_scene_and_object() -> None:
+def test_grades_belong_to_their_scene_and_object() -> None:
     masks = torch.stack([torch.stack([blob(0, 0), blob(5, 5)]), torch.stack([blob(0, 5), blob(5, 0)])])
     maps = masks.float()
     maps[1, 0] = masks[1, 1].float()  # one object of one scene is mistaken for the other
 
-    grades = graded(maps, masks)
+    grades = grade(maps, masks)
 
-    for figure in grades[:3]:
-        assert_close(figure, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    for metric in grades[:3]:
+        assert_close(metric, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
 
 
-def test_curves_are_the_scores_of_images_changed_pixel_by_pixel() -> None:
+def test_deletion_and_insertion_change_the_hottest_pixels_first() -> None:
     images, maps, weights = torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5), torch.rand(3, 4, 5)
 
     deletion, insertion = perturbation_curves(lambda x: (x * weights).sum((1, 2, 3)), images, maps, steps=4)
 
     for i in range(2):
         order = np.argsort(-maps[i].flatten().numpy())
-        worth = (images[i] * weights).sum(0).flatten().numpy()[order]  # of each pixel, the hottest first
-        gone = np.concatenate([[0], worth.cumsum()[4::5]])
-        assert np.allclose(insertion[i], gone, atol=1e-5)
-        assert np.allclose(deletion[i], worth.sum() - gone, atol=1e-5)
+        scores = (images[i] * weights).sum(0).flatten().numpy()[order]  # of each pixel, the hottest first
+        changed = np.concatenate([[0], scores.cumsum()[4::5]])
+        assert np.allclose(insertion[i], changed, atol=1e-5)
+        assert np.allclose(deletion[i], scores.sum() - changed, atol=1e-5)
 
 
-def test_areas_are_relative_to_the_whole_image_and_the_mean_colour() -> None:
+def test_an_area_is_relative_to_whole_image_and_mean_colour() -> None:
     straight, early = torch.linspace(0.1, 0.5, 5), torch.tensor([0.1, 0.5, 0.5, 0.5, 0.5])
     whole, blank = torch.tensor([0.5, 0.5]), torch.tensor([0.1, 0.1])
 
@@ -98,7 +108,7 @@ def test_areas_are_relative_to_the_whole_image_and_the_mean_colour() -> None:
     assert relative_area(torch.stack([early, straight]), whole, blank) == pytest.approx((0.875 + 0.5) / 2)
 
 
-def test_an_image_that_is_like_the_mean_colour_decides_nothing() -> None:
+def test_an_image_that_scores_like_the_mean_colour_has_little_weight() -> None:
     curves = torch.stack([torch.linspace(0, 1, 5), torch.full((5,), 0.01)])
 
     assert relative_area(curves, torch.tensor([1.0, 1e-9]), torch.zeros(2)) == pytest.approx(0.51)
@@ -108,47 +118,45 @@ def test_edges_are_where_brightness_changes() -> None:
     image = torch.zeros(1, 3, 8, 8)
     image[..., 4:] = 1
 
-    found = edges(image, (8, 8))
+    strength = edges(image, (8, 8))
 
     expected = torch.zeros(8)
-    expected[3:5] = 4  # the Sobel kernel's 1 + 2 + 1
-    assert_close(found[0], expected.expand(8, 8))
+    expected[3:5] = 4  # 1 + 2 + 1 of the Sobel kernel
+    assert_close(strength[0], expected.expand(8, 8))
 
 
 def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
 
 
-def test_weights_become_random_from_the_top_down_and_stay_so() -> None:
-    trained, fresh = network(), network()
-    nn.init.ones_(fresh[1].running_mean)
+def test_parameters_are_randomized_from_the_top_down_for_good() -> None:
+    trained, untrained = network(), network()
+    nn.init.ones_(untrained[1].running_mean)
     before = deepcopy(trained.state_dict())
 
     replaced = {}
-    for stage in randomized(trained, fresh, ("2", "1", "")):
+    for stage in randomize_parameters(trained, untrained, ("2", "1", "")):
         now = trained.state_dict()
         replaced[stage] = {name.split(".")[0] for name in now if not torch.equal(now[name], before[name])}
 
     assert replaced == {"2": {"2"}, "1": {"1", "2"}, "": {"0", "1", "2"}}
-    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in trained.state_dict().items())
+    assert all(torch.equal(value, untrained.state_dict()[name]) for name, value in trained.state_dict().items())
 
 
 @pytest.mark.parametrize("tower", VISION)
-def test_the_last_stage_leaves_no_weight_of_the_trained_tower(tower: str) -> None:
-    from benchmarks.localisation import STAGES
+def test_the_last_stage_replaces_every_parameter_of_the_tower(tower: str) -> None:
+    trained, untrained = build_clip(tower).visual, build_clip(tower).visual
 
-    trained, fresh = build_clip(tower).visual, build_clip(tower).visual
-
-    assert [*randomized(trained, fresh, STAGES[tower])] == [*STAGES[tower]]
-    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in trained.state_dict().items())
+    assert [*randomize_parameters(trained, untrained, STAGES[tower])] == [*STAGES[tower]]
+    assert all(torch.equal(value, untrained.state_dict()[name]) for name, value in trained.state_dict().items())
 
 
-def test_a_stage_without_weights_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match=r"no weights begin with 'head'; left: 0\.weight"):
-        next(randomized(network(), network(), ("head",)))
+def test_a_stage_without_weights_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no weights begin with 'head'; remaining: 0\.weight"):
+        next(randomize_parameters(network(), network(), ("head",)))
 
 
-def test_likeness_is_pearsons_correlation_and_0_of_a_vanished_map() -> None:
+def test_likeness_is_the_correlation_and_0_for_a_degenerate_map() -> None:
     before, after = torch.randn(3, 4, 4), torch.randn(3, 4, 4)
     after[1] = 0
     pearson = [np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(before[::2], after[::2], strict=True)]
@@ -156,29 +164,29 @@ def test_likeness_is_pearsons_correlation_and_0_of_a_vanished_map() -> None:
     assert likeness(before, after) == pytest.approx(sum(pearson) / 3, abs=1e-6)
 
 
-def test_edges_fail_the_test_with_random_weights(clip: ClipModel) -> None:
-    asked = Asked(torch.randn(2, 3, 64, 64), [CAPTIONS[:2]] * 2, targets_for(2)).only("similarity")
-    before = dict(cheap_maps(clip, asked))
+def test_the_control_fails_parameter_randomization_and_gradcam_does_not(clip: ClipModel) -> None:
+    inputs = Inputs(torch.randn(2, 3, 64, 64), [CAPTIONS[:2]] * 2, targets_for(2)).only("similarity")
+    before = dict(cheap_maps(clip, inputs))
     for parameter in clip.module.parameters():
         nn.init.normal_(parameter)
 
-    after = dict(cheap_maps(clip, asked))
+    after = dict(cheap_maps(clip, inputs))
 
-    same = {
-        question.method: likeness(before[question].flatten(0, 1), after[question].flatten(0, 1)) for question in before
+    likenesses = {
+        setting.method: likeness(before[setting].flatten(0, 1), after[setting].flatten(0, 1)) for setting in before
     }
-    assert same["edges"] == pytest.approx(1)
-    assert same["gradcam"] < LIKE_BEFORE < same["edges"]
+    assert likenesses["edges"] == pytest.approx(1)
+    assert likenesses["gradcam"] < LIKE_BEFORE < likenesses["edges"]
 
 
-def test_the_error_is_that_of_a_mean_of_independent_values() -> None:
+def test_the_standard_error_is_that_of_a_mean_of_independent_values() -> None:
     values = np.random.default_rng(0).random(50)
 
     mean, error = mean_and_error([*values, math.nan])
 
     assert mean == pytest.approx(values.mean())
     assert error == pytest.approx(values.std(ddof=1) / math.sqrt(50))
-    assert math.isnan(mean_and_error([0.5])[1]), "one value has no spread"
+    assert math.isnan(mean_and_error([0.5])[1]), "one value has no standard error"
 
 
 def test_a_scene_counts_once_however_many_models_and_objects() -> None:
@@ -186,15 +194,15 @@ def test_a_scene_counts_once_however_many_models_and_objects() -> None:
     results = Results([Grades(each, each, each, each) for each in pointing])
     scenes = pointing.double().numpy().mean(axis=(0, 2))
 
-    assert results.figure("pointing") == pytest.approx((scenes.mean(), scenes.std(ddof=1) / math.sqrt(50)))
+    assert results.over_scenes("pointing") == pytest.approx((scenes.mean(), scenes.std(ddof=1) / math.sqrt(50)))
     assert results.by_model("pointing") == pytest.approx(pointing.mean((1, 2)).tolist())
 
 
-def test_a_file_of_results_reads_back_as_its_rows(tmp_path: Path) -> None:
+def test_a_file_of_results_has_the_rows_that_were_written(tmp_path: Path) -> None:
     ones, file = torch.ones(1, 2, 1), tmp_path / "results.json"
     results = Results([Grades(ones[0], torch.nan * ones[0], ones[0] / 3, 0 * ones[0])], areas=[(0.25, 0.75)])
 
-    write(file, {"counts": {"scenes": 2}}, [results.row("vit", 1, Question("gae", (-2, -1), None))])
+    write(file, {"counts": {"scenes": 2}}, [results.row("vit", 1, Setting("gae", (-2, -1), None))])
 
     read = json.loads(file.read_text())
     columns, *rows = read["rows"]
@@ -202,47 +210,47 @@ def test_a_file_of_results_reads_back_as_its_rows(tmp_path: Path) -> None:
     assert read["counts"] == {"scenes": 2}
     assert (row["method"], row["layers"], row["target"], row["scenes"]) == ("gae", [-2, -1], None, 2)
     assert (row["pointing"], row["iou"], row["by_seed"]) == (1, 0.3333, [1])
-    assert (row["deletion"], row["insertion"], row["random"]) == (0.25, 0.75, None)
+    assert (row["deletion"], row["insertion"], row["parameter_randomization"]) == (0.25, 0.75, None)
     assert row["energy"] is None, "JSON has no NaN"
 
 
-def test_close_to_the_best_is_within_its_standard_error() -> None:
-    figures = {"far": (0.80, 0.5), "near": (0.88, 0.0), "best": (0.90, 0.03), "nearest": (0.89, 0.1)}
+def test_close_to_the_best_is_what_lies_within_its_standard_error() -> None:
+    values = {"far": (0.80, 0.5), "near": (0.88, 0.0), "best": (0.90, 0.03), "nearest": (0.89, 0.1)}
 
-    assert close_to_best(figures) == ["best", "nearest", "near"]
+    assert close_to_best(values) == ["best", "nearest", "near"]
 
 
-def test_ranks_decide_whatever_the_units() -> None:
-    figures = {"a": (0.3, 0.5, -10.0), "b": (0.2, 0.6, -5.0), "c": (0.1, 0.4, -6.0)}  # places 1 2 3, 2 1 1, 3 3 2
+def test_the_best_mean_rank_does_not_depend_on_units() -> None:
+    values = {"a": (0.3, 0.5, -10.0), "b": (0.2, 0.6, -5.0), "c": (0.1, 0.4, -6.0)}  # ranks 1 2 3, 2 1 1, 3 3 2
 
-    assert best_mean_rank(figures) == "b"
-    assert best_mean_rank({name: (x, y, 100 * z) for name, (x, y, z) in figures.items()}) == "b"
+    assert best_mean_rank(values) == "b"
+    assert best_mean_rank({name: (x, y, 100 * z) for name, (x, y, z) in values.items()}) == "b"
     assert best_mean_rank({"first": (1.0, 0.0), "second": (0.0, 1.0)}) == "first"
 
 
 @pytest.mark.parametrize("objects", [1, 2])
-def test_maps_of_a_shared_pass_are_those_of_explain(clip: ClipModel, objects: int) -> None:
-    # XGrad-CAM divides by sums of channels, which after a norm without a bias are nearly 0 and make rounding visible.
+def test_maps_of_one_shared_pass_are_those_of_explain(clip: ClipModel, objects: int) -> None:
+    # XGrad-CAM divides by sums of channels: after a norm without bias they are nearly 0 and amplify rounding errors.
     for block in clip.tower.blocks:
         nn.init.ones_(block.get_submodule("ln_1").bias)
-    asked = Asked(torch.randn(3, 3, 64, 64), [CAPTIONS[i : i + objects] for i in range(3)], targets_for(objects))
-    found = dict(layer_maps(clip, asked))
+    inputs = Inputs(torch.randn(3, 3, 64, 64), [CAPTIONS[i : i + objects] for i in range(3)], targets_for(objects))
+    maps_by_setting = dict(layer_maps(clip, inputs))
     for name in ("occlusion", "cluster_occlusion"):
-        found |= dict(score_maps(clip, asked, METHODS[name]))
+        maps_by_setting |= dict(score_maps(clip, inputs, METHODS[name]))
 
     for layers in (*LAYERS, LAST_THREE):
-        assert Question("shapleycam", layers, "contrast") in found
-        assert Question("fem", layers, None) in found
-    for question, maps in found.items():
-        target = asked.targets[question.target or "similarity"]
+        assert Setting("shapleycam", layers, "contrast") in maps_by_setting
+        assert Setting("fem", layers, None) in maps_by_setting
+    for setting, maps in maps_by_setting.items():
+        target = inputs.targets[setting.target or "similarity"]
         expected = explain(
-            clip, asked.images, asked.prompts, method=question.method, layers=question.layers, target=target
+            clip, inputs.images, inputs.prompts, method=setting.method, layers=setting.layers, target=target
         ).maps
-        assert_close(maps, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4, msg=str(question))
+        assert_close(maps, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4, msg=str(setting))
 
 
-def test_a_single_object_is_set_against_all_other_captions(clip: ClipModel) -> None:
-    """Its own caption among the negatives changes the length of the gradient and nothing else."""
+def test_a_single_object_is_contrasted_with_all_other_captions(clip: ClipModel) -> None:
+    """Its own caption is among the negatives, which only changes the length of the gradient."""
     images, own = torch.randn(2, 3, 64, 64), CAPTIONS[4]
     together = explain(clip, images, [own, *(each for each in CAPTIONS if each != own)], target="contrast").maps[:, :1]
 

@@ -1,4 +1,4 @@
-"""Every attention is seen and can be replaced, whatever it is written with, and nothing else is touched."""
+"""Attention of every implementation is intercepted and can be replaced, and nothing else changes."""
 
 import math
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from clipcam_lightning.cam.attention import Attention, attending
+from clipcam_lightning.cam.attention import Attention, intercepted_attention
 from clipcam_lightning.errors import TowerError
-from tests.oracles.transformer import attended
+from tests.oracles.transformer import compute_attention
 
 BATCH, HEADS, QUERIES, KEYS, SIZE = 2, 4, 5, 6, 3
 WIDTH = HEADS * SIZE
 
 
 class Sdpa(nn.Module):
-    """Attention as timm and transformers call it: of queries, keys and values that are split into heads."""
+    """Attention as timm and transformers call it, with queries, keys and values split into heads."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, **options)
@@ -39,7 +39,7 @@ def sdpa(key_heads: int = HEADS, **options: Any) -> tuple[nn.Module, Callable[[]
 def multi_head(
     width: int = WIDTH, mask: Tensor | None = None, **options: Any
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """The keys have another width if one is given, so that their matrices are apart from the queries'."""
+    """Keys of another ``width`` than the queries' have separate projection matrices."""
     module = nn.MultiheadAttention(WIDTH, HEADS, kdim=width, vdim=width, **options).eval()
     for bias in (module.in_proj_bias, module.out_proj.bias):
         nn.init.normal_(bias)
@@ -50,7 +50,7 @@ def multi_head(
 
 
 def self_attention() -> tuple[nn.Module, Callable[[], Tensor]]:
-    """The one call that torch would take on a fast path of its own in eval mode."""
+    """The one call for which torch has a fast path in eval mode."""
     module, tokens = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True).eval(), torch.randn(BATCH, KEYS, WIDTH)
     return module, lambda: module(tokens, tokens, tokens, need_weights=False)[0]
 
@@ -69,7 +69,7 @@ KINDS: dict[str, Callable[[], tuple[nn.Module, Callable[[], Tensor]]]] = {
     "sdpa with shared keys": lambda: sdpa(key_heads=2, enable_gqa=True),
     "batch first": lambda: multi_head(batch_first=True),
     "sequence first": multi_head,
-    "matrices apart": lambda: multi_head(width=7, batch_first=True),
+    "separate matrices": lambda: multi_head(width=7, batch_first=True),
     "mask of numbers": lambda: multi_head(mask=torch.randn(QUERIES, KEYS)),
     "mask of booleans": lambda: multi_head(mask=~ALLOWED),
     "self-attention": self_attention,
@@ -79,52 +79,52 @@ KINDS: dict[str, Callable[[], tuple[nn.Module, Callable[[], Tensor]]]] = {
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_attention_that_is_only_seen_gives_what_it_gives(kind: str, grad: bool) -> None:
+def test_a_hook_that_only_records_does_not_change_the_output(kind: str, grad: bool) -> None:
     module, call = KINDS[kind]()
-    seen: list[Attention] = []
+    recorded: list[Attention] = []
 
-    def see(_i: int, attention: Attention) -> Tensor:
-        seen.append(attention)
+    def record(_i: int, attention: Attention) -> Tensor:
+        recorded.append(attention)
         return attention.output()
 
     with torch.set_grad_enabled(grad):
         expected = call()
-        with attending([module], see):
-            found = call()
+        with intercepted_attention([module], record):
+            output = call()
 
-    assert_close(found, expected)
-    (attention,) = seen
+    assert_close(output, expected)
+    (attention,) = recorded
     assert_close(attention.weights() @ attention.value, attention.output())
     assert_close(attention.weights().sum(-1), torch.ones(attention.query.shape[:3]))
 
 
-@pytest.mark.parametrize("kind", ["batch first", "sequence first", "matrices apart", "mask of numbers"])
-def test_its_weights_are_those_that_torch_returns_on_request(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["batch first", "sequence first", "separate matrices", "mask of numbers"])
+def test_the_weights_are_those_that_torch_returns_on_request(kind: str) -> None:
     module, call = KINDS[kind]()
-    wanted: list[Tensor] = []
+    expected: list[Tensor] = []
 
-    def ask(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def request_weights(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         return args, {**kwargs, "need_weights": True}
 
-    module.register_forward_pre_hook(ask, with_kwargs=True)
-    module.register_forward_hook(lambda _m, _args, output: wanted.append(output[1]))
+    module.register_forward_pre_hook(request_weights, with_kwargs=True)
+    module.register_forward_hook(lambda _m, _args, output: expected.append(output[1]))
     call()
-    seen: list[Attention] = []
+    recorded: list[Attention] = []
 
-    with attending([module], lambda _i, attention: (seen.append(attention), attention.output())[1]):
+    with intercepted_attention([module], lambda _i, attention: (recorded.append(attention), attention.output())[1]):
         call()
 
-    assert_close(seen[0].weights().mean(dim=1), wanted[0])
+    assert_close(recorded[0].weights().mean(dim=1), expected[0])
 
 
-def test_weights_and_output_are_those_of_loops() -> None:
+def test_weights_and_output_equal_those_of_loops() -> None:
     query, key, value = queries_and_keys()
 
     attention = Attention(query, key, value, scale=SIZE**-0.5)
 
     for i in range(BATCH):
         merged = (x[i].transpose(0, 1).flatten(1) for x in (query, key, value))
-        expected = attended(*merged, heads=HEADS)
+        expected = compute_attention(*merged, heads=HEADS)
         assert_close(attention.weights()[i], expected.weights)
         assert_close(attention.output()[i].transpose(0, 1).flatten(1), expected.merged)
 
@@ -132,45 +132,45 @@ def test_weights_and_output_are_those_of_loops() -> None:
 @pytest.mark.parametrize(
     "mask", [None, torch.randn(QUERIES, KEYS), torch.randn(1, KEYS), torch.randn(2, 1, QUERIES, KEYS)]
 )
-def test_the_first_query_alone_is_the_first_row(mask: Tensor | None) -> None:
+def test_the_first_query_gives_the_first_row(mask: Tensor | None) -> None:
     attention = Attention(*queries_and_keys(), scale=0.3, mask=mask)
 
-    assert_close(attention.first().weights(), attention.weights()[:, :, :1])
-    assert_close(attention.first().output(), attention.output()[:, :, :1])
+    assert_close(attention.first_query().weights(), attention.weights()[:, :, :1])
+    assert_close(attention.first_query().output(), attention.output()[:, :, :1])
 
 
-def test_what_is_detached_is_out_of_the_graph() -> None:
+def test_a_detached_attention_has_no_graph() -> None:
     query, key, value = (x.requires_grad_() for x in queries_and_keys())
 
-    attention = Attention(query, key, value, scale=0.3).detached()
+    attention = Attention(query, key, value, scale=0.3).detach()
 
     assert not attention.weights().requires_grad
     assert not attention.output().requires_grad
 
 
-@pytest.mark.parametrize("kind", ["sdpa", "batch first", "sequence first", "matrices apart", "resnet pool"])
-def test_what_is_given_in_its_place_goes_on(kind: str) -> None:
-    """Values instead of mixtures: each key is the one that a query takes."""
+@pytest.mark.parametrize("kind", ["sdpa", "batch first", "sequence first", "separate matrices", "resnet pool"])
+def test_the_output_of_the_hook_replaces_that_of_the_attention(kind: str) -> None:
+    """Returning one key's value for every query equals attention weights of 1 for that key."""
     module, call = KINDS[kind]()
     key = 4
 
-    def take(_i: int, attention: Attention) -> Tensor:
+    def select_value(_i: int, attention: Attention) -> Tensor:
         return attention.value[:, :, key : key + 1].expand_as(attention.query).clone()
 
-    with attending([module], take):
-        found = call()
+    with intercepted_attention([module], select_value):
+        selected = call()
 
-    def weigh(_i: int, attention: Attention) -> Tensor:
-        only = torch.zeros_like(attention.weights())
-        only[..., key] = 1
-        return only @ attention.value
+    def weight_one_key(_i: int, attention: Attention) -> Tensor:
+        weights = torch.zeros_like(attention.weights())
+        weights[..., key] = 1
+        return weights @ attention.value
 
-    with attending([module], weigh):
-        assert_close(found, call())
-    assert not torch.allclose(found, call())
+    with intercepted_attention([module], weight_one_key):
+        assert_close(selected, call())
+    assert not torch.allclose(selected, call())
 
 
-def test_only_the_modules_that_are_named_are_handed_over_under_their_index() -> None:
+def test_only_attention_inside_the_listed_modules_is_intercepted_with_their_index() -> None:
     modules = [Sdpa(), Sdpa(), Sdpa()]
     inputs, calls = queries_and_keys(), []
 
@@ -178,7 +178,7 @@ def test_only_the_modules_that_are_named_are_handed_over_under_their_index() -> 
         calls.append(i)
         return attention.output()
 
-    with attending([modules[2], modules[0]], attend):
+    with intercepted_attention([modules[2], modules[0]], attend):
         for module in modules:
             module(*inputs)
         F.scaled_dot_product_attention(*inputs)
@@ -186,7 +186,7 @@ def test_only_the_modules_that_are_named_are_handed_over_under_their_index() -> 
     assert calls == [1, 0]
 
 
-def test_a_module_that_failed_is_left_all_the_same() -> None:
+def test_attention_after_a_failed_module_is_not_counted_to_it() -> None:
     inputs, calls = queries_and_keys(), []
     module, other = Sdpa(), Sdpa()
 
@@ -194,7 +194,7 @@ def test_a_module_that_failed_is_left_all_the_same() -> None:
         calls.append(i)
         return attention.output()
 
-    with attending([module], attend):
+    with intercepted_attention([module], attend):
         with pytest.raises(RuntimeError):
             module(*inputs, attn_mask=torch.randn(7, 7))
         other(*inputs)
@@ -202,14 +202,14 @@ def test_a_module_that_failed_is_left_all_the_same() -> None:
     assert calls == [0]
 
 
-def test_nothing_is_left_behind_even_by_a_failure() -> None:
+def test_hooks_are_removed_after_a_failure() -> None:
     module, call = KINDS["batch first"]()
     expected = call()
 
     def fail(_i: int, _attention: Attention) -> Tensor:
         raise RuntimeError("on purpose")
 
-    with pytest.raises(RuntimeError, match="on purpose"), attending([module], fail):
+    with pytest.raises(RuntimeError, match="on purpose"), intercepted_attention([module], fail):
         call()
 
     assert not module._forward_hooks
@@ -225,13 +225,16 @@ def test_nothing_is_left_behind_even_by_a_failure() -> None:
         (lambda: multi_head(add_zero_attn=True), "zero key"),
     ],
 )
-def test_attention_of_an_unknown_kind_is_refused(kind: Any, message: str) -> None:
+def test_unsupported_attention_is_rejected(kind: Any, message: str) -> None:
     module, call = kind()
-    with pytest.raises(TowerError, match=message), attending([module], lambda _i, attention: attention.output()):
+    with (
+        pytest.raises(TowerError, match=message),
+        intercepted_attention([module], lambda _i, attention: attention.output()),
+    ):
         call()
 
 
-def test_a_scale_is_the_factor_of_the_products() -> None:
+def test_the_scale_is_a_factor_of_the_products_of_query_and_key() -> None:
     query, key = torch.eye(2).expand(1, 1, 2, 2), torch.eye(2).expand(1, 1, 2, 2)
 
     weights = Attention(query, key, key, scale=math.log(3)).weights()

@@ -1,4 +1,4 @@
-"""Methods that read attention, against slow re-derivations on the whole float64 graph of the same weights."""
+"""Methods that read attention, compared with slow derivations on the complete float64 graph of the same weights."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,10 +13,10 @@ from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.errors import ConfigError
-from tests.oracles.attention import ORACLES, Question, decomposition_terms
-from tests.oracles.lively import lively
+from tests.oracles.attention import ORACLES, Inputs, decomposition_terms
+from tests.oracles.randomize import randomize_parameters
 from tests.oracles.resnet import ReferenceResNet
-from tests.oracles.scores import SCORES, cosines
+from tests.oracles.scores import SCORES, compute_cosines
 from tests.oracles.transformer import ReferenceViT
 from tests.support.zoo.open_clip import resnet, vit
 
@@ -42,94 +42,94 @@ def fitting(*models: str) -> list[tuple[str, str]]:
     return [(method, model) for method in ORACLES for model in models if model not in UNFIT.get(method, ())]
 
 
-class Asked:
-    """Two images and four prompts, which a lively model and its reference are asked about."""
+class Case:
+    """A random model, its reference, two images and four prompts."""
 
     def __init__(self, name: str) -> None:
-        self.model = lively(MODELS[name]())
+        self.model = randomize_parameters(MODELS[name]())
         visual = self.model.visual
         is_vit = name != "resnet"
         self.reference = ReferenceViT(visual) if is_vit else ReferenceResNet(visual)
         self.depth = len(visual.transformer.resblocks) if is_vit else 0
         self.images = torch.randn(2, 3, *((16, 32) if is_vit else (96, 96)))
-        # Two alike, so that both count in a softmax, and their opposites, so that some evidence is positive.
-        alike = torch.randn(1, 16) + 0.3 * torch.randn(2, 16)
-        self.texts = torch.cat([alike, -alike])
-        self.seen = [self.reference(image) for image in self.images]
+        # Two similar ones, so that both matter in a softmax, and their opposites, so that some evidence is positive.
+        similar = torch.randn(1, 16) + 0.3 * torch.randn(2, 16)
+        self.texts = torch.cat([similar, -similar])
+        self.traces = [self.reference(image) for image in self.images]
 
-    def questions(self, target: str, blocks: Sequence[int]) -> list[list[Question]]:
+    def oracle_inputs(self, target: str, blocks: Sequence[int]) -> list[list[Inputs]]:
         return [
-            [Question(self.reference, seen, self.texts, SCORES[target], p, blocks) for p in range(len(self.texts))]
-            for seen in self.seen
+            [Inputs(self.reference, trace, self.texts, SCORES[target], p, blocks) for p in range(len(self.texts))]
+            for trace in self.traces
         ]
 
     def expected(self, method: str, target: str = "similarity", blocks: Sequence[int] | None = None) -> Tensor:
         if blocks is None:
             blocks = range(self.depth)[-DEFAULT_BLOCKS[method] :]
-        rows = self.questions(target, blocks)
-        return torch.stack([torch.stack([ORACLES[method](question) for question in row]) for row in rows])
+        rows = self.oracle_inputs(target, blocks)
+        return torch.stack([torch.stack([ORACLES[method](inputs) for inputs in row]) for row in rows])
 
 
-def assert_maps_equal(found: Tensor, expected: Tensor, tolerance: float = 5e-6) -> None:
-    """As float32 comes to float64, relative to the largest value."""
-    assert expected.std() > 1e-3 * expected.abs().max() > 0, "a constant map equals too much"
-    assert_close(found, expected.float(), atol=tolerance * float(expected.abs().max()), rtol=0)
+def assert_maps_equal(maps: Tensor, expected: Tensor, tolerance: float = 5e-6) -> None:
+    """Compare float32 with float64, with a tolerance relative to the largest value."""
+    assert expected.std() > 1e-3 * expected.abs().max() > 0, "a constant map would prove nothing"
+    assert_close(maps, expected.float(), atol=tolerance * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize(("method", "model"), fitting(*MODELS))
-def test_equals_the_slow_derivation(method: str, model: str) -> None:
-    asked = Asked(model)
+def test_maps_equal_the_slow_derivation(method: str, model: str) -> None:
+    case = Case(model)
 
-    found = explain(asked.model, asked.images, asked.texts, method=method)
+    explanation = explain(case.model, case.images, case.texts, method=method)
 
-    assert_maps_equal(found.maps, asked.expected(method))
+    assert_maps_equal(explanation.maps, case.expected(method))
     with torch.no_grad():
-        assert_close(
-            found.similarity, torch.stack([cosines(seen.features, asked.texts) for seen in asked.seen]).float()
-        )
+        similarity = torch.stack([compute_cosines(trace.features, case.texts) for trace in case.traces])
+        assert_close(explanation.similarity, similarity.float())
 
 
 @pytest.mark.parametrize("blocks", [(1,), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize(("method", "model"), fitting("class token", "attention"))
-def test_reads_the_blocks_that_are_asked_for(method: str, model: str, blocks: tuple[int, ...]) -> None:
-    asked = Asked(model)
+def test_layers_select_the_blocks_that_are_read(method: str, model: str, blocks: tuple[int, ...]) -> None:
+    case = Case(model)
     if METHODS[method].one_block:
         blocks = blocks[:1]
 
-    found = explain(asked.model, asked.images, asked.texts, method=method, layers=blocks[::-1])
+    maps = explain(case.model, case.images, case.texts, method=method, layers=blocks[::-1]).maps
 
-    assert_maps_equal(found.maps, asked.expected(method, blocks=blocks))
+    assert_maps_equal(maps, case.expected(method, blocks=blocks))
 
 
 @pytest.mark.parametrize("target", ["contrast", "logsoftmax"])
 @pytest.mark.parametrize("method", ORACLES)
-def test_maps_the_target_that_is_asked_for(method: str, target: str) -> None:
-    asked = Asked("class token")
+def test_maps_of_another_target_equal_the_slow_derivation(method: str, target: str) -> None:
+    case = Case("class token")
 
-    found = explain(asked.model, asked.images, asked.texts, method=method, target=target)
+    explanation = explain(case.model, case.images, case.texts, method=method, target=target)
 
-    assert found.target == target
-    assert_maps_equal(found.maps, asked.expected(method, target), tolerance=2e-5)
+    assert explanation.target == target
+    assert_maps_equal(explanation.maps, case.expected(method, target), tolerance=2e-5)
 
 
 @pytest.mark.parametrize("model", ["class token", "class token, seven blocks", "class token, layer scale"])
 def test_the_terms_of_the_decomposition_sum_to_the_cosine(model: str) -> None:
-    """Patches, class token, MLPs, embedding and biases are all there is (Gandelsman et al. 2024, eqs. 1-7)."""
-    asked = Asked(model)
-    found = explain(asked.model, asked.images, asked.texts, method="decomposition")
+    """The decomposition is additive over patches, class token, MLPs, embedding and biases (Gandelsman et al. 2024)."""
+    case = Case(model)
+    explanation = explain(case.model, case.images, case.texts, method="decomposition")
 
-    for i, row in enumerate(asked.questions("similarity", range(asked.depth))):
-        for p, question in enumerate(row):
-            terms = decomposition_terms(question)
-            whole = cosines(question.seen.features, asked.texts)[p].detach()
-            assert_close(sum(term.sum() for term in terms.values()), whole, atol=1e-12, rtol=0)
+    for i, row in enumerate(case.oracle_inputs("similarity", range(case.depth))):
+        for p, inputs in enumerate(row):
+            terms = decomposition_terms(inputs)
+            cosine = compute_cosines(inputs.trace.features, case.texts)[p].detach()
+            assert_close(sum(term.sum() for term in terms.values()), cosine, atol=1e-12, rtol=0)
             others = sum(term for part, term in terms.items() if part != "patches")
-            assert_close(found.maps[i, p].sum() + others.float(), found.similarity[i, p], atol=1e-6, rtol=0)
+            total = explanation.maps[i, p].sum() + others.float()
+            assert_close(total, explanation.similarity[i, p], atol=1e-6, rtol=0)
 
 
-def test_maps_of_an_image_twice_as_large_are_those_of_its_own_grid() -> None:
-    """A model of the larger size with the interpolated positions gives the same map."""
-    small, large = lively(vit()), vit(image_size=(32, 64))
+def test_maps_of_a_larger_image_are_those_of_a_model_built_for_its_size() -> None:
+    """The larger model has interpolated positions and otherwise the same weights."""
+    small, large = randomize_parameters(vit()), vit(image_size=(32, 64))
     positions = small.visual.positional_embedding.detach()
     grid = positions[1:].T.reshape(1, 32, 2, 4)
     grid = torch.nn.functional.interpolate(grid, size=(4, 8), mode="bicubic", antialias=True, align_corners=False)
@@ -141,8 +141,8 @@ def test_maps_of_an_image_twice_as_large_are_those_of_its_own_grid() -> None:
     enlarged = torch.nn.functional.interpolate(shrunk, size=(32, 64), mode="bicubic", antialias=True)
 
     for method in ORACLES:
-        found = explain(small, shrunk, texts, method=method, scales=(2.0,)).maps
-        assert_maps_equal(found, explain(large, enlarged, texts, method=method).maps)
+        maps = explain(small, shrunk, texts, method=method, scales=(2.0,)).maps
+        assert_maps_equal(maps, explain(large, enlarged, texts, method=method).maps)
 
 
 def test_every_method_that_reads_attention_has_an_oracle() -> None:
@@ -150,6 +150,6 @@ def test_every_method_that_reads_attention_has_an_oracle() -> None:
 
 
 @pytest.mark.parametrize("method", ["grad_eclip", "maskclip"])
-def test_a_method_of_one_block_refuses_several(method: str, clip: ClipModel) -> None:
+def test_a_method_of_one_block_rejects_several(method: str, clip: ClipModel) -> None:
     with pytest.raises(ConfigError, match=rf"{method} reads one block \(got layers \(-2, -1\)\)"):
         explain(clip, torch.zeros(1, 3, 64, 64), ["a"], method=method, layers=(-2, -1))

@@ -1,4 +1,4 @@
-"""``explain`` works wherever it is called and leaves no trace; its arguments are checked."""
+"""``explain`` works in every context, restores the model and checks its arguments."""
 
 import random
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.targets import Contrast
-from clipcam_lightning.cam.untouched import untouched
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 
@@ -28,7 +28,7 @@ def fail(*_args: object) -> Tensor:
 
 
 class Restless(nn.Module):
-    """Uses random numbers and changes a buffer at every call, whatever its mode."""
+    """Draws random numbers and changes a buffer in every call, also in eval mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def images() -> Tensor:
     return torch.randn(3, 3, 64, 64)
 
 
-def traces(model: nn.Module) -> dict[str, Any]:
+def record_state(model: nn.Module) -> dict[str, Any]:
     return {
         "modes": [module.training for module in model.modules()],
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
@@ -60,7 +60,7 @@ def traces(model: nn.Module) -> dict[str, Any]:
 
 @pytest.mark.parametrize("break_at", ["nothing", "forward", "method"])
 @pytest.mark.parametrize("tower", ["vit", "resnet"])
-def test_the_model_comes_back_as_it_was(break_at: str, tower: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_restores_the_model(break_at: str, tower: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_clip(tower).train()
     images, texts = torch.randn(2, 3, *model.visual.preprocess_cfg["size"]), torch.randn(2, 64)
     visual, restless = model.visual, Restless()
@@ -72,7 +72,7 @@ def test_the_model_comes_back_as_it_was(break_at: str, tower: str, monkeypatch: 
     last.eval()  # one submodule deliberately out of step
     visual.requires_grad_(False)
     model.logit_scale.grad = torch.ones(())
-    before = traces(model)
+    before = record_state(model)
 
     with monkeypatch.context() as patch:
         if break_at == "forward":
@@ -81,24 +81,24 @@ def test_the_model_comes_back_as_it_was(break_at: str, tower: str, monkeypatch: 
         with nullcontext() if break_at == "nothing" else pytest.raises(RuntimeError, match="on purpose"):
             explain(model, images, texts, method=method, layers=0, scales=(1.0, 2.0), checkpointing=True)
 
-    after = traces(model)
-    for what, value in before.items():
-        assert after[what] == value, what
+    after = record_state(model)
+    for part, value in before.items():
+        assert after[part] == value, part
 
 
-def test_random_numbers_drawn_inside_are_given_back() -> None:
-    """Of ``untouched`` alone, because the run-time type checks of this test suite draw from ``random`` themselves."""
+def test_evaluation_mode_restores_random_states_and_buffers() -> None:
+    """Not tested with ``explain``, because the run-time type checks of this test suite draw from ``random``."""
     model = Restless()
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
-    with untouched(model):
+    with evaluation_mode(model):
         model(torch.ones(1))
 
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
     assert model.calls == 0
 
 
-CALLS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "plain": nullcontext,
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -106,16 +106,16 @@ CALLS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("around", CALLS.values(), ids=CALLS)
-def test_the_maps_are_the_same_under(around: Any, clip: ClipModel, images: Tensor) -> None:
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+def test_maps_do_not_depend_on_the_surrounding_context(context: Any, clip: ClipModel, images: Tensor) -> None:
     expected = explain(clip, images, PROMPTS)
 
-    with around():
-        found = explain(clip, images.clone(), PROMPTS)  # under inference_mode an inference tensor
+    with context():
+        explanation = explain(clip, images.clone(), PROMPTS)  # under inference_mode an inference tensor
 
-    assert torch.equal(found.maps, expected.maps)
-    assert torch.equal(found.similarity, expected.similarity)
-    assert found.maps.dtype == torch.float32
+    assert torch.equal(explanation.maps, expected.maps)
+    assert torch.equal(explanation.similarity, expected.similarity)
+    assert explanation.maps.dtype == torch.float32
 
 
 def test_train_mode_with_dropout_and_batchnorm_gives_the_eval_maps(images: Tensor) -> None:
@@ -140,12 +140,12 @@ def test_a_compiled_model_gives_the_eager_maps(form: str, images: Tensor) -> Non
     else:
         model.encode_image = torch.compile(model.encode_image, backend="eager")
     with torch.no_grad():
-        compiled.encode_image(images)  # compiled before any hook was there
+        compiled.encode_image(images)  # compiles before any hook is registered
 
     assert_close(explain(compiled, images, texts).maps, expected)
 
 
-def test_a_checkpointing_model_gives_the_same_maps_and_goes_on_checkpointing(images: Tensor) -> None:
+def test_a_checkpointing_model_gives_the_same_maps_and_keeps_checkpointing(images: Tensor) -> None:
     model, texts = build_clip("vit"), torch.randn(2, 64)
     expected = explain(model, images, texts, layers=0).maps
     model.set_grad_checkpointing(True)
@@ -154,22 +154,22 @@ def test_a_checkpointing_model_gives_the_same_maps_and_goes_on_checkpointing(ima
     assert model.visual.transformer.grad_checkpointing
 
 
-def test_a_half_precision_model_is_fed_its_own_type(images: Tensor) -> None:
+def test_a_half_precision_model_gets_images_of_its_own_type(images: Tensor) -> None:
     model = build_clip("vit").to(torch.bfloat16)
-    explained = explain(model, images, torch.randn(2, 64))
+    explanation = explain(model, images, torch.randn(2, 64))
 
-    assert explained.maps.dtype == explained.similarity.dtype == torch.float32
-    assert explained.maps.isfinite().all()
+    assert explanation.maps.dtype == explanation.similarity.dtype == torch.float32
+    assert explanation.maps.isfinite().all()
 
 
-def test_prompts_may_be_shared_per_image_or_embedded(clip: ClipModel, images: Tensor) -> None:
+def test_prompts_may_be_shared_or_per_image_or_embeddings(clip: ClipModel, images: Tensor) -> None:
     shared = explain(clip, images, PROMPTS)
     embeddings = clip.embed_texts(PROMPTS).detach()
 
     for prompts in ([PROMPTS] * 3, embeddings, embeddings.expand(3, -1, -1), 7 * embeddings):
-        same = explain(clip, images, prompts)
-        assert_close(same.maps, shared.maps)
-        assert_close(same.similarity, shared.similarity)
+        explanation = explain(clip, images, prompts)
+        assert_close(explanation.maps, shared.maps)
+        assert_close(explanation.similarity, shared.similarity)
     swapped = explain(clip, images, [PROMPTS, PROMPTS[::-1], PROMPTS])
     assert_close(swapped.maps[1, 0], shared.maps[1, 1])
 
@@ -190,7 +190,7 @@ def test_similarity_is_the_cosine_without_the_trained_temperature(clip: ClipMode
 
 @pytest.mark.parametrize("target", ["contrast", Contrast(negatives=("a green square", "a red star"))])
 def test_contrast_is_subtracted_before_the_rectifier(target: Any, clip: ClipModel, images: Tensor) -> None:
-    """By linearity the unrectified map of the contrast is the difference of the unrectified maps."""
+    """By linearity, the unrectified map of the contrast is the difference of the unrectified maps."""
 
     def signed(capture: Any) -> Tensor:
         return (capture.gradients * capture.activations[:, None]).sum(2)
@@ -199,15 +199,15 @@ def test_contrast_is_subtracted_before_the_rectifier(target: Any, clip: ClipMode
     own = explain(clip, images, PROMPTS[:1], method=signed).maps[:, 0]
     others = explain(clip, images, negatives, method=signed).maps.mean(1)
 
-    found = explain(clip, images, PROMPTS, method=signed, target=target)
+    contrast = explain(clip, images, PROMPTS, method=signed, target=target)
 
-    assert_close(found.maps[:, 0], own - others, atol=1e-6, rtol=1e-4)
+    assert_close(contrast.maps[:, 0], own - others, atol=1e-6, rtol=1e-4)
     rectified = explain(clip, images, PROMPTS, method="hirescam", target=target)
     assert_close(rectified.maps[:, 0], (own - others).relu(), atol=1e-6, rtol=1e-4)
-    assert rectified.similarity.shape == (3, 2), "the cosines of the prompts, not the contrasts"
+    assert rectified.similarity.shape == (3, 2), "similarity holds the cosines of the prompts, not the contrasts"
 
 
-def test_contrast_with_nothing_to_contrast_says_what_to_give(clip: ClipModel, images: Tensor) -> None:
+def test_contrast_of_a_single_prompt_is_rejected_with_a_remedy(clip: ClipModel, images: Tensor) -> None:
     with pytest.raises(ConfigError, match=r"at least two prompts.*negatives"):
         explain(clip, images, PROMPTS[:1], target="contrast")
 
@@ -221,7 +221,7 @@ def test_contrast_with_nothing_to_contrast_says_what_to_give(clip: ClipModel, im
         ({"images": torch.randn(0, 3, 64, 64)}, "n at least 1"),
         ({"prompts": "a red circle"}, "a list of strings"),
         ({"prompts": []}, "a list of strings"),
-        ({"prompts": ["a", " "]}, "something in it"),
+        ({"prompts": ["a", " "]}, r"non-empty strings \(got ' '\)"),
         ({"prompts": [["a"], ["b", "c"], ["d"]]}, r"all of one length.*lengths \[1, 2, 1\]"),
         ({"prompts": [["a"], ["b"]]}, "2 lists .* for 3 images"),
         ({"prompts": torch.randn(2, 1, 64)}, r"\[p, d\] or \[3, p, d\]"),
@@ -233,21 +233,24 @@ def test_contrast_with_nothing_to_contrast_says_what_to_give(clip: ClipModel, im
         ({"scales": ()}, "positive factors"),
         ({"scales": (0.01,)}, "smaller than one cell"),
         ({"batch_size": 0}, "at least 1"),
-        ({"images": torch.full((3, 3, 64, 64), torch.nan)}, r"must be finite; NaN or infinity is in 3.*first in 0"),
+        (
+            {"images": torch.full((3, 3, 64, 64), torch.nan)},
+            r"must be finite; 3 contain NaN or infinity, the first has index 0",
+        ),
         ({"images": [torch.randn(3, 64, 64), torch.randn(3, 32, 32)]}, r"\[n, 3, 64, 64\].*\(1, 3, 32, 32\)"),
         ({"images": {"pixel_values": torch.zeros(1)}}, r"OpenClipViT takes images as a tensor.*pixel_values"),
         ({"prompts": torch.randn(2, 32)}, r"must have 64 numbers.*got 32"),
         ({"prompts": torch.ones(2, 64, dtype=torch.long)}, r"must be floats.*int64.*embed_tokens"),
         ({"prompts": torch.zeros(2, 64)}, "none of them all zero"),
-        ({"target": Contrast(torch.randn(2, 32))}, "embedded alike"),
+        ({"target": Contrast(torch.randn(2, 32))}, r"embeddings of one length \(got 64 and 32\)"),
         ({"scales": (float("nan"),)}, "positive factors"),
         ({"method": "gae", "fuse": "max"}, "gae makes one map of all its layers"),
         ({"method": "legrad", "checkpointing": True}, "checkpointing is for methods of one layer"),
-        ({"method": lambda capture: capture.activations[:, 0]}, r"must give maps \[b, p, h, w\]"),
+        ({"method": lambda capture: capture.activations[:, 0]}, r"must return maps \[b, p, h, w\]"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_used_is_said(
+def test_invalid_arguments_are_rejected_with_their_value(
     change: dict[str, Any], message: str, clip: ClipModel, images: Tensor, unchecked: None
 ) -> None:
     arguments = {"images": images, "prompts": PROMPTS, **change}
@@ -255,30 +258,30 @@ def test_what_cannot_be_used_is_said(
         explain(clip, **arguments)
 
 
-def test_the_overlay_is_hottest_where_the_map_is(clip: ClipModel, images: Tensor) -> None:
-    explained = explain(clip, images, PROMPTS, method="hirescam")
+def test_the_overlay_is_brightest_where_the_map_is_largest(clip: ClipModel, images: Tensor) -> None:
+    explanation = explain(clip, images, PROMPTS, method="hirescam")
 
-    overlay = explained.overlay(torch.full((3, 3, 64, 64), 90, dtype=torch.uint8))
+    overlay = explanation.overlay(torch.full((3, 3, 64, 64), 90, dtype=torch.uint8))
 
     assert overlay.shape == (3, 2, 3, 64, 64)
     brightest = overlay.float().mean(2).flatten(2).argmax(2)
-    assert torch.equal(brightest, explained.resized((64, 64)).flatten(2).argmax(2))
-    assert explained.normalized().amax() == 1
-    assert explained.normalized().amin() == 0
+    assert torch.equal(brightest, explanation.resize((64, 64)).flatten(2).argmax(2))
+    assert explanation.normalize().amax() == 1
+    assert explanation.normalize().amin() == 0
 
 
 def test_the_overlay_shows_no_heat_where_a_signed_map_is_not_positive() -> None:
     maps = torch.tensor([[[[4.0, -4.0], [-1.0, 0.0]]]])
-    explained = Explanation(maps, torch.zeros(1, 1), ("layer",), "decomposition", "similarity")
+    explanation = Explanation(maps, torch.zeros(1, 1), ("layer",), "decomposition", "similarity")
 
-    overlay = explained.overlay(torch.full((1, 3, 2, 2), 90, dtype=torch.uint8))[0, 0]
+    overlay = explanation.overlay(torch.full((1, 3, 2, 2), 90, dtype=torch.uint8))[0, 0]
 
     assert (overlay[:, 0, 1] == overlay[:, 1, 1]).all()
     assert (overlay[:, 1, 0] == overlay[:, 1, 1]).all()
     assert overlay[:, 0, 0].float().mean() > 1.5 * overlay[:, 1, 1].float().mean()
 
 
-def test_memory_is_bounded_by_batch_size(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_size_bounds_the_images_per_forward(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     encode = clip.module.encode_image
     monkeypatch.setattr(clip.module, "encode_image", lambda images: (sizes.append(len(images)), encode(images))[1])
@@ -289,7 +292,7 @@ def test_memory_is_bounded_by_batch_size(clip: ClipModel, monkeypatch: pytest.Mo
 
 
 def test_a_pass_keeps_no_graph_before_its_layer(untrained: open_clip.CLIP, images: Tensor) -> None:
-    """Blocks before the layer run without grad, the tail with it."""
+    """Blocks before the layer run without grad, those after it with grad."""
     modes: list[bool] = []
     for block in untrained.visual.transformer.resblocks:
         block.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))

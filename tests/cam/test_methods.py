@@ -1,4 +1,4 @@
-"""What all methods have in common: which towers they fit, how they are named, and what must not matter to them."""
+"""Properties of all methods: which towers they fit, how they are named, and what must not change their maps."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from torch.testing import assert_close
 
 from clipcam_lightning.cam.capture import AttentionCapture, Capture, LayerCapture
 from clipcam_lightning.cam.explain import explain
-from clipcam_lightning.cam.methods import METHODS, Method, method_of
-from clipcam_lightning.cam.towers import tower_of
+from clipcam_lightning.cam.methods import METHODS, Method, resolve_method
+from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.tower import Recipe
 from clipcam_lightning.errors import ConfigError
-from tests.oracles.lively import lively
+from tests.oracles.randomize import randomize_parameters
 from tests.support.zoo.open_clip import resnet, vit
 
 FITTING_ALL = {
@@ -30,21 +30,21 @@ FITTING: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
 
 
 @pytest.mark.parametrize("name", FITTING)
-def test_a_method_that_does_not_fit_is_answered_with_those_that_do(name: str) -> None:
-    build, more = FITTING[name]
-    tower, fitting = tower_of(build()), FITTING_ALL | more
+def test_a_method_that_does_not_fit_is_rejected_with_those_that_do(name: str) -> None:
+    build, additional = FITTING[name]
+    tower, fitting = find_tower(build()), FITTING_ALL | additional
     for method in METHODS:
         if method in fitting:
-            assert method_of(method, tower).name == method
+            assert resolve_method(method, tower).name == method
         else:
             with pytest.raises(ConfigError, match=f"{method} does not fit .* needs") as raised:
-                method_of(method, tower)
+                resolve_method(method, tower)
             assert set(str(raised.value).removesuffix(".").split("Fitting: ")[1].split(", ")) == fitting
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_image_ignores_the_rest_of_its_batch(method: str) -> None:
-    model, images, texts = lively(vit()), torch.randn(3, 3, 16, 32), torch.randn(4, 16)
+def test_the_map_of_an_image_does_not_depend_on_its_batch(method: str) -> None:
+    model, images, texts = randomize_parameters(vit()), torch.randn(3, 3, 16, 32), torch.randn(4, 16)
 
     together = explain(model, images, texts, method=method)
     alone = explain(model, images[1:2], texts, method=method)
@@ -55,8 +55,8 @@ def test_an_image_ignores_the_rest_of_its_batch(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"finercam"}))
-def test_a_prompt_ignores_the_others(method: str) -> None:
-    model, images, texts = lively(vit()), torch.randn(2, 3, 16, 32), torch.randn(2, 3, 16)
+def test_the_map_of_a_prompt_does_not_depend_on_the_other_prompts(method: str) -> None:
+    model, images, texts = randomize_parameters(vit()), torch.randn(2, 3, 16, 32), torch.randn(2, 3, 16)
 
     together = explain(model, images, texts, method=method)
     alone = explain(model, images, texts[:, 1:2], method=method)
@@ -66,23 +66,23 @@ def test_a_prompt_ignores_the_others(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_frozen_model_under_no_grad_gives_the_same_maps(method: str) -> None:
-    model, images, texts = lively(vit()), torch.randn(2, 3, 16, 32), torch.randn(4, 16)
+    model, images, texts = randomize_parameters(vit()), torch.randn(2, 3, 16, 32), torch.randn(4, 16)
     expected = explain(model, images, texts, method=method)
 
     with torch.no_grad():
-        found = explain(model.requires_grad_(False), images, texts, method=method)
+        frozen = explain(model.requires_grad_(False), images, texts, method=method)
 
-    assert_close(found.maps, expected.maps, atol=1e-6, rtol=1e-4)
-    assert found.maps.shape[:2] == (2, 4)
-    assert not found.maps.requires_grad
+    assert_close(frozen.maps, expected.maps, atol=1e-6, rtol=1e-4)
+    assert frozen.maps.shape[:2] == (2, 4)
+    assert not frozen.maps.requires_grad
 
 
 @pytest.mark.parametrize("build", [vit, resnet], ids=["vit", "resnet"])
-def test_the_method_by_default_is_the_towers_own(
+def test_method_auto_stands_for_the_recipe_of_the_tower(
     build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = lively(build())
-    tower = tower_of(model)
+    model = randomize_parameters(build())
+    tower = find_tower(model)
     images, texts = torch.randn(2, 3, *tower.input_size), torch.randn(3, 16)
     for recipe in (tower.recipe, Recipe("layercam", (0,)), Recipe("fem", (-2, -1))):
         monkeypatch.setattr(type(tower), "recipe", recipe)
@@ -95,80 +95,82 @@ def test_the_method_by_default_is_the_towers_own(
         assert torch.equal(default.maps, chosen.maps)
 
 
-def test_a_layer_that_is_asked_for_replaces_the_towers_own() -> None:
+def test_explicit_layers_replace_those_of_the_recipe() -> None:
     model = vit()
     assert explain(model, torch.randn(1, 3, 16, 32), torch.randn(1, 16), layers=0).layers == (
-        tower_of(model).layers[0],
+        find_tower(model).layers[0],
     )
 
 
-def test_a_function_of_ones_own_reads_activations_and_gradients() -> None:
-    def mine(capture: Capture) -> Tensor:
+def test_a_custom_function_reads_activations_and_gradients() -> None:
+    def squared_gradient(capture: Capture) -> Tensor:
         return capture.gradients.square().sum(2) * capture.activations[:, :1]
 
-    model, images, texts = lively(vit()), torch.randn(2, 3, 16, 32), torch.randn(3, 16)
+    model, images, texts = randomize_parameters(vit()), torch.randn(2, 3, 16, 32), torch.randn(3, 16)
 
-    found = explain(model, images, texts, method=mine)
+    explanation = explain(model, images, texts, method=squared_gradient)
 
-    assert found.method == "mine"
-    assert found.maps.shape == (2, 3, 2, 4)
-    assert_close(found.maps, explain(model, images, texts, method=Method(mine)).maps)
+    assert explanation.method == "squared_gradient"
+    assert explanation.maps.shape == (2, 3, 2, 4)
+    assert_close(explanation.maps, explain(model, images, texts, method=Method(squared_gradient)).maps)
 
 
-def test_a_method_of_ones_own_says_what_it_reads_and_needs() -> None:
+def test_a_custom_method_declares_what_it_reads_and_needs() -> None:
     def brightest(capture: LayerCapture) -> Tensor:
         return capture.activations.amax(1, keepdim=True)
 
     def to_class_token(capture: AttentionCapture) -> Tensor:
         return capture.to_map(capture.attentions[-1].weights()[:, :, 0].mean(1, keepdim=True))
 
-    model, images, texts = lively(vit()), torch.randn(2, 3, 16, 32), torch.randn(3, 16)
+    model, images, texts = randomize_parameters(vit()), torch.randn(2, 3, 16, 32), torch.randn(3, 16)
 
     maps = explain(model, images, texts, method=Method(brightest, LayerCapture)).maps
-    seen = explain(model, images, texts, method=Method(to_class_token, AttentionCapture, blocks=1)).maps
+    attention = explain(model, images, texts, method=Method(to_class_token, AttentionCapture, blocks=1)).maps
 
     assert maps.shape == (2, 3, 2, 4)
     assert torch.equal(maps[:, 0], maps[:, 2])
-    assert_close(seen[:, 0] / seen[:, 0].sum((1, 2), keepdim=True), _rollout_without_residual(model, images, texts))
+    shares = attention[:, 0] / attention[:, 0].sum((1, 2), keepdim=True)
+    assert_close(shares, _rollout_without_residual(model, images, texts))
     with pytest.raises(ConfigError, match="brightest does not fit OpenClipViT: it needs wings"):
         explain(model, images, texts, method=Method(brightest, LayerCapture, needs=("wings",)))
 
 
 def _rollout_without_residual(model: nn.Module, images: Tensor, texts: Tensor) -> Tensor:
-    """Of one block, the class token's row less its own part is the same up to a factor."""
+    """Rollout over one block: without the class token's own share, its row is the attention up to a factor."""
     maps = explain(model, images, texts, method="rollout", layers=-1).maps[:, 0]
     return maps / maps.sum((1, 2), keepdim=True)
 
 
-def test_a_function_that_gives_no_maps_is_refused(unchecked: None) -> None:
-    def forgetful(capture: Capture) -> Tensor:
+def test_a_function_that_does_not_return_maps_is_rejected(unchecked: None) -> None:
+    def without_prompts(capture: Capture) -> Tensor:
         return capture.gradients[:, 0]
 
-    with pytest.raises(ConfigError, match=r"maps \[b, p, h, w\].*forgetful gave \(1, 32, 2, 4\)"):
-        explain(vit(), torch.randn(1, 3, 16, 32), torch.randn(1, 16), method=forgetful)
+    with pytest.raises(ConfigError, match=r"maps \[b, p, h, w\].*without_prompts returned \(1, 32, 2, 4\)"):
+        explain(vit(), torch.randn(1, 3, 16, 32), torch.randn(1, 16), method=without_prompts)
 
 
-def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_method_is_rejected_with_the_valid_names() -> None:
     with pytest.raises(ConfigError, match=r"'auto', one of gradcam, gradcam_pp, .*, gem, or a function.*'gradcamm'"):
-        method_of("gradcamm", tower_of(vit()))
+        resolve_method("gradcamm", find_tower(vit()))
 
 
 @pytest.mark.parametrize("method", ["gae", "rollout", "legrad", "maskclip"])
-def test_a_layer_that_is_no_block_is_refused_by_a_method_that_reads_attention(method: str) -> None:
+def test_a_method_that_reads_attention_rejects_a_layer_that_is_not_a_block(method: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"{method} reads the attention of whole blocks.*visual.ln_post.*resblocks.0"
     ):
         explain(vit(), torch.randn(1, 3, 16, 32), torch.randn(1, 16), method=method, layers="visual.ln_post")
 
 
-def test_a_tower_whose_pool_alone_has_attention_has_no_block_to_choose() -> None:
-    with pytest.raises(ConfigError, match="only the pooling has attention"):
+def test_a_tower_with_attention_in_its_pool_alone_has_no_block_to_choose() -> None:
+    with pytest.raises(ConfigError, match="only the pool has attention"):
         explain(resnet(), torch.randn(1, 3, 64, 64), torch.randn(1, 16), method="gae", layers=-1)
 
 
-def test_every_method_says_what_it_is_where_it_is_from_and_what_it_fits() -> None:
-    for name, method in METHODS.items():
-        assert name == method.name
-        text = method.function.__doc__ or ""
-        assert "Source: " in text, name
-        assert "Fits " in text, name
+@pytest.mark.parametrize("name", METHODS)
+def test_the_docstring_of_a_method_names_its_source_and_the_towers_it_fits(name: str) -> None:
+    docstring = METHODS[name].function.__doc__ or ""
+
+    assert METHODS[name].name == name
+    assert "Source: " in docstring
+    assert "Fits " in docstring

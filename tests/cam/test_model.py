@@ -1,4 +1,4 @@
-"""The CLIP is found by what it can do, under any name and in any wrapper."""
+"""The CLIP is found by its methods, under any name and in any wrapper."""
 
 import copy
 from typing import Any
@@ -20,7 +20,7 @@ from tests.support.zoo import huggingface
 
 
 class Holder(nn.Module):
-    """Stands for a LightningModule: it holds things under given names."""
+    """Stands for a LightningModule: holds its children under the names they are passed by."""
 
     def __init__(self, **children: nn.Module) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Holder(nn.Module):
 
 
 class Delegating(Holder):
-    """A module that hands the calls on, as many LightningModules do."""
+    """Delegates to its CLIP, as many LightningModules do."""
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.clip.encode_image(images)
@@ -62,7 +62,7 @@ WRAPPERS = {
 
 
 class DelegatingToTransformers(Holder):
-    """The same around a model of transformers, under open_clip's names."""
+    """Delegates to a model of transformers, under the method names of open_clip."""
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.clip.get_image_features(pixel_values=images).pooler_output
@@ -111,12 +111,14 @@ def test_lora_weights_take_part_in_the_map(untrained: open_clip.CLIP) -> None:
 
 
 @pytest.mark.parametrize("name", ["teacher", "ema_model", "clip_ema", "momentum_encoder"])
-def test_a_copy_that_only_follows_gives_way(untrained: open_clip.CLIP, name: str) -> None:
+def test_a_copy_that_follows_the_trained_model_is_ignored(untrained: open_clip.CLIP, name: str) -> None:
     assert find_clip(Holder(**{name: copy.deepcopy(untrained), "model": untrained})).module is untrained
-    assert find_clip(Holder(**{name: untrained})).module is untrained, "alone it is the one"
+    assert find_clip(Holder(**{name: untrained})).module is untrained, "it is used if there is no other"
 
 
-def test_two_clips_are_named_with_the_argument_that_chooses(untrained: open_clip.CLIP) -> None:
+def test_several_clips_are_rejected_with_the_argument_that_selects_one(
+    untrained: open_clip.CLIP,
+) -> None:
     module = Holder(left=untrained, right=copy.deepcopy(untrained))
 
     with pytest.raises(ModelError, match=r"2 CLIPs in Holder: left \(CLIP\), right \(CLIP\).*clip='dotted\.name'"):
@@ -124,23 +126,23 @@ def test_two_clips_are_named_with_the_argument_that_chooses(untrained: open_clip
     assert find_clip(module, "left").module is untrained
 
 
-def test_none_at_all_is_said_with_what_a_clip_is() -> None:
+def test_a_module_without_a_clip_is_rejected_with_the_methods_of_a_clip() -> None:
     with pytest.raises(ModelError, match=r"no CLIP in Linear.*encode_image and encode_text.*get_image_features and"):
         find_clip(nn.Linear(2, 2))
 
 
-def test_a_wrong_name_lists_what_was_found(untrained: open_clip.CLIP) -> None:
+def test_an_unknown_name_is_rejected_with_the_clips_in_the_module(untrained: open_clip.CLIP) -> None:
     with pytest.raises(ModelError, match=r"clip='modle' names no CLIP.*found: model \(CLIP\)"):
         find_clip(Holder(model=untrained), "modle")
 
 
-def test_a_name_may_point_at_a_wrapper(untrained: open_clip.CLIP) -> None:
+def test_a_name_may_be_that_of_a_wrapper(untrained: open_clip.CLIP) -> None:
     module = Holder(a=Holder(clip=untrained), b=copy.deepcopy(untrained))
 
     assert find_clip(module, "a").name == "a.clip"
 
 
-def test_the_tokenizer_is_the_nearest_one(untrained: open_clip.CLIP) -> None:
+def test_the_tokenizer_of_the_nearest_module_is_used(untrained: open_clip.CLIP) -> None:
     near, far = WordTokenizer(), WordTokenizer()
     module = Holder(inner=Holder(clip=untrained))
     assert find_clip(module).tokenizer is None
@@ -151,7 +153,7 @@ def test_the_tokenizer_is_the_nearest_one(untrained: open_clip.CLIP) -> None:
     assert find_clip(module).tokenizer is near
 
 
-def test_clips_own_vocabulary_gets_clips_own_tokenizer() -> None:
+def test_a_model_with_the_vocabulary_of_clip_gets_the_tokenizer_of_clip() -> None:
     config = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
     text = {"layers": 1, "width": 32, "heads": 2, "context_length": 20}
     model = open_clip.CLIP(embed_dim=16, vision_cfg=config, text_cfg=text)
@@ -161,24 +163,24 @@ def test_clips_own_vocabulary_gets_clips_own_tokenizer() -> None:
     assert torch.equal(tokens, open_clip.tokenize(["a cat"], context_length=20))
 
 
-def test_strings_without_a_tokenizer_say_what_to_give(untrained: open_clip.CLIP) -> None:
+def test_strings_without_a_tokenizer_are_rejected_with_a_remedy(untrained: open_clip.CLIP) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer.*tokenizer=\.\.\."):
         explain(untrained, torch.randn(1, 3, 64, 64), ["a red circle"])
 
 
 def test_each_distinct_prompt_is_embedded_once(untrained: open_clip.CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    clip, seen = find_clip(untrained, tokenizer=WordTokenizer()), []
+    clip, batch_sizes = find_clip(untrained, tokenizer=WordTokenizer()), []
     encode = untrained.encode_text
-    monkeypatch.setattr(untrained, "encode_text", lambda tokens: (seen.append(len(tokens)), encode(tokens))[1])
+    monkeypatch.setattr(untrained, "encode_text", lambda tokens: (batch_sizes.append(len(tokens)), encode(tokens))[1])
 
     embedded = clip.embed_texts(["a red circle", "a blue star", "a red circle"])
 
-    assert seen == [2]
+    assert batch_sizes == [2]
     assert torch.equal(embedded[0], embedded[2])
     assert_close(embedded.norm(dim=1), torch.ones(3))
 
 
-def test_the_fingerprint_is_of_the_architecture(untrained: open_clip.CLIP) -> None:
+def test_the_fingerprint_depends_on_the_architecture_only(untrained: open_clip.CLIP) -> None:
     fingerprint = find_clip(untrained).fingerprint
     with torch.no_grad():
         untrained.logit_scale += 1
@@ -192,7 +194,7 @@ PROMPTS = ["a red circle", "star"]  # of two lengths
 
 
 @pytest.mark.parametrize("name", huggingface.MODELS)
-def test_texts_are_embedded_as_transformers_embeds_what_its_own_tokenizer_makes(name: str) -> None:
+def test_texts_are_embedded_as_by_transformers_with_its_own_tokenizer(name: str) -> None:
     model, tokenizer = huggingface.MODELS[name](), huggingface.tokenizer()
     siglip = "siglip" in name
     padding = {"padding": "max_length", "max_length": huggingface.LENGTH} if siglip else {"padding": True}
@@ -205,7 +207,7 @@ def test_texts_are_embedded_as_transformers_embeds_what_its_own_tokenizer_makes(
 
 
 @pytest.mark.parametrize("name", ["clip", "chinese clip", "alt clip"])
-def test_a_prompt_given_as_bare_ids_does_not_feel_its_padding(name: str) -> None:
+def test_the_padding_of_bare_token_ids_has_no_influence(name: str) -> None:
     clip = find_clip(huggingface.MODELS[name](), tokenizer=huggingface.tokenizer())
     (alone,) = clip.embed_texts(["star"])
 
@@ -215,7 +217,7 @@ def test_a_prompt_given_as_bare_ids_does_not_feel_its_padding(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["siglip", "siglip 2"])
-def test_a_siglip_sees_the_padding_of_bare_ids_as_it_did_in_training(name: str) -> None:
+def test_a_siglip_attends_to_the_padding_of_bare_token_ids_as_in_training(name: str) -> None:
     model = huggingface.MODELS[name]()
     ids = torch.tensor([[2, 8, 3] + [1] * 9])
 
@@ -224,8 +226,8 @@ def test_a_siglip_sees_the_padding_of_bare_ids_as_it_did_in_training(name: str) 
     )
 
 
-def test_clip_reads_a_token_that_its_configuration_calls_padding() -> None:
-    """The default pad_token_id of CLIPTextConfig is a quotation mark's in CLIP's vocabulary."""
+def test_clip_reads_the_token_that_its_configuration_calls_padding() -> None:
+    """The default pad_token_id of CLIPTextConfig is that of a quotation mark in CLIP's vocabulary."""
     clip = find_clip(huggingface.clip())
 
     with_mark, without = clip.embed_tokens(torch.tensor([[2, 1, 8, 3], [2, 0, 8, 3]]))
@@ -236,7 +238,7 @@ def test_clip_reads_a_token_that_its_configuration_calls_padding() -> None:
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
-def test_a_prompt_that_is_too_long_is_cut_off_and_keeps_its_end(name: str) -> None:
+def test_a_prompt_that_is_too_long_is_truncated_before_its_end_token(name: str) -> None:
     clip = find_clip(huggingface.MODELS[name](), tokenizer=huggingface.tokenizer())
 
     ids = clip.tokenize(["star " * 30])["input_ids"]
@@ -244,19 +246,19 @@ def test_a_prompt_that_is_too_long_is_cut_off_and_keeps_its_end(name: str) -> No
     assert ids.tolist() == [[2, *[8] * (huggingface.LENGTH - 2), 3]]
 
 
-def test_a_tokenizer_may_be_a_processor_or_a_function_that_gives_a_mapping() -> None:
+def test_a_tokenizer_may_be_a_processor_or_a_function_that_returns_a_mapping() -> None:
     model, tokenizer = huggingface.clip(), huggingface.tokenizer()
     expected = find_clip(model, tokenizer=tokenizer).embed_texts(PROMPTS)
     processor = CLIPProcessor(CLIPImageProcessor(), tokenizer)
 
-    def in_lists(prompts: list[str]) -> dict[str, list[list[int]]]:
+    def tokenize_to_lists(prompts: list[str]) -> dict[str, list[list[int]]]:
         return dict(tokenizer(prompts, padding=True))
 
-    for given in (processor, in_lists):
-        assert torch.equal(find_clip(model, tokenizer=given).embed_texts(PROMPTS), expected)
+    for other in (processor, tokenize_to_lists):
+        assert torch.equal(find_clip(model, tokenizer=other).embed_texts(PROMPTS), expected)
 
 
-def test_what_the_text_tower_has_no_name_for_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_that_the_text_tower_does_not_accept_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = huggingface.clip(), huggingface.tokenizer()
     expected = find_clip(model, tokenizer=tokenizer).embed_texts(PROMPTS)
     version_5 = model.get_text_features
@@ -271,7 +273,7 @@ def test_what_the_text_tower_has_no_name_for_is_left_out(monkeypatch: pytest.Mon
     assert torch.equal(find_clip(model, tokenizer=with_types).embed_texts(PROMPTS), expected)
 
 
-def test_the_tokenizer_of_the_nearest_processor_is_taken() -> None:
+def test_the_tokenizer_of_the_nearest_processor_is_used() -> None:
     model, tokenizer = huggingface.clip(), huggingface.tokenizer()
     module = Holder(inner=Holder(clip=model))
     module.tokenizer = WordTokenizer()
@@ -281,7 +283,7 @@ def test_the_tokenizer_of_the_nearest_processor_is_taken() -> None:
     assert find_clip(module).tokenizer is tokenizer
 
 
-def test_an_open_clip_model_takes_the_ids_of_a_transformers_tokenizer(untrained: open_clip.CLIP) -> None:
+def test_an_open_clip_model_accepts_a_transformers_tokenizer(untrained: open_clip.CLIP) -> None:
     tokenizer = huggingface.tokenizer()
     ids = torch.tensor(tokenizer(PROMPTS, padding="max_length", max_length=untrained.context_length)["input_ids"])
 
@@ -290,7 +292,7 @@ def test_an_open_clip_model_takes_the_ids_of_a_transformers_tokenizer(untrained:
     assert_close(embedded, F.normalize(untrained.encode_text(ids), dim=-1))
 
 
-def test_clips_own_vocabulary_in_transformers_gets_clips_own_tokenizer() -> None:
+def test_a_transformers_model_with_the_vocabulary_of_clip_gets_the_tokenizer_of_clip() -> None:
     config = huggingface.clip().config
     config.text_config.vocab_size, config.text_config.eos_token_id = 49408, 49407
     model = type(huggingface.clip())(config).eval()

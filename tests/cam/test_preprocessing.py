@@ -1,4 +1,4 @@
-"""Pictures, masks and pixels go through the model's own transform and back."""
+"""Images and masks go through the model's own transform, and model input back to pixels."""
 
 import numpy as np
 import open_clip
@@ -15,18 +15,18 @@ from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.shapes_world.models import build_clip
 from tests.support.zoo import huggingface
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
 
 
-def test_a_picture_becomes_what_open_clips_own_transform_makes_of_it() -> None:
+def test_an_image_is_transformed_as_by_open_clip() -> None:
     model, _, transform = open_clip.create_model_and_transforms("RN50", pretrained=None, force_image_size=64)
 
-    ours = find_clip(model).preprocessing.image(PICTURE)
+    ours = find_clip(model).preprocessing.image(IMAGE)
 
-    assert torch.equal(ours, transform(Image.fromarray(PICTURE)))
+    assert torch.equal(ours, transform(Image.fromarray(IMAGE)))
 
 
-def test_a_model_that_does_not_say_gets_open_clips_default() -> None:
+def test_an_open_clip_model_without_a_transform_gets_the_default() -> None:
     bare = nn.Module()
     bare.visual = nn.Module()
     bare.visual.image_size = 32
@@ -40,7 +40,7 @@ def test_a_model_that_does_not_say_gets_open_clips_default() -> None:
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 @pytest.mark.parametrize("resample", [2, 3])
 @pytest.mark.parametrize("held_as", ["image_processor", "processor"])
-def test_a_picture_becomes_what_a_transformers_processor_near_the_model_makes_of_it(
+def test_an_image_is_transformed_as_by_the_transformers_processor_near_the_model(
     name: str, resample: int, held_as: str
 ) -> None:
     side = {"height": 32, "width": 32}
@@ -54,26 +54,26 @@ def test_a_picture_becomes_what_a_transformers_processor_near_the_model_makes_of
     module.net = huggingface.MODELS[name]()
     setattr(module, held_as, processor)
 
-    ours = find_clip(module).preprocessing.image(PICTURE)
+    ours = find_clip(module).preprocessing.image(IMAGE)
 
-    theirs = processor(Image.fromarray(PICTURE), return_tensors="pt")["pixel_values"][0]
-    # It resizes a tensor and Pillow resizes bytes, which rounds; the range here is about 4.
+    theirs = processor(Image.fromarray(IMAGE), return_tensors="pt")["pixel_values"][0]
+    # The processor resizes a float tensor, Pillow resizes bytes and rounds; the range of values is about 4.
     assert_close(ours, theirs, atol=0.02, rtol=0)
 
 
-def test_a_clip_of_transformers_that_does_not_say_gets_clips_own() -> None:
+def test_a_transformers_clip_without_a_processor_gets_the_transform_of_clip() -> None:
     assert find_clip(huggingface.clip()).preprocessing.config == PreprocessCfg(size=(32, 32))
 
 
 @pytest.mark.parametrize("name", ["siglip", "siglip 2"])
-def test_a_siglip_of_transformers_that_does_not_say_is_centred_and_squashed(name: str) -> None:
+def test_a_transformers_siglip_without_a_processor_squashes_and_centres_images(name: str) -> None:
     preprocessing = find_clip(huggingface.MODELS[name]()).preprocessing
 
-    theirs = SiglipImageProcessor(size={"height": 32, "width": 32})(Image.fromarray(PICTURE), return_tensors="pt")
-    assert_close(preprocessing.image(PICTURE), theirs["pixel_values"][0], atol=0.02, rtol=0)
+    theirs = SiglipImageProcessor(size={"height": 32, "width": 32})(Image.fromarray(IMAGE), return_tensors="pt")
+    assert_close(preprocessing.image(IMAGE), theirs["pixel_values"][0], atol=0.02, rtol=0)
 
 
-def test_a_model_without_any_size_gets_open_clips_default() -> None:
+def test_a_model_without_an_image_size_gets_the_default() -> None:
     bare = nn.Module()
     bare.visual = nn.Module()
 
@@ -81,24 +81,24 @@ def test_a_model_without_any_size_gets_open_clips_default() -> None:
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
-def test_a_mask_is_cropped_padded_and_resized_with_its_picture(resize_mode: str) -> None:
-    """A picture that is white inside the mask and black outside must come out as its mask does."""
+def test_a_mask_is_resized_and_cropped_or_padded_like_its_image(resize_mode: str) -> None:
+    """An image that is white inside the mask and black outside must be transformed to the transformed mask."""
     mask = np.zeros((90, 150), dtype=bool)
     mask[10:60, 95:135] = True
-    picture = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
+    image = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
     config = PreprocessCfg(size=(48, 48), mean=(0.2,) * 3, std=(0.3,) * 3, resize_mode=resize_mode)
     preprocessing = Preprocessing(config)
 
-    found = preprocessing.mask(mask)
+    transformed = preprocessing.mask(mask)
 
-    white = preprocessing.image(picture)[0] * 0.3 + 0.2 > 0.5
-    assert torch.equal(found, white)
-    assert found.any()
+    white = preprocessing.image(image)[0] * 0.3 + 0.2 > 0.5
+    assert torch.equal(transformed, white)
+    assert transformed.any()
 
 
 def test_pixels_undo_the_normalisation() -> None:
     preprocessing = find_clip(build_clip("vit")).preprocessing
-    image = preprocessing.image(PICTURE)[None]
+    image = preprocessing.image(IMAGE)[None]
 
     pixels = preprocessing.pixels(image)
 
@@ -106,7 +106,7 @@ def test_pixels_undo_the_normalisation() -> None:
     assert_close(pixels.float() / 127.5 - 1, image, atol=0.005, rtol=0)
 
 
-def test_pixels_normalised_in_another_way_are_stretched_to_their_own_range() -> None:
+def test_images_normalised_in_another_way_are_stretched_to_their_own_range() -> None:
     preprocessing = find_clip(build_clip("vit")).preprocessing
     image = torch.linspace(-7, 3, 3 * 64 * 64).view(1, 3, 64, 64)
 

@@ -1,1 +1,1 @@
-"""Independent, slower re-derivations that results are held against; nothing here uses the package."""
+"""Independent, slower derivations of the results; nothing here imports the package."""

@@ -1,4 +1,4 @@
-"""pytorch-grad-cam's finished maps, through its own classes."""
+"""Maps of pytorch-grad-cam, computed and post-processed by its own classes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class Cosines(nn.Module):
-    """An image tower as the classifier that the peer expects; its classes are prompts."""
+    """An image tower as a classifier, which pytorch-grad-cam expects; its classes are prompts."""
 
     def __init__(self, visual: nn.Module, texts: Tensor) -> None:
         super().__init__()
@@ -27,16 +27,17 @@ class Cosines(nn.Module):
 
 
 class ShapleyOfTokens(peer.ShapleyCAM):
-    """The peer lays tokens out for the weights and forgets it for the activations that these multiply.
+    """ShapleyCAM of pytorch-grad-cam with two errors fixed.
 
-    It also ends by detaching its gradients in place, which fails where they are views.
+    It lays out tokens as a grid for the weights, but not for the activations that these multiply. And it detaches its
+    gradients in place, which fails if they are views.
     """
 
     def get_cam_image(self, images: Any, layer: Any, targets: Any, activations: Any, grads: Any, smooth: Any) -> Any:
         weights = self.get_cam_weights(images, layer, targets, activations, grads)
-        lay_out = self.activations_and_grads.reshape_transform or (lambda grid: grid)
+        to_grid = self.activations_and_grads.reshape_transform or (lambda grid: grid)
         self.activations_and_grads.gradients.clear()
-        return np.einsum("bc,bchw->bhw", weights, lay_out(activations).detach().numpy())
+        return np.einsum("bc,bchw->bhw", weights, to_grid(activations).detach().numpy())
 
 
 PEERS: dict[str, type[BaseCAM] | type[peer.FinerCAM]] = {
@@ -54,6 +55,7 @@ PEERS: dict[str, type[BaseCAM] | type[peer.FinerCAM]] = {
     "scorecam": peer.ScoreCAM,
     "ablationcam": peer.AblationCAM,
 }
+WITHOUT_PEER: frozenset[str] = frozenset()  # methods that read one layer and that no other package has
 
 
 def peer_maps(
@@ -63,12 +65,21 @@ def peer_maps(
     images: Tensor,
     texts: Tensor,
     grid: tuple[int, int] | None,
-    as_the_peer_is: bool = False,
+    adjusted: bool = True,
 ) -> np.ndarray:
-    """Maps [n, y, x] for image i and text i among all ``texts``; ``grid`` for towers of tokens.
+    """Compute the map of each image for the text of the same index.
 
     Args:
-        as_the_peer_is: without the settlements of what is a matter of choice (:data:`SETTLED`).
+        method: name of the method.
+        visual: image tower.
+        layer: the mapped layer.
+        images: model input.
+        texts: embeddings of all prompts.
+        grid: height and width of the layer's grid, if its output is tokens.
+        adjusted: whether to adjust arbitrary choices of the package to ours (:data:`ADJUSTMENTS`).
+
+    Returns:
+        Maps [n, y, x] in the size of the images.
     """
 
     def rows_of_patches(tokens: Tensor) -> Tensor:
@@ -77,8 +88,8 @@ def peer_maps(
 
     maps = []
     with ExitStack() as stack:
-        if method in SETTLED and not as_the_peer_is:
-            stack.enter_context(SETTLED[method]())
+        if method in ADJUSTMENTS and adjusted:
+            stack.enter_context(ADJUSTMENTS[method]())
         layout = rows_of_patches if grid else None
         cam = stack.enter_context(PEERS[method](Cosines(visual, texts), [layer], reshape_transform=layout))
         for i, image in enumerate(images):
@@ -89,8 +100,8 @@ def peer_maps(
     return np.concatenate(maps)
 
 
-def post_processed(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Raw maps [n, h, w] through pytorch-grad-cam's order: relu, min-max, bilinear, relu, min-max."""
+def post_process(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Post-process raw maps [n, h, w] like pytorch-grad-cam: relu, min-max, bilinear, relu, min-max."""
 
     def min_max(values: Tensor) -> Tensor:
         values = values - values.amin((1, 2), keepdim=True)
@@ -101,36 +112,36 @@ def post_processed(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 @contextmanager
-def _sign_of_largest() -> Iterator[None]:
-    """A principal component has no sign: the peer's own later choice, which its Eigen-CAM leaves to the SVD."""
+def _positive_extreme() -> Iterator[None]:
+    """Choose the sign of the principal component with the package's own later function; its Eigen-CAM does not."""
     with patch("pytorch_grad_cam.eigen_cam.get_2d_projection", get_2d_projection_with_sign_correction):
         yield
 
 
 @contextmanager
 def _sign_of_evidence() -> Iterator[None]:
-    """The sign with which the component rises with gradient times activation."""
+    """Choose the sign of the principal component such that it correlates with gradient times activation."""
 
-    def oriented(products: np.ndarray) -> np.ndarray:
+    def orient(products: np.ndarray) -> np.ndarray:
         evidence = products.sum(axis=1)
         pairs = zip(get_2d_projection(products), evidence, strict=True)
         return np.stack([component * np.sign((component * (total - total.mean())).sum()) for component, total in pairs])
 
-    with patch("pytorch_grad_cam.eigen_grad_cam.get_2d_projection", oriented):
+    with patch("pytorch_grad_cam.eigen_grad_cam.get_2d_projection", orient):
         yield
 
 
 @contextmanager
-def _centres_aligned() -> Iterator[None]:
-    """The peer's masks are enlarged with corners on corners, its maps with centres on centres."""
+def _aligned_centres() -> Iterator[None]:
+    """Enlarge masks with centres on centres, as the package enlarges its maps; its masks have corners on corners."""
     with patch("torch.nn.UpsamplingBilinear2d", lambda size: nn.Upsample(size=size, mode="bilinear")):
         yield
 
 
-SETTLED: dict[str, Callable[[], Any]] = {
-    "eigencam": _sign_of_largest,
+ADJUSTMENTS: dict[str, Callable[[], Any]] = {
+    "eigencam": _positive_extreme,
     "eigengradcam": _sign_of_evidence,
-    "scorecam": _centres_aligned,
-    # Only the plain kernel of attention has second derivatives.
+    "scorecam": _aligned_centres,
+    # Only the math kernel of attention has second derivatives.
     "shapleycam": lambda: sdpa_kernel(SDPBackend.MATH),
 }

@@ -1,4 +1,4 @@
-"""The attention pool of open_clip's ``ModifiedResNet`` once more: float64, one image, cell by cell."""
+"""A slow reimplementation of the attention pool of open_clip's ``ModifiedResNet``: float64, one image, loops."""
 
 from copy import deepcopy
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.oracles.transformer import Attended, Trace, attended
+from tests.oracles.transformer import AttentionTrace, Trace, compute_attention
 
 
 class ReferenceResNet:
-    """The pool of ``visual``; its convolutions, which no attention method looks into, are its own."""
+    """The pool of ``visual`` behind its own convolutions, which no attention method reads."""
 
     pools_by_attention = True
     pools_by_mean = False
@@ -24,18 +24,18 @@ class ReferenceResNet:
     def __call__(self, image: Tensor) -> Trace:
         cells = self.convolutions(image[None].double())[0]
         cells = [cells[:, row, column] for row in range(self.grid[0]) for column in range(self.grid[1])]
-        tokens = torch.stack([sum(cells) / len(cells), *cells])  # the mean takes the place of a class token
-        pool = self.pooled(tokens + self.pool.positional_embedding)
+        tokens = torch.stack([sum(cells) / len(cells), *cells])  # the mean in the place of a class token
+        pool = self.attend_in_pool(tokens + self.pool.positional_embedding)
         return Trace([], tokens, pool, self.linear(pool.merged[0], "c_proj"))
 
-    def pooled(self, tokens: Tensor) -> Attended:
+    def attend_in_pool(self, tokens: Tensor) -> AttentionTrace:
         query, key, value = (
             torch.stack([self.linear(token, f"{kind}_proj") for token in tokens]) for kind in ("q", "k", "v")
         )
-        return attended(query, key, value, self.pool.num_heads)
+        return compute_attention(query, key, value, self.pool.num_heads)
 
     def embed(self, token: Tensor) -> Tensor:
-        """The embedding, were this cell the only one to be pooled, at no position."""
+        """Compute the embedding if this cell alone were pooled, without a position."""
         return self.linear(self.linear(token, "v_proj"), "c_proj")
 
     def linear(self, x: Tensor, name: str) -> Tensor:

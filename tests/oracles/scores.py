@@ -24,13 +24,13 @@ SCORES: dict[str, Score] = {
 }
 
 
-def cosines(features: Tensor, texts: Tensor) -> Tensor:
-    """Cosines of one image's features with texts of any length."""
+def compute_cosines(features: Tensor, texts: Tensor) -> Tensor:
+    """Compute the cosines of one image's features with texts of any length."""
     return torch.stack([features @ text / (features.norm() * text.norm()) for text in texts.double()])
 
 
-def direction(features: Tensor, texts: Tensor, score: Score, p: int) -> Tensor:
-    """Gradient of the score with respect to the unit embedding."""
+def compute_direction(features: Tensor, texts: Tensor, score: Score, p: int) -> Tensor:
+    """Compute the gradient of the score with respect to the unit embedding."""
     unit = (features / features.norm()).detach().requires_grad_()
     units = torch.stack([text / text.norm() for text in texts.double()])
     (gradient,) = torch.autograd.grad(score(units @ unit, p), unit)

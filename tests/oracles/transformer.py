@@ -1,4 +1,4 @@
-"""open_clip's ``VisionTransformer`` once more: float64, one image, token by token, head by head, in one whole graph."""
+"""A slow reimplementation of open_clip's ``VisionTransformer``: float64, one image, loops over tokens and heads."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 
-@dataclass
-class Attended:
-    """One attention: what it computes from, and what it gives; h heads, t queries, s keys."""
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionTrace:
+    """Inputs and outputs of one attention with h heads, t queries and s keys."""
 
     query: Tensor  # [h, t, k]
     key: Tensor  # [h, s, k]
@@ -20,23 +20,30 @@ class Attended:
     merged: Tensor  # [t, h * k], before the output projection
 
 
-@dataclass
-class Block:
-    """A block: its input, that input normalised, its attention, its output."""
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockTrace:
+    """Input tokens of a block, the same after the first norm, its attention and its output tokens."""
 
     tokens: Tensor
     normed: Tensor
-    attention: Attended
+    attention: AttentionTrace
     output: Tensor
 
 
-@dataclass
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
-    """All that one image leaves behind; ``tokens`` are what is pooled."""
+    """Intermediate results of one image.
 
-    blocks: list[Block]
+    Attributes:
+        blocks: the blocks, first to last.
+        tokens: the tokens that are pooled.
+        pool: the attention that pools, if there is one.
+        features: the embedding, before it is scaled to unit length.
+    """
+
+    blocks: list[BlockTrace]
     tokens: Tensor
-    pool: Attended | None
+    pool: AttentionTrace | None
     features: Tensor
 
 
@@ -53,13 +60,13 @@ class ReferenceViT:
         self.norm_after_pool = visual.final_ln_after_pool
 
     def __call__(self, image: Tensor) -> Trace:
-        tokens, blocks = self.embedded(image.double()), []
+        tokens, blocks = self.embed_patches(image.double()), []
         for i in range(self.depth):
             blocks.append(self.block(i, tokens))
             tokens = blocks[-1].output
         pool = None
         if self.pools_by_attention:
-            pool = self.pooled(tokens)
+            pool = self.attend_in_pool(tokens)
             features = self.head(self.out(pool.merged[0], "attn_pool.attn"))
         elif not self.pools_by_mean:
             features = self.head(tokens[0])
@@ -69,8 +76,8 @@ class ReferenceViT:
             features = sum(self.head(token) for token in tokens[1:]) / (len(tokens) - 1)
         return Trace(blocks, tokens, pool, features)
 
-    def embedded(self, image: Tensor) -> Tensor:
-        """The class token, then the patches row by row, with their positions."""
+    def embed_patches(self, image: Tensor) -> Tensor:
+        """Compute the first block's input: the class token, then the patches row by row, with positions."""
         (y, x), kernel = self.patch, self.w["conv1.weight"]
         tokens = [self.w["class_embedding"]]
         for row, column in product(range(self.grid[0]), range(self.grid[1])):
@@ -79,7 +86,7 @@ class ReferenceViT:
         tokens = [token + position for token, position in zip(tokens, self.w["positional_embedding"], strict=True)]
         return torch.stack([self.norm(token, "ln_pre") for token in tokens])
 
-    def block(self, i: int, tokens: Tensor) -> Block:
+    def block(self, i: int, tokens: Tensor) -> BlockTrace:
         normed = torch.stack([self.norm(token, f"transformer.resblocks.{i}.ln_1") for token in tokens])
         weight, bias = (self.w[f"transformer.resblocks.{i}.attn.in_proj_{kind}"] for kind in ("weight", "bias"))
         width = len(weight) // 3
@@ -87,12 +94,12 @@ class ReferenceViT:
             torch.stack([weight[start : start + width] @ token + bias[start : start + width] for token in normed])
             for start in (0, width, 2 * width)
         )
-        attention = attended(query, key, value, self.heads)
-        output = torch.stack([self.after(i, x, heads) for x, heads in zip(tokens, attention.merged, strict=True)])
-        return Block(tokens, normed, attention, output)
+        attention = compute_attention(query, key, value, self.heads)
+        output = torch.stack([self.update(i, x, heads) for x, heads in zip(tokens, attention.merged, strict=True)])
+        return BlockTrace(tokens, normed, attention, output)
 
-    def after(self, i: int, token: Tensor, heads: Tensor) -> Tensor:
-        """What a block makes of one token and of what the heads give it."""
+    def update(self, i: int, token: Tensor, heads: Tensor) -> Tensor:
+        """Compute a block's output for one token from the token and the output of its heads."""
         token = token + self.attention_branch(i, heads)
         return token + self.mlp_branch(i, token)
 
@@ -106,8 +113,8 @@ class ReferenceViT:
         hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2  # GELU
         return self.w.get(f"{name}.ls_2.gamma", 1.0) * self.linear(hidden, f"{name}.mlp.c_proj")
 
-    def pooled(self, tokens: Tensor) -> Attended:
-        """The attention that pools: learned queries look at the tokens."""
+    def attend_in_pool(self, tokens: Tensor) -> AttentionTrace:
+        """Compute the attention of the pool's learned queries to the tokens."""
         queries = [self.norm(query, "attn_pool.ln_q") for query in self.w["attn_pool.query"]]
         inputs = [self.norm(token, "attn_pool.ln_k") for token in tokens]
         bias = self.w["attn_pool.attn.in_proj_bias"].chunk(3)
@@ -115,16 +122,16 @@ class ReferenceViT:
             torch.stack([self.w[f"attn_pool.attn.{kind}_proj_weight"] @ x + b for x in inputs])
             for kind, b, inputs in zip("qkv", bias, (queries, inputs, inputs), strict=True)
         )
-        return attended(query, key, value, self.pool_heads)
+        return compute_attention(query, key, value, self.pool_heads)
 
     def embed(self, token: Tensor) -> Tensor:
-        """The embedding, were this token the only one to be pooled."""
+        """Compute the embedding if this token alone were pooled."""
         if self.pools_by_attention:
-            token = self.out(self.pooled(token[None]).merged[0], "attn_pool.attn")
+            token = self.out(self.attend_in_pool(token[None]).merged[0], "attn_pool.attn")
         return self.head(token)
 
     def head(self, token: Tensor) -> Tensor:
-        """The final norm and the projection."""
+        """Apply the final norm and the projection."""
         return self.norm(token, "ln_post") @ self.w["proj"]
 
     def out(self, heads: Tensor, name: str) -> Tensor:
@@ -138,8 +145,8 @@ class ReferenceViT:
         return centred / ((centred**2).mean() + 1e-5).sqrt() * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
 
-def attended(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Attended:
-    """Softmax attention of ``[t, d]`` queries over ``[s, d]`` keys in ``heads`` slices of the channels."""
+def compute_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> AttentionTrace:
+    """Compute softmax attention of ``[t, d]`` queries over ``[s, d]`` keys in ``heads`` slices of the channels."""
     size = query.shape[1] // heads
     query, key, value = (
         torch.stack([x[:, h * size : (h + 1) * size] for h in range(heads)]) for x in (query, key, value)
@@ -155,4 +162,4 @@ def attended(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Attended:
         torch.cat([sum(weight * v for weight, v in zip(weights[h, t], value[h], strict=True)) for h in range(heads)])
         for t in range(query.shape[1])
     ])  # fmt: skip
-    return Attended(query, key, value, weights, merged)
+    return AttentionTrace(query, key, value, weights, merged)

@@ -122,7 +122,7 @@ def random_masks(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
         visible = nn.functional.interpolate(masks[rows, None], capture.images.shape[-2:])
         return capture.images[image] * visible
 
-    return torch.einsum("bkp,khw->bphw", capture.rescored(masked, len(masks)), masks)
+    return torch.einsum("bkp,khw->bphw", capture.score_variants(masked, len(masks)), masks)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""The sum that half of the CAM methods end in."""
+"""The weighted sum of channels that many CAM methods end in."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-def weighted_channels(
+def combine_channels(
     weights: Float[Tensor, "b p c"], activations: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b p h w"]:
-    """Sum of the channels, each times its weight."""
+    """Sum the channels, each multiplied with its weight."""
     return torch.einsum("bpc,bchw->bphw", weights, activations)

@@ -1,4 +1,4 @@
-"""The decomposition of the image embedding over tokens, heads and blocks."""
+"""The additive decomposition of the image embedding over tokens, heads and blocks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,47 +11,55 @@ from clipcam_lightning.cam.capture import ClassTokenCapture
 
 
 def decomposition(capture: ClassTokenCapture) -> Float[Tensor, "b p h w"]:
-    r"""What each patch adds to the similarity on the direct way, through the attention of any block.
+    r"""Sum what each patch adds directly to the similarity, through the class token's attention in any block.
 
     .. math:: M_i = \frac{1}{\lVert f \rVert} \sum_{l,h} t \cdot P\left(A_{l,ci}^h\, v_{l,i}^h W_{l,O}^h\right)
 
-    with ``P`` the projection after the final norm, whose mean and variance are held fixed. The maps are signed and
-    add up: with the terms of the class token, the MLPs and the biases their sum is the cosine itself. What a patch
-    does by way of other tokens is not seen. No gradient, and one product of matrices for all prompts.
+    with ``P`` the projection after the final norm, whose mean and variance are held fixed. The decomposition is
+    additive: the signed map and the terms of the class token, the MLPs and the biases sum to the cosine. What a patch
+    adds by way of other tokens is not part of it. No gradient, and one product of matrices for all prompts.
 
     Fits towers that pool a class token and add each block's output to it.
 
     Source: Gandelsman et al. 2024, eqs. 1-7, https://arxiv.org/abs/2310.05916
     """
-    wanted = _before_final_norm(capture)
-    total = torch.zeros((), device=wanted.device)
+    residual_directions = _directions_before_final_norm(capture)
+    total = torch.zeros((), device=residual_directions.device)
     for block, weights, values in zip(capture.blocks, capture.weights, capture.values, strict=True):
         heads, size = values.shape[1], values.shape[-1]
         projection = partial(capture.tower.project, block)
-        given = _transposed(projection, wanted, heads * size, values.dtype).unflatten(-1, (heads, size))
-        # The class token's attention times values times what each head would have to give for the prompt.
-        total = total + torch.einsum("bhs,bhsv,bphv->bps", weights.float(), values.float(), given)
+        head_directions = _apply_transpose(projection, residual_directions, heads * size, values.dtype)
+        head_directions = head_directions.unflatten(-1, (heads, size))
+        # Per token: the class token's attention times the value, along the direction in which a head raises the score.
+        total = total + torch.einsum("bhs,bhsv,bphv->bps", weights.float(), values.float(), head_directions)
     return capture.to_map(total)
 
 
-def _before_final_norm(capture: ClassTokenCapture) -> Float[Tensor, "b p d"]:
-    """The directions as the residual stream has them, before the final norm with its statistics held fixed."""
+def _directions_before_final_norm(capture: ClassTokenCapture) -> Float[Tensor, "b p d"]:
+    """Map the directions back to the residual stream, through the final norm with its statistics held fixed."""
     norm, token = capture.tower.final_norm, capture.last_tokens[:, :1]
-    assert norm is not None  # such towers are what the method fits
+    assert norm is not None  # the method fits only towers that have one
     unit = capture.directions / capture.features.norm(dim=-1)[:, None, None]
-    scaled = _transposed(capture.tower.head, unit, token.shape[-1], token.dtype)
+    scaled = _apply_transpose(capture.tower.head, unit, token.shape[-1], token.dtype)
     if norm.weight is not None:
         scaled = scaled * norm.weight.float()
     scaled = scaled * (token.float().var(dim=-1, keepdim=True, correction=0) + norm.eps).rsqrt()
     return scaled - scaled.mean(dim=-1, keepdim=True)
 
 
-def _transposed(
+def _apply_transpose(
     affine: Callable[[Tensor], Tensor], outputs: Float[Tensor, "b p _d"], width: int, dtype: torch.dtype
 ) -> Float[Tensor, "b p {width}"]:
-    """The transpose of an affine function, applied to ``outputs``; each prompt takes the place of a token.
+    """Apply the transpose of an affine function to ``outputs``, with prompts in the place of tokens.
 
-    The function works in ``dtype``, the model's own.
+    Args:
+        affine: maps ``[b, t, width]`` to ``[b, t, d]``.
+        outputs: vectors in the function's output space.
+        width: length of the function's inputs.
+        dtype: the model's type, in which the function works.
+
+    Returns:
+        Vectors in the function's input space, float32.
     """
     with torch.enable_grad():
         inputs = torch.zeros(*outputs.shape[:2], width, dtype=dtype, device=outputs.device, requires_grad=True)

@@ -8,37 +8,48 @@ from torch import Tensor
 
 from clipcam_lightning.cam.capture import Capture
 from clipcam_lightning.cam.methods.gradcam import gradcam
+from clipcam_lightning.cam.targets import Target
 from clipcam_lightning.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class FinerTarget:
-    r"""What tells a prompt from the ones most like it.
+class FinerTarget(Target):
+    r"""The difference between the cosine with a prompt and those with the most similar prompts.
 
     .. math:: y_p = \frac{\sum_{q \in N} \pi_q (s_p - \alpha s_q)}{\sum_{q \in N} \pi_q}
 
-    with ``N`` the prompts whose similarity is closest to that of ``p``, and :math:`\pi` the softmax over all.
+    with ``N`` the prompts whose cosine is closest to that of ``p``, and :math:`\pi` the softmax over all prompts.
 
     Attributes:
-        alpha: how strongly the others are subtracted.
-        compared: how many others.
+        alpha: factor of the other prompts' cosines.
+        compared: number of other prompts in ``N``.
     """
 
     alpha: float = 1.0
     compared: int = 3
-    name: str = "finer"
-    negatives: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """``finer``."""
+        return "finer"
 
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
-        """The weighted differences.
+        """Compute the weighted differences.
+
+        Args:
+            similarity: cosines of each image with the mapped prompts, then with the negatives.
+            prompts: number of mapped prompts, ``p``.
+
+        Returns:
+            Differences of cosines.
 
         Raises:
-            ConfigError: there is nothing to compare with.
+            ConfigError: there are neither negatives nor other prompts.
         """
         if similarity.shape[1] < 2:
             raise ConfigError(
-                "finercam compares each prompt with others: give at least two prompts an image, "
-                "or the target Contrast(negatives=('...',))."
+                "finercam compares each prompt with others: give at least two prompts per image, "
+                "or the target Contrast(negatives=['...'])."
             )
         shares = similarity.softmax(dim=1)
         columns = []
@@ -54,9 +65,9 @@ class FinerTarget:
 
 
 def finercam(capture: Capture) -> Float[Tensor, "b p h w"]:
-    """Grad-CAM of :class:`FinerTarget`: where an image differs from the prompts it is nearly as similar to.
+    """Apply Grad-CAM to :class:`FinerTarget`, to map what distinguishes a prompt from the most similar prompts.
 
-    It needs other prompts to compare with: several an image, or the negatives of a ``Contrast``.
+    It needs other prompts to compare with: several per image, or the negatives of a ``Contrast``.
 
     Fits every tower.
 

@@ -1,20 +1,20 @@
-"""Generic attention explainability."""
+"""GAE, generic attention explainability."""
 
 from jaxtyping import Float
 from torch import Tensor
 
 from clipcam_lightning.cam.capture import WeightCapture
-from clipcam_lightning.cam.methods.relevance import pooled_relevance
+from clipcam_lightning.cam.methods.relevance import propagate_relevance
 
 
 def gae(capture: WeightCapture) -> Float[Tensor, "b p h w"]:
-    r"""Let relevance flow back through the attention weights that speak for the prompt.
+    r"""Propagate relevance back through the attention weights whose gradient supports the prompt.
 
     .. math:: \bar A_l = \tfrac1h \sum_h \mathrm{relu}\left(\nabla A_l^h \odot A_l^h\right), \quad
         R \leftarrow R + \bar A_l R, \quad M = R_{\mathrm{cls}}
 
-    By default of the last block alone; ``layers`` names others. Where an attention pools the patches, its own
-    :math:`\bar A` is the row to start from; where a mean does, the mean is.
+    By default over the last block alone; ``layers`` selects others. The row that is read is that of the class token; in
+    towers that pool by attention it is the :math:`\bar A` of the pool, in towers that pool by the mean it is uniform.
 
     Fits towers with attention.
 
@@ -26,4 +26,4 @@ def gae(capture: WeightCapture) -> Float[Tensor, "b p h w"]:
         for weights, gradients in zip(capture.weights, capture.gradients, strict=True)
     ]
     pool = flows.pop()[:, 0] if capture.pool is not None else None
-    return capture.to_map(pooled_relevance(capture, flows, pool, stays=1.0)[:, None])
+    return capture.to_map(propagate_relevance(capture, flows, pool, identity=1.0)[:, None])

@@ -1,4 +1,4 @@
-"""GEM."""
+"""GEM, the Grounding Everything Module."""
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from clipcam_lightning.cam.capture import WholeCapture
 
 
 def gem(capture: WholeCapture) -> Float[Tensor, "b p h w"]:
-    r"""Beside the model's own path, let patches gather the values of patches that resemble them, and compare these.
+    r"""Run a second path of self-self attention beside the model's own, and compare its patches with the prompt.
 
     .. math:: x' \leftarrow x' + \mathrm{out}\left(\tfrac13 \sum_{p \in \{q,k,v\}}
         \mathrm{softmax}(\tau \hat p \hat p^\top)\, v\right), \quad
@@ -18,32 +18,33 @@ def gem(capture: WholeCapture) -> Float[Tensor, "b p h w"]:
         \tau = \frac{\mathrm{mean} \lVert \mathrm{ln}(x) \rVert}{\sqrt{d}}
 
     with :math:`\hat p` of unit length, ``x`` the tokens of the model's own path and ``d`` the width of a head;
-    :math:`M_i = \cos(\mathrm{embed}(x'_i), t)`, signed. By default over the last six blocks.
+    :math:`M_i = \cos(\mathrm{embed}(x'_i), t)`, signed. Self-self attention lets each patch average the values of
+    patches that resemble it. By default over the last six blocks.
 
     Fits towers with attention in their blocks.
 
     Source: Bousselham et al. 2024, eqs. 3-7, https://arxiv.org/abs/2312.00878
     """
     tower = capture.tower
-    beside = tower.to_tokens(capture.inputs[0].first)
+    tokens = tower.to_tokens(capture.inputs[0].first_argument)
     for block, attention, call in zip(capture.blocks, capture.attentions, capture.attention_inputs, strict=True):
-        length = tower.to_tokens(call.first).norm(dim=-1).mean(dim=1)
-        heads = _self_self(attention, length * attention.query.shape[-1] ** -0.5)
-        beside = beside + tower.project(block, heads.transpose(1, 2).flatten(2))
-    embedded = F.normalize(tower.embed_tokens(capture.patches(beside)), dim=-1)
+        length = tower.to_tokens(call.first_argument).norm(dim=-1).mean(dim=1)
+        heads = _attend_to_similar(attention, length * attention.query.shape[-1] ** -0.5)
+        tokens = tokens + tower.project(block, heads.transpose(1, 2).flatten(2))
+    embedded = F.normalize(tower.embed_tokens(capture.select_patches(tokens)), dim=-1)
     return capture.to_map(torch.einsum("bse,bpe->bps", embedded.float(), capture.directions))
 
 
-def _self_self(attention: Attention, temperature: Float[Tensor, "b"]) -> Float[Tensor, "b h t v"]:
-    """Values gathered by likeness of queries, of keys and of values, averaged."""
+def _attend_to_similar(attention: Attention, temperature: Float[Tensor, "b"]) -> Float[Tensor, "b h t v"]:
+    """Average the values by the similarity of queries, of keys and of values; return the mean of the three."""
     temperature = temperature[:, None, None, None]
 
-    def likeness(p: Tensor) -> Tensor:
+    def weights(p: Tensor) -> Tensor:
         return (temperature * p @ p.transpose(-2, -1)).softmax(dim=-1)
 
-    gathered = []
+    outputs = []
     for p in (attention.query, attention.key, attention.value):
         unit = F.normalize(p, dim=-1)
-        unit = F.normalize(likeness(unit) @ unit, dim=-1)
-        gathered.append(likeness(unit) @ attention.value)
-    return torch.stack(gathered).mean(dim=0)
+        unit = F.normalize(weights(unit) @ unit, dim=-1)
+        outputs.append(weights(unit) @ attention.value)
+    return torch.stack(outputs).mean(dim=0)

@@ -8,7 +8,7 @@ from clipcam_lightning.cam.capture import Capture
 
 
 def layercam(capture: Capture) -> Float[Tensor, "b p h w"]:
-    r"""Like HiResCAM, but only positive gradients count.
+    r"""Multiply positive gradient and activation element by element, sum the channels, keep the positive part.
 
     .. math:: M = \mathrm{relu}\left(\sum_k \mathrm{relu}(G_k) \odot A_k\right)
 

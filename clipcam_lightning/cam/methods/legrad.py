@@ -10,13 +10,13 @@ from clipcam_lightning.cam.capture import AttentionCapture
 
 
 def legrad(capture: AttentionCapture) -> Float[Tensor, "b p h w"]:
-    r"""How each block's own output would change with its attention weights, positive part, summed over the blocks.
+    r"""Differentiate each block's own score by its attention weights, and sum the positive parts over the blocks.
 
     .. math:: s_l = t \cdot \mathrm{unit}\left(\mathrm{embed}\left(\tfrac1n \sum_i Z_{l,i}\right)\right), \quad
         M = \sum_l \tfrac{1}{hn} \sum_{h,i} \mathrm{relu}\left(\frac{\partial s_l}{\partial A_l^{h}}\right)_{i,\cdot}
 
-    with :math:`Z_l` the ``n`` tokens that block ``l`` gives. Each block's score depends on its own attention
-    only through that block, so that each block's graph is its own. By default of the last two blocks.
+    with :math:`Z_l` the ``n`` output tokens of block ``l``. A block's score depends on its own attention only through
+    that block, so each block has a small graph of its own. By default over the last two blocks.
 
     Fits towers with attention in their blocks.
 
@@ -32,7 +32,7 @@ def legrad(capture: AttentionCapture) -> Float[Tensor, "b p h w"]:
             return leaf[0] @ attention.value
 
         with torch.enable_grad():
-            tokens = capture.replayed_block(which, attend)
+            tokens = capture.replay_block(which, attend)
             embedding = F.normalize(capture.tower.embed_tokens(tokens.mean(dim=1, keepdim=True))[:, 0].float(), dim=-1)
             scores = torch.einsum("be,bpe->bp", embedding, capture.directions)
         for p in range(prompts):

@@ -1,4 +1,4 @@
-"""What a CAM method is."""
+"""The description of a CAM method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +14,27 @@ from clipcam_lightning.cam.towers.tower import Tower
 
 @dataclass(frozen=True)
 class Method:
-    """A function from what a pass recorded to raw maps, and what the pass must record for it.
+    """A function from a capture to raw maps, and what a pass must record for it.
 
     Attributes:
-        function: from a capture of ``b`` images and ``p`` prompts to maps ``[b, p, h, w]``; ``p`` may be 1 in the
-            result of one that asks for no prompt.
-        reads: the kind of capture it takes. What that does not hold is not recorded.
+        function: maps a capture of ``b`` images and ``p`` prompts to maps ``[b, p, h, w]``, or ``[b, 1, h, w]`` if the
+            prompts have no influence.
+        reads: type of the capture. A pass records nothing else.
         needs: what a tower must offer (:attr:`Tower.offers`) for the method to fit it.
-        blocks: how many of the last blocks it reads unless told; ``None`` for all. Of attention methods only.
-        one_block: whether it can read one block only.
-        target: what it differentiates whatever the caller's target, for a method that is a target of its own.
+        blocks: number of last blocks that an attention method reads by default; ``None`` for all.
+        one_block: whether the method can read one block only.
+        target: the target that the method always differentiates; ``None`` for the caller's target.
+
+    Example:
+        >>> import torch
+        >>> from clipcam_lightning import Capture, Method
+        >>> def gradient_norm(capture):
+        ...     return capture.gradients.norm(dim=2)
+        >>> method = Method(gradient_norm, reads=Capture)
+        >>> method.name
+        'gradient_norm'
+        >>> method(Capture(torch.ones(1, 4, 7, 7), torch.ones(1, 2, 4, 7, 7))).shape  # 1 image, 2 prompts
+        torch.Size([1, 2, 7, 7])
     """
 
     function: Callable[[Any], Float[Tensor, "b p h w"]]
@@ -35,13 +46,13 @@ class Method:
 
     @property
     def name(self) -> str:
-        """What the function is called."""
+        """Name of the function."""
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def missing(self, tower: Tower) -> list[str]:
-        """What it needs and ``tower`` does not offer; empty if it fits."""
-        return [word for word in self.needs if word not in tower.offers]
+        """List what the method needs and ``tower`` does not offer; empty if the method fits."""
+        return [need for need in self.needs if need not in tower.offers]
 
     def __call__(self, capture: Any) -> Float[Tensor, "b p h w"]:
-        """The maps of one capture."""
+        """Compute the raw maps of one capture."""
         return self.function(capture)

@@ -1,4 +1,4 @@
-"""How relevance flows back from the embedding to the patches, block by block."""
+"""Propagation of relevance from the embedding back to the patches, block by block."""
 
 from collections.abc import Sequence
 
@@ -10,38 +10,41 @@ from torch.nn import functional as F
 from clipcam_lightning.cam.capture import AttentionCapture
 
 
-def pooled_relevance(
+def propagate_relevance(
     capture: AttentionCapture,
     steps: Sequence[Float[Tensor, "b _t _s"]],
     pool: Float[Tensor, "b s"] | None,
-    stays: float,
+    identity: float,
 ) -> Float[Tensor, "b t"]:
-    r"""The row of :math:`R = \prod_l (\mathrm{stays} \cdot I + S_l)` that the embedding is read from, last block first.
+    r"""Compute the row of :math:`R = \prod_l (\mathrm{identity} \cdot I + S_l)` from which the embedding is read.
 
-    Only that row is ever needed, so no product of matrices is formed.
+    Since only one row is needed, it is multiplied through the blocks, last first, and no product of matrices is formed.
 
     Args:
-        capture: where the embedding is read from.
-        steps: :math:`S_l` of each block, first to last; the last has one row where only a class token is pooled.
-        pool: weights of the attention that pools, where there is one.
-        stays: how much of each token's relevance remains with it.
+        capture: how the tower pools, and its grid.
+        steps: :math:`S_l` of each block, first to last; the last has one row if only a class token is pooled.
+        pool: weights of the attention that pools, if there is one.
+        identity: share of its relevance that each token keeps per block.
+
+    Returns:
+        Relevance of each token.
     """
-    count, tokens = len(capture.features), _tokens(capture, steps, pool)
+    count, tokens = len(capture.features), _count_tokens(steps, pool)
     row = capture.features.new_zeros(count, tokens)
     if pool is not None:
-        row = F.pad(pool.float(), (tokens - pool.shape[-1], 0))  # a pool may leave the prefix out; patches are last
+        row = F.pad(pool.float(), (tokens - pool.shape[-1], 0))  # a pool may ignore the prefix; patches come last
     elif capture.tower.pooling == "cls":
         row[:, 0] = 1
     else:
         patches = capture.grid[0] * capture.grid[1]
         row[:, -patches:] = 1 / patches
     for step in reversed(steps):
-        row = stays * row + torch.einsum("bt,bts->bs", row[:, : step.shape[1]], step.float())
+        row = identity * row + torch.einsum("bt,bts->bs", row[:, : step.shape[1]], step.float())
     return row
 
 
-def _tokens(capture: AttentionCapture, steps: Sequence[Tensor], pool: Tensor | None) -> int:
+def _count_tokens(steps: Sequence[Tensor], pool: Tensor | None) -> int:
     if steps:
         return steps[-1].shape[-1]
-    assert pool is not None  # a tower without attention in its blocks has one in its pool
+    assert pool is not None  # a tower without attention in its blocks pools by attention
     return pool.shape[-1]

@@ -5,16 +5,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.capture import ScoreCapture
-from clipcam_lightning.cam.methods.channels import weighted_channels
+from clipcam_lightning.cam.methods.channels import combine_channels
 
 
 def scorecam(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
-    r"""Weight each channel by the score that the image keeps when it is seen through that channel alone.
+    r"""Weight each channel by the score of the image multiplied with that channel as a mask.
 
     .. math:: w = \mathrm{softmax}_k\, s\left(X \odot n(\mathrm{up}(A_k))\right), \quad
         M = \mathrm{relu}\left(\sum_k w_k A_k\right)
 
-    with ``n`` the stretch to 0-1. No gradient; one forward a channel, shared by all prompts.
+    with ``n`` the stretch to 0-1. Perturbation-based: no gradient, and one forward per channel, shared by all prompts.
 
     Fits every tower.
 
@@ -22,11 +22,11 @@ def scorecam(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
     """
     size = (capture.images.shape[-2], capture.images.shape[-1])
 
-    def seen_through(image: int, channels: slice) -> Float[Tensor, "k 3 y x"]:
+    def mask_image(image: int, channels: slice) -> Float[Tensor, "k 3 y x"]:
         masks = capture.activations[image, channels][:, None]
         masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
         low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
         return capture.images[image] * ((masks - low) / (high - low + 1e-8))
 
-    scores = capture.rescored(seen_through, capture.activations.shape[1])
-    return weighted_channels(scores.softmax(dim=1).transpose(1, 2), capture.activations).relu()
+    scores = capture.score_variants(mask_image, capture.activations.shape[1])
+    return combine_channels(scores.softmax(dim=1).transpose(1, 2), capture.activations).relu()

@@ -1,4 +1,4 @@
-"""One pass over a batch of images, of the kind that a method reads: model in, maps out."""
+"""Passes: one forward over a batch of images (and what a method needs beyond it), from the model to raw maps."""
 
 from collections.abc import Callable
 
@@ -14,37 +14,44 @@ from clipcam_lightning.cam.capture import (
     WholeCapture,
 )
 from clipcam_lightning.cam.methods import Method
-from clipcam_lightning.cam.passes.attention import with_attention
-from clipcam_lightning.cam.passes.layers import activations_only, with_gradients
+from clipcam_lightning.cam.passes.attention import run_attention_pass
+from clipcam_lightning.cam.passes.layers import run_activation_pass, run_gradient_pass
 from clipcam_lightning.cam.passes.one_pass import Pass, Result
-from clipcam_lightning.cam.passes.scores import with_scores
+from clipcam_lightning.cam.passes.scores import run_score_pass
 from clipcam_lightning.errors import ConfigError
 
-__all__ = ["Pass", "maps_of"]
+__all__ = ["Pass", "compute_maps"]
 
 _PASSES: dict[type, Callable[[Method, Pass], Result]] = {
-    LayerCapture: activations_only,
-    Capture: with_gradients,
-    CurvatureCapture: with_gradients,
-    AttentionCapture: with_attention,
-    ClassTokenCapture: with_attention,
-    WholeCapture: with_attention,
-    WeightCapture: with_attention,
-    HeadCapture: with_attention,
-    ScoreCapture: with_scores,
+    LayerCapture: run_activation_pass,
+    Capture: run_gradient_pass,
+    CurvatureCapture: run_gradient_pass,
+    AttentionCapture: run_attention_pass,
+    ClassTokenCapture: run_attention_pass,
+    WholeCapture: run_attention_pass,
+    WeightCapture: run_attention_pass,
+    HeadCapture: run_attention_pass,
+    ScoreCapture: run_score_pass,
 }
 
 
-def maps_of(method: Method, one: Pass) -> Result:
-    """Raw maps of the prompts, and their similarities.
+def compute_maps(method: Method, inputs: Pass) -> Result:
+    """Run the pass that ``method`` reads.
+
+    Args:
+        method: the CAM method.
+        inputs: the batch and its settings.
+
+    Returns:
+        Raw maps of the mapped prompts, float32, and their similarities.
 
     Raises:
-        ConfigError: the method gives something else than maps.
+        ConfigError: the method does not return maps.
     """
-    maps, similarity = _PASSES[method.reads](method, one)
-    if maps.ndim != 4 or maps.shape[0] != len(one.images) or maps.shape[1] not in (1, one.prompts):
+    maps, similarity = _PASSES[method.reads](method, inputs)
+    if maps.ndim != 4 or maps.shape[0] != len(inputs.images) or maps.shape[1] not in (1, inputs.prompts):
         raise ConfigError(
-            f"a method must give maps [b, p, h, w] of b images and p prompts (or 1, if it asks for none); "
-            f"{method.name} gave {tuple(maps.shape)} for {len(one.images)} images and {one.prompts} prompts."
+            "a method must return maps [b, p, h, w] of b images and p prompts (or 1, if prompts have no influence); "
+            f"{method.name} returned {tuple(maps.shape)} for {len(inputs.images)} images and {inputs.prompts} prompts."
         )
-    return maps.detach().float().expand(-1, one.prompts, -1, -1), similarity[:, : one.prompts].detach()
+    return maps.detach().float().expand(-1, inputs.prompts, -1, -1), similarity[:, : inputs.prompts].detach()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipcam_lightning.cam.attention import Attention, attending
+from clipcam_lightning.cam.attention import Attention, intercepted_attention
 from clipcam_lightning.cam.capture import (
     AttentionCapture,
     Call,
@@ -17,97 +17,125 @@ from clipcam_lightning.cam.capture import (
     HeadCapture,
     WeightCapture,
     WholeCapture,
-    calls_of,
+    recorded_calls,
 )
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.passes.one_pass import Pass, Result
+from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.towers.tower import AttentionTower
 from clipcam_lightning.errors import ConfigError, TowerError
 
 
-def with_attention(method: Method, one: Pass) -> Result:
-    """One forward; if gradients are read, one vector-Jacobian product a prompt through what follows the first block."""
-    tower = one.clip.tower
+def run_attention_pass(method: Method, inputs: Pass) -> Result:
+    """Run one forward, and for methods with gradients one vector-Jacobian product per prompt."""
+    tower = inputs.clip.tower
     assert isinstance(tower, AttentionTower)  # the method fits
-    record = _Record(tower, _blocks(tower, method, one.layers), method.reads)
+    recorder = _Recorder(tower, _find_blocks(tower, method, inputs.layers), method.reads)
     whole = method.reads is WholeCapture
-    with nullcontext() if whole else tower.skipping_unused(()), record.recording():
-        features = one.clip.features(one.images)
-        similarity = one.similarity(features)
-        scores = one.scores(similarity)
-    seen = record.seen(one, features.detach(), one.directions(similarity))
+    with nullcontext() if whole else tower.skipping_unused(()), recorder.recording():
+        features = inputs.clip.features(inputs.images)
+        similarity = inputs.compute_similarity(features)
+        scores = inputs.compute_scores(similarity)
+    fields = recorder.collect_fields(inputs, features.detach(), inputs.compute_directions(similarity))
     if method.reads in (AttentionCapture, WholeCapture, ClassTokenCapture):
-        return method(method.reads(**seen)), similarity
+        return method(method.reads(**fields)), similarity
     maps = []
-    for p in range(one.prompts):
-        gradients = torch.autograd.grad(scores[:, p].sum(), record.leaves, retain_graph=p + 1 < one.prompts)
-        own = {**seen, "directions": seen["directions"][:, p : p + 1]}
-        maps.append(method(record.with_gradients(own, gradients)))
+    for p in range(inputs.prompts):
+        gradients = torch.autograd.grad(scores[:, p].sum(), recorder.leaves, retain_graph=p + 1 < inputs.prompts)
+        own = {**fields, "directions": fields["directions"][:, p : p + 1]}
+        maps.append(method(recorder.make_gradient_capture(own, gradients)))
     return torch.cat(maps, dim=1), similarity
 
 
-def _blocks(tower: AttentionTower, method: Method, layers: tuple[str, ...]) -> tuple[int, ...]:
-    """Indices of the blocks that the layers are in."""
+def _find_blocks(tower: AttentionTower, method: Method, layers: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the indices of the blocks that the layers belong to."""
     names = list(tower.layers[: len(tower.attentions)])
     unknown = [name for name in layers if name not in names]
     if unknown:
         raise ConfigError(
-            f"{method.name} reads the attention of whole blocks, and {unknown[0]} names none; "
-            f"choose from {', '.join(names) or 'no layers: in this tower only the pooling has attention'}, "
-            "or a method that maps any layer, such as hirescam."
+            f"{method.name} reads the attention of whole blocks (got layer {unknown[0]}); "
+            f"choose from {', '.join(names) or 'no layers, since in this tower only the pool has attention'}, "
+            "or use a method that maps any layer, such as hirescam."
         )
     return tuple(sorted(names.index(name) for name in layers))
 
 
-@dataclass
-class _Record:
-    """What one forward shows of the attention of ``blocks`` and of the pool."""
+@dataclass(eq=False, repr=False)
+class _Recorder:
+    """Records the attention of ``blocks`` and of the pool in one forward.
+
+    Attributes:
+        tower: the image tower.
+        blocks: indices of the recorded blocks.
+        reads: type of the capture.
+        attentions: attention per module, in the order of ``modules``.
+        class_token: weights of the class token's query, and values of all tokens, per block.
+        leaves: tensors to differentiate by, in the order of the forward.
+        calls: arguments of the blocks and of their attention modules.
+        last_tokens: output of the last block.
+    """
 
     tower: AttentionTower
     blocks: tuple[int, ...]
     reads: type
     attentions: dict[int, Attention] = field(default_factory=dict)
-    taken: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # weights and values of class tokens
-    leaves: list[Tensor] = field(default_factory=list)  # what gradients are taken of, in the order of the pass
+    class_token: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    leaves: list[Tensor] = field(default_factory=list)
     calls: dict[nn.Module, Call] = field(default_factory=dict)
     last_tokens: Tensor | None = None
 
+    __repr__ = short_repr
+
     @property
-    def watched(self) -> list[nn.Module]:
-        """Modules with the attention that is read: of the blocks, then of the pool."""
+    def modules(self) -> list[nn.Module]:
+        """Modules whose attention is recorded: those of the blocks, then the pool."""
         pool = [self.tower.pool] if self.tower.pool is not None else []
         return [*(self.tower.attentions[i] for i in self.blocks), *pool]
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record the one forward that is made inside."""
+        """Record the forward that runs inside the ``with`` block."""
         replayed = () if self.reads is ClassTokenCapture else self.blocks
         blocks = [self.tower.blocks[i] for i in replayed]
         attentions = [self.tower.attentions[i] for i in replayed]
-        handle = self.tower.blocks[-1].register_forward_hook(self._keep_tokens)
+        handle = self.tower.blocks[-1].register_forward_hook(self._record_tokens)
         try:
-            with torch.no_grad(), calls_of([*blocks, *attentions]) as self.calls, attending(self.watched, self._attend):
+            with (
+                torch.no_grad(),
+                recorded_calls([*blocks, *attentions]) as self.calls,
+                intercepted_attention(self.modules, self._attend),
+            ):
                 yield
         finally:
             handle.remove()
 
-    def seen(self, one: Pass, features: Float[Tensor, "b e"], directions: Float[Tensor, "b p e"]) -> dict[str, Any]:
-        """The fields of what the method reads, but for gradients.
+    def collect_fields(
+        self, inputs: Pass, features: Float[Tensor, "b e"], directions: Float[Tensor, "b p e"]
+    ) -> dict[str, Any]:
+        """Collect the fields of the capture, except for gradients.
+
+        Args:
+            inputs: the batch.
+            features: image embeddings of any length.
+            directions: gradients of the scores with respect to the unit image embedding.
+
+        Returns:
+            Keyword arguments of the capture.
 
         Raises:
-            TowerError: an attention was computed in a way that cannot be seen.
+            TowerError: an attention was not computed by torch's own functions, so it was not recorded.
         """
-        missed = [module for i, module in enumerate(self.watched) if i not in self.attentions | self.taken]
-        if missed or self.last_tokens is None:
-            module = missed[0] if missed else self.tower.blocks[-1]
+        missing = [module for i, module in enumerate(self.modules) if i not in self.attentions | self.class_token]
+        if missing or self.last_tokens is None:
+            module = missing[0] if missing else self.tower.blocks[-1]
             raise TowerError(
-                f"{type(module).__name__} of {type(self.tower).__name__} computes attention in some other way "
-                "than torch's scaled_dot_product_attention; methods that read no attention can still map it."
+                f"{type(module).__name__} of {type(self.tower).__name__} does not compute its attention with torch's "
+                "scaled_dot_product_attention; use a method that does not read attention, such as hirescam."
             )
         count = len(self.blocks)
-        seen = {
+        fields = {
             "tower": self.tower,
-            "grid": self.tower.grid(one.size),
+            "grid": self.tower.grid(inputs.size),
             "directions": directions,
             "features": features,
             "blocks": self.blocks,
@@ -115,9 +143,9 @@ class _Record:
             "last_tokens": self.last_tokens.detach(),
         }
         if self.reads is ClassTokenCapture:
-            weights, values = zip(*(self.taken[i] for i in range(count)), strict=True)
+            weights, values = zip(*(self.class_token[i] for i in range(count)), strict=True)
             return {
-                **seen,
+                **fields,
                 "attentions": (),
                 "inputs": (),
                 "attention_inputs": (),
@@ -125,26 +153,26 @@ class _Record:
                 "values": values,
             }
         return {
-            **seen,
+            **fields,
             "attentions": tuple(self.attentions[i] for i in range(count)),
             "inputs": tuple(self.calls[self.tower.blocks[i]] for i in self.blocks),
             "attention_inputs": tuple(self.calls[self.tower.attentions[i]] for i in self.blocks),
         }
 
-    def with_gradients(self, seen: dict[str, Any], gradients: tuple[Tensor, ...]) -> AttentionCapture:
-        """The capture for one prompt."""
+    def make_gradient_capture(self, fields: dict[str, Any], gradients: tuple[Tensor, ...]) -> AttentionCapture:
+        """Make the capture for one prompt from its fields and the gradients of its score."""
         if self.reads is HeadCapture:
-            last = self.attentions[len(self.watched) - 1]
-            return HeadCapture(**seen, last=last, gradients=gradients[0][:, None, :, 0])
+            last = self.attentions[len(self.modules) - 1]
+            return HeadCapture(**fields, last=last, gradients=gradients[0][:, None, :, 0])
         weights = tuple(leaf.detach() for leaf in self.leaves)
-        return WeightCapture(**seen, weights=weights, gradients=tuple(each[:, None] for each in gradients))
+        return WeightCapture(**fields, weights=weights, gradients=tuple(each[:, None] for each in gradients))
 
     def _attend(self, i: int, attention: Attention) -> Tensor:
         if self.reads is ClassTokenCapture and i < len(self.blocks):
-            seen = attention.first().detached()
-            self.taken[i] = seen.weights()[:, :, 0], seen.value
+            first = attention.first_query().detach()
+            self.class_token[i] = first.weights()[:, :, 0], first.value
             return attention.output()
-        self.attentions[i] = attention.detached()
+        self.attentions[i] = attention.detach()
         if self.reads is WeightCapture:
             weights = attention.weights()
             if not self.leaves:  # the graph starts here
@@ -153,11 +181,11 @@ class _Record:
             self.leaves.append(weights)
             return weights @ attention.value
         output = attention.output()
-        if self.reads is HeadCapture and i == len(self.watched) - 1:
+        if self.reads is HeadCapture and i == len(self.modules) - 1:
             torch.set_grad_enabled(True)
             self.leaves.append(output.detach().requires_grad_())
             return self.leaves[0].clone()  # an in-place op downstream must not touch the leaf
         return output
 
-    def _keep_tokens(self, _block: nn.Module, _inputs: object, output: Any) -> None:
+    def _record_tokens(self, _block: nn.Module, _inputs: object, output: Any) -> None:
         self.last_tokens = self.tower.to_tokens(output)

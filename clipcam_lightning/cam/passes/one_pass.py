@@ -1,4 +1,4 @@
-"""What is explained in one pass."""
+"""The inputs of one pass."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.targets import Target
 from clipcam_lightning.errors import ConfigError
 
@@ -16,19 +17,19 @@ Result = tuple[Float[Tensor, "b p h w"], Float[Tensor, "b q"]]
 """Raw maps, and the cosines with all texts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pass:
-    """A batch of images and what they are asked.
+    """A batch of images, the texts to compare them with, and what to map.
 
     Attributes:
         clip: the model.
-        images: as the model is fed with them.
-        texts: unit embeddings: the prompts, then what the target compares them with.
-        prompts: how many of ``texts`` are mapped.
-        target: scores of similarities.
-        layers: dotted names.
+        images: model input.
+        texts: unit embeddings of the mapped prompts, then of those that the target compares them with.
+        prompts: number of mapped prompts, the first of ``texts``.
+        target: converts cosines to scores.
+        layers: dotted names of the layers.
         fuse: how maps of several layers are combined.
-        batch_size: the most images that a method may send through the model at once.
+        batch_size: maximum number of images that a method may send through the model at once.
     """
 
     clip: ClipModel
@@ -40,48 +41,51 @@ class Pass:
     fuse: Fusion
     batch_size: int
 
+    __repr__ = short_repr
+
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images."""
+        """Height and width of the images in pixels."""
         return self.images.shape[-2], self.images.shape[-1]
 
+    @property
     def modules(self) -> list[nn.Module]:
-        """The layers themselves."""
+        """The modules that ``layers`` names."""
         return [self.clip.module.get_submodule(name) for name in self.layers]
 
-    def of_layers(self, recorded: dict[nn.Module, Tensor]) -> list[Tensor]:
-        """What was recorded of each layer.
+    def select_outputs(self, recorded: dict[nn.Module, Tensor]) -> list[Tensor]:
+        """Return the recorded output of each layer.
 
         Raises:
-            ConfigError: nothing was.
+            ConfigError: a layer was not recorded.
         """
-        for name, module in zip(self.layers, self.modules(), strict=True):
+        for name, module in zip(self.layers, self.modules, strict=True):
             if module not in recorded:
-                raise ConfigError(f"the layer {name} does not run when images are embedded.")
-        return [recorded[module] for module in self.modules()]
+                raise ConfigError(f"the layer {name} does not run when images are embedded; choose another layer.")
+        return [recorded[module] for module in self.modules]
 
-    def similarity(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b q"]:
-        """Cosines of image features of any length with the texts.
+    def compute_similarity(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b q"]:
+        """Compute the cosines of image embeddings of any length with the texts.
 
         Raises:
-            ConfigError: the texts are of another width.
+            ConfigError: texts and images have embeddings of different lengths.
         """
         if features.shape[-1] != self.texts.shape[-1]:
             raise ConfigError(
-                f"prompt embeddings must have {features.shape[-1]} numbers, as this model's images have "
+                f"prompt embeddings must have {features.shape[-1]} numbers, as this model's image embeddings have "
                 f"(got {self.texts.shape[-1]})."
             )
         return torch.einsum("be,bqe->bq", F.normalize(features, dim=-1), self.texts)
 
-    def scores(self, similarity: Float[Tensor, "b q"]) -> Float[Tensor, "b p"]:
-        """What is mapped."""
+    def compute_scores(self, similarity: Float[Tensor, "b q"]) -> Float[Tensor, "b p"]:
+        """Compute the target scores, which are mapped."""
         return self.target(similarity, self.prompts)
 
-    def directions(self, similarity: Float[Tensor, "b q"]) -> Float[Tensor, "b p e"]:
-        """Gradients of the scores with respect to the unit image embedding: mixtures of the texts."""
+    def compute_directions(self, similarity: Float[Tensor, "b q"]) -> Float[Tensor, "b p e"]:
+        """Compute the gradients of the scores with respect to the unit image embedding, which are mixtures of texts."""
         with torch.enable_grad():
             similarity = similarity.detach().requires_grad_()
-            scores = self.scores(similarity)
+            scores = self.compute_scores(similarity)
             shares = [
                 torch.autograd.grad(scores[:, p].sum(), similarity, retain_graph=p + 1 < self.prompts)[0]
                 for p in range(self.prompts)

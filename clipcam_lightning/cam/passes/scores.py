@@ -1,7 +1,7 @@
-"""The pass of methods that try changed inputs out and read the scores only."""
+"""The pass of perturbation-based methods, which change the inputs and read the scores."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -10,92 +10,100 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.capture import ScoreCapture, cut_at
-from clipcam_lightning.cam.fuse import fused
+from clipcam_lightning.cam.fuse import fuse_maps
 from clipcam_lightning.cam.methods import Method
+from clipcam_lightning.cam.model_state import replaced_forwards
 from clipcam_lightning.cam.passes.one_pass import Pass, Result
-from clipcam_lightning.cam.untouched import forwards_replaced
 
 
 @torch.no_grad()
-def with_scores(method: Method, one: Pass) -> Result:
-    """One forward of the images as they are, and then whatever the method tries."""
-    tower, modules = one.clip.tower, one.modules()
-    with _finished_before(tower.blocks, modules[0]) as finished, cut_at(modules, graph=False) as recorded:
-        similarity = one.similarity(one.clip.features(one.images))
+def run_score_pass(method: Method, inputs: Pass) -> Result:
+    """Run one forward of the unchanged images, then the forwards that the method asks for."""
+    tower, modules = inputs.clip.tower, inputs.modules
+    with _recorded_blocks_before(modules[0], tower.blocks) as block_outputs, cut_at(modules, graph=False) as recorded:
+        similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
     maps = []
-    for module, output in zip(modules, one.of_layers(recorded), strict=True):
-        trial = _Trial(one, module, output, finished if module is modules[0] else {})
+    for module, output in zip(modules, inputs.select_outputs(recorded), strict=True):
+        perturbation = _Perturbation(inputs, module, output, block_outputs if module is modules[0] else {})
         capture = ScoreCapture(
-            activations=tower.to_grid(output, one.size).float(),
-            images=one.images,
-            scores=one.scores(similarity),
-            rescored=trial.rescored,
-            without_channels=trial.without_channels,
+            activations=tower.to_grid(output, inputs.size).float(),
+            images=inputs.images,
+            scores=inputs.compute_scores(similarity),
+            score_variants=perturbation.score_variants,
+            score_without_channels=perturbation.score_without_channels,
         )
         maps.append(method(capture))
-    return fused(maps, one.fuse), similarity
+    return fuse_maps(maps, inputs.fuse), similarity
 
 
-class _Trial:
-    """Changed inputs of one pass, a batch of them at a time."""
+class _Perturbation:
+    """Scores of changed inputs of one pass, computed a batch at a time.
 
-    def __init__(self, one: Pass, layer: nn.Module, output: Tensor, finished: dict[nn.Module, Any]) -> None:
-        self.one = one
+    Args:
+        inputs: the unchanged batch.
+        layer: the layer whose channels are ablated.
+        output: the layer's output for the unchanged batch.
+        block_outputs: the blocks that finish before the layer runs, with their outputs; they need not run again.
+    """
+
+    def __init__(self, inputs: Pass, layer: nn.Module, output: Tensor, block_outputs: dict[nn.Module, Any]) -> None:
+        self.inputs = inputs
         self.layer = layer
         self.output = output
-        self.finished = finished  # blocks that are done before the layer runs, and what they gave
+        self.block_outputs = block_outputs
 
-    def rescored(
+    def score_variants(
         self, variant: Callable[[int, slice], Float[Tensor, "k 3 y x"]], count: int
     ) -> Float[Tensor, "b {count} p"]:
-        """Scores of ``count`` variants of every image."""
+        """Score ``count`` variants of every image."""
         return torch.stack([
-            torch.cat([self._scores(image, variant(image, which)) for which in self._slices(count)])
-            for image in range(len(self.one.images))
+            torch.cat([self._score(image, variant(image, which)) for which in self._slices(count)])
+            for image in range(len(self.inputs.images))
         ])  # fmt: skip
 
-    def without_channels(self) -> Float[Tensor, "b c p"]:
-        """Scores with one channel of the layer set to 0, for every channel; only what follows the layer is computed."""
-        channels, images = self.output.shape[self.one.clip.tower.channel_dim], self.one.images
+    def score_without_channels(self) -> Float[Tensor, "b c p"]:
+        """Score every image with each channel of the layer in turn set to 0, computing only what follows the layer."""
+        channels, images = self.output.shape[self.inputs.clip.tower.channel_dim], self.inputs.images
         rows = []
         for i in range(len(images)):
             for which in self._slices(channels):
                 count = min(which.stop, channels) - which.start
-                with self._resumed(i, count), self._replaced(self._ablated(i, which.start, count)):
-                    rows.append(self._scores(i, images[i].expand(count, -1, -1, -1)))
+                with self._skipped_blocks(i, count), self._replaced_output(self._ablate(i, which.start, count)):
+                    rows.append(self._score(i, images[i].expand(count, -1, -1, -1)))
         return torch.cat(rows).reshape(len(images), channels, -1)
 
     def _slices(self, count: int) -> Iterator[slice]:
-        step = self.one.batch_size
+        step = self.inputs.batch_size
         return (slice(start, start + step) for start in range(0, count, step))
 
-    def _scores(self, image: int, variants: Float[Tensor, "k 3 y x"]) -> Float[Tensor, "k p"]:
-        texts = self.one.texts[image].expand(len(variants), -1, -1)
-        features = F.normalize(self.one.clip.features(variants), dim=-1)
-        return self.one.scores(torch.einsum("be,bqe->bq", features, texts))
+    def _score(self, image: int, variants: Float[Tensor, "k 3 y x"]) -> Float[Tensor, "k p"]:
+        texts = self.inputs.texts[image].expand(len(variants), -1, -1)
+        features = F.normalize(self.inputs.clip.features(variants), dim=-1)
+        return self.inputs.compute_scores(torch.einsum("be,bqe->bq", features, texts))
 
-    def _ablated(self, image: int, start: int, count: int) -> Tensor:
-        """The layer's output for one image, ``count`` times, each without another channel."""
-        tower = self.one.clip.tower
-        copied: Tensor = self._copies(self.output, image, count)
-        kept = copied.movedim((tower.batch_dim, tower.channel_dim), (0, 1)).clone()
-        copies = torch.arange(count, device=kept.device)
-        kept[copies, start + copies] = 0
-        return kept.movedim((0, 1), (tower.batch_dim, tower.channel_dim))
+    def _ablate(self, image: int, start: int, count: int) -> Tensor:
+        """Copy the layer's output for one image ``count`` times, and set another channel to 0 in each copy."""
+        tower = self.inputs.clip.tower
+        copies: Tensor = self._copy(self.output, image, count)
+        ablated = copies.movedim((tower.batch_dim, tower.channel_dim), (0, 1)).clone()
+        rows = torch.arange(count, device=ablated.device)
+        ablated[rows, start + rows] = 0
+        return ablated.movedim((0, 1), (tower.batch_dim, tower.channel_dim))
 
-    def _copies(self, output: Any, image: int, count: int) -> Any:
+    def _copy(self, output: Any, image: int, count: int) -> Any:
+        """Copy an output for one image ``count`` times."""
         if isinstance(output, tuple):
-            return tuple(self._copies(each, image, count) if isinstance(each, Tensor) else each for each in output)
-        chosen = torch.full((count,), image, device=output.device)
-        return output.index_select(self.one.clip.tower.batch_dim, chosen)
+            return tuple(self._copy(each, image, count) if isinstance(each, Tensor) else each for each in output)
+        indices = torch.full((count,), image, device=output.device)
+        return output.index_select(self.inputs.clip.tower.batch_dim, indices)
 
-    def _resumed(self, image: int, count: int) -> Any:
-        """Blocks before the layer are not computed again: each gives at once what the last of them gave."""
-        result = self._copies([*self.finished.values()][-1], image, count) if self.finished else None
-        return forwards_replaced(list(self.finished), lambda _forward: lambda *_args, **_kwargs: result)
+    def _skipped_blocks(self, image: int, count: int) -> AbstractContextManager[None]:
+        """Let each block before the layer return the recorded output of the last of them at once."""
+        result = self._copy([*self.block_outputs.values()][-1], image, count) if self.block_outputs else None
+        return replaced_forwards(list(self.block_outputs), lambda _forward: lambda *_args, **_kwargs: result)
 
     @contextmanager
-    def _replaced(self, output: Tensor) -> Iterator[None]:
+    def _replaced_output(self, output: Tensor) -> Iterator[None]:
         def replace(_module: nn.Module, _inputs: object, own: Any) -> Any:
             return (output, *own[1:]) if isinstance(own, tuple) else output
 
@@ -107,12 +115,12 @@ class _Trial:
 
 
 @contextmanager
-def _finished_before(blocks: Any, layer: nn.Module) -> Iterator[dict[nn.Module, Any]]:
-    """Outputs of the ``blocks`` that are done when ``layer`` has run for the first time."""
+def _recorded_blocks_before(layer: nn.Module, blocks: Any) -> Iterator[dict[nn.Module, Any]]:
+    """Record the outputs of those ``blocks`` that finish before ``layer`` has run for the first time."""
     outputs: dict[nn.Module, Any] = {}
     reached = False
 
-    def finish(block: nn.Module, _inputs: object, output: Any) -> None:
+    def record(block: nn.Module, _inputs: object, output: Any) -> None:
         if not reached:
             outputs[block] = output
 
@@ -120,7 +128,7 @@ def _finished_before(blocks: Any, layer: nn.Module) -> Iterator[dict[nn.Module, 
         nonlocal reached
         reached = True
 
-    handles = [block.register_forward_hook(finish) for block in blocks]
+    handles = [block.register_forward_hook(record) for block in blocks]
     handles.append(layer.register_forward_hook(reach))
     try:
         yield outputs

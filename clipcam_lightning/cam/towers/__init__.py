@@ -1,4 +1,4 @@
-"""Where each CLIP family keeps its grid and its layers; one file per library."""
+"""Towers: where the image encoder of each CLIP family keeps its grid and its layers; one file per library."""
 
 from collections.abc import Sequence
 
@@ -23,11 +23,18 @@ TOWERS: tuple[type[Tower], ...] = (
 )
 
 
-def tower_of(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
-    """The tower that fits ``clip``, one of ``towers`` before the package's own.
+def find_tower(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
+    """Find the tower that fits ``clip``.
+
+    Args:
+        clip: the CLIP itself, without wrappers.
+        towers: tried before the package's own.
+
+    Returns:
+        The tower.
 
     Raises:
-        TowerError: none does; the message says how to add one.
+        TowerError: no tower fits; the message describes how to add one.
     """
     for tower in (*towers, *TOWERS):
         if tower.fits(clip):
@@ -35,7 +42,7 @@ def tower_of(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
     visual = getattr(clip, "visual", None)
     encoder = "" if visual is None else f" with a {type(visual).__name__} as its `visual`"
     raise TowerError(
-        f"no tower fits {type(clip).__name__}{encoder}; known: {', '.join(tower.__name__ for tower in TOWERS)}. "
+        f"no tower fits {type(clip).__name__}{encoder}; supported: {', '.join(tower.__name__ for tower in TOWERS)}. "
         "To add one, derive a class from clipcam_lightning.Tower with its layers, fits, input_size, to_grid, "
-        "scaled_size, and give towers=[YourTower] to find_clip or ClipCamCallback, as examples/add_a_tower.py does."
+        "scaled_size, and pass towers=[YourTower] to find_clip or ClipCamCallback, as examples/add_a_tower.py does."
     )

@@ -1,6 +1,6 @@
-"""Towers of transformers: ``vision_model`` of CLIP, ChineseCLIP, AltCLIP, SigLIP, SigLIP 2 and what is built like them.
+"""Towers of transformers: ``vision_model`` of CLIP, ChineseCLIP, AltCLIP, SigLIP, SigLIP 2 and models built like them.
 
-transformers is never imported: a model is known by the parts it has.
+transformers is not imported: a model is recognised by its parts.
 """
 
 import inspect
@@ -13,40 +13,41 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipcam_lightning.cam.adapters import TransformersAdapter, embedding_in
-from clipcam_lightning.cam.towers.shared import tokens_to_grid, whole_cells
-from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_SUMS, AttentionTower
+from clipcam_lightning.cam.adapters import TransformersAdapter, extract_embedding
+from clipcam_lightning.cam.towers.shared import round_to_cells, tokens_to_grid
+from clipcam_lightning.cam.towers.tower import ADDITIVE_CLASS_TOKEN_RECIPE, AttentionTower
 from clipcam_lightning.errors import ConfigError
 
 
 class HuggingFaceViT(AttentionTower):
-    """A ViT over images, pooled by a class token that comes before the patches (CLIP) or by attention (SigLIP)."""
+    """A ViT over images, pooled by a class token before the patches (CLIP) or by attention (SigLIP)."""
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)
-        path, vision = _vision(clip)
+        path, vision = _find_vision(clip)
         self.vision: Any = vision
         self.patch_size: int = self.vision.embeddings.patch_size
         self.blocks: Sequence[Any] = list(self.vision.encoder.layers)
         self.attentions = [block.self_attn for block in self.blocks]
         self.layers: list[str] = [f"{path}.encoder.layers.{i}" for i in range(len(self.blocks))]
         if _has_class_token(self.vision):
-            self.pooling, self.recipe = "cls", OF_CLASS_TOKEN_SUMS
+            self.pooling, self.recipe = "cls", ADDITIVE_CLASS_TOKEN_RECIPE
             self.final_norm = self.vision.post_layernorm
             # The embedding reads only the class token of the last block's output, so every patch's gradient there is
             # exactly zero. The output of layer_norm1 is where the patches of the last block still count.
             self.layers = [f"{name}.layer_norm1" for name in self.layers]
         else:
             self.pooling, self.pool, self.prefix = "attention", self.vision.head, 0
-            # All patches of the last block's output are read, but by way of a norm, to which their length is nothing:
-            # a patch's gradient there is orthogonal to the patch, and HiResCAM zero. After the norm it is not.
+            # The embedding reads all patches of the last block's output. But the next layer is a norm, which is
+            # scale-invariant, so the gradient is orthogonal to the tokens and HiResCAM is 0. The norm's own output
+            # does not have this problem.
             self.layers.append(f"{path}.post_layernorm")
         self.default_layer = self.layers[-1]
 
     @classmethod
     def fits(cls, clip: nn.Module) -> bool:
-        """Whether ``clip`` is a transformers model with such a ``vision_model``, or a wrapper of it."""
-        return _vision(clip)[1] is not None and not _takes_patches(clip)
+        """Check whether ``clip`` is a transformers model with such a ``vision_model``, or with a wrapper of one."""
+        return _find_vision(clip)[1] is not None and not _takes_patches(clip)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -55,60 +56,60 @@ class HuggingFaceViT(AttentionTower):
         return side, side
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Whole patches."""
+        """Divide the image into whole patches."""
         return image_size[0] // self.patch_size, image_size[1] // self.patch_size
 
     def to_grid(self, features: Float[Tensor, "..."], image_size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
-        """Drop the class token where there is one, and lay the patch tokens out row by row."""
+        """Drop the class token, if any, and lay out the patch tokens row by row."""
         return tokens_to_grid(self, features, image_size)
 
     def encode(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b e"]:
-        """Image embeddings; at another size with positions that the model interpolates itself."""
+        """Embed images; for another size, the model itself interpolates the positions."""
         other_size = tuple(images.shape[-2:]) != self.input_size
         positions = {"interpolate_pos_encoding": True} if other_size else {}
-        return embedding_in(self.clip.get_image_features(pixel_values=images, **positions))
+        return extract_embedding(self.clip.get_image_features(pixel_values=images, **positions))
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """Whole patches."""
-        return whole_cells(size, scale, (self.patch_size, self.patch_size))
+        """Round to whole patches."""
+        return round_to_cells(size, scale, (self.patch_size, self.patch_size))
 
-    def unpacked(self, batch: Mapping[str, Tensor]) -> list[Float[Tensor, "3 _y _x"]]:
-        """The images in what the model's image processor gives.
+    def unpack(self, batch: Mapping[str, Tensor]) -> list[Float[Tensor, "3 _y _x"]]:
+        """Extract the images from the output of the model's image processor.
 
         Raises:
-            ConfigError: they are not in it, or not as tensors.
+            ConfigError: there are none, or they are not tensors.
         """
-        (images,) = _tensors(batch, "pixel_values")
+        (images,) = _require_tensors(batch, "pixel_values")
         return list(images)
 
     @contextmanager
     def native(self) -> Iterator[None]:
-        """Attention by torch's ``scaled_dot_product_attention``, whatever implementation was chosen."""
-        configs: list[Any] = [attention.config for attention in self.attentions]  # mostly one that all share
-        chosen = [config._attn_implementation for config in configs]
+        """Compute attention with torch's ``scaled_dot_product_attention``, whatever implementation is configured."""
+        configs: list[Any] = [attention.config for attention in self.attentions]  # usually one that all share
+        own = [config._attn_implementation for config in configs]
         try:
             for config in configs:
                 config._attn_implementation = "sdpa"
             yield
         finally:
-            for config, implementation in zip(configs, chosen, strict=True):
+            for config, implementation in zip(configs, own, strict=True):
                 config._attn_implementation = implementation
 
     def embed_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        """Final norm, then the projection, or the attention that pools and its MLP over a single key."""
+        """Apply final norm and projection, or final norm and the attention pool over each token as its only key."""
         normalized: Tensor = self.vision.post_layernorm(tokens)
         if self.pool is None:
             return self.head(normalized)
-        alone: Tensor = self.pool(normalized.flatten(0, 1)[:, None])
-        return alone.view(*tokens.shape[:2], -1)
+        pooled: Tensor = self.pool(normalized.flatten(0, 1)[:, None])
+        return pooled.view(*tokens.shape[:2], -1)
 
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """Output projection."""
+        """Apply the output projection."""
         projected: Tensor = self.blocks[block].self_attn.out_proj(heads)
         return projected
 
     def head(self, normalized: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        """The projection of a class token."""
+        """Apply the projection of the class token."""
         projected: Tensor = self.clip.visual_projection(normalized)
         return projected
 
@@ -120,70 +121,77 @@ class HuggingFaceNaFlexViT(HuggingFaceViT):
 
     @classmethod
     def fits(cls, clip: nn.Module) -> bool:
-        """Whether ``clip`` is a transformers model that takes patches and their ``spatial_shapes``."""
-        return _vision(clip)[1] is not None and _takes_patches(clip)
+        """Check whether ``clip`` is a transformers model that takes patches and their ``spatial_shapes``."""
+        return _find_vision(clip)[1] is not None and _takes_patches(clip)
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the square whose patches have the learned positions uninterpolated."""
+        """Height and width in pixels of the square image for which the learned positions are not interpolated."""
         side = math.isqrt(self.vision.embeddings.num_patches) * self.patch_size
         return side, side
 
-    def unpacked(self, batch: Mapping[str, Tensor]) -> list[Float[Tensor, "3 _y _x"]]:
-        """The images in what SigLIP 2's image processor gives, each in its own size.
+    def unpack(self, batch: Mapping[str, Tensor]) -> list[Float[Tensor, "3 _y _x"]]:
+        """Extract the images from the output of SigLIP 2's image processor, each in its own size.
 
         Raises:
-            ConfigError: they are not in it, not as tensors, or cut into patches of another size.
+            ConfigError: there are none, they are not tensors, or their patches have another size.
         """
-        patches, shapes = _tensors(batch, "pixel_values", "spatial_shapes")
-        return unpadded(patches, shapes, self.patch_size)
+        patches, shapes = _require_tensors(batch, "pixel_values", "spatial_shapes")
+        return unpad_images(patches, shapes, self.patch_size)
 
     def encode(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b e"]:
-        """Image embeddings of images in any size that is whole patches.
+        """Embed images of any size in whole patches.
 
         Raises:
-            ConfigError: the size is not.
+            ConfigError: the size is not a multiple of the patch size.
         """
-        patches = patched(images, self.patch_size)
+        patches = cut_into_patches(images, self.patch_size)
         shape = self.grid((images.shape[-2], images.shape[-1]))
         shapes = torch.tensor([shape], device=images.device).expand(len(images), -1)
         # Images of one size need no padding, and so no mask.
-        return embedding_in(
+        return extract_embedding(
             self.clip.get_image_features(pixel_values=patches, pixel_attention_mask=None, spatial_shapes=shapes)
         )
 
 
-def patched(images: Float[Tensor, "b 3 y x"], patch_size: int) -> Float[Tensor, "b s d"]:
-    """Images cut into patches row by row; in each, the pixels row by row, and the three values of a pixel together.
+def cut_into_patches(images: Float[Tensor, "b 3 y x"], patch_size: int) -> Float[Tensor, "b s d"]:
+    """Cut images into patches, as SigLIP 2's image processor does.
+
+    Args:
+        images: model input.
+        patch_size: side of a patch in pixels.
+
+    Returns:
+        Patches row by row; in each, the pixels row by row with their three values together.
 
     Raises:
-        ConfigError: the images are not whole patches.
+        ConfigError: the size of the images is not a multiple of ``patch_size``.
     """
     height, width = images.shape[-2:]
     if height % patch_size or width % patch_size or not height or not width:
         raise ConfigError(
             f"images must be whole patches of {patch_size}x{patch_size} pixels (got {height}x{width}); "
-            "resize or pad them."
+            "resize or pad the images."
         )
     cells: Tensor = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # [b, c, h, p, w, p]
     return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
-def unpadded(
+def unpad_images(
     pixel_values: Float[Tensor, "n s d"], spatial_shapes: Int[Tensor, "n 2"], patch_size: int
 ) -> list[Float[Tensor, "3 _y _x"]]:
-    """The images of a batch that SigLIP 2's image processor has cut into patches and padded; the exact inverse of it.
+    """Restore the images that SigLIP 2's image processor cut into patches and padded, exactly.
 
     Args:
-        pixel_values: patches of each image row by row, the padding after them.
+        pixel_values: patches of each image row by row, then its padding.
         spatial_shapes: height and width of each image in patches.
         patch_size: side of a patch in pixels.
 
     Returns:
-        One image for each, in its own size.
+        The images, each in its own size.
 
     Raises:
-        ConfigError: the patches are of another size, or fewer than their shapes say.
+        ConfigError: the patches have another size, or are fewer than ``spatial_shapes`` requires.
     """
     length, values = pixel_values.shape[1:]
     if values != 3 * patch_size**2 or spatial_shapes.prod(dim=1).max() > length:
@@ -198,20 +206,24 @@ def unpadded(
     return images
 
 
-def _tensors(batch: Mapping[str, Tensor], *names: str) -> list[Tensor]:
-    found = [batch[name] for name in names if name in batch and isinstance(batch[name], Tensor)]
-    if len(found) < len(names):
-        came = ", ".join(f"{name}: {type(value).__name__}" for name, value in batch.items()) or "nothing"
+def _require_tensors(batch: Mapping[str, Tensor], *names: str) -> list[Tensor]:
+    tensors = [batch[name] for name in names if name in batch and isinstance(batch[name], Tensor)]
+    if len(tensors) < len(names):
+        items = ", ".join(f"{name}: {type(value).__name__}" for name, value in batch.items()) or "nothing"
         raise ConfigError(
-            f"expected the tensors {' and '.join(names)}, as the model's image processor gives them with "
-            f"return_tensors='pt' (got {came})."
+            f"expected the tensors {' and '.join(names)}, as the model's image processor returns them with "
+            f"return_tensors='pt' (got {items})."
         )
-    return found
+    return tensors
 
 
-def _vision(clip: nn.Module) -> tuple[str, Any]:
-    """Path and module of the ViT at or below ``vision_model``, which may be wrapped; ``None`` if it is no such ViT."""
-    if TransformersAdapter.spoken_by(clip):
+def _find_vision(clip: nn.Module) -> tuple[str, Any]:
+    """Find the ViT at or below ``vision_model``, which may be wrapped.
+
+    Returns:
+        Dotted name below ``clip`` and the module; ``""`` and ``None`` if there is none.
+    """
+    if TransformersAdapter.is_supported_by(clip):
         for path, part in clip.named_modules():
             if f"{path}.".startswith(f"{TransformersAdapter.vision}.") and _is_vision(part):
                 return path, part
@@ -219,7 +231,7 @@ def _vision(clip: nn.Module) -> tuple[str, Any]:
 
 
 def _is_vision(part: nn.Module) -> bool:
-    children = dict(part.named_children())  # its own, and not those of a module that it wraps and speaks for
+    children = dict(part.named_children())  # its own, not those of a module that it wraps and delegates to
     blocks = getattr(children.get("encoder"), "layers", ())
     return (
         {"embeddings", "post_layernorm"} <= children.keys()

@@ -1,4 +1,4 @@
-"""Towers of open_clip: ``VisionTransformer`` in all its poolings and blocks, and ``ModifiedResNet``."""
+"""Towers of open_clip: ``VisionTransformer`` with all of its poolings and blocks, and ``ModifiedResNet``."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
-from clipcam_lightning.cam.towers.shared import pair
-from clipcam_lightning.cam.towers.tower import CLASSIC, OF_OTHER_CLASS_TOKENS
+from clipcam_lightning.cam.towers.shared import as_pair
+from clipcam_lightning.cam.towers.tower import CLASS_TOKEN_RECIPE, CLASSIC_RECIPE
 
 
 class OpenClipViT(OpenAiViT):
-    """``visual`` is a ``VisionTransformer``: one CLS token, then the patches row by row."""
+    """A CLIP whose ``visual`` is a ``VisionTransformer``: one CLS token, then the patches row by row."""
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)
@@ -23,11 +23,11 @@ class OpenClipViT(OpenAiViT):
             self.pooling, self.pool = "attention", visual.attn_pool
         elif visual.pool_type != "tok":
             self.pooling = "mean"
-        if self.pooling != "cls":  # then all tokens of the last block's output count
-            self.recipe = CLASSIC
+        if self.pooling != "cls":  # then the embedding reads all tokens of the last block's output
+            self.recipe = CLASSIC_RECIPE
             self.layers = [name.removesuffix(".ln_1") for name in self.layers]
-            # But where a norm comes next their length is nothing to it: a patch's gradient is orthogonal to the
-            # patch, and HiResCAM zero. After the norm it is not.
+            # But if the next layer is a norm, which is scale-invariant, the gradient is orthogonal to the tokens and
+            # HiResCAM is 0. The norm's own output does not have this problem.
             if self.pooling == "attention":
                 self.layers.append(f"{self.path}.attn_pool.ln_k")
             elif not visual.final_ln_after_pool:
@@ -36,60 +36,60 @@ class OpenClipViT(OpenAiViT):
         if self.pooling != "cls" or not all(_is_affine(block) for block in self.blocks):
             self.final_norm = None
             if self.pooling == "cls":
-                self.recipe = OF_OTHER_CLASS_TOKENS
+                self.recipe = CLASS_TOKEN_RECIPE
 
     @staticmethod
     def is_visual(part: Any) -> bool:
-        """Whether ``part`` is open_clip's own ViT; one with two attention pools, which it left unfinished, is not."""
+        """Check whether ``part`` is open_clip's ViT, without the second attention pool that is unfinished there."""
         return isinstance(part, VisionTransformer) and getattr(part, "attn_pool_contrastive", None) is None
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return pair(self.visual.image_size)
+        return as_pair(self.visual.image_size)
 
     def embed_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        """Final norm and projection; where an attention pools, that attention over a single key first."""
-        if self.pool is not None:  # the first of its queries is the embedding's
+        """Apply the attention pool with each token as its only key, if there is one, then final norm and projection."""
+        if self.pool is not None:  # the first of its queries makes the embedding
             tokens = self.pool(tokens.flatten(0, 1)[:, None])[:, 0].unflatten(0, tokens.shape[:2])
         return super().embed_tokens(tokens)
 
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """Output projection, and what a block may have around it: factors of the heads, norms, a layer scale."""
+        """Apply the output projection, and where a block has them, factors of the heads, norms and a layer scale."""
         owner, attention = self.blocks[block], self.attentions[block]
         factors = getattr(attention, "head_scale", None)
         if factors is not None:
             heads = (heads.unflatten(-1, (attention.num_heads, -1)) * factors[..., 0, :]).flatten(-2)
-        projected = super().project(block, _optional(attention, "ln_inner")(heads))
-        scaled: Tensor = _optional(owner, "ls_1")(_optional(owner, "ln_attn")(projected))
+        projected = super().project(block, _get_optional(attention, "ln_inner")(heads))
+        scaled: Tensor = _get_optional(owner, "ls_1")(_get_optional(owner, "ln_attn")(projected))
         return scaled
 
-    def _only_cls_is_used(self) -> bool:
+    def _uses_only_cls(self) -> bool:
         return (
             self.pooling == "cls" and not self.visual.output_tokens and type(self.blocks[-1]) is ResidualAttentionBlock
         )
 
 
 class OpenClipResNet(OpenAiResNet):
-    """``visual`` is open_clip's ``ModifiedResNet``."""
+    """A CLIP whose ``visual`` is open_clip's ``ModifiedResNet``."""
 
     @staticmethod
     def is_visual(part: Any) -> bool:
-        """Whether ``part`` is open_clip's own ResNet."""
+        """Check whether ``part`` is open_clip's ResNet."""
         return isinstance(part, ModifiedResNet)
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return pair(self.visual.image_size)
+        return as_pair(self.visual.image_size)
 
 
 def _is_affine(block: nn.Module) -> bool:
-    """Whether ``block`` adds an affine function of its heads to the tokens."""
-    norms = (_optional(block.attn, "ln_inner"), _optional(block, "ln_attn"))
+    """Check whether ``block`` adds an affine function of its heads to the tokens."""
+    norms = (_get_optional(block.attn, "ln_inner"), _get_optional(block, "ln_attn"))
     return all(isinstance(norm, nn.Identity) for norm in norms)
 
 
-def _optional(owner: Any, name: str) -> nn.Module:
-    """A part that only some blocks have; nothing is done where it is missing."""
+def _get_optional(owner: Any, name: str) -> nn.Module:
+    """Return a part that only some blocks have, or the identity."""
     return getattr(owner, name, nn.Identity())

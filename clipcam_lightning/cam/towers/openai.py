@@ -1,7 +1,7 @@
 """Towers of the original ``clip`` package and of the many forks that keep its layout.
 
-There is no package to import, so they are known by their parts. open_clip keeps these parts and adds to them, which is
-why its towers derive from the ones here.
+The package is not imported: a model is recognised by its parts. open_clip has the same parts and adds some, so its
+towers derive from those here.
 """
 
 from abc import abstractmethod
@@ -14,26 +14,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipcam_lightning.cam.towers.shared import (
+    as_pair,
     encode_with,
-    inside_visual,
-    pair,
+    find_in_visual,
     resize_positions,
+    round_to_cells,
     tokens_to_grid,
-    whole_cells,
 )
-from clipcam_lightning.cam.towers.tower import OF_CLASS_TOKEN_SUMS, OF_RESNETS, AttentionTower
+from clipcam_lightning.cam.towers.tower import ADDITIVE_CLASS_TOKEN_RECIPE, RESNET_RECIPE, AttentionTower
 from clipcam_lightning.errors import TowerError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class _ClipTower(AttentionTower):
-    """What the two have in common: where they are, and learned positions of which the first is no patch's.
+    """The base of both towers: their place in the CLIP, and learned positions, the first of which is not a patch's.
 
     Attributes:
-        path, visual: dotted name below ``clip``, and the module of that name.
+        path, visual: dotted name of the image encoder below ``clip``, and the image encoder.
         cell: height and width in pixels of one cell of the grid.
-        positions: the parameter with the positions, below ``visual``.
+        positions: name of the parameter with the positions, below ``visual``.
     """
 
     cell: tuple[int, int]
@@ -41,33 +41,33 @@ class _ClipTower(AttentionTower):
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)
-        self.path, self.visual = inside_visual(clip, self.is_visual)
+        self.path, self.visual = find_in_visual(clip, self.is_visual)
 
     @classmethod
     def fits(cls, clip: nn.Module) -> bool:
-        """Whether ``clip.visual`` is such a tower, or a wrapper of one."""
-        return inside_visual(clip, cls.is_visual)[1] is not None
+        """Check whether ``clip.visual`` is such an image encoder, or wraps one."""
+        return find_in_visual(clip, cls.is_visual)[1] is not None
 
     @staticmethod
     @abstractmethod
     def is_visual(part: Any) -> bool:
-        """Whether ``part`` is the image encoder itself."""
+        """Check whether ``part`` is the image encoder itself."""
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return pair(self.visual.input_resolution)
+        return as_pair(self.visual.input_resolution)
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Whole cells."""
+        """Divide the image into whole cells."""
         return image_size[0] // self.cell[0], image_size[1] // self.cell[1]
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """Whole cells."""
-        return whole_cells(size, scale, self.cell)
+        """Round to whole cells."""
+        return round_to_cells(size, scale, self.cell)
 
     def encode(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b e"]:
-        """Image embeddings; at another size with bicubically interpolated positions, the first keeping its own."""
+        """Embed images; for another size, all positions but the first are interpolated bicubically."""
         size = (images.shape[-2], images.shape[-1])
         if size == self.input_size:
             return super().encode(images)
@@ -78,17 +78,17 @@ class _ClipTower(AttentionTower):
 
 
 class OpenAiViT(_ClipTower):
-    """Blocks that run sequence first, over one CLS token and then the patches row by row; the CLS token is pooled."""
+    """A ViT that pools its CLS token: blocks run sequence first, over the CLS token and the patches row by row."""
 
     positions = "positional_embedding"
-    pooling: Literal["cls", "mean", "attention"] = "cls"  # a derived tower may have another
+    pooling: Literal["cls", "mean", "attention"] = "cls"  # derived towers may pool otherwise
     batch_dim = 1
-    recipe = OF_CLASS_TOKEN_SUMS
+    recipe = ADDITIVE_CLASS_TOKEN_RECIPE
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)
-        # The original has no such attribute; a user of open_clip may have wrapped the convolution.
-        self.cell = pair(getattr(self.visual, "patch_size", None) or self.visual.conv1.kernel_size)
+        # The original has no patch_size; in open_clip the convolution may be wrapped and have no kernel_size.
+        self.cell = as_pair(getattr(self.visual, "patch_size", None) or self.visual.conv1.kernel_size)
         self.blocks: Sequence[Any] = list(self.visual.transformer.resblocks)
         self.attentions = [block.attn for block in self.blocks]
         # The embedding reads only the CLS token of the last block's output, so every patch's gradient there is
@@ -99,77 +99,77 @@ class OpenAiViT(_ClipTower):
 
     @staticmethod
     def is_visual(part: Any) -> bool:
-        """Whether ``part`` has the original's parts, perhaps among others."""
+        """Check whether ``part`` has the parts of the original ViT, possibly among others."""
         return (
-            _children(part) >= {"conv1", "ln_pre", "transformer", "ln_post"}
+            _child_names(part) >= {"conv1", "ln_pre", "transformer", "ln_post"}
             and hasattr(part, "input_resolution")
             and all(
-                _children(block) >= {"ln_1", "attn", "ln_2", "mlp"}
+                _child_names(block) >= {"ln_1", "attn", "ln_2", "mlp"}
                 for block in getattr(part.transformer, "resblocks", [nn.Identity()])
             )
         )
 
     def to_tokens(self, output: Any) -> Float[Tensor, "b t d"]:
-        """Batch first, whatever the transformer runs in."""
+        """Convert to batch first, whatever order the transformer runs in."""
         return super().to_tokens(output).transpose(0, self.batch_dim)
 
     def to_grid(self, features: Float[Tensor, "..."], image_size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
-        """Drop the CLS token and lay the patch tokens out row by row."""
+        """Drop the CLS token and lay out the patch tokens row by row."""
         return tokens_to_grid(self, features, image_size)
 
     def embed_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        """Final norm and projection."""
+        """Apply final norm and projection."""
         return self.head(self.visual.ln_post(tokens))
 
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """Output projection."""
+        """Apply the output projection."""
         attention = self.blocks[block].attn
-        # The out_proj of peft's own wrapper is the one without the adapter.
+        # The out_proj of PEFT's own wrapper is the one without LoRA.
         projected: Tensor = getattr(attention, "base_layer", attention).out_proj(heads)
         return projected
 
     def head(self, normalized: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        """The projection."""
+        """Apply the projection."""
         return normalized if self.visual.proj is None else normalized @ self.visual.proj
 
     @contextmanager
     def skipping_unused(self, layers: Sequence[str]) -> Iterator[None]:
-        """Compute only the CLS row of the last block when nothing else is read.
+        """Compute only the CLS token's row of the last block if the embedding reads no other.
 
-        From the last ``ln_1`` on, a CLS-pooled tower needs the keys and values of all tokens but the query,
-        the MLP and the final norm of one. The values are the same; most of the last block's cost is gone.
+        From the last ``ln_1`` on, a tower that pools its CLS token needs the keys and values of all tokens, but the
+        query, the MLP and the final norm of one. The result is the same, without most of the last block's cost.
         """
         last, ln_post = self.blocks[-1], self.visual.ln_post
         prefix = f"{self.path}.transformer.resblocks.{len(self.blocks) - 1}"
-        inside = [name for name in layers if name.startswith((prefix, f"{self.path}.ln_post"))]
-        cut_short = [module for module in last.modules() if module not in (last, last.ln_1)] + [ln_post]
+        late_layers = [name for name in layers if name.startswith((prefix, f"{self.path}.ln_post"))]
+        shortened = [module for module in last.modules() if module not in (last, last.ln_1)] + [ln_post]
         if (
-            any(name != f"{prefix}.ln_1" for name in inside)
-            or not self._only_cls_is_used()
+            any(name != f"{prefix}.ln_1" for name in late_layers)
+            or not self._uses_only_cls()
             or not isinstance(last.attn, nn.MultiheadAttention)
-            # Somebody else listens there, and must not see one token in place of all.
-            or any(module._forward_hooks for module in (*cut_short, last, self.visual.transformer))
-            or any(module._forward_pre_hooks for module in cut_short)
+            # Other hooks must see all tokens.
+            or any(module._forward_hooks for module in (*shortened, last, self.visual.transformer))
+            or any(module._forward_pre_hooks for module in shortened)
         ):
             yield
             return
-        tokens = 1 - self.batch_dim
+        token_dim = 1 - self.batch_dim
 
-        def first_query(_attn: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def keep_first_query(_attn: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             query, *others = inputs
-            return query.narrow(tokens, 0, 1), *others
+            return query.narrow(token_dim, 0, 1), *others
 
-        def first_token(_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-            return inputs[0].narrow(tokens, 0, 1)
+        def keep_first_token(_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+            return inputs[0].narrow(token_dim, 0, 1)
 
-        def first_token_of_all(_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-            # The transformer gives its output back batch first; where it is pooled before the norm, nothing is left.
+        def keep_first_token_if_any(_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+            # The transformer returns its output batch first; if it is pooled before the norm, it has no tokens here.
             return inputs[0][:, :1] if inputs[0].ndim == 3 else inputs[0]
 
         handles = [
-            last.attn.register_forward_pre_hook(first_query),
-            last.ln_2.register_forward_pre_hook(first_token),
-            ln_post.register_forward_pre_hook(first_token_of_all),
+            last.attn.register_forward_pre_hook(keep_first_query),
+            last.ln_2.register_forward_pre_hook(keep_first_token),
+            ln_post.register_forward_pre_hook(keep_first_token_if_any),
         ]
         try:
             yield
@@ -177,21 +177,21 @@ class OpenAiViT(_ClipTower):
             for handle in handles:
                 handle.remove()
 
-    def _only_cls_is_used(self) -> bool:
-        """Whether that is certain of the last block's output; parts that a fork has added may use other tokens."""
-        return _children(self.visual) == {"conv1", "ln_pre", "transformer", "ln_post"} and _children(
+    def _uses_only_cls(self) -> bool:
+        """Check whether the embedding certainly reads only the CLS token; parts added by a fork may read others."""
+        return _child_names(self.visual) == {"conv1", "ln_pre", "transformer", "ln_post"} and _child_names(
             self.blocks[-1]
         ) == {"ln_1", "attn", "ln_2", "mlp"}
 
 
 class OpenAiResNet(_ClipTower):
-    """A ``ModifiedResNet``: four stages, then attention pooling with the mean as its query."""
+    """A ``ModifiedResNet``: four stages, then attention pooling with the mean of the cells as the query."""
 
     positions = "attnpool.positional_embedding"
     cell = (32, 32)
     channel_dim = 1
     pooling = "attention"
-    recipe = OF_RESNETS
+    recipe = RESNET_RECIPE
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)
@@ -202,15 +202,15 @@ class OpenAiResNet(_ClipTower):
 
     @staticmethod
     def is_visual(part: Any) -> bool:
-        """Whether ``part`` has the original's parts, perhaps among others."""
+        """Check whether ``part`` has the parts of the original ResNet, possibly among others."""
         return (
-            _children(part) >= {*STAGES, "attnpool"}
+            _child_names(part) >= {*STAGES, "attnpool"}
             and hasattr(part, "input_resolution")
-            and _children(part.attnpool) >= {"q_proj", "k_proj", "v_proj", "c_proj"}
+            and _child_names(part.attnpool) >= {"q_proj", "k_proj", "v_proj", "c_proj"}
         )
 
     def to_grid(self, features: Float[Tensor, "..."], image_size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
-        """A stage's output is a grid already."""
+        """Return a stage's output, which is a grid already."""
         if features.ndim != 4:
             raise TowerError(
                 f"expected [batch, channels, height, width] from the layer, got {tuple(features.shape)}; "
@@ -219,16 +219,16 @@ class OpenAiResNet(_ClipTower):
         return features
 
     def to_tokens(self, output: Any) -> Float[Tensor, "b t d"]:
-        """Cells of a stage, row by row."""
+        """Flatten the cells of a stage, row by row."""
         cells: Tensor = output.flatten(2).transpose(1, 2)
         return cells
 
     def embed_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        """Value and output projection of the attention pool; alone, a token has no position among others."""
+        """Apply value and output projection of the attention pool. A token that is pooled alone has no position."""
         projected: Tensor = self.visual.attnpool.c_proj(self.visual.attnpool.v_proj(tokens))
         return projected
 
 
-def _children(part: nn.Module) -> set[str]:
-    """Names of a module's own children, and not of a module that it wraps and speaks for."""
+def _child_names(part: nn.Module) -> set[str]:
+    """Return the names of a module's own children, not those of a module that it wraps and delegates to."""
     return {name for name, _ in part.named_children()}

@@ -1,4 +1,4 @@
-"""What towers of several libraries share."""
+"""Functions that towers of several libraries share."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,19 +12,35 @@ from clipcam_lightning.cam.towers.tower import AttentionTower
 from clipcam_lightning.errors import ConfigError, TowerError
 
 
-def inside_visual(clip: nn.Module, wanted: Callable[[Any], bool]) -> tuple[str, Any]:
-    """Path and module of the tower below ``clip.visual``, which may be compiled or wrapped by PEFT; else ``None``."""
-    found = ((name, part) for name, part in clip.named_modules() if f"{name}.".startswith("visual."))
-    return next((pair for pair in found if wanted(pair[1])), ("", None))
+def find_in_visual(clip: nn.Module, is_wanted: Callable[[Any], bool]) -> tuple[str, Any]:
+    """Find a module at or below ``clip.visual``, which may be compiled or wrapped by PEFT.
+
+    Args:
+        clip: the model.
+        is_wanted: predicate of the module.
+
+    Returns:
+        Dotted name below ``clip`` and the module; ``""`` and ``None`` if there is none.
+    """
+    parts = ((name, part) for name, part in clip.named_modules() if f"{name}.".startswith("visual."))
+    return next((named for named in parts if is_wanted(named[1])), ("", None))
 
 
 def tokens_to_grid(
     tower: AttentionTower, features: Float[Tensor, "..."], image_size: tuple[int, int]
 ) -> Float[Tensor, "b c h w"]:
-    """Patch tokens, which come after the prefix, row by row on their grid.
+    """Lay out the patch tokens, which follow the prefix, row by row on their grid.
+
+    Args:
+        tower: the tower.
+        features: output of a layer.
+        image_size: height and width of the images in pixels.
+
+    Returns:
+        The grid.
 
     Raises:
-        TowerError: there are more or fewer tokens.
+        TowerError: the number of tokens does not match the grid.
     """
     height, width = tower.grid(image_size)
     tokens = tower.to_tokens(features) if features.ndim == 3 else features
@@ -37,17 +53,25 @@ def tokens_to_grid(
     return grid
 
 
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of something that a library may give as one number."""
+def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Convert a size that may be a single number to height and width."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
 
 
-def whole_cells(size: tuple[int, int], scale: float, cell: tuple[int, int]) -> tuple[int, int]:
-    """The size ``scale`` times as large, rounded to whole cells.
+def round_to_cells(size: tuple[int, int], scale: float, cell: tuple[int, int]) -> tuple[int, int]:
+    """Scale an image size and round it to whole cells.
+
+    Args:
+        size: height and width in pixels.
+        scale: factor of both.
+        cell: height and width of a cell in pixels.
+
+    Returns:
+        Height and width in pixels.
 
     Raises:
-        ConfigError: that is less than one.
+        ConfigError: the result is smaller than one cell.
     """
     height, width = (round(side * scale / step) * step for side, step in zip(size, cell, strict=True))
     if min(height, width) < 1:
@@ -58,7 +82,16 @@ def whole_cells(size: tuple[int, int], scale: float, cell: tuple[int, int]) -> t
 def resize_positions(
     positions: Float[Tensor, "t d"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Tensor, "u d"]:
-    """Learned positions of a grid, bicubically interpolated to another one."""
+    """Interpolate the learned positions of a grid bicubically to another grid.
+
+    Args:
+        positions: one row per cell.
+        old: height and width in cells.
+        new: height and width in cells.
+
+    Returns:
+        One row per cell of the new grid.
+    """
     grid = positions.T.float().unflatten(1, old)[None]
     resized = F.interpolate(grid, size=new, mode="bicubic", antialias=True, align_corners=False)
     return resized[0].flatten(1).T.to(positions.dtype)
@@ -67,14 +100,23 @@ def resize_positions(
 def encode_with(
     clip: nn.Module, parameters: dict[str, Tensor], images: Float[Tensor, "b 3 y x"]
 ) -> Float[Tensor, "b e"]:
-    """``encode_image`` with some parameters replaced for this one call, by their dotted names below ``clip``."""
+    """Call ``encode_image`` with some parameters replaced for this one call.
+
+    Args:
+        clip: the model.
+        parameters: new values by dotted name below ``clip``.
+        images: model input.
+
+    Returns:
+        Image embeddings of any length.
+    """
     named = {f"clip.{name}": value for name, value in parameters.items()}
     features: Tensor = torch.func.functional_call(_ImageEncoder(clip), named, (images,))
     return features
 
 
 class _ImageEncoder(nn.Module):
-    """``encode_image`` as a module, which is what ``functional_call`` takes."""
+    """``encode_image`` as a module, which ``functional_call`` requires."""
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the core asks of an image tower."""
+"""The interface between the core and an image tower."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clipcam_lightning.errors import ConfigError, TowerError
 
+# What methods need of a tower, as error messages list it.
 ATTENTION = "attention"
 BLOCKS = "attention between patches"
 ONE_QUERY = "an embedding that one query reads"
@@ -17,37 +18,65 @@ RESIDUAL = "a class token that is a sum over the blocks"
 
 
 class Recipe(NamedTuple):
-    """What ``method="auto"`` means for a family of towers; measured by ``benchmarks/localisation.py``.
+    """The method and layers that ``method="auto"`` stands for; measured by ``benchmarks/localisation.py``.
 
     Attributes:
-        method: a name in ``METHODS``.
-        layers: indices; ``None`` for the method's own choice.
+        method: a key of ``METHODS``.
+        layers: indices of the layers; ``None`` for the method's own choice.
     """
 
     method: str
     layers: tuple[int, ...] | None = None
 
 
-# Families that could not be measured keep the classic, Grad-CAM at their default layer.
-CLASSIC = Recipe("gradcam")
-OF_CLASS_TOKEN_SUMS = Recipe("decomposition")
-OF_OTHER_CLASS_TOKENS = Recipe("hirescam", (-2, -1))  # the best that reads no attention
-OF_RESNETS = Recipe("gradcam", (-2, -1))
+CLASSIC_RECIPE = Recipe("gradcam")  # for towers that were not measured
+ADDITIVE_CLASS_TOKEN_RECIPE = Recipe("decomposition")
+CLASS_TOKEN_RECIPE = Recipe("hirescam", (-2, -1))  # the best that reads no attention
+RESNET_RECIPE = Recipe("gradcam", (-2, -1))
 
 
 class Tower(ABC):
     """The image encoder of a CLIP, seen as layers and a grid.
 
-    A subclass says which models it fits, names its layers and lays their output out as a grid.
+    A subclass defines which models it fits, names their layers and lays out a layer's output as a grid.
+
+    Args:
+        clip: the CLIP itself, without wrappers.
 
     Attributes:
-        clip: the module that embeds images.
+        clip: the CLIP.
         layers: dotted names, below ``clip``, of the layers worth mapping, first to last.
-        default_layer: the one of ``layers`` that Grad-CAM should use.
-        blocks: the modules that run one after the other, first to last; each takes the output of the one before.
-        channel_dim, batch_dim: where a layer's output keeps its channels and its images.
-        any_size: whether images of any size in whole cells are what the model expects.
+        default_layer: the one of ``layers`` that Grad-CAM uses by default.
+        blocks: modules that run one after the other, first to last, each on the output of the one before.
+        channel_dim, batch_dim: dimensions of channels and images in a layer's output.
+        any_size: whether the model expects images of any size in whole cells, rather than of one size.
         recipe: what ``method="auto"`` stands for.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from clipcam_lightning import Tower, explain
+        >>> class Encoder(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.visual = nn.Conv2d(3, 8, kernel_size=16, stride=16)
+        ...     def encode_image(self, images):
+        ...         return self.visual(images).mean(dim=(2, 3))
+        ...     def encode_text(self, tokens):
+        ...         raise NotImplementedError
+        >>> class PatchTower(Tower):
+        ...     layers, default_layer, input_size = ("visual",), "visual", (64, 64)
+        ...     @classmethod
+        ...     def fits(cls, clip):
+        ...         return isinstance(clip, Encoder)
+        ...     def to_grid(self, features, image_size):
+        ...         return features
+        ...     def scaled_size(self, size, scale):
+        ...         return round(size[0] * scale / 16) * 16, round(size[1] * scale / 16) * 16
+        >>> from clipcam_lightning import find_clip
+        >>> clip = find_clip(Encoder(), towers=[PatchTower])
+        >>> explain(clip, torch.randn(1, 3, 64, 64), torch.randn(2, 8)).maps.shape  # 1 image, 2 prompt embeddings
+        torch.Size([1, 2, 4, 4])
     """
 
     layers: Sequence[str]
@@ -56,7 +85,7 @@ class Tower(ABC):
     channel_dim: int = 1
     batch_dim: int = 0
     any_size: bool = False
-    recipe: Recipe = CLASSIC
+    recipe: Recipe = CLASSIC_RECIPE
 
     def __init__(self, clip: nn.Module) -> None:
         self.clip: Any = clip
@@ -64,44 +93,58 @@ class Tower(ABC):
     @classmethod
     @abstractmethod
     def fits(cls, clip: nn.Module) -> bool:
-        """Whether ``clip`` is a model of this family."""
+        """Check whether ``clip`` belongs to this family."""
 
     @property
     @abstractmethod
     def input_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images the model expects."""
+        """Height and width in pixels of the images that the model expects."""
 
     @abstractmethod
     def to_grid(self, features: Float[Tensor, "..."], image_size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
         """Lay out a layer's output on its grid, row by row.
+
+        Args:
+            features: output of a layer.
+            image_size: height and width of the images in pixels.
+
+        Returns:
+            The grid.
 
         Raises:
             TowerError: the output has no such grid.
         """
 
     def encode(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b e"]:
-        """Image embeddings of any length, of images in any size that :meth:`scaled_size` gives.
+        """Embed images of any size that :meth:`scaled_size` returns, without scaling the embeddings to unit length.
 
-        Positions that another size needs are interpolated for this pass; no parameter is written to.
+        Positions are interpolated for this pass if the size requires it; no parameter is written to.
         """
         features: Tensor = self.clip.encode_image(images)
         return features
 
     @abstractmethod
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """Height and width of an image of ``size`` made ``scale`` times as large, in whole cells of the grid.
+        """Compute the size of a scaled image in whole cells of the grid.
+
+        Args:
+            size: height and width in pixels.
+            scale: factor of both.
+
+        Returns:
+            Height and width in pixels.
 
         Raises:
-            ConfigError: that leaves no cell, or the tower takes one size only.
+            ConfigError: the result is smaller than one cell, or the tower supports one size only.
         """
 
     @property
     def offers(self) -> frozenset[str]:
-        """What methods may ask of a tower beyond a grid, in words that an error can list."""
+        """What methods may use in addition to a grid, in words that error messages list."""
         return frozenset()
 
-    def unpacked(self, batch: Mapping[str, Tensor]) -> list[Float[Tensor, "3 _y _x"]]:
-        """Images ``[3, y, x]`` of what the model's own processor gives, where that is more than a tensor.
+    def unpack(self, batch: Mapping[str, Tensor]) -> list[Float[Tensor, "3 _y _x"]]:
+        """Extract the images from the output of the model's own image processor, if that is not a plain tensor.
 
         Raises:
             ConfigError: the tower takes tensors only.
@@ -112,18 +155,24 @@ class Tower(ABC):
         )
 
     def native(self) -> AbstractContextManager[None]:
-        """Switch the tower, for one pass, to code that the core can look into, where its library has several."""
+        """Switch the tower to torch's own attention functions, if its library has others, so that it is intercepted."""
         return nullcontext()
 
     def skipping_unused(self, layers: Sequence[str]) -> AbstractContextManager[None]:
-        """Leave out, for one pass, work after ``layers`` on which the embedding does not depend."""
+        """Skip work after ``layers`` that the embedding does not depend on."""
         return nullcontext()
 
     def resolve(self, layer: int | str) -> str:
-        """The dotted name of a layer given by name or by index into :attr:`layers`.
+        """Return the dotted name of a layer.
+
+        Args:
+            layer: dotted name of any submodule, or index into :attr:`layers`.
+
+        Returns:
+            The name below ``clip``.
 
         Raises:
-            ConfigError: there is no such layer; the message lists those there are.
+            ConfigError: there is no such layer; the message lists :attr:`layers`.
         """
         if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
             return self.layers[layer]
@@ -141,12 +190,12 @@ class AttentionTower(Tower):
     Attributes:
         attentions: the module in each of ``blocks`` that holds its attention; empty for a convolutional tower that
             only pools by attention.
-        pooling: what the embedding is read from: the class token (``"cls"``), the mean of the patches (``"mean"``),
-            or an attention over them (``"attention"``).
+        pooling: how the embedding is read: from the class token (``"cls"``), from the mean of the patches
+            (``"mean"``), or by attention over the patches (``"attention"``).
         pool: the module that pools by attention.
-        prefix: tokens before the patches.
-        final_norm: what normalises a pooled class token before the projection, where all blocks add affine functions
-            of their heads to it; else ``None``.
+        prefix: number of tokens before the patches.
+        final_norm: the norm between the pooled class token and the projection, if every block adds an affine function
+            of its heads to the class token; else ``None``.
     """
 
     channel_dim = -1
@@ -158,43 +207,47 @@ class AttentionTower(Tower):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Attention, and what of it there is."""
-        return frozenset(
-            word
-            for word, there in {
-                ATTENTION: True,
-                BLOCKS: bool(self.attentions),
-                ONE_QUERY: self.pooling in ("cls", "attention"),
-                RESIDUAL: self.final_norm is not None,
-            }.items()
-            if there
-        )
+        """Attention, and further properties of it."""
+        has = {
+            ATTENTION: True,
+            BLOCKS: bool(self.attentions),
+            ONE_QUERY: self.pooling in ("cls", "attention"),
+            RESIDUAL: self.final_norm is not None,
+        }
+        return frozenset(need for need, offered in has.items() if offered)
 
     def to_tokens(self, output: Any) -> Float[Tensor, "b t d"]:
-        """A block's output, whatever its library returns, as tokens with the batch first."""
+        """Convert a block's output, in the form of its library, to tokens with the batch first."""
         tokens: Tensor = output[0] if isinstance(output, tuple) else output
         return tokens
 
     @abstractmethod
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width in patches of an image of that size."""
+        """Compute height and width in patches of an image of ``image_size`` (height, width) in pixels."""
 
     @abstractmethod
     def embed_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        """What the image embedding would be if each token of the last block were the only one to be pooled."""
+        """Compute, for each output token of the last block, the image embedding if it alone were pooled."""
 
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """What the attention of a block adds to its tokens, given the concatenated outputs of its heads.
+        """Compute what the attention of a block adds to its tokens.
+
+        Args:
+            block: index into ``blocks``.
+            heads: outputs of the heads, concatenated.
+
+        Returns:
+            The summand of each token.
 
         Raises:
-            TowerError: the tower does not say; it need not, if it has no attention in its blocks.
+            TowerError: not implemented (only needed for towers with attention blocks).
         """
-        raise TowerError(f"{type(self).__name__} must define project(block, heads) for methods that follow the heads.")
+        raise TowerError(f"{type(self).__name__} must define project(block, heads) for methods that read heads.")
 
     def head(self, normalized: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        """The projection after ``final_norm``: an affine function.
+        """Apply the projection after ``final_norm``, an affine function.
 
         Raises:
-            TowerError: the tower does not say; it need not, if it has no ``final_norm``.
+            TowerError: not implemented (only needed for towers with a ``final_norm``).
         """
-        raise TowerError(f"{type(self).__name__} has a final_norm and must define head(normalized), what follows it.")
+        raise TowerError(f"{type(self).__name__} has a final_norm and must define head(normalized).")

@@ -1,4 +1,4 @@
-"""Towers of timm, held against what the models themselves do."""
+"""Towers of timm, compared with the models themselves."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -13,28 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from clipcam_lightning.cam.attention import Attention, attending
+from clipcam_lightning.cam.attention import Attention, intercepted_attention
 from clipcam_lightning.cam.capture import Capture
 from clipcam_lightning.cam.explain import explain
-from clipcam_lightning.cam.towers import tower_of
+from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.timm import TimmStages, TimmViT
 from clipcam_lightning.errors import ConfigError, TowerError
 from tests.support.zoo.timm import MODELS, STAGES, VITS, WIDTH, clip, eva02, pe_core, plain, siglip, vit
 
 ONE_SIZE = ["relative positions", "swin"]
 RESIDUAL = ["plain", "relative positions", "eva", "mobileclip-b"]
-CORNERS = [(0, 1), (1, 0)]  # of which a transposed or mirrored grid gets at least one wrong
+CORNERS = [(0, 1), (1, 0)]  # a transposed or mirrored grid moves at least one of them
 each_model = pytest.mark.parametrize("name", MODELS)
 each_vit = pytest.mark.parametrize("name", VITS)
 close = {"atol": 1e-6, "rtol": 1e-4}
 
 
 def images_for(model: nn.Module, count: int = 2) -> Tensor:
-    return torch.randn(count, 3, *tower_of(model).input_size)
+    return torch.randn(count, 3, *find_tower(model).input_size)
 
 
-def during(model: nn.Module, images: Tensor, module: nn.Module, hook: Callable[..., Any]) -> Tensor:
-    """Embeddings, with a forward hook on ``module``."""
+def encode_with_hook(model: nn.Module, images: Tensor, module: nn.Module, hook: Callable[..., Any]) -> Tensor:
+    """Embed images with a forward hook on ``module``."""
     handle = module.register_forward_hook(hook)
     try:
         return model.encode_image(images).detach()
@@ -42,28 +42,27 @@ def during(model: nn.Module, images: Tensor, module: nn.Module, hook: Callable[.
         handle.remove()
 
 
-def given(model: nn.Module, images: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
-    """What ``module`` is given, and what it gives."""
-    kept: list[Tensor] = []
-    during(model, images, module, lambda _module, inputs, output: kept.extend((inputs[0], output)))
-    return kept[0].detach(), kept[1].detach()
+def record_input_and_output(model: nn.Module, images: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
+    recorded: list[Tensor] = []
+    encode_with_hook(model, images, module, lambda _module, inputs, output: recorded.extend((inputs[0], output)))
+    return recorded[0].detach(), recorded[1].detach()
 
 
-def attention_of(model: nn.Module, images: Tensor, block: int) -> Attention:
-    kept: list[Attention] = []
+def record_attention(model: nn.Module, images: Tensor, block: int) -> Attention:
+    recorded: list[Attention] = []
 
-    def attend(_i: int, attention: Attention) -> Tensor:
-        kept.append(attention.detached())
+    def record(_i: int, attention: Attention) -> Tensor:
+        recorded.append(attention.detach())
         return attention.output()
 
-    tower = tower_of(model)
-    with tower.native(), attending([tower.attentions[block]], attend):
+    tower = find_tower(model)
+    with tower.native(), intercepted_attention([tower.attentions[block]], record):
         model.encode_image(images)
-    return kept[0]
+    return recorded[0]
 
 
-def state_of(model: nn.Module) -> list[tuple[int, str, Any]]:
-    """Every attribute, parameter, buffer and submodule of every module, tensors with their values."""
+def record_state(model: nn.Module) -> list[tuple[int, str, Any]]:
+    """Copy every attribute, parameter, buffer and submodule of every module, tensors with their values."""
     return [
         (id(module), f"{kind}{name}", (id(value), value.detach().clone().tolist()) if torch.is_tensor(value) else value)
         for module in model.visual.modules()
@@ -77,7 +76,7 @@ def state_of(model: nn.Module) -> list[tuple[int, str, Any]]:
 def test_patch_tokens_land_row_by_row(build: Callable[[], nn.Module], prefix: int) -> None:
     features = torch.randn(3, prefix + 4 * 6, 32)
 
-    grid = tower_of(build()).to_grid(features, (64, 96))
+    grid = find_tower(build()).to_grid(features, (64, 96))
 
     for row, column in product(range(4), range(6)):
         assert torch.equal(grid[:, :, row, column], features[:, prefix + 6 * row + column])
@@ -86,36 +85,36 @@ def test_patch_tokens_land_row_by_row(build: Callable[[], nn.Module], prefix: in
 def test_channels_that_come_last_are_moved_to_the_front() -> None:
     features = torch.randn(2, 4, 6, 32)
 
-    grid = tower_of(MODELS["swin"]()).to_grid(features, (64, 96))
+    grid = find_tower(MODELS["swin"]()).to_grid(features, (64, 96))
 
     for row, column in product(range(4), range(6)):
         assert torch.equal(grid[:, :, row, column], features[:, row, column])
 
 
 @each_model
-def test_a_map_is_that_of_the_gradient_through_the_whole_model(name: str) -> None:
+def test_maps_of_the_default_layer_equal_those_of_the_complete_graph(name: str) -> None:
     model = MODELS[name]()
-    images, texts, kept = images_for(model), torch.randn(2, WIDTH), []
-    layer = model.get_submodule(tower_of(model).default_layer)
-    handle = layer.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    images, texts, outputs = images_for(model), torch.randn(2, WIDTH), []
+    layer = model.get_submodule(find_tower(model).default_layer)
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     cosines = F.cosine_similarity(model.encode_image(images), texts)
     handle.remove()
-    (gradient,) = torch.autograd.grad(cosines.sum(), kept)
-    cells = (gradient * kept[0]).sum(1 if name in STAGES and name != "swin" else -1).flatten(1)
+    (gradient,) = torch.autograd.grad(cosines.sum(), outputs)
+    cells = (gradient * outputs[0]).sum(1 if name in STAGES and name != "swin" else -1).flatten(1)
 
-    found = explain(model, images, texts[:, None], method="hirescam")
+    explanation = explain(model, images, texts[:, None], method="hirescam")
 
-    expected = cells[:, -found.maps[0].numel() :].relu()  # a prefix comes first
-    assert_close(found.maps.flatten(1), expected, **close)
-    assert_close(found.similarity[:, 0], cosines)
+    expected = cells[:, -explanation.maps[0].numel() :].relu()  # the prefix comes first
+    assert_close(explanation.maps.flatten(1), expected, **close)
+    assert_close(explanation.similarity[:, 0], cosines)
     assert expected.amax(1).min() > 1e-4
 
 
-# In the others a norm, or a pooling before it, makes as much of an empty patch as of a full one.
+# In the other models a norm, or pooling before it, gives an empty patch the same length as any other.
 @pytest.mark.parametrize("name", ["siglip", "average", "relative positions", "eva", "eva02", "mobileclip-b"])
 @pytest.mark.parametrize("corner", CORNERS)
-def test_a_patch_that_alone_matters_lights_up_where_it_is(name: str, corner: tuple[int, int]) -> None:
-    """Only one corner differs from a grey image, and the prompt is what that corner adds to the embedding."""
+def test_the_map_is_largest_at_the_only_patch_that_matters(name: str, corner: tuple[int, int]) -> None:
+    """The image is grey except for one corner, and the prompt is what this corner adds to the embedding."""
     model, (row, column) = VITS[name](depth=1), corner
     grey = torch.zeros(32, 3, 64, 96)
     images = grey.clone()
@@ -129,60 +128,62 @@ def test_a_patch_that_alone_matters_lights_up_where_it_is(name: str, corner: tup
 
 
 @each_vit
-def test_a_token_among_its_likes_is_embedded_as_if_alone(name: str) -> None:
-    """If all tokens are the same one, then so is what is pooled, whatever pools them."""
+def test_embed_tokens_equals_the_embedding_if_all_tokens_are_equal(name: str) -> None:
+    """Every kind of pooling of equal tokens returns what it returns for one of them."""
     model = VITS[name]()
-    tower, token = tower_of(model), torch.randn(2, 1, model.visual.trunk.embed_dim)
+    tower, token = find_tower(model), torch.randn(2, 1, model.visual.trunk.embed_dim)
 
-    pooled = during(model, images_for(model), tower.blocks[-1], lambda _block, _inputs, output: token.expand_as(output))
+    pooled = encode_with_hook(
+        model, images_for(model), tower.blocks[-1], lambda _block, _inputs, output: token.expand_as(output)
+    )
 
     assert_close(tower.embed_tokens(token)[:, 0], pooled, **close)
 
 
 @each_vit
-def test_what_attention_adds_to_the_tokens_is_its_projected_heads(name: str) -> None:
+def test_project_returns_what_the_attention_adds_to_its_tokens(name: str) -> None:
     model = VITS[name]()
-    tower, images = tower_of(model), images_for(model)
+    tower, images = find_tower(model), images_for(model)
     for i, block in enumerate(tower.blocks):
-        before, _ = given(model, images, block)
-        after, _ = given(model, images, block.mlp if tower.post_norm else block.norm2)
-        heads = attention_of(model, images, i).output().transpose(1, 2).flatten(2)
+        before, _ = record_input_and_output(model, images, block)
+        after, _ = record_input_and_output(model, images, block.mlp if tower.post_norm else block.norm2)
+        heads = record_attention(model, images, i).output().transpose(1, 2).flatten(2)
 
         assert_close(tower.project(i, heads), after - before, atol=1e-5, rtol=1e-4)
 
 
 @each_vit
-def test_attention_weights_give_the_output_of_the_heads(name: str) -> None:
+def test_attention_weights_times_values_equal_the_output_of_the_heads(name: str) -> None:
     model = VITS[name]()
-    attention = attention_of(model, images_for(model), 0)
+    attention = record_attention(model, images_for(model), 0)
 
     assert_close(attention.weights() @ attention.value, attention.output(), **close)
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
-def test_final_norm_and_head_give_the_embedding_of_the_last_class_token(name: str) -> None:
+def test_final_norm_and_head_map_the_class_token_to_the_embedding(name: str) -> None:
     model = VITS[name]()
-    tower, images = tower_of(model), images_for(model)
-    token = given(model, images, tower.blocks[-1])[1][:, :1]
+    tower, images = find_tower(model), images_for(model)
+    token = record_input_and_output(model, images, tower.blocks[-1])[1][:, :1]
 
     assert_close(tower.head(tower.final_norm(token))[:, 0], model.encode_image(images), **close)
 
 
 @pytest.mark.parametrize("name", ["projected by an MLP", *(name for name in VITS if name not in RESIDUAL)])
-def test_a_class_token_that_is_no_sum_over_affine_parts_is_not_decomposed(name: str) -> None:
+def test_a_class_token_that_is_not_a_sum_of_affine_parts_is_not_decomposed(name: str) -> None:
     model = VITS[name]() if name in VITS else vit("vit_large_patch14_clip_224", "token", "mlp", patch_size=16)
     with pytest.raises(ConfigError, match="a class token that is a sum over the blocks"):
         explain(model, images_for(model), torch.randn(1, WIDTH), method="decomposition")
 
 
-def test_a_final_norm_that_moved_behind_the_pooling_is_found() -> None:
-    """timm puts it there if the trunk is built to average, and keeps it when open_clip then asks for the token."""
+def test_a_final_norm_after_the_pooling_is_found() -> None:
+    """timm puts it there in a trunk built for mean pooling, also if open_clip then selects the class token."""
     model = vit("eva_giant_patch14_224", "token", "linear", patch_size=16)
 
-    assert tower_of(model).final_norm is model.visual.trunk.fc_norm
+    assert find_tower(model).final_norm is model.visual.trunk.fc_norm
 
 
-def test_a_post_norm_block_is_seen_where_its_patches_still_count() -> None:
+def test_the_default_layer_of_post_norm_blocks_is_where_patches_still_count() -> None:
     model = MODELS["eva02 post-norm"]()
     images, texts = images_for(model), torch.randn(1, WIDTH)
 
@@ -195,47 +196,47 @@ def test_a_post_norm_block_is_seen_where_its_patches_still_count() -> None:
 
 
 @pytest.mark.parametrize(("name", "layer"), [("siglip", "norm"), ("swin", "norm"), ("vitamin", "blocks.1")])
-def test_patches_are_seen_behind_the_norm_that_comes_before_the_pooling(name: str, layer: str) -> None:
-    """Before it, a patch's gradient is orthogonal to the patch, which HiResCAM multiplies with it."""
+def test_the_default_layer_comes_after_the_norm_before_the_pooling(name: str, layer: str) -> None:
+    """Before the norm, the gradient is orthogonal to the tokens, and HiResCAM, their product, is 0."""
     model = MODELS[name]()
 
-    def parallel(capture: Capture) -> Tensor:
+    def parallel_share(capture: Capture) -> Tensor:
         evidence = capture.gradients * capture.activations[:, None]
         return evidence.sum(dim=2).abs() / evidence.abs().sum(dim=2)
 
-    found = explain(model, images_for(model), torch.randn(1, WIDTH), method=parallel)
+    explanation = explain(model, images_for(model), torch.randn(1, WIDTH), method=parallel_share)
 
-    assert found.layers == (f"visual.trunk.{layer}",)
-    assert found.maps.min() > 1e-5
+    assert explanation.layers == (f"visual.trunk.{layer}",)
+    assert explanation.maps.min() > 1e-5
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_stages_offer_no_attention_even_where_they_have_some(name: str) -> None:
+def test_stages_offer_no_attention_even_if_they_contain_some(name: str) -> None:
     model = STAGES[name]()
     with pytest.raises(ConfigError, match=r"gae does not fit TimmStages.*Fitting: gradcam, "):
         explain(model, images_for(model), torch.randn(1, WIDTH), method="gae")
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ONE_SIZE])
-def test_another_size_is_embedded_as_by_a_model_set_to_it(name: str) -> None:
+def test_another_size_is_embedded_as_by_a_model_set_to_that_size(name: str) -> None:
     model, images = MODELS[name](), torch.randn(2, 3, 128, 96)
     resized = deepcopy(model)
     if name in VITS:
         resized.visual.trunk.set_input_size(img_size=(128, 96))
 
     with torch.no_grad():
-        assert_close(tower_of(model).encode(images), resized.encode_image(images), **close)
+        assert_close(find_tower(model).encode(images), resized.encode_image(images), **close)
 
 
 @pytest.mark.parametrize(("name", "size"), [("siglip", (80, 128)), ("vitamin", (80, 128)), ("convnext", (96, 128))])
-def test_a_scaled_image_is_whole_cells(name: str, size: tuple[int, int]) -> None:
-    assert tower_of(MODELS[name]()).scaled_size((64, 96), 1.3) == size  # 83.2 x 124.8 pixels, cells of 16 or 32
+def test_a_scaled_size_is_rounded_to_whole_cells(name: str, size: tuple[int, int]) -> None:
+    assert find_tower(MODELS[name]()).scaled_size((64, 96), 1.3) == size  # 83.2 x 124.8 pixels, cells of 16 or 32
 
 
 @each_model
-def test_scales_leave_everything_as_it_was(name: str) -> None:
+def test_scales_do_not_change_the_model(name: str) -> None:
     model = MODELS[name]()
-    before = state_of(model)
+    before = record_state(model)
     if name in ONE_SIZE:
         with pytest.raises(ConfigError, match=r"takes images of 64x96 only: leave scales at \(1\.0,\)"):
             explain(model, images_for(model), torch.randn(1, WIDTH), scales=(1.0, 2.0))
@@ -243,27 +244,27 @@ def test_scales_leave_everything_as_it_was(name: str) -> None:
         maps = explain(model, images_for(model), torch.randn(1, WIDTH), scales=(1.0, 2.0)).maps
         assert maps.shape[-2:] == ((8, 12) if name in VITS else (4, 6))
 
-    assert state_of(model) == before
+    assert record_state(model) == before
 
 
-def test_what_is_switched_for_a_pass_comes_back_after_an_exception() -> None:
+def test_attributes_changed_for_a_pass_are_restored_after_an_exception() -> None:
     model = eva02()
     model.visual.trunk.blocks[0].attn.fused_attn = False
-    before = state_of(model)
-    switched: list[bool] = []
+    before = record_state(model)
+    during_pass: list[bool] = []
 
     def fail(_capture: object) -> Tensor:
-        switched.append(model.visual.trunk.blocks[0].attn.fused_attn)
+        during_pass.append(model.visual.trunk.blocks[0].attn.fused_attn)
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
         explain(model, images_for(model), torch.randn(1, WIDTH), method=fail, scales=(2.0,))
-    assert switched == [True]
-    assert state_of(model) == before
+    assert during_pass == [True]
+    assert record_state(model) == before
 
 
 @each_vit
-def test_attention_that_timm_writes_out_is_seen_all_the_same(name: str) -> None:
+def test_the_plain_attention_of_timm_gives_the_same_maps_as_the_fused_one(name: str) -> None:
     model = VITS[name]()
     images, texts = images_for(model), torch.randn(2, WIDTH)
     fused = explain(model, images, texts, method="gae")
@@ -275,12 +276,12 @@ def test_attention_that_timm_writes_out_is_seen_all_the_same(name: str) -> None:
     assert_close(explain(model, images, texts, method="gae").maps, fused.maps)
 
 
-class PoolsInItsOwnWay(VisionTransformer):
-    """A user's own."""
+class CustomViT(VisionTransformer):
+    """A user's subclass, which may pool in its own way."""
 
 
 @pytest.mark.parametrize("kind", ["attention", "gate", "pooling", "class"])
-def test_a_vit_of_another_kind_offers_its_grid_only(kind: str) -> None:
+def test_a_vit_of_an_unknown_kind_offers_only_its_grid(kind: str) -> None:
     model = {
         "attention": lambda: plain(attn_layer="diff"),
         "gate": plain,
@@ -290,10 +291,10 @@ def test_a_vit_of_another_kind_offers_its_grid_only(kind: str) -> None:
     if kind == "gate":
         model.visual.trunk.blocks[0].attn.gate = nn.Linear(32, 32)
     if kind == "class":
-        model.visual.trunk.__class__ = PoolsInItsOwnWay
+        model.visual.trunk.__class__ = CustomViT
     images, texts = images_for(model), torch.randn(1, WIDTH)
 
-    assert isinstance(tower_of(model), TimmViT)
+    assert isinstance(find_tower(model), TimmViT)
     assert explain(model, images, texts, method="gradcam").maps.shape == (2, 1, 4, 6)
     with pytest.raises(ConfigError, match="gae does not fit TimmViT"):
         explain(model, images, texts, method="gae")
@@ -301,56 +302,56 @@ def test_a_vit_of_another_kind_offers_its_grid_only(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["siglip", "convnext"])
 @pytest.mark.parametrize("wrap", ["compiled", "compiled trunk", "lora"])
-def test_a_wrapped_tower_is_seen_through(name: str, wrap: str) -> None:
+def test_a_wrapped_tower_gives_the_same_maps(name: str, wrap: str) -> None:
     model = MODELS[name]()
     images, texts = images_for(model), torch.randn(1, WIDTH)
     expected = explain(model, images, texts, scales=(1.0, 2.0)).maps
     if wrap == "lora":
-        lora = LoraConfig(target_modules=["fc1"], r=2)  # adds nothing yet
+        lora = LoraConfig(target_modules=["fc1"], r=2)  # has no effect yet
         model.visual.trunk = get_peft_model(model.visual.trunk, lora)
     elif wrap == "compiled":
         model.visual = torch.compile(model.visual, backend="eager")
     else:
         model.visual.trunk = torch.compile(model.visual.trunk, backend="eager")
 
-    found = explain(model, images, texts, scales=(1.0, 2.0))
+    explanation = explain(model, images, texts, scales=(1.0, 2.0))
 
-    assert_close(found.maps, expected)
-    assert dict(model.named_modules()).keys() >= set(found.layers)
+    assert_close(explanation.maps, expected)
+    assert dict(model.named_modules()).keys() >= set(explanation.layers)
 
 
 @each_model
-def test_each_block_takes_what_the_one_before_gives(name: str) -> None:
+def test_the_input_of_each_block_is_the_output_of_the_one_before(name: str) -> None:
     model = MODELS[name]()
-    images, blocks = images_for(model), tower_of(model).blocks
+    images, blocks = images_for(model), find_tower(model).blocks
 
-    calls = [given(model, images, block) for block in blocks]
+    calls = [record_input_and_output(model, images, block) for block in blocks]
 
-    assert calls or name == "resnet"  # where a pooling comes between
-    assert all(torch.equal(output, taken) for (_, output), (taken, _) in pairwise(calls))
+    assert calls or name == "resnet"  # which has pooling between the stages
+    assert all(torch.equal(output, following) for (_, output), (following, _) in pairwise(calls))
 
 
 @each_model
 def test_recomputed_blocks_give_the_same_map(name: str) -> None:
     model = MODELS[name]()
     images, texts = images_for(model), torch.randn(2, WIDTH)
-    kept = explain(model, images, texts, layers=0, method="hirescam")
+    expected = explain(model, images, texts, layers=0, method="hirescam")
 
     recomputed = explain(model, images, texts, layers=0, method="hirescam", checkpointing=True)
 
-    assert_close(recomputed.maps, kept.maps)
+    assert_close(recomputed.maps, expected.maps)
 
 
 @pytest.mark.parametrize(
     ("name", "layer"), [("convnext", "stages.3.blocks.0.norm"), ("swin", "layers.0.blocks.0.attn"), ("fastvit", "head")]
 )
-def test_a_layer_without_the_stages_grid_is_refused_with_the_stages(name: str, layer: str) -> None:
+def test_a_layer_without_a_grid_is_rejected_with_the_stages(name: str, layer: str) -> None:
     model = MODELS[name]()
     with pytest.raises(TowerError, match=r"expected \[batch, .*choose one of visual\.trunk\.\w+\.0, "):
         explain(model, images_for(model), torch.randn(1, WIDTH), layers=f"visual.trunk.{layer}")
 
 
-def test_a_network_without_a_grid_is_refused() -> None:
+def test_a_network_without_a_grid_fits_no_tower() -> None:
     model = clip("mixer_s32_224", img_size=(64, 96))
 
     assert not TimmViT.fits(model)

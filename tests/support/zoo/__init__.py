@@ -1,1 +1,1 @@
-"""Small random models of every tower the package knows, one file a library. Each is built by a function."""
+"""Small random models of every supported tower, one file per library. Each model is built by a function."""

@@ -1,4 +1,4 @@
-"""Small models of transformers with a CLIP's two towers, and a tokenizer that needs no download."""
+"""Small CLIPs of transformers, and a tokenizer that needs no download."""
 
 from collections.abc import Callable
 
@@ -38,28 +38,28 @@ VISION = {
 
 
 def clip(**vision: object) -> CLIPModel:
-    return _random(CLIPModel(CLIPConfig(text_config=TEXT, vision_config={**VISION, **vision}, projection_dim=WIDTH)))
+    return _randomize(CLIPModel(CLIPConfig(text_config=TEXT, vision_config={**VISION, **vision}, projection_dim=WIDTH)))
 
 
 def chinese_clip(**vision: object) -> ChineseCLIPModel:
     config = ChineseCLIPConfig(text_config=TEXT, vision_config={**VISION, **vision}, projection_dim=WIDTH)
-    return _random(ChineseCLIPModel(config))
+    return _randomize(ChineseCLIPModel(config))
 
 
 def alt_clip(**vision: object) -> AltCLIPModel:
-    text = {**TEXT, "project_dim": WIDTH, "max_position_embeddings": LENGTH + 2}  # of which two stand for padding
+    text = {**TEXT, "project_dim": WIDTH, "max_position_embeddings": LENGTH + 2}  # two of them are for padding
     config = AltCLIPConfig(text_config=text, vision_config={**VISION, **vision}, projection_dim=WIDTH)
-    return _random(AltCLIPModel(config))
+    return _randomize(AltCLIPModel(config))
 
 
 def siglip(**vision: object) -> SiglipModel:
-    return _random(SiglipModel(SiglipConfig(text_config=TEXT, vision_config={**VISION, **vision})))
+    return _randomize(SiglipModel(SiglipConfig(text_config=TEXT, vision_config={**VISION, **vision})))
 
 
 def siglip2(**vision: object) -> Siglip2Model:
     positions = {**VISION, "num_patches": 16}
     del positions["image_size"]
-    return _random(Siglip2Model(Siglip2Config(text_config=TEXT, vision_config={**positions, **vision})))
+    return _randomize(Siglip2Model(Siglip2Config(text_config=TEXT, vision_config={**positions, **vision})))
 
 
 def tokenizer(**options: object) -> PreTrainedTokenizerFast:
@@ -73,8 +73,8 @@ def tokenizer(**options: object) -> PreTrainedTokenizerFast:
     )
 
 
-def _random(model: nn.Module) -> nn.Module:
-    """Biases start at zero and positions near it, which would hide that one is forgotten."""
+def _randomize(model: nn.Module) -> nn.Module:
+    """Perturb all parameters: biases start at 0 and positions close to 0, so errors in them would not show."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

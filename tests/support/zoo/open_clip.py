@@ -1,4 +1,4 @@
-"""Small models of open_clip: every pooling and every kind of block its ``VisionTransformer`` has, and the ResNet."""
+"""Small models of open_clip: every pooling and every kind of block of its ``VisionTransformer``, and the ResNet."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def resnet(image_size: int = 64) -> open_clip.CLIP:
     cfg = CLIPVisionCfg(layers=(1, 1, 1, 1), width=8, head_width=32, image_size=image_size)
     model = open_clip.CLIP(WIDTH, vision_cfg=cfg, text_cfg=CLIPTextCfg(**TEXT)).eval()
     for stage in (model.visual.layer1, model.visual.layer2, model.visual.layer3, model.visual.layer4):
-        nn.init.ones_(stage[0].bn3.weight)  # zero at the start: the blocks would add nothing
+        nn.init.ones_(stage[0].bn3.weight)  # initialised to 0, with which the blocks would add nothing
     return model
 
 

@@ -1,4 +1,4 @@
-"""Small models in the layout of the original ``clip`` package: the same parts, names and order of dimensions."""
+"""Small models in the layout of the original ``clip`` package, with the same parts, names and order of dimensions."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ WIDTH = 16  # of the embedding
 
 
 class LayerNorm(nn.LayerNorm):
-    """In single precision, whatever the model runs in."""
+    """Computes in single precision, whatever the precision of the model."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.float()).type(x.dtype)
@@ -56,7 +56,7 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Some forks take an ``input_resolution`` of height and width."""
+    """A ViT. As in some forks, ``input_resolution`` may also be height and width."""
 
     def __init__(
         self, input_resolution: int | tuple[int, int], patch_size: int, width: int, layers: int, heads: int
@@ -116,7 +116,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool2d(nn.Module):
-    """The mean of the cells is the only query."""
+    """Attention pooling with the mean of the cells as the only query."""
 
     def __init__(self, spacial_dim: int, embed_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -178,10 +178,10 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool2d(input_resolution // 32, width * 32, heads)
 
     def _make_layer(self, planes: int, blocks: int, stride: int = 1) -> nn.Sequential:
-        made = [Bottleneck(self._inplanes, planes, stride)]
+        bottlenecks = [Bottleneck(self._inplanes, planes, stride)]
         self._inplanes = planes * Bottleneck.expansion
-        made += [Bottleneck(self._inplanes, planes) for _ in range(1, blocks)]
-        return nn.Sequential(*made)
+        bottlenecks += [Bottleneck(self._inplanes, planes) for _ in range(1, blocks)]
+        return nn.Sequential(*bottlenecks)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.type(self.conv1.weight.dtype)
@@ -220,7 +220,7 @@ class CLIP(nn.Module):
         x = self.token_embedding(text).type(self.dtype) + self.positional_embedding.type(self.dtype)
         x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
         x = self.ln_final(x).type(self.dtype)
-        # The end-of-text token has the highest number of all.
+        # The end-of-text token has the highest id.
         return x[torch.arange(len(x)), text.argmax(dim=-1)] @ self.text_projection
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,7 +231,7 @@ class CLIP(nn.Module):
 
 
 def convert_weights(model: CLIP) -> CLIP:
-    """To half precision as ``clip.load`` does on a GPU: not the norms, and not what is added to tokens."""
+    """Convert to half precision like ``clip.load`` on a GPU: all but norms, embeddings and positions."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.half()

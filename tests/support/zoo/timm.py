@@ -1,4 +1,4 @@
-"""CLIPs whose image tower is timm's, made small; pooling and projection as in open_clip's own configurations."""
+"""Small CLIPs with image towers of timm; pooling and projection as in open_clip's own configurations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,14 +21,14 @@ SIZE = (64, 96)
 def clip(
     name: str, pool: str = "", proj: str | None = "linear", size: tuple[int, int] = SIZE, **small: object
 ) -> open_clip.CustomTextCLIP:
-    """What open_clip builds of a timm name, the arguments ``small`` reaching timm, which open_clip does not offer."""
+    """Build open_clip's model with a tower of timm, passing ``small`` to timm, which open_clip does not support."""
     vision = CLIPVisionCfg(timm_model_name=name, timm_pool=pool, timm_proj=proj, image_size=size)
     with patch.object(timm, "create_model", partial(timm.create_model, **small)):
-        return _random(open_clip.CustomTextCLIP(embed_dim=WIDTH, vision_cfg=vision, text_cfg=TEXT))
+        return _randomize(open_clip.CustomTextCLIP(embed_dim=WIDTH, vision_cfg=vision, text_cfg=TEXT))
 
 
-def _random(model: open_clip.CustomTextCLIP) -> open_clip.CustomTextCLIP:
-    """Draw every parameter: timm begins with blocks that add nothing and biases that hide a mistake."""
+def _randomize(model: open_clip.CustomTextCLIP) -> open_clip.CustomTextCLIP:
+    """Draw every parameter: some start at 0 in timm, so errors in biases or whole blocks would not show."""
     with torch.no_grad():
         for parameter in model.visual.parameters():
             if parameter.ndim == 1:
@@ -39,13 +39,13 @@ def _random(model: open_clip.CustomTextCLIP) -> open_clip.CustomTextCLIP:
 
 
 def vit(name: str, pool: str = "", proj: str | None = "linear", **small: object) -> open_clip.CustomTextCLIP:
-    """A ViT of two blocks and a grid of 4 x 6."""
+    """Build a ViT with two blocks and a grid of 4 x 6."""
     small = {"img_size": SIZE, "embed_dim": 32, "depth": 2, "num_heads": 2, **small}
     return clip(name, pool, proj, **small)
 
 
 def siglip(**small: object) -> open_clip.CustomTextCLIP:
-    """SigLIP and SigLIP 2: no prefix, attention pooling, no projection, so that the width is the embedding's."""
+    """SigLIP and SigLIP 2: no prefix, attention pooling, and no projection, so the width is that of the embedding."""
     return vit("vit_base_patch16_siglip_224", "map", "none", **{"embed_dim": WIDTH, **small})
 
 
@@ -60,7 +60,7 @@ def eva02(**small: object) -> open_clip.CustomTextCLIP:
 
 
 def pe_core(**small: object) -> open_clip.CustomTextCLIP:
-    """PE-Core: a class token that is pooled by attention with the patches, rotary positions."""
+    """PE-Core: attention pooling over the class token and the patches, rotary positions."""
     return vit("vit_pe_core_tiny_patch16_384", "map", None, **{"attn_pool_num_heads": 2, **small})
 
 
@@ -71,7 +71,7 @@ def vitamin(**small: object) -> open_clip.CustomTextCLIP:
 
 
 def mobileclip_b(**small: object) -> open_clip.CustomTextCLIP:
-    """MobileCLIP-B: convolutions, then a ViT with a class token that has no position."""
+    """MobileCLIP-B: convolutions, then a ViT with a class token without a position."""
     stem = ConvStem(channels=(8, 8, 32), stride=(4, 2, 2), kernel_size=(4, 2, 2), padding=0, act_layer=nn.GELU)
     embed = partial(HybridEmbed, backbone=stem, proj=False)
     return vit("vit_base_mci_224", "token", None, embed_layer=embed, **small)

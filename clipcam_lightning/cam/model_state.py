@@ -1,4 +1,4 @@
-"""Temporary changes to a model that a pass takes, always undone."""
+"""Temporary changes to a model for the time of a pass; all of them are undone, also after an exception."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Let a pass run in eval mode and full precision, and give ``model`` back exactly as it was.
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into eval mode and full precision, and restore its state and all random states at the end.
 
-    Restored, also after an exception: every submodule's own training flag, gradient-checkpointing flags,
-    buffers, and the random state of torch, numpy and Python. Inside, autocast and inference mode are off and
-    compiled code runs eagerly, because hooks on already compiled code are skipped without a word.
+    Restored, also after an exception: the training flag of every submodule, gradient-checkpointing flags, buffers,
+    weights that PEFT merges in a forward, and the random state of torch, numpy and Python. During the ``with``,
+    autocast and inference mode are off, and compiled code runs eagerly, because code that is compiled already skips
+    hooks.
     """
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
     with ExitStack() as stack:
@@ -27,38 +28,45 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
         for kind in ("cpu", *({"cuda"} if devices else ())):
             stack.enter_context(torch.autocast(kind, enabled=False))
-        for kept in (_python_rng_kept(), _flags_kept(model), _buffers_kept(model), _merged_weights_kept(model)):
-            stack.enter_context(kept)
+        stack.enter_context(_restored_python_rng())
+        stack.enter_context(_cleared_flags(model))
+        stack.enter_context(_restored_buffers(model))
+        stack.enter_context(_restored_merged_weights(model))
         yield
 
 
 @contextmanager
 def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Recompute ``blocks`` in the backward pass instead of keeping their activations."""
-    with forwards_replaced(blocks, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
+    with replaced_forwards(blocks, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
         yield
 
 
 @contextmanager
-def forwards_replaced(
-    modules: Sequence[nn.Module], replacement: Callable[[Callable[..., Any]], Callable[..., Any]]
+def replaced_forwards(
+    modules: Sequence[nn.Module], replace: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Let ``replacement`` of each module's forward run in its place; hooks still see what goes in and out."""
-    own = [vars(module).get("forward") for module in modules]  # None where the class's is used
+    """Replace the forward of each of ``modules``; hooks still see its inputs and output.
+
+    Args:
+        modules: the modules.
+        replace: returns the new forward for an old one.
+    """
+    own = [vars(module).get("forward") for module in modules]  # None if the module uses its class's forward
     for module in modules:
-        module.forward = replacement(module.forward)
+        module.forward = replace(module.forward)
     try:
         yield
     finally:
         for module, forward in zip(modules, own, strict=True):
             if forward is None:
-                del module.forward  # the class's shows again
+                del module.forward
             else:
                 module.forward = forward
 
 
 @contextmanager
-def _python_rng_kept() -> Iterator[None]:
+def _restored_python_rng() -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         yield
@@ -68,9 +76,9 @@ def _python_rng_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _flags_kept(model: nn.Module) -> Iterator[None]:
-    # Set one by one and not through .eval(): a user may have frozen single layers in eval mode,
-    # and some LoRA layers merge their weights when .eval() or .train() is called.
+def _cleared_flags(model: nn.Module) -> Iterator[None]:
+    # Set one by one and not with .eval(): a user may have frozen single layers in eval mode, and some LoRA layers merge
+    # their weights when .eval() or .train() is called.
     flags = [
         (module, name, vars(module)[name])
         for module in model.modules()
@@ -87,7 +95,7 @@ def _flags_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def _restored_buffers(model: nn.Module) -> Iterator[None]:
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
@@ -104,13 +112,13 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _merged_weights_kept(model: nn.Module) -> Iterator[None]:
-    # peft's LoRA on nn.MultiheadAttention takes off in every forward what it has merged into the weights for it, and
-    # the difference rounds. It puts new parameters in the place of the old ones, so that these can be put back.
-    merging = [getattr(module, "base_layer", None) for module in model.modules()]
+def _restored_merged_weights(model: nn.Module) -> Iterator[None]:
+    # PEFT's LoRA on nn.MultiheadAttention merges and unmerges in every forward, which leaves rounding errors. It
+    # replaces the parameters by new ones, so the old ones can be put back.
+    wrapped = [getattr(module, "base_layer", None) for module in model.modules()]
     weights = [
         (owner, name, weight)
-        for attention in merging
+        for attention in wrapped
         if isinstance(attention, nn.MultiheadAttention)
         for owner in attention.modules()
         for name, weight in owner.named_parameters(recurse=False)
@@ -119,5 +127,5 @@ def _merged_weights_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for owner, name, weight in weights:
-            vars(owner).pop(name, None)  # what is merged is no parameter, and would be in its way
+            vars(owner).pop(name, None)  # merged weights are plain attributes, which would hide the parameter
             owner.register_parameter(name, weight)
