@@ -110,6 +110,7 @@ METHODS: dict[str, Method] = {
         Method(gem, WholeCapture, needs=(BLOCKS,), blocks=6),
     )
 }
+"""The methods of the package by name; :class:`MapSettings` takes the names, and ``"auto"``."""
 
 
 def check_method(method: MethodLike) -> None:
