@@ -128,6 +128,8 @@ test("rows in sight are requested in two batches of eight at a time", async () =
     waiting.map(({ names }) => names),
     [NAMES.slice(0, 8), NAMES.slice(8, 16)],
   );
+  run.want(range(0, 20), range(20, 30));
+  assert.equal(waiting.length, 2, "a third request waits for one of them");
   await respondWithRows();
   assert.deepEqual(
     waiting.map(({ names }) => names),
@@ -161,6 +163,7 @@ test("rows that fail make way for others and are requested again after 5 seconds
   /** @type {string[]} */
   const messages = [];
   run.onError = ({ message }) => messages.push(message);
+  run.onOutdated = async () => assert.fail("the run was read again");
   run.want(range(0, 20), []);
   await respondWith(new Response("not now", { status: 500, headers: { "content-type": "text/plain" } }));
   assert.deepEqual(messages, ["not now"]);
