@@ -136,7 +136,7 @@ def test_the_first_evaluation_measures_the_noise_floor_and_stores_images_for_all
 
     first, *later = (Snapshot.load(file) for file in sorted((tmp_path / "run" / "clipcam").glob("step-*.safetensors")))
     assert first.noise_floor is not None
-    assert all(Image.open(io.BytesIO(picture)).size == (64, 64) for picture in first.images)
+    assert all(Image.open(io.BytesIO(image)).size == (64, 64) for image in first.images)
     assert len(first.images) == len(first.names)
     assert [(snapshot.noise_floor, snapshot.images) for snapshot in later] == [(None, ())] * 2
     assert callback.report is not None
