@@ -9,7 +9,6 @@ An environment with torch takes several gigabytes: run one session at a time.
 import nox
 
 nox.options.default_venv_backend = "uv"
-nox.options.reuse_venv = "yes"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 

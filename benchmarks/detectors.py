@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from clipcam_lightning import DriftReport, DriftRule, Snapshot, compare
+from clipcam_lightning.cam.fuse import resize_maps
 
 Detector: TypeAlias = Callable[[Snapshot, Snapshot], float]
 
@@ -72,5 +73,5 @@ def _without_masks(snapshot: Snapshot) -> Snapshot:
 
 
 def _enlarge(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 1 y x"]:
-    positive = resized(maps, (SIDE, SIDE)).clamp_min(0)
+    positive = resize_maps(maps, (SIDE, SIDE)).clamp_min(0)
     return (positive / positive.amax((1, 2), keepdim=True).clamp_min(1e-12))[:, None]

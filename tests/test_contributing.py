@@ -97,4 +97,4 @@ def test_the_example_of_a_single_case_selects_one_model_and_one_method(repositor
 
     output = run_in_environment(repository, f"{command} --collect-only --quiet")
 
-    assert set(re.findall(r"\[(.+)\]$", output, flags=re.M)) == {"open_clip: resnet-layercam"}
+    assert set(re.findall(r"\[(.+)\]$", output, flags=re.M)) == {"resnet-layercam"}

@@ -55,7 +55,8 @@ PEERS: dict[str, type[BaseCAM] | type[peer.FinerCAM]] = {
     "scorecam": peer.ScoreCAM,
     "ablationcam": peer.AblationCAM,
 }
-WITHOUT_PEER: frozenset[str] = frozenset()  # methods that read one layer and that no other package has
+# Methods that read one layer and that no other package has.
+WITHOUT_PEER: frozenset[str] = frozenset()
 
 
 def peer_maps(

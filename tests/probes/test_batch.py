@@ -97,7 +97,6 @@ def test_a_segmentation_is_not_taken_for_token_ids() -> None:
         ((IMAGES, TOKENS.float()), r"float32 \(4, 5\)"),
         ({"image": IMAGES, "attention_mask": MASK}, "no 4 strings"),
     ],
-    ids=str,
 )
 def test_a_batch_without_images_or_prompts_is_refused_with_a_list_of_what_it_holds(batch: Any, message: str) -> None:
     with pytest.raises(ProbeError, match=f"{message}.*Give probes="):

@@ -53,7 +53,7 @@ PROBES = ProbeSet(
     ]
 )
 LOADERS: dict[str, Callable[[Path], Any]] = {"snapshot": Snapshot.load, "probe set": ProbeSet}
-METRICS = ("maps", "similarity", "energy_inside_mask", "pointing", "noise")
+METRICS = ("maps", "similarity", "energy_inside_mask", "pointing", "noise_floor")
 
 
 @cache

@@ -149,7 +149,7 @@ export class Detail {
     const tiles = ["change", "input"].map((view) =>
       element(
         "figure",
-        {},
+        { class: "tile" },
         canvasOf(board.image(run, probe, evaluation, { image: small, view })),
         element("figcaption", { text: view }),
       ),
@@ -242,7 +242,7 @@ function chart(run, probe, evaluation) {
   sparkline.mark(evaluation);
   const highest = formatNumber(sparkline.highest, sparkline.highest > 1 ? 2 : 0);
   const caption = element("figcaption", { text: `drift, 0 to ${highest}, at all evaluations` });
-  return element("figure", {}, sparkline.node, caption);
+  return element("figure", { class: "chart" }, sparkline.node, caption);
 }
 
 /** Where the map went, and why the probe is flagged or its drift unknown.

@@ -3,7 +3,10 @@ import { test } from "node:test";
 
 import { Board, pairProbes, probeOrder } from "../../../clipcam_lightning/tensorboard_tab/static/board.js";
 import { State } from "../../../clipcam_lightning/tensorboard_tab/static/state.js";
+import { FakeImageData, makeImage } from "./browser.js";
 import { makeRow, makeRun } from "./runs.js";
+
+Object.assign(globalThis, { ImageData: FakeImageData });
 
 const COLORS = {
   about: { heat: ["inferno", "viridis"], change: "vik" },
@@ -51,6 +54,13 @@ test("by default flagged probes come first, unknown drift last, and the others b
     makeBoard([MIXED]).probes.map(([probe]) => MIXED.names[probe]),
     expected,
   );
+});
+
+test("probes of equal drift keep their order", () => {
+  const run = makeRun({ names: ["d", "c", "b", "a"] });
+  assert.deepEqual(sorted(run, "drift"), run.names);
+  assert.deepEqual(sorted(run, "similarity"), run.names);
+  assert.deepEqual(sorted(run, "flagged"), run.names);
 });
 
 test("probes can be sorted by drift alone", () => {
@@ -190,13 +200,56 @@ test("a probe whose row has not arrived has no image yet", () => {
   assert.equal(board.image(run, 0, 0), undefined);
 });
 
-test("a missing map has no image", () => {
-  const run = makeRun({ baseline: [-1, -1, -1] });
-  const row = makeRow([{ 0: 1 }, { 0: 1 }, { 0: 1 }]);
-  const pixels = { width: 1, height: 1, data: new Uint8ClampedArray(4), colorSpace: "srgb" };
-  row.tile = /** @type {ImageData} */ (/** @type {unknown} */ (pixels));
-  row.maps.fill(0x7e00, 9, 18);
+/** A board of one run whose probe 0 is lit at cell 0, then at cell 8, on an image of 3x3 pixels; heat `i` has red `i`.
+ *
+ * @param {Record<string, string>} choices
+ */
+function paintedBoard(choices) {
+  const run = makeRun({ baseline: [0, 0, -1] });
+  const row = makeRow([{ 0: 1 }, { 8: 0.5 }, { 8: 1 }]);
+  row.tile = makeImage(new Uint8ClampedArray(36).fill(9), 3, 3);
   run.rows.set(0, row);
-  assert.equal(makeBoard([run]).image(run, 0, 1), null);
-  assert.equal(makeBoard([run], { view: "change" }).image(run, 0, 0), null, "its baseline is not available");
+  const board = makeBoard([run], choices);
+  for (let i = 0; i < 256; i++) COLORS.arrays.inferno.data[3 * i] = COLORS.arrays.vik.data[3 * i] = i;
+  /** @type {(evaluation: number, options?: Parameters<Board["image"]>[3]) => number[] | null | undefined} */
+  const corners = (evaluation, options) => {
+    const image = board.image(run, 0, evaluation, options);
+    return image && [image.data[0], image.data[32]]; // red of the first and last pixel
+  };
+  return { board, row, corners };
+}
+
+test("an image shows the map of its evaluation, or that of the baseline", () => {
+  const { corners } = paintedBoard({ view: "heat" });
+  assert.deepEqual(corners(1), [0, 255]);
+  assert.deepEqual(corners(1, { before: true }), [255, 0]);
+  assert.deepEqual(corners(2, { before: true }), null, "its baseline is not available");
+});
+
+test("an image is scaled by its own map or by all maps of the probe", () => {
+  assert.deepEqual(paintedBoard({ view: "heat", scale: "map" }).corners(1), [0, 255]);
+  assert.deepEqual(paintedBoard({ view: "heat", scale: "probe" }).corners(1), [0, 128]);
+});
+
+test("a change is painted against the chosen baseline", () => {
+  assert.deepEqual(paintedBoard({ view: "change", opacity: "1" }).corners(1), [0, 255]);
+  const { corners } = paintedBoard({ view: "change", opacity: "1", baseline: "20" });
+  assert.deepEqual(corners(0), [255, 0]);
+  assert.deepEqual(corners(0, { view: "heat" }), [255, 0], "another view than the chosen one");
+});
+
+test("the input is painted without a map, at another size on request", () => {
+  const { board, corners } = paintedBoard({ view: "input" });
+  assert.deepEqual(corners(2), [9, 9]);
+  const image = makeImage(new Uint8ClampedArray(8).fill(5), 2, 1);
+  const painted = board.image(board.runs[0], 0, 0, { image });
+  assert.deepEqual([painted?.width, painted?.height, painted?.data[0]], [2, 1, 5]);
+});
+
+test("a missing map has no image", () => {
+  const { row, corners } = paintedBoard({ view: "overlay" });
+  row.maps.fill(0x7e00, 9, 18);
+  assert.equal(corners(1), null);
+  assert.notEqual(corners(0), null);
+  assert.equal(paintedBoard({ view: "change" }).corners(2), null, "its baseline is not available");
 });

@@ -64,6 +64,15 @@ test("a map is interpolated between the centres of its cells", () => {
   assert.deepEqual(colors(down), colors(across));
 });
 
+test("each pixel is interpolated between the two nearest of several cells", () => {
+  // Three cells on six pixels: a pixel lies a quarter or three quarters of the way between two centres.
+  const data = paint(flat(6, 1, [0, 0, 0]), [1, 3], map([0, 0.8, 0]), null, options("heat"));
+  assert.deepEqual(
+    colors(data).map(([red]) => red),
+    [0, 51, 153, 153, 51, 0], // 0, 0.2, 0.6, ... of 255
+  );
+});
+
 test("rows of a map lie below each other", () => {
   const data = paint(flat(2, 2, [0, 0, 0]), [2, 2], map([0, 0.2, 0.4, 1]), null, options("heat"));
   assert.deepEqual(
@@ -81,6 +90,12 @@ test("an overlay covers the grey, darkened image more where the map is hotter", 
   // The hottest cell: it covers 85 %.
   const hot = paint(image, [1, 1], map([1]), null, options("overlay"));
   assert.deepEqual(colors(hot), [[231, 14, 14]]); // 0.85 * 255 + 0.15 * 91.8
+});
+
+test("the grey of an overlay has the weights of red, green and blue", () => {
+  // 0.299 * 50 + 0.587 * 100 + 0.114 * 250 = 102.15; darkened: 20.4 + 0.6 * 102 = 81.6.
+  const data = paint(flat(1, 1, [50, 100, 250]), [1, 1], map([1]), null, options("overlay", 0));
+  assert.deepEqual(colors(data), [[82, 82, 82]]);
 });
 
 test("an overlay without opacity is the grey, darkened image", () => {

@@ -1,13 +1,29 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { slice } from "../../../clipcam_lightning/tensorboard_tab/static/row_data.js";
-import { makeRow } from "./runs.js";
+import { RowData, slice } from "../../../clipcam_lightning/tensorboard_tab/static/row_data.js";
+import { BITS, makeRow } from "./runs.js";
 
 test("a raw map is its half floats times their scale", () => {
   const row = makeRow([{ 0: 1, 8: 0.5 }, { 4: 0.25 }], { scale: 8 });
   assert.deepEqual([...(row.map(0) ?? [])], [8, 0, 0, 0, 0, 0, 0, 0, 4]);
   assert.deepEqual([...(row.map(1) ?? [])], [0, 0, 0, 0, 2, 0, 0, 0, 0]);
+});
+
+test("maps of a grid that is not square follow each other", () => {
+  const row = new RowData(
+    {
+      shape: [2, 3],
+      maps: Uint16Array.of(...new Array(6).fill(BITS[0.25]), ...new Array(6).fill(BITS[0.5])),
+      metrics: Float32Array.of(1, 1),
+      baselines: [],
+      jpeg: new Uint8Array(),
+    },
+    ["scale"],
+  );
+  assert.deepEqual([...(row.map(0) ?? [])], new Array(6).fill(0.25));
+  assert.deepEqual([...(row.map(1) ?? [])], new Array(6).fill(0.5));
+  assert.equal(row.max, 0.5);
 });
 
 test("a map of NaN is missing", () => {

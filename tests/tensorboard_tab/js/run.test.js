@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
 import { Run } from "../../../clipcam_lightning/tensorboard_tab/static/run.js";
+import { FakeImageData } from "./browser.js";
 import { SOURCE, makeResponse, makeRow, makeRows, makeRun } from "./runs.js";
 import { encode } from "./safetensors.js";
 
@@ -46,16 +47,7 @@ beforeEach(() => {
       waiting.push({ names, respond: (value) => (value instanceof Error ? reject(value) : resolve(value)) });
     });
   });
-  // Of the browser, for tiles of missing images.
-  Object.assign(globalThis, {
-    devicePixelRatio: 1,
-    ImageData: class {
-      /** @param {Uint8ClampedArray} data @param {number} width @param {number} height */
-      constructor(data, width, height) {
-        Object.assign(this, { data, width, height });
-      }
-    },
-  });
+  Object.assign(globalThis, { devicePixelRatio: 1, ImageData: FakeImageData }); // for tiles of missing images
 });
 
 afterEach(() => {
