@@ -5,7 +5,9 @@ Names are resolved when they are first used, so importing the package imports ne
 
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+__version__ = version("clipcam-lightning")
 
 if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the table below
     from clipcam_lightning.analysis.confusion import Confusion as Confusion, confusions as confusions
@@ -28,7 +30,11 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
         Target as Target,
     )
     from clipcam_lightning.cam.towers.tower import Tower as Tower
-    from clipcam_lightning.drift.compare import DriftReport as DriftReport, ProbeDrift as ProbeDrift, compare as compare
+    from clipcam_lightning.drift.compare import (
+        DriftReport as DriftReport,
+        ProbeDrift as ProbeDrift,
+        compare as compare,
+    )
     from clipcam_lightning.drift.rule import DriftRule as DriftRule
     from clipcam_lightning.drift.snapshot import Snapshot as Snapshot, SnapshotInfo as SnapshotInfo
     from clipcam_lightning.errors import (
@@ -54,96 +60,50 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from clipcam_lightning.visualization.contact_sheet import contact_sheet as contact_sheet
     from clipcam_lightning.visualization.panels import probe_panel as probe_panel
     from clipcam_lightning.visualization.report import html_report as html_report, report_as_json as report_as_json
+else:  # for Python; type checkers skip it, so that they report an unknown name
+    _NAMES = {
+        "analysis.confusion": ("Confusion", "confusions"),
+        "analysis.prompt_sensitivity": ("Sensitivity", "paraphrases", "sensitivity"),
+        "callback": ("ClipCamCallback",),
+        "cam.capture": ("AttentionCapture", "Capture"),
+        "cam.explain": ("explain",),
+        "cam.explanation": ("Explanation",),
+        "cam.methods": ("METHODS", "Method"),
+        "cam.model": ("ClipModel", "ModelSpec", "find_clip"),
+        "cam.settings": ("MapSettings",),
+        "cam.targets": ("Contrast", "LogSoftmax", "Similarity", "Target"),
+        "cam.towers.tower": ("Tower",),
+        "drift.compare": ("DriftReport", "ProbeDrift", "compare"),
+        "drift.rule": ("DriftRule",),
+        "drift.snapshot": ("Snapshot", "SnapshotInfo"),
+        "errors": (
+            "ClipCamError",
+            "ClipCamWarning",
+            "ConfigError",
+            "DriftAlarm",
+            "IncomparableError",
+            "ModelError",
+            "ProbeError",
+            "SnapshotError",
+            "TowerError",
+        ),
+        "monitoring.evaluation": ("Evaluation", "Sink"),
+        "monitoring.history": ("HistoryEntry",),
+        "monitoring.monitor": ("evaluate",),
+        "probes.probe": ("LoadedProbe", "Probe"),
+        "probes.probe_set": ("ProbeSet",),
+        "visualization.analysis_panels": ("confusion_panel", "sensitivity_panel"),
+        "visualization.contact_sheet": ("contact_sheet",),
+        "visualization.panels": ("probe_panel",),
+        "visualization.report": ("html_report", "report_as_json"),
+    }
+    _MODULES = {name: module for module, names in _NAMES.items() for name in names}
+    __all__ = list(_MODULES)
 
-__version__ = version("clipcam-lightning")
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-_PUBLIC = {
-    "analysis.confusion": (
-        "Confusion",
-        "confusions",
-    ),
-    "analysis.prompt_sensitivity": (
-        "Sensitivity",
-        "paraphrases",
-        "sensitivity",
-    ),
-    "callback": ("ClipCamCallback",),
-    "cam.capture": (
-        "AttentionCapture",
-        "Capture",
-    ),
-    "cam.explain": ("explain",),
-    "cam.explanation": ("Explanation",),
-    "cam.methods": (
-        "METHODS",
-        "Method",
-    ),
-    "cam.model": (
-        "ClipModel",
-        "ModelSpec",
-        "find_clip",
-    ),
-    "cam.settings": ("MapSettings",),
-    "cam.targets": (
-        "Contrast",
-        "LogSoftmax",
-        "Similarity",
-        "Target",
-    ),
-    "cam.towers.tower": ("Tower",),
-    "drift.compare": (
-        "DriftReport",
-        "ProbeDrift",
-        "compare",
-    ),
-    "drift.rule": ("DriftRule",),
-    "drift.snapshot": (
-        "Snapshot",
-        "SnapshotInfo",
-    ),
-    "errors": (
-        "ClipCamError",
-        "ClipCamWarning",
-        "ConfigError",
-        "DriftAlarm",
-        "IncomparableError",
-        "ModelError",
-        "ProbeError",
-        "SnapshotError",
-        "TowerError",
-    ),
-    "monitoring.evaluation": (
-        "Evaluation",
-        "Sink",
-    ),
-    "monitoring.history": ("HistoryEntry",),
-    "monitoring.monitor": ("evaluate",),
-    "probes.probe": (
-        "LoadedProbe",
-        "Probe",
-    ),
-    "probes.probe_set": ("ProbeSet",),
-    "visualization.analysis_panels": (
-        "confusion_panel",
-        "sensitivity_panel",
-    ),
-    "visualization.contact_sheet": ("contact_sheet",),
-    "visualization.panels": ("probe_panel",),
-    "visualization.report": (
-        "html_report",
-        "report_as_json",
-    ),
-}
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
-
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
