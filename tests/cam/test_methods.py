@@ -149,7 +149,7 @@ def test_a_function_that_does_not_return_maps_is_rejected(unchecked: None) -> No
         explain(vit(), torch.randn(1, 3, 16, 32), torch.randn(1, 16), method=without_prompts)
 
 
-def test_an_unknown_method_is_rejected_with_the_valid_names() -> None:
+def test_an_unknown_method_is_rejected_with_the_valid_names(unchecked: None) -> None:
     with pytest.raises(ConfigError, match=r"'auto', one of gradcam, gradcam_pp, .*, gem, or a function.*'gradcamm'"):
         resolve_method("gradcamm", find_tower(vit()))
 

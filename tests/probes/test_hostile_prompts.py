@@ -264,7 +264,7 @@ def test_the_report_shows_exactly_the_prompts_and_they_add_no_tags(prompts: list
 def test_a_table_in_the_terminal_shows_the_name_without_control_characters(text: str) -> None:
     output, odd = io.StringIO(), make_snapshot([text], [text])
     with redirect_stdout(output):
-        report_on(odd, odd, compare(odd, odd), json_file=None, html=None)
+        report_on(odd, odd, compare(odd, odd), json_file=None, html_file=None)
     printed = output.getvalue()
     assert not re.search(r"[\0-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", printed)
     printable = "".join(char for char in text if char.isprintable() and not char.isspace())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
@@ -134,7 +134,8 @@ def test_a_file_of_another_length_is_refused(kind: str, data: st.DataObject) -> 
     content = good_file(kind)
     kept = data.draw(st.integers(0, len(content)))
     content = content[:kept] + data.draw(st.binary(min_size=kept == len(content), max_size=20))
-    assert content == good_file(kind) or loaded(kind, content) is None
+    assume(len(content) != len(good_file(kind)))
+    assert loaded(kind, content) is None
 
 
 NUMBERS = st.one_of(
