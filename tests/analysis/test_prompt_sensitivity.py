@@ -33,16 +33,18 @@ def scene() -> tuple[Tensor, str]:
 
 def test_the_metrics_are_means_over_all_pairs_of_paraphrases(trained: ClipModel, scene: tuple[Tensor, str]) -> None:
     image, caption = scene
-    result = prompts.sensitivity(trained, image, caption, templates=TEMPLATES, absent=("a blue cross",), method="gae")
+    result = prompts.sensitivity(
+        trained, image, caption, templates=TEMPLATES, absent=("a blue cross",), method="legrad"
+    )
 
     maps = [
-        explain(trained, image[None], [prompt], method="gae").maps[0, 0].flatten().double().numpy()
+        explain(trained, image[None], [prompt], method="legrad").maps[0, 0].flatten().double().numpy()
         for prompt in result.prompts
     ]
     pairs = [np.corrcoef(a, b)[0, 1] for a, b in combinations(maps, 2)]
     hottest = [set(np.argsort(-m, kind="stable")[:13]) for m in maps]  # 20 % of 64 cells
     overlaps = [len(a & b) / len(a | b) for a, b in combinations(hottest, 2)]
-    absent = explain(trained, image[None], ["a blue cross"], method="gae").maps[0, 0].flatten().double().numpy()
+    absent = explain(trained, image[None], ["a blue cross"], method="legrad").maps[0, 0].flatten().double().numpy()
 
     assert result.prompts == tuple(dict.fromkeys(template.format(caption) for template in TEMPLATES))
     assert result.correlation == pytest.approx(np.mean(pairs), abs=1e-5)

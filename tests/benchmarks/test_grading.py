@@ -40,6 +40,7 @@ from benchmarks.localisation_report import Results, write
 from clipcam_lightning import METHODS, ClipModel, explain
 from clipcam_lightning.shapes_world.models import VISION, build_clip
 from clipcam_lightning.shapes_world.scenes import CAPTIONS
+from tests.support.tolerances import MAP, UNSTABLE, assert_equal_up_to_rounding, float32_tolerance
 
 
 def blob(top: int, left: int, side: int = 3, size: int = 8) -> Tensor:
@@ -96,16 +97,19 @@ def test_deletion_and_insertion_change_the_hottest_pixels_first() -> None:
         order = np.argsort(-maps[i].flatten().numpy())
         scores = (images[i] * weights).sum(0).flatten().numpy()[order]  # of each pixel, the hottest first
         changed = np.concatenate([[0], scores.cumsum()[4::5]])
-        assert np.allclose(insertion[i], changed, atol=1e-5)
-        assert np.allclose(deletion[i], scores.sum() - changed, atol=1e-5)
+        tolerance = float32_tolerance(len(scores)) * abs(scores).max()  # the scores are summed one after the other
+        assert np.allclose(insertion[i], changed, atol=tolerance, rtol=0)
+        assert np.allclose(deletion[i], scores.sum() - changed, atol=tolerance, rtol=0)
 
 
 def test_an_area_is_relative_to_whole_image_and_mean_colour() -> None:
     straight, early = torch.linspace(0.1, 0.5, 5), torch.tensor([0.1, 0.5, 0.5, 0.5, 0.5])
     whole, blank = torch.tensor([0.5, 0.5]), torch.tensor([0.1, 0.1])
+    tolerance = float32_tolerance(5)  # the mean of a curve of five points
 
-    assert relative_area(torch.stack([straight, straight]), whole, blank) == pytest.approx(0.5)
-    assert relative_area(torch.stack([early, straight]), whole, blank) == pytest.approx((0.875 + 0.5) / 2)
+    assert relative_area(torch.stack([straight, straight]), whole, blank) == pytest.approx(0.5, rel=tolerance)
+    mean = (0.875 + 0.5) / 2
+    assert relative_area(torch.stack([early, straight]), whole, blank) == pytest.approx(mean, rel=tolerance)
 
 
 def test_an_image_that_scores_like_the_mean_colour_has_little_weight() -> None:
@@ -230,7 +234,7 @@ def test_the_best_mean_rank_does_not_depend_on_units() -> None:
 
 @pytest.mark.parametrize("objects", [1, 2])
 def test_maps_of_one_shared_pass_are_those_of_explain(clip: ClipModel, objects: int) -> None:
-    # XGrad-CAM divides by sums of channels: after a norm without bias they are nearly 0 and amplify rounding errors.
+    # XGrad-CAM divides by sums over the patches, which are close to 0 after a norm without bias.
     for block in clip.tower.blocks:
         nn.init.ones_(block.get_submodule("ln_1").bias)
     inputs = Inputs(torch.randn(3, 3, 64, 64), [CAPTIONS[i : i + objects] for i in range(3)], targets_for(objects))
@@ -246,7 +250,8 @@ def test_maps_of_one_shared_pass_are_those_of_explain(clip: ClipModel, objects: 
         expected = explain(
             clip, inputs.images, inputs.prompts, method=setting.method, layers=setting.layers, target=target
         ).maps
-        assert_close(maps, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4, msg=str(setting))
+        tolerance = UNSTABLE if setting.method == "xgradcam" else MAP
+        assert_equal_up_to_rounding(maps, expected, tolerance, message=str(setting))
 
 
 def test_a_single_object_is_contrasted_with_all_other_captions(clip: ClipModel) -> None:

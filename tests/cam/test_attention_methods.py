@@ -18,7 +18,7 @@ from tests.oracles.randomize import randomize_parameters
 from tests.oracles.resnet import ReferenceResNet
 from tests.oracles.scores import SCORES, compute_cosines
 from tests.oracles.transformer import ReferenceViT
-from tests.support.tolerances import assert_equal_up_to_rounding
+from tests.support.tolerances import SCORE, assert_equal_up_to_rounding
 from tests.support.zoo.open_clip import resnet, vit
 
 MODELS: dict[str, Callable[[], open_clip.CLIP]] = {
@@ -72,7 +72,7 @@ class Case:
 
 
 def assert_maps_equal(maps: Tensor, expected: Tensor) -> None:
-    """Compare float32 with float64, relative to the largest value."""
+    """Compare float32 with float64, with a tolerance relative to the largest value."""
     assert expected.std() > 1e-3 * expected.abs().max() > 0, "a constant map would prove nothing"
     assert_equal_up_to_rounding(maps, expected.float())
 
@@ -125,7 +125,7 @@ def test_the_terms_of_the_decomposition_sum_to_the_cosine(model: str) -> None:
             assert_close(sum(term.sum() for term in terms.values()), cosine, atol=1e-12, rtol=0)
             others = sum(term for part, term in terms.items() if part != "patches")
             total = explanation.maps[i, p].sum() + others.float()
-            assert_close(total, explanation.similarity[i, p], atol=1e-6, rtol=0)
+            assert_close(total, explanation.similarity[i, p], atol=SCORE, rtol=0)
 
 
 def test_maps_of_a_larger_image_are_those_of_a_model_built_for_its_size() -> None:

@@ -16,6 +16,7 @@ from clipcam_lightning.errors import ConfigError
 from tests.oracles.cam import WholeGraph, to_channels
 from tests.oracles.randomize import randomize_parameters
 from tests.oracles.scores import SCORES
+from tests.support.tolerances import assert_equal_up_to_rounding
 from tests.support.zoo.open_clip import vit
 
 
@@ -50,7 +51,7 @@ def test_the_gradient_at_a_layer_is_that_of_the_whole_graph(name: str) -> None:
         for p in range(3):
             activations, gradients = (torch.tensor(to_channels(each, (2, 4))) for each in whole.run(image, p)[:2])
             expected = (gradients * activations).sum(0)
-            assert_close(maps[i, p], expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+            assert_equal_up_to_rounding(maps[i, p], expected)
 
 
 def test_the_gradient_of_logsoftmax_is_a_mixture_of_those_of_the_similarities() -> None:

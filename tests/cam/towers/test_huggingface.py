@@ -28,6 +28,7 @@ from clipcam_lightning.cam.towers.huggingface import (
     unpad_images,
 )
 from clipcam_lightning.errors import ConfigError, TowerError
+from tests.support.tolerances import assert_equal_up_to_rounding
 from tests.support.zoo.huggingface import MODELS, PATCH, WIDTH, clip, siglip, siglip2, tokenizer
 
 # PEFT 0.21 and a test still use the name of transformers 4.
@@ -36,7 +37,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is 
 CLASS_TOKEN = ["clip", "chinese clip", "alt clip"]
 each_model = pytest.mark.parametrize("name", MODELS)
 one_of_each_pooling = pytest.mark.parametrize("name", ["clip", "siglip 2"])
-close = {"atol": 1e-6, "rtol": 1e-4}
 
 
 def images_for(model: nn.Module, count: int = 2) -> Tensor:
@@ -113,7 +113,7 @@ def test_maps_of_the_default_layer_equal_those_of_the_complete_graph(name: str, 
     weights = gradient.mean(dim=1, keepdim=True) if method == "gradcam" else gradient
     expected = (weights * activations).sum(dim=-1).relu().reshape(2, 1, 4, 4)
     assert expected.max() > 1e-4, "the maps must be larger than rounding errors"
-    assert_close(explanation.maps, expected, **close)
+    assert_equal_up_to_rounding(explanation.maps, expected)
     assert_close(explanation.similarity[:, 0], F.cosine_similarity(embeddings, text).detach())
 
 
@@ -151,7 +151,7 @@ def test_project_returns_what_the_attention_adds_to_its_tokens(name: str) -> Non
         after, _ = record_input_and_output(model, images, block.layer_norm2)
         heads, _ = record_input_and_output(model, images, block.self_attn.out_proj)
 
-        assert_close(tower.project(i, heads), after - before, **close)
+        assert_equal_up_to_rounding(tower.project(i, heads), after - before)
 
 
 @each_model
@@ -169,7 +169,7 @@ def test_embed_tokens_pools_each_token_alone(name: str) -> None:
             alone = encode_with_hook(
                 model, images, lambda _block, _inputs, output, t=t: output[:, t : t + 1], tower.blocks[-1]
             )
-        assert_close(embedded[:, t], alone, **close)
+        assert_equal_up_to_rounding(embedded[:, t], alone)
 
 
 @pytest.mark.parametrize("name", CLASS_TOKEN)
@@ -232,7 +232,7 @@ def test_the_configured_attention_implementation_changes_no_map(name: str, imple
     expected = explain(model, images, text, method=method).maps
     model.vision_model.config._attn_implementation = implementation  # flash attention is not installed
 
-    assert_close(explain(model, images, text, method=method).maps, expected, **close)
+    assert_equal_up_to_rounding(explain(model, images, text, method=method).maps, expected)
     assert model.vision_model.config._attn_implementation == implementation
 
 
@@ -266,7 +266,7 @@ def test_output_options_of_the_configuration_change_no_map(name: str, option: st
     for config in (model.config, model.vision_model.config):
         setattr(config, option, option != "return_dict")
 
-    assert_close(explain(model, images, text, method="gae").maps, expected, **close)
+    assert_equal_up_to_rounding(explain(model, images, text, method="gae").maps, expected)
 
 
 @each_model
@@ -315,8 +315,8 @@ def test_frozen_and_checkpointed_models_give_the_same_maps(name: str) -> None:
     checkpointed = explain(model, images, text, layers=0, method="hirescam", checkpointing=True).maps
     frozen = explain(model.requires_grad_(False), images, text, layers=0, method="hirescam").maps
 
-    assert_close(checkpointed, trainable, **close)
-    assert_close(frozen, trainable, **close)
+    assert_equal_up_to_rounding(checkpointed, trainable)
+    assert_equal_up_to_rounding(frozen, trainable)
 
 
 @each_model
@@ -327,7 +327,7 @@ def test_checkpointing_and_dropout_of_a_model_in_training_change_no_map(name: st
     model.gradient_checkpointing_enable()
     model.train()
 
-    assert_close(explain(model, images, text, method="gae").maps, expected, **close)
+    assert_equal_up_to_rounding(explain(model, images, text, method="gae").maps, expected)
     assert model.training
     assert model.vision_model.encoder.layers[0].gradient_checkpointing
 
@@ -343,7 +343,7 @@ def test_lora_weights_influence_the_map_frozen_or_not(name: str) -> None:
     frozen = explain(adapted.requires_grad_(False), images, text, layers=-1).maps
 
     assert not torch.allclose(trainable, plain, atol=1e-4)
-    assert_close(frozen, trainable, **close)
+    assert_equal_up_to_rounding(frozen, trainable)
 
 
 @one_of_each_pooling
@@ -359,7 +359,7 @@ def test_a_wrapped_tower_inside_a_plain_clip_gives_the_same_maps(name: str, wrap
 
     explanation = explain(model, images, text, method="gae")
 
-    assert_close(explanation.maps, expected, **close)
+    assert_equal_up_to_rounding(explanation.maps, expected)
     assert explanation.layers[0] in dict(model.named_modules())
 
 
@@ -442,7 +442,7 @@ def test_maps_of_a_padded_batch_equal_those_of_its_images_alone() -> None:
 
     for i, image in enumerate(images):
         alone = explain(model, image[None], text, method="hirescam")
-        assert_close(together.maps_of(i), alone.maps[0], **close)
+        assert_equal_up_to_rounding(together.maps_of(i), alone.maps[0])
         assert alone.maps.shape[2:] == (image.shape[1] // PATCH, image.shape[2] // PATCH)
 
 
@@ -487,4 +487,4 @@ def test_lora_without_effect_on_the_projection_keeps_the_decomposition() -> None
 
     adapted = get_peft_model(model, LoraConfig(target_modules=["visual_projection", "out_proj"], r=2))
 
-    assert_close(explain(adapted, images, text, method="decomposition").maps, expected, **close)
+    assert_equal_up_to_rounding(explain(adapted, images, text, method="decomposition").maps, expected)

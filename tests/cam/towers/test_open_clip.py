@@ -19,6 +19,7 @@ from clipcam_lightning.cam.towers.open_clip import OpenClipViT
 from clipcam_lightning.cam.towers.openai import OpenAiViT
 from clipcam_lightning.cam.towers.tower import AttentionTower
 from clipcam_lightning.errors import ConfigError, TowerError
+from tests.support.tolerances import assert_equal_up_to_rounding
 from tests.support.zoo.open_clip import MODELS, coca, resnet, vit
 
 
@@ -81,7 +82,7 @@ def test_skipping_unused_work_changes_no_map(name: str, method: str, monkeypatch
     monkeypatch.delattr(OpenAiViT, "skipping_unused")  # the base class skips nothing
     complete = explain(model, images, texts, method=method)
 
-    assert_close(shortened.maps, complete.maps, atol=1e-7, rtol=1e-4)
+    assert_equal_up_to_rounding(shortened.maps, complete.maps)
     assert_close(shortened.similarity, complete.similarity)
 
 
@@ -151,7 +152,7 @@ def test_maps_of_a_batch_equal_those_of_single_images(name: str) -> None:
     together = explain(model, images, texts, batch_size=2)
 
     alone = torch.cat([explain(model, image[None], texts).maps for image in images])
-    assert_close(together.maps, alone, atol=1e-7, rtol=1e-4)
+    assert_equal_up_to_rounding(together.maps, alone)
 
 
 def test_a_larger_scale_interpolates_positions_without_changing_the_model() -> None:
@@ -199,7 +200,7 @@ def test_frozen_and_checkpointed_models_give_the_same_maps(name: str) -> None:
     frozen = explain(model.requires_grad_(False), images, texts, layers=0, method="hirescam").maps
 
     assert_close(checkpointed, trainable)
-    assert_close(frozen, trainable, atol=1e-7, rtol=1e-4)
+    assert_equal_up_to_rounding(frozen, trainable)
 
 
 def test_an_embedded_token_is_the_image_embedding_when_all_tokens_are_that_token(model: nn.Module) -> None:
@@ -314,7 +315,7 @@ def test_raw_maps_of_several_layers_are_fused(fuse: str) -> None:
 
     enlarged = F.interpolate(coarse[:, None], size=fine.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     combine = {"mean": lambda a, b: (a + b) / 2, "max": torch.maximum, "product": torch.mul}[fuse]
-    assert_close(both, combine(enlarged, fine), atol=1e-7, rtol=1e-4)
+    assert_equal_up_to_rounding(both, combine(enlarged, fine))
 
 
 def test_an_unknown_tower_is_rejected_with_the_supported_ones_and_how_to_add_one() -> None:

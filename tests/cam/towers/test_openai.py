@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from clipcam_lightning.cam.capture import ScoreCapture
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
 from clipcam_lightning.errors import TowerError
+from tests.support.tolerances import SCORE, assert_equal_up_to_rounding
 from tests.support.zoo.openai import (
     CLIP,
     MODELS,
@@ -75,8 +77,11 @@ def test_maps_equal_those_of_open_clip_with_the_same_weights(name: str, method: 
     ours, theirs = (explain(each, images, texts, method=method) for each in (model, twin))
 
     assert_close(ours.similarity, theirs.similarity)
-    # Ablation-CAM divides small differences of scores by a score.
-    assert_close(ours.maps, theirs.maps, atol=1e-6, rtol=1e-2 if method == "ablationcam" else 1e-4)
+    if method == "ablationcam":  # divides small differences of scores by a score
+        assert_close(ours.maps, theirs.maps, atol=1e-6, rtol=1e-2)
+    else:
+        absolute = SCORE if METHODS[method].reads is ScoreCapture else 0.0
+        assert_equal_up_to_rounding(ours.maps, theirs.maps, absolute=absolute)
 
 
 def test_maps_of_the_default_layer_equal_those_of_the_complete_graph(name: str) -> None:
@@ -95,7 +100,7 @@ def test_maps_of_the_default_layer_equal_those_of_the_complete_graph(name: str) 
         product = gradient * outputs[0]
         if "resnet" not in name:  # [tokens, batch, width]
             product = product[1:].permute(1, 2, 0).unflatten(2, maps.shape[-2:])
-        assert_close(maps[:, p], product.sum(dim=1).relu(), atol=1e-7, rtol=1e-4)
+        assert_equal_up_to_rounding(maps[:, p], product.sum(dim=1).relu())
 
 
 def test_only_the_last_block_computes_a_single_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +138,7 @@ def test_a_fork_that_projects_all_tokens_gives_the_same_maps() -> None:
 
     for method in ("gradcam", "gae", "maskclip"):
         maps, expected = (explain(each, images, texts, method=method).maps for each in (fork, model))
-        assert_close(maps, expected, atol=1e-7, rtol=1e-4)
+        assert_equal_up_to_rounding(maps, expected)
 
 
 class AdaptedBlock(ResidualAttentionBlock):
@@ -180,7 +185,9 @@ def test_half_precision_as_in_clip_load_gives_nearly_the_same_maps(method: str) 
     maps = explain(convert_weights(model), images, texts, method=method).maps
 
     assert maps.dtype == torch.float32
-    assert (maps - expected).abs().max() < 0.05 * expected.abs().max()
+    # Ten times the measured difference; two methods divide by small sums or differences.
+    tolerance = 0.2 if method in ("xgradcam", "ablationcam") else 0.1
+    assert (maps - expected).abs().max() < tolerance * expected.abs().max()
 
 
 def test_texts_are_tokenized_by_the_tokenizer_of_clip_if_the_vocabulary_is_that_of_clip() -> None:

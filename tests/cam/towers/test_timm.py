@@ -19,6 +19,7 @@ from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.timm import TimmStages, TimmViT
 from clipcam_lightning.errors import ConfigError, TowerError
+from tests.support.tolerances import assert_equal_up_to_rounding
 from tests.support.zoo.timm import MODELS, STAGES, VITS, WIDTH, clip, eva02, pe_core, plain, siglip, vit
 
 ONE_SIZE = ["relative positions", "swin"]
@@ -26,7 +27,6 @@ RESIDUAL = ["plain", "relative positions", "eva", "mobileclip-b"]
 CORNERS = [(0, 1), (1, 0)]  # a transposed or mirrored grid moves at least one of them
 each_model = pytest.mark.parametrize("name", MODELS)
 each_vit = pytest.mark.parametrize("name", VITS)
-close = {"atol": 1e-6, "rtol": 1e-4}
 
 
 def images_for(model: nn.Module, count: int = 2) -> Tensor:
@@ -105,7 +105,7 @@ def test_maps_of_the_default_layer_equal_those_of_the_complete_graph(name: str) 
     explanation = explain(model, images, texts[:, None], method="hirescam")
 
     expected = cells[:, -explanation.maps[0].numel() :].relu()  # the prefix comes first
-    assert_close(explanation.maps.flatten(1), expected, **close)
+    assert_equal_up_to_rounding(explanation.maps.flatten(1), expected)
     assert_close(explanation.similarity[:, 0], cosines)
     assert expected.amax(1).min() > 1e-4
 
@@ -137,7 +137,7 @@ def test_embed_tokens_equals_the_embedding_if_all_tokens_are_equal(name: str) ->
         model, images_for(model), tower.blocks[-1], lambda _block, _inputs, output: token.expand_as(output)
     )
 
-    assert_close(tower.embed_tokens(token)[:, 0], pooled, **close)
+    assert_equal_up_to_rounding(tower.embed_tokens(token)[:, 0], pooled)
 
 
 @each_vit
@@ -157,7 +157,7 @@ def test_attention_weights_times_values_equal_the_output_of_the_heads(name: str)
     model = VITS[name]()
     attention = record_attention(model, images_for(model), 0)
 
-    assert_close(attention.weights() @ attention.value, attention.output(), **close)
+    assert_equal_up_to_rounding(attention.weights() @ attention.value, attention.output())
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
@@ -166,7 +166,7 @@ def test_final_norm_and_head_map_the_class_token_to_the_embedding(name: str) -> 
     tower, images = find_tower(model), images_for(model)
     token = record_input_and_output(model, images, tower.blocks[-1])[1][:, :1]
 
-    assert_close(tower.head(tower.final_norm(token))[:, 0], model.encode_image(images), **close)
+    assert_equal_up_to_rounding(tower.head(tower.final_norm(token))[:, 0], model.encode_image(images))
 
 
 @pytest.mark.parametrize("name", ["projected by an MLP", *(name for name in VITS if name not in RESIDUAL)])
@@ -225,7 +225,7 @@ def test_another_size_is_embedded_as_by_a_model_set_to_that_size(name: str) -> N
         resized.visual.trunk.set_input_size(img_size=(128, 96))
 
     with torch.no_grad():
-        assert_close(find_tower(model).encode(images), resized.encode_image(images), **close)
+        assert_equal_up_to_rounding(find_tower(model).encode(images), resized.encode_image(images))
 
 
 @pytest.mark.parametrize(("name", "size"), [("siglip", (80, 128)), ("vitamin", (80, 128)), ("convnext", (96, 128))])
