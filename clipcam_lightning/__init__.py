@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
         Similarity as Similarity,
         Target as Target,
     )
-    from clipcam_lightning.cam.towers.tower import Tower as Tower
+    from clipcam_lightning.cam.towers.tower import AttentionTower as AttentionTower, Tower as Tower
     from clipcam_lightning.drift.compare import (
         DriftReport as DriftReport,
         ProbeDrift as ProbeDrift,
@@ -72,7 +72,7 @@ else:  # for Python; type checkers skip it, so that they report an unknown name
         "cam.model": ("ClipModel", "ModelSpec", "find_clip"),
         "cam.settings": ("MapSettings",),
         "cam.targets": ("Contrast", "LogSoftmax", "Similarity", "Target"),
-        "cam.towers.tower": ("Tower",),
+        "cam.towers.tower": ("AttentionTower", "Tower"),
         "drift.compare": ("DriftReport", "ProbeDrift", "compare"),
         "drift.rule": ("DriftRule",),
         "drift.snapshot": ("Snapshot", "SnapshotInfo"),

@@ -12,8 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from clipcam_lightning import ClipCamCallback
-from clipcam_lightning.shapes_world import trained_clip
-from clipcam_lightning.shapes_world.demo import FineTunedClip, demo_probes, loader, stamped_scenes
+from clipcam_lightning.shapes_world import demo, trained_clip
 
 
 def main(folder: str) -> None:
@@ -24,16 +23,16 @@ def main(folder: str) -> None:
     trainer = pl.Trainer(
         max_epochs=8,
         accelerator="cpu",
-        callbacks=[ClipCamCallback(demo_probes(), on_drift="log"), limit, best],
+        callbacks=[ClipCamCallback(demo.demo_probes(), on_drift="log"), limit, best],
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(
-        FineTunedClip(trained_clip("vit").train()),
-        loader(stamped_scenes(1280, seed=1), shuffle=True),
-        loader(stamped_scenes(64, seed=2)),
+        demo.FineTunedClip(trained_clip("vit").train()),
+        demo.loader(demo.stamped_scenes(1280, seed=1), shuffle=True),
+        demo.loader(demo.stamped_scenes(64, seed=2)),
     )
     print(f"stopped in epoch {limit.stopped_epoch}: mean drift {float(trainer.callback_metrics['clipcam/drift']):.2f}")
     print(f"kept {best.best_model_path}: energy on the objects {float(best.best_model_score or 0):.2f}")

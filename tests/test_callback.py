@@ -462,7 +462,7 @@ class TestBadInput:
 
     def test_an_unsupported_strategy_with_on_error_raise(self, tmp_path: Path) -> None:
         strategy = DeepSpeedStrategy(device="cpu")
-        with pytest.raises(ConfigError, match="does not support DeepSpeedStrategy"):
+        with pytest.raises(ConfigError, match="DeepSpeedStrategy is not supported"):
             fit(FineTuning(), tmp_path, ClipCamCallback(on_error="raise"), strategy=strategy)
 
     def test_no_clip_in_the_module(self, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ example:
 
 DEMO = """\
 Fine-tune a small CLIP on images whose stamp gives the answer away, and see its attention move to the stamp.
-Needs no data and no network; takes about a minute on two CPU cores.
+Needs no data and no network; takes about 75 seconds on two CPU cores.
 
 example:
   clipcam demo --out clipcam_demo
@@ -168,7 +168,7 @@ def _add_report_options(command: ArgumentParser) -> None:
         type=float,
         metavar="X",
         help="fail if one map drifts by more: 0 the same, 1 unrelated, 2 inverted (default: the rule described under "
-        "'Alarms' in the docs)",
+        "'When it is an alarm' in the README)",
     )
     group.add_argument("--json", type=Path, metavar="FILE", help="write all metrics as JSON")
     group.add_argument("--html", type=Path, metavar="FILE", help="write a page with the maps and metrics as HTML")

@@ -125,7 +125,7 @@ class Snapshot:
         Raises:
             OSError: the file cannot be written.
         """
-        tensors, metadata = self.tensors()
+        tensors, metadata = self.to_tensors()
         # safetensors refuses tensors that share memory.
         save_tensors(Path(file), KIND, {name: tensor.clone() for name, tensor in tensors.items()}, metadata)
 
@@ -148,7 +148,7 @@ class Snapshot:
         except (KeyError, TypeError, ValueError) as error:
             raise SnapshotError(f"{file} is not a whole snapshot: {abridge(repr(error))}") from error
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Split the snapshot for a file or a checkpoint.
 
         Returns:
@@ -169,7 +169,7 @@ class Snapshot:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> "Snapshot":
-        """Invert :meth:`tensors`.
+        """Invert :meth:`to_tensors`.
 
         Args:
             tensors: by name.

@@ -137,7 +137,7 @@ class Monitor:
         """Return baseline, history and metrics as tensors and primitives, for a checkpoint."""
         state: dict[str, Any] = {"version": VERSION}
         if self.baseline is not None:
-            tensors, metadata = self.baseline.tensors()
+            tensors, metadata = self.baseline.to_tensors()
             state["baseline"] = {"tensors": tensors, "metadata": metadata}
         state["history"] = [asdict(entry) for entry in self.history]
         state["metrics"] = dict(self.metrics)
@@ -167,7 +167,7 @@ class Monitor:
             if any({len(entry.maps), len(entry.drift), len(entry.flagged)} != {len(self.probes)} for entry in history):
                 raise ValueError("an evaluation in the history has another number of maps than there are probes")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SnapshotError(f"the history in the checkpoint is damaged: {error!r}.") from error
+            raise SnapshotError(f"the callback's state in the checkpoint is damaged: {error!r}.") from error
         if baseline is not None:
             _require_same_probes("the checkpoint", baseline, self.probes)
         self.baseline = self.baseline or baseline  # a baseline file takes precedence

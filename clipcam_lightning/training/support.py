@@ -9,7 +9,7 @@ UNSUPPORTED = ("DeepSpeedStrategy", "XLAFSDPStrategy", "XLAStrategy", "SingleDev
 def unsupported_reason(strategy: object) -> str:
     """Say why no evaluation is possible under a strategy; ``""`` if the strategy is supported."""
     kinds = [kind.__name__ for kind in type(strategy).__mro__ if kind.__name__ in UNSUPPORTED]
-    return f"ClipCamCallback does not support {kinds[0]}." if kinds else ""
+    return f"{kinds[0]} is not supported." if kinds else ""
 
 
 def may_build_layers_later(module: object) -> bool:

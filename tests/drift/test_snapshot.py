@@ -78,7 +78,7 @@ def test_a_snapshot_of_tensors_that_share_memory_can_be_saved(tmp_path: Path) ->
 
 def damaged(**changes: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of SNAPSHOT with parts replaced; ``None`` removes a part."""
-    tensors, metadata = SNAPSHOT.tensors()
+    tensors, metadata = SNAPSHOT.to_tensors()
     for name, value in changes.items():
         part = metadata if name in metadata else metadata["info"] if name in metadata["info"] else tensors
         part[name] = value
@@ -146,7 +146,7 @@ def test_a_file_that_is_not_a_snapshot_is_refused(tmp_path: Path, kind: str) -> 
     if kind == "probe set":
         ProbeSet([(np.zeros((4, 6, 3), np.uint8), "a")]).save(file)
     elif kind != "missing":
-        tensors, metadata = SNAPSHOT.tensors()
+        tensors, metadata = SNAPSHOT.to_tensors()
         save_tensors(file, "snapshot", tensors, {**metadata, **({"version": 99} if kind == "future" else {})})
         file.write_bytes(file.read_bytes()[: -5 if kind == "cut" else None])
     with pytest.raises(SnapshotError, match=str(file)):

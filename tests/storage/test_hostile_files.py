@@ -206,7 +206,7 @@ def forged(kind: str, tensors: dict[str, Tensor], metadata: Any) -> bytes:
 @given(data=st.data())
 @examples(150)
 def test_a_file_with_parts_of_another_type_is_refused_or_usable(kind: str, data: st.DataObject) -> None:
-    tensors, metadata = GOOD.tensors() if kind == "snapshot" else file_parts()
+    tensors, metadata = GOOD.to_tensors() if kind == "snapshot" else file_parts()
     places: list[Any] = [
         metadata,
         metadata,

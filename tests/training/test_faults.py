@@ -439,12 +439,12 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a newer version": (lambda state: state["monitor"].update(version=2), "format version 2, this package reads 1"),
     "an unknown field in the history": (
         lambda state: state["monitor"]["history"][0].update(mood="good"),
-        "the history in the checkpoint is damaged: TypeError.*mood",
+        "state in the checkpoint is damaged: TypeError.*mood",
     ),
     "no monitor": (lambda state: state.pop("monitor"), "KeyError: 'monitor'"),
     "no history": (
         lambda state: state["monitor"].pop("history"),
-        "history in the checkpoint is damaged: KeyError.*'history'",
+        "state in the checkpoint is damaged: KeyError.*'history'",
     ),
     "a history of another length": (
         lambda state: state["monitor"]["history"][1].update(maps=torch.zeros(5, 4, 4)),
@@ -452,11 +452,11 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "metrics of another type": (
         lambda state: state["monitor"].update(metrics=[1, 2]),
-        "history in the checkpoint is damaged: AttributeError",
+        "state in the checkpoint is damaged: AttributeError",
     ),
     "a cut baseline": (
         lambda state: state["monitor"]["baseline"]["tensors"].update(maps=torch.zeros(1, 4, 4)),
-        "history in the checkpoint is damaged: ValueError.*names, prompts, maps",
+        "state in the checkpoint is damaged: ValueError.*names, prompts, maps",
     ),
     "no probes": (lambda state: state.pop("probes"), "KeyError: 'probes'"),
     "a number of evaluations that is not a number": (lambda state: state.update(evaluations="many"), "ValueError"),

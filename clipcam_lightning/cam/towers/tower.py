@@ -196,6 +196,13 @@ class AttentionTower(Tower):
         prefix: number of tokens before the patches.
         final_norm: the norm between the pooled class token and the projection, if every block adds an affine function
             of its heads to the class token; else ``None``.
+
+    Example:
+        >>> from clipcam_lightning import AttentionTower, find_clip
+        >>> from clipcam_lightning.shapes_world import trained_clip
+        >>> tower = find_clip(trained_clip("vit")).tower
+        >>> isinstance(tower, AttentionTower), tower.pooling, tower.grid((64, 64))
+        (True, 'cls', (8, 8))
     """
 
     channel_dim = -1
