@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import open_clip
@@ -12,6 +14,11 @@ from playwright.sync_api import Browser, sync_playwright
 
 from clipcam_lightning.cam.model import ClipModel, find_clip
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, trained_clip
+
+# Compiled code depends on the vector instructions in use, by which torch's own cache does not distinguish it.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"inductor-{torch.backends.cpu.get_cpu_capability()}")
+)
 
 pytest_plugins = ["pytester", "tests.support.forks"]
 

@@ -4,6 +4,7 @@
 ``FOLDER/rank-<n>.pt``.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -278,3 +279,5 @@ if __name__ == "__main__":
     results = SCENARIOS[sys.argv[1]](output)
     torch.save(results, output / f"rank-{distributed.get_rank()}.pt")
     distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # the interpreter's own exit sometimes finds a thread of torch still running, and aborts

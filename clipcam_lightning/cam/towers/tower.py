@@ -187,6 +187,12 @@ class Tower(ABC):
 class AttentionTower(Tower):
     """A tower whose patches attend to each other, or are pooled by attention.
 
+    The attention must be computed by torch's ``scaled_dot_product_attention`` or ``multi_head_attention_forward``,
+    where it is intercepted. Beyond what :class:`Tower` lists, a subclass sets ``blocks`` and the attributes below, such
+    that ``layers[i]`` and ``attentions[i]`` belong to ``blocks[i]``, and defines :meth:`grid` and :meth:`embed_tokens`;
+    with attention in the blocks :meth:`project`, and with a ``final_norm`` :meth:`head`. Of a tower that pools a class
+    token, the last block's output has no gradient in any patch: there, ``layers`` are the first norm of each block.
+
     Attributes:
         attentions: the module in each of ``blocks`` that holds its attention; empty for a convolutional tower that
             only pools by attention.

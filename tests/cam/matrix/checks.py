@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from clipcam_lightning.cam.attention import Attention, intercepted_attention
 from clipcam_lightning.cam.capture import AttentionCapture, LayerCapture, ScoreCapture
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS, Method
 from clipcam_lightning.cam.methods.occlusion import MIN_CELLS
 from clipcam_lightning.cam.model import ClipModel, find_clip
 from clipcam_lightning.cam.towers.tower import AttentionTower, Tower
+from clipcam_lightning.errors import ConfigError
 from tests.support.tolerances import MAP, SCORE, assert_equal_up_to_rounding
 
 Build = Callable[[], nn.Module]
@@ -165,15 +167,90 @@ class MatrixChecks:
         most_changed = [max(range(4), key=lambda i, c=change: c[corners[i]].mean()) for change in changes]
         assert most_changed == [0, 1, 2, 3]
 
+    def test_the_gradient_at_the_default_layer_reaches_every_cell(self, name: str) -> None:
+        """After the last block of a class-token tower it does not: the embedding reads the class token alone."""
+        case = self.case(name)
+
+        norms = explain(case.clip, case.images, case.texts, method=lambda capture: capture.gradients.norm(dim=2)).maps
+
+        assert norms.min() > 0, "choose a default_layer on which the embedding depends in every cell"
+
+    def test_a_scaled_size_is_whole_cells_that_the_tower_embeds(self, name: str) -> None:
+        tower = self.case(name).tower
+        try:
+            assert tower.scaled_size(tower.input_size, 1.0) == tower.input_size
+            size = tower.scaled_size(tower.input_size, 1.5)
+        except ConfigError:
+            return  # a tower that takes images of one size
+        cell = [side / cells for side, cells in zip(tower.input_size, measure_grid(tower), strict=True)]
+
+        embedded = tower.encode(torch.randn(1, 3, *size))
+
+        assert all(abs(new - 1.5 * side) < each for new, side, each in zip(size, tower.input_size, cell, strict=True))
+        assert embedded.isfinite().all()
+
+    def test_embed_tokens_equals_the_embedding_if_all_tokens_are_equal(self, name: str) -> None:
+        """Every kind of pooling of equal tokens returns what it returns for one of them."""
+        tower = self.case(name).tower
+        if not (isinstance(tower, AttentionTower) and tower.attentions):
+            return
+        token: list[Tensor] = []
+
+        def equalize(_block: nn.Module, _inputs: object, output: Any) -> Any:
+            own = output[0] if isinstance(output, tuple) else output
+            token.append(tower.to_tokens(own)[:, :1].detach())
+            equal = own.narrow(1 - tower.batch_dim, 0, 1).expand_as(own)
+            return (equal, *output[1:]) if isinstance(output, tuple) else equal
+
+        with torch.no_grad(), tower.native(), hooked(tower.blocks[-1], equalize):
+            pooled = tower.encode(self.case(name).images)
+            embedded = tower.embed_tokens(token[0])[:, 0]
+
+        assert_equal_up_to_rounding(F.normalize(embedded, dim=-1), F.normalize(pooled, dim=-1))
+
+    def test_final_norm_and_head_map_the_class_token_to_the_embedding(self, name: str) -> None:
+        tower = self.case(name).tower
+        if not isinstance(tower, AttentionTower) or tower.final_norm is None:
+            return
+        token: list[Tensor] = []
+        with (
+            torch.no_grad(),
+            hooked(tower.blocks[-1], lambda _block, _inputs, output: token.append(tower.to_tokens(output)[:, :1])),
+        ):
+            embedding = tower.encode(self.case(name).images)
+
+            assert_equal_up_to_rounding(tower.head(tower.final_norm(token[0]))[:, 0], embedding)
+
+    def test_project_computes_what_attention_adds_to_the_tokens(self, name: str) -> None:
+        """Without its MLP, a block adds what its attention adds; other heads add something else."""
+        tower = self.case(name).tower
+        if not (isinstance(tower, AttentionTower) and tower.attentions):
+            return
+        for block, attention in zip(tower.blocks, tower.attentions, strict=True):
+            (heads, tokens), (changed_heads, changed_tokens) = (
+                run_without_mlp(tower, self.case(name).images, block, attention, factor) for factor in (1.0, 2.0)
+            )
+            index = list(tower.blocks).index(block)
+            with torch.no_grad():
+                expected = tower.project(index, changed_heads) - tower.project(index, heads)
+
+            assert expected.abs().max() > 1e-3, "the attention must have an effect"
+            assert_equal_up_to_rounding(
+                changed_tokens - tokens, expected, absolute=MAP * float(changed_tokens.abs().max())
+            )
+
     def test_the_declared_models_know_no_order_without_positions(self, name: str) -> None:
         assert is_order_free(self.case(name).tower) == (name in self.order_free)
 
     def test_every_tower_with_attention_has_a_model_that_knows_no_order(self) -> None:
         towers = {name: self.case(name).tower for name in self.models}
 
-        assert {type(towers[name]) for name in self.order_free} == {
-            type(tower) for tower in towers.values() if getattr(tower, "attentions", ())
-        }
+        covered = {type(towers[name]).__name__ for name in self.order_free}
+        attending = {type(tower).__name__ for tower in towers.values() if getattr(tower, "attentions", ())}
+        assert covered == attending, (
+            "give every tower with attention between patches a model whose only positions are learned parameters, "
+            f"named like one of {POSITIONS}, and list it in order_free"
+        )
 
     def test_without_positions_shuffled_patches_shuffle_the_map(self, name: str, method: str) -> None:
         """A theorem: attention, and everything else in a block, is equivariant under permutations of its tokens."""
@@ -185,6 +262,8 @@ class MatrixChecks:
 
         assert_maps_close(shuffled, plain[:, order], method)
 
+
+POSITIONS = ("positional_embedding", "position_embedding", "pos_embed")  # in the names of parameters
 
 PAIR_FILTERS: dict[str, Callable[[type[MatrixChecks], str, str], bool]] = {
     # Perturbation-based methods compute no gradient that a frozen model could lack.
@@ -229,7 +308,7 @@ def zeroed_positions(model: nn.Module) -> Iterator[None]:
     own = {
         name: value.detach().clone()
         for name, value in model.named_parameters()
-        if any(word in name for word in ("positional_embedding", "position_embedding", "pos_embed"))
+        if any(word in name for word in POSITIONS)
     }
     with torch.no_grad():
         for name in own:
@@ -239,6 +318,50 @@ def zeroed_positions(model: nn.Module) -> Iterator[None]:
         finally:
             for name, value in own.items():
                 model.get_parameter(name).copy_(value)
+
+
+@contextmanager
+def hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    """Register a forward hook while the context lasts."""
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def run_without_mlp(
+    tower: AttentionTower, images: Tensor, block: nn.Module, attention: nn.Module, factor: float
+) -> tuple[Tensor, Tensor]:
+    """Embed images with one block's MLP returning 0 and half of the channels of its heads multiplied.
+
+    Args:
+        tower: the image tower.
+        images: model input.
+        block: the block.
+        attention: its attention.
+        factor: of half of the channels; of all of them, a norm after the heads would undo it.
+
+    Returns:
+        The outputs of the heads, concatenated, and the output tokens of the block.
+    """
+    heads, tokens = [], []
+
+    def attend(_i: int, own: Attention) -> Tensor:
+        output = own.output().clone()
+        output[..., ::2] *= factor
+        heads.append(output.transpose(1, 2).flatten(2))
+        return output
+
+    with (
+        tower.native(),
+        hooked(block.get_submodule("mlp"), lambda _mlp, _inputs, output: torch.zeros_like(output)),
+        hooked(block, lambda _block, _inputs, output: tokens.append(tower.to_tokens(output))),
+        intercepted_attention([attention], attend),
+    ):
+        tower.encode(images)
+    return heads[0], tokens[0]
 
 
 def shuffle_patches(tower: Tower, images: Tensor, order: Tensor) -> Tensor:

@@ -128,45 +128,11 @@ def test_the_map_is_largest_at_the_only_patch_that_matters(name: str, corner: tu
 
 
 @each_vit
-def test_embed_tokens_equals_the_embedding_if_all_tokens_are_equal(name: str) -> None:
-    """Every kind of pooling of equal tokens returns what it returns for one of them."""
-    model = VITS[name]()
-    tower, token = find_tower(model), torch.randn(2, 1, model.visual.trunk.embed_dim)
-
-    pooled = encode_with_hook(
-        model, images_for(model), tower.blocks[-1], lambda _block, _inputs, output: token.expand_as(output)
-    )
-
-    assert_equal_up_to_rounding(tower.embed_tokens(token)[:, 0], pooled)
-
-
-@each_vit
-def test_project_returns_what_the_attention_adds_to_its_tokens(name: str) -> None:
-    model = VITS[name]()
-    tower, images = find_tower(model), images_for(model)
-    for i, block in enumerate(tower.blocks):
-        before, _ = record_input_and_output(model, images, block)
-        after, _ = record_input_and_output(model, images, block.mlp if tower.post_norm else block.norm2)
-        heads = record_attention(model, images, i).output().transpose(1, 2).flatten(2)
-
-        assert_close(tower.project(i, heads), after - before, atol=1e-5, rtol=1e-4)
-
-
-@each_vit
 def test_attention_weights_times_values_equal_the_output_of_the_heads(name: str) -> None:
     model = VITS[name]()
     attention = record_attention(model, images_for(model), 0)
 
     assert_equal_up_to_rounding(attention.weights() @ attention.value, attention.output())
-
-
-@pytest.mark.parametrize("name", RESIDUAL)
-def test_final_norm_and_head_map_the_class_token_to_the_embedding(name: str) -> None:
-    model = VITS[name]()
-    tower, images = find_tower(model), images_for(model)
-    token = record_input_and_output(model, images, tower.blocks[-1])[1][:, :1]
-
-    assert_equal_up_to_rounding(tower.head(tower.final_norm(token))[:, 0], model.encode_image(images))
 
 
 @pytest.mark.parametrize("name", ["projected by an MLP", *(name for name in VITS if name not in RESIDUAL)])
