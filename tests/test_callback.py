@@ -419,7 +419,8 @@ class DeepSpeedStrategy(SingleDeviceStrategy):
 def test_under_an_unsupported_strategy_there_is_a_warning_and_no_evaluation(tmp_path: Path) -> None:
     metrics, stopper = EpochMetrics(), EarlyStopping("clipcam/drift", patience=99)
     strategy = DeepSpeedStrategy(device="cpu")
-    with pytest.warns(ClipCamWarning, match=r"DeepSpeedStrategy is not supported\. The training goes on without evaluations"):
+    warning = r"DeepSpeedStrategy is not supported\. The training goes on without evaluations"
+    with pytest.warns(ClipCamWarning, match=warning):
         trainer = fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()), metrics, stopper, strategy=strategy)
     assert trainer.global_step == 8
     assert [epoch["drift"] for epoch in metrics.epochs] == [1, 1], "unknown is not unmoved"
