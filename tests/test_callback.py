@@ -37,7 +37,10 @@ from clipcam_lightning.shapes_world.scenes import draw_scenes
 from tests.support.modules import FineTuning, Pairs, events, fit
 
 # After a few steps of training, a model of random weights does look elsewhere.
-pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning"),
+]
 
 SCENES = draw_scenes(3, seed=9)
 ALWAYS = {"drift", "drift_max", "similarity", "flagged", "alarm", "degenerate"}

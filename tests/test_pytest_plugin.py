@@ -13,6 +13,8 @@ from PIL import Image
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.pytest_plugin import FOLDER, NAME_LENGTH, file_name
 
+pytestmark = pytest.mark.slow
+
 # Loaded by module, because the entry point depends on how the package is installed and must not load it twice.
 LOADED = ("-p", "no:clipcam", "-p", "clipcam_lightning.pytest_plugin", "-p", "no:cacheprovider")
 PROJECT = """

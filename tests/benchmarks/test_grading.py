@@ -42,6 +42,8 @@ from clipcam_lightning.shapes_world.models import VISION, build_clip
 from clipcam_lightning.shapes_world.scenes import CAPTIONS
 from tests.support.tolerances import MAP, UNSTABLE, assert_equal_up_to_rounding, float32_tolerance
 
+pytestmark = pytest.mark.slow
+
 
 def blob(top: int, left: int, side: int = 3, size: int = 8) -> Tensor:
     mask = torch.zeros(size, size, dtype=torch.bool)

@@ -48,6 +48,7 @@ def full_size(request: pytest.FixtureRequest) -> Case:
     return Case(model, "visual.transformer.resblocks.11.ln_1", (7, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in LOOPS if method not in WITHOUT_PEER])
 def test_maps_of_full_size_towers_equal_those_of_pytorch_grad_cam(full_size: Case, method: str) -> None:
     """In float64: the rounding errors of twelve blocks would dominate maps of small differences."""

@@ -21,6 +21,8 @@ from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.towers import find_tower
 
+pytestmark = pytest.mark.slow
+
 MODELS = {
     "open_clip": tests.support.zoo.open_clip.MODELS["cls"],
     "openai": tests.support.zoo.openai.MODELS["openai vit"],

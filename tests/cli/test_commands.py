@@ -18,6 +18,8 @@ from PIL import Image
 import clipcam_lightning
 from tests.support.shell import ENVIRONMENT, OPTIONS, files_in, make_project, run_clipcam
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = ("explain", "snapshot", "compare", "check", "demo")
 MODEL_LIBRARIES = {"open_clip", "timm", "transformers", "lightning", "torchvision"}
 HEAVY = {*MODEL_LIBRARIES, "torch", "numpy"}

@@ -16,6 +16,8 @@ from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.probe_set import ProbeSet
 from tests.support.hostile import attempt, examples, make_or_reject, texts, without_test_checks
 
+pytestmark = pytest.mark.slow
+
 SIZE, COUNT = (8, 12), 5  # not square, so that a swap shows; nothing below has five entries by accident
 IMAGES = torch.rand(COUNT, 3, *SIZE)
 TOKENS = torch.arange(COUNT * 6).view(COUNT, 6) + 1

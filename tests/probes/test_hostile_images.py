@@ -22,6 +22,8 @@ from clipcam_lightning.probes.probe import LoadedProbe, Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from tests.support.hostile import attempt, example_folder, examples, make_or_reject, without_test_checks
 
+pytestmark = pytest.mark.slow
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
 GREY = PIXELS[..., 0]
 DEEP = GREY.astype(np.uint16) * 257  # the same grey with 16 bits

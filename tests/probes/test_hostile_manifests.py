@@ -22,6 +22,8 @@ from clipcam_lightning.probes.probe_set import ProbeSet
 from tests.support.hostile import attempt, example_folder, examples, texts
 from tests.support.shell import files_in
 
+pytestmark = pytest.mark.slow
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)  # of cat.png; dog.png is upside down
 MASK = np.zeros((4, 6), dtype=bool)
 MASK[1:3, 2:5] = True

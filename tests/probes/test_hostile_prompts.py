@@ -40,6 +40,8 @@ from tests.support.hostile import TEXTS, attempt, example_folder, examples, text
 from tests.support.modules import FineTuning, events, fit
 from tests.support.shell import files_in
 
+pytestmark = pytest.mark.slow
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
 NOT_BLANK = {name: text for name, text in TEXTS.items() if text.strip()}

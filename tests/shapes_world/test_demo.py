@@ -13,6 +13,8 @@ from playwright.sync_api import Browser, expect
 from tests.support.boards import tensorboard, wait_for
 from tests.support.tab_page import Tab
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Demo:

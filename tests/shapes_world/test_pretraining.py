@@ -24,6 +24,8 @@ from clipcam_lightning.shapes_world.pretraining import contrastive_loss, pretrai
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, draw_scenes
 from clipcam_lightning.storage.tensorfile import load_tensors
 
+pytestmark = pytest.mark.slow
+
 HELD_OUT = 4242
 RETRIEVAL_ACCURACY = {"vit": 0.923, "resnet": 0.997}  # of the shipped weights, before and after rounding to float16
 

@@ -24,6 +24,8 @@ from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.sinks.tensorboard_tab import IMAGE_SIDE, TabSink
 from tests.support.synthetic_evaluations import evaluations_of, ramps, random_maps, snapshot_of, write_run
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a red circle", "ein gr\u00fcnes Quadrat", "half a pair: \ud83d"]
 NAMES = ["red", "green", "half"]
 HALF = 2**-11  # largest relative error of rounding to a half float

@@ -29,6 +29,8 @@ from clipcam_lightning.visualization.panels import probe_panel
 from clipcam_lightning.visualization.report import html_report, report_as_json
 from tests.support.hostile import TEXTS, attempt, example_folder, examples, texts, without_test_checks
 
+pytestmark = pytest.mark.slow
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 IMAGE = encode_jpeg(Image.fromarray(PIXELS), 90)
 GREY = torch.full((2, 3, 16, 16), 128, dtype=torch.uint8)

@@ -41,6 +41,8 @@ from tests.support.in_process import LOADERS, Board, board_over, until, write_ev
 from tests.support.shell import ENVIRONMENT
 from tests.support.synthetic_evaluations import evaluations_of, random_maps, write_run
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(tab.__file__).parents[1]
 NAMES = [f"probe-{i}" for i in range(70)]
 UNKNOWN_MAP = -(2**31)

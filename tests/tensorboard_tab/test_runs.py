@@ -17,6 +17,8 @@ from clipcam_lightning.tensorboard_tab import runs
 from tests.support.in_process import LOADERS, Board, board_over, until
 from tests.support.synthetic_evaluations import evaluations_of, ramps, random_maps, write_run
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [f"a thing {i} \ud83d <b>" for i in range(20)]
 NAMES = [f"thing-{i}" for i in range(20)]
 HALF = 2**-11

@@ -25,6 +25,7 @@ from clipcam_lightning.shapes_world.scenes import draw_scenes
 from tests.support.trainings import Contrastive, Training, Tuning, digests
 
 pytestmark = [
+    pytest.mark.slow,
     # torch.compile reads .grad, and hides the warning in a way that does not work if warnings are errors.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
     pytest.mark.filterwarnings("ignore:Found . module.* in eval mode"),  # on purpose, where statistics are frozen

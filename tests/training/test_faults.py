@@ -40,7 +40,10 @@ from tests.support.faulty import (
 from tests.support.modules import FineTuning, Pairs, events
 
 # ModelCheckpoint's own advice, where a run is resumed.
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The dirpath has changed"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ from clipcam_lightning import ClipCamCallback, Snapshot
 from clipcam_lightning.storage import atomic, tensorfile
 from tests.support import faulty
 
+pytestmark = pytest.mark.slow
+
 WRITERS = {atomic.__file__, tensorfile.__file__}
 KILLS = int(os.environ.get("CLIPCAM_KILLS", "5"))
 PATIENCE = 120  # seconds after which a run counts as hanging

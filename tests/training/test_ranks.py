@@ -19,6 +19,8 @@ from tests.support.modules import FineTuning, Pairs
 from tests.support.ranks_program import Normalized, Sharded, TensorParallel, Wrapped, probes
 from tests.support.shell import ENVIRONMENT
 
+pytestmark = pytest.mark.ranks
+
 PROGRAM = Path(__file__).parents[1] / "support/ranks_program.py"
 WATCHDOG = 240  # seconds after which a run counts as hanging
 

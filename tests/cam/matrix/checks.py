@@ -124,6 +124,7 @@ class MatrixChecks:
         assert maps.shape == (2, 2, *grid)
         assert maps.isfinite().all()
 
+    @pytest.mark.slow
     def test_the_map_of_an_image_does_not_depend_on_its_batch(self, name: str, method: str) -> None:
         case = self.case(name)
 
@@ -131,6 +132,7 @@ class MatrixChecks:
 
         assert_maps_close(alone, case.maps(method)[1:], method)
 
+    @pytest.mark.slow
     def test_a_frozen_model_gives_the_maps_of_a_trainable_one(self, name: str, method: str) -> None:
         case = self.case(name)
         expected = case.maps(method)
@@ -142,6 +144,7 @@ class MatrixChecks:
 
         assert_maps_close(frozen, expected, method)
 
+    @pytest.mark.slow
     def test_a_compiled_tower_gives_the_maps_of_an_eager_one(self, name: str, method: str) -> None:
         case = self.case(name)
 
@@ -252,6 +255,7 @@ class MatrixChecks:
             f"named like one of {POSITIONS}, and list it in order_free"
         )
 
+    @pytest.mark.slow
     def test_without_positions_shuffled_patches_shuffle_the_map(self, name: str, method: str) -> None:
         """A theorem: attention, and everything else in a block, is equivariant under permutations of its tokens."""
         case = self.case(name)
