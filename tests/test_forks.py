@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = ("-p", "tests.support.forks", "-p", "no:clipcam")
 TESTS = """
 import os

@@ -22,6 +22,8 @@ from tests.oracles.scores import SCORES
 from tests.support.tolerances import MAP, SCORE, assert_equal_up_to_rounding
 from tests.support.zoo.open_clip import resnet, vit
 
+pytestmark = pytest.mark.slow
+
 VIT = {"image_size": (32, 48)}  # a 4x6 grid
 LAYERS = {
     "vit": (lambda: vit(**VIT), "visual.transformer.resblocks.2.ln_1"),

@@ -100,6 +100,7 @@ def test_all_means_are_finite_if_every_map_is_degenerate(clip: ClipModel) -> Non
     )
 
 
+@pytest.mark.slow
 def test_a_long_history_keeps_the_first_the_last_and_evenly_spaced_evaluations(
     clip: ClipModel, unchecked: None
 ) -> None:

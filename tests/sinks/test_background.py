@@ -21,7 +21,10 @@ from clipcam_lightning.sinks import images
 from clipcam_lightning.sinks.background import BackgroundSink
 from tests.support.modules import FineTuning, Pairs, events, fit
 
-pytestmark = pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning"),
+]
 
 SCENES = draw_scenes(3, seed=9)
 TIMEOUT = 60  # seconds after which a hang is a failure

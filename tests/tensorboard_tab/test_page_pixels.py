@@ -31,6 +31,8 @@ from tests.support.known_maps import (
 from tests.support.synthetic_evaluations import write_run
 from tests.support.tab_page import Pixels, Tab, all_pixels, pixels
 
+pytestmark = pytest.mark.browser
+
 KNOWN, STORED = "clipcam@known", "clipcam@stored"
 TOLERANCE = 4  # levels of 255 by which two renderers may differ
 MAPS, IMAGES = known_maps(), images()

@@ -445,6 +445,7 @@ def test_patches_that_do_not_match_their_shapes_are_rejected(values: int, shape:
         unpad_images(torch.randn(1, 5, values), torch.tensor([shape]), PATCH)
 
 
+@pytest.mark.slow
 def test_the_towers_do_not_import_transformers() -> None:
     program = "import sys; sys.modules['transformers'] = None; import clipcam_lightning.cam.model"
     subprocess.run([sys.executable, "-c", program], check=True)
