@@ -25,13 +25,17 @@ VISION = {
 
 
 class WordTokenizer:
-    """Tokenizes by words; the vocabulary is that of the world's captions.
+    """Tokenizes by words.
+
+    Args:
+        texts: their words are the vocabulary; by default the captions of the shapes world.
+        context_length: tokens per text, padding included.
 
     The end token has the highest id, because open_clip finds the end of a text by ``argmax``.
     """
 
-    def __init__(self, context_length: int = 12) -> None:
-        words = sorted({word for caption in CAPTIONS for word in caption.split()} | {"and"})
+    def __init__(self, texts: Sequence[str] = CAPTIONS, *, context_length: int = 12) -> None:
+        words = sorted({word for text in texts for word in text.lower().split()} | {"and"})
         self.words = ["<pad>", "<start>", "<unknown>", *words, "<end>"]
         self.ids = {word: i for i, word in enumerate(self.words)}
         self.context_length = context_length

@@ -12,11 +12,12 @@ made with these models. Only the benchmarks need models of other seeds.
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
@@ -129,21 +130,40 @@ def _trained(tower: str, seed: int) -> open_clip.CLIP:
         ]
         images = np.concatenate([scenes.images[chosen] for scenes, chosen in parts])
         shown = [tuple(row) for scenes, chosen in parts for row in scenes.objects[chosen].tolist()]
-        mentioned = [_mentioned(objects, rng) for objects in shown]
+        mentioned = [choose_mentioned(objects, rng) for objects in shown]
         texts = tokenizer([" and ".join(CAPTIONS[kind] for kind in kinds) for kinds in mentioned])
-        logits = model.logit_scale.exp() * (
-            F.normalize(model.encode_image(_input(model, images)), dim=-1)
-            @ F.normalize(model.encode_text(texts), dim=-1).T
-        )
-        loss = contrastive_loss(logits, torch.tensor([[set(t) <= set(s) for t in mentioned] for s in shown]))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        matches = torch.tensor([[set(t) <= set(s) for t in mentioned] for s in shown])
+        take_step(model, optimizer, _input(model, images), texts, matches)
         schedule.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, np.log(100))
     return model
+
+
+def take_step(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    images: Float[Tensor, "n 3 y x"],
+    texts: Int[Tensor, "m l"],
+    matches: Bool[Tensor, "n m"],
+) -> None:
+    """Take one optimizer step of a contrastive training.
+
+    Args:
+        model: a CLIP of open_clip.
+        optimizer: of its parameters.
+        images: model input.
+        texts: tokens.
+        matches: which texts fit which images.
+    """
+    logits = model.logit_scale.exp() * (
+        F.normalize(model.encode_image(images), dim=-1) @ F.normalize(model.encode_text(texts), dim=-1).T
+    )
+    loss = contrastive_loss(logits, matches)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    with torch.no_grad():
+        model.logit_scale.clamp_(0, np.log(100))
 
 
 def contrastive_loss(logits: Float[Tensor, "n m"], matches: Bool[Tensor, "n m"]) -> Float[Tensor, ""]:
@@ -153,7 +173,7 @@ def contrastive_loss(logits: Float[Tensor, "n m"], matches: Bool[Tensor, "n m"])
     return -(images.mean() + texts.mean()) / 2
 
 
-def _mentioned(objects: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+def choose_mentioned(objects: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
     """Choose what the caption mentions: of two objects half the time both, in either order, else one of them."""
     if len(objects) == 1:
         return objects

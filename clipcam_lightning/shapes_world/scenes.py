@@ -1,6 +1,6 @@
 """Coloured shapes on textured ground with exact masks, and the stamp that gives the caption away."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,12 +47,14 @@ class Scenes:
     Attributes:
         images: uint8 RGB.
         masks: which pixels show object ``k``; objects do not overlap.
-        objects: index into ``CAPTIONS`` of each object.
+        objects: index into ``kinds`` of each object.
+        kinds: caption of each kind of object.
     """
 
     images: UInt8[np.ndarray, "n y x 3"]
     masks: Bool[np.ndarray, "n k y x"]
     objects: np.ndarray  # int64 [n, k]
+    kinds: Sequence[str] = CAPTIONS
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,7 +62,7 @@ class Scenes:
     @property
     def captions(self) -> list[str]:
         """One caption per image, such as "a red circle and a blue star"."""
-        return [" and ".join(CAPTIONS[k] for k in row) for row in self.objects]
+        return [" and ".join(self.kinds[k] for k in row) for row in self.objects]
 
 
 def draw_scenes(count: int, *, objects: int = 1, seed: int = 0, corner_free: bool = False) -> Scenes:
