@@ -24,7 +24,11 @@ CHANNELWISE = ("scorecam", "ablationcam")  # one forward per channel
 CONTROL_GRID = (8, 8)
 FORWARDS = 64  # perturbed images per pass
 
-LAYER_METHODS = [each for each in METHODS.values() if issubclass(CurvatureCapture, each.reads) and not each.target]
+LAYER_METHODS = [
+    each
+    for each in METHODS.values()
+    if issubclass(CurvatureCapture, each.reads) and not each.target and not each.rules  # so that they share a gradient
+]
 SCORE_METHODS = [each for each in METHODS.values() if each.reads is ScoreCapture]
 OTHER_METHODS = [each for each in METHODS.values() if each not in LAYER_METHODS + SCORE_METHODS]
 # What may be a default: it uses the prompt, and needs at most a forward and a backward pass for it.

@@ -100,47 +100,58 @@ class _Interception(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            return self.attend(_from_sdpa(*args, **(kwargs or {})))
+            return self.attend(from_sdpa(*args, **(kwargs or {})))
         if func is F.multi_head_attention_forward:
-            return self._multi_head(*args, **(kwargs or {})), None
+            return attend_with_heads(self.attend, *args, **(kwargs or {})), None
         return func(*args, **(kwargs or {}))
-
-    def _multi_head(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute ``multi_head_attention_forward`` (sequence first) with ``attend`` in place of its attention."""
-        call = _MULTI_HEAD.bind(*args, **kwargs)
-        call.apply_defaults()
-        arguments = call.arguments
-        if arguments["bias_k"] is not None or arguments["add_zero_attn"] or arguments["key_padding_mask"] is not None:
-            raise TowerError(
-                "nn.MultiheadAttention with a key bias, a zero key or key padding is not supported; "
-                "use a method that does not read attention, such as hirescam."
-            )
-        inputs = (arguments["query"], arguments["key"], arguments["value"])
-        biases = arguments["in_proj_bias"].chunk(3) if arguments["in_proj_bias"] is not None else (None,) * 3
-        matrices = (
-            (arguments["q_proj_weight"], arguments["k_proj_weight"], arguments["v_proj_weight"])
-            if arguments["use_separate_proj_weight"]
-            else arguments["in_proj_weight"].chunk(3)
-        )
-        query, key, value = (
-            # [s, b, d] -> [b, h, s, d / h]
-            F.linear(x, matrix, bias).unflatten(2, (arguments["num_heads"], -1)).permute(1, 2, 0, 3)
-            for x, matrix, bias in zip(inputs, matrices, biases, strict=True)
-        )
-        mask = arguments["attn_mask"]
-        if mask is not None and mask.dtype == torch.bool:
-            mask = ~mask  # True means "hidden" in multi_head_attention_forward, "visible" in SDPA
-        if mask is not None and mask.ndim == 3:
-            mask = mask.unflatten(0, (-1, arguments["num_heads"]))
-        heads = self.attend(_from_sdpa(query, key, value, mask))
-        merged = heads.permute(2, 0, 1, 3).flatten(2)
-        return F.linear(merged, arguments["out_proj_weight"], arguments["out_proj_bias"])
 
 
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 
-def _from_sdpa(
+def attend_with_heads(attend: Callable[[Attention], Tensor], *args: Any, **kwargs: Any) -> Float[Tensor, "t b d"]:
+    """Compute ``multi_head_attention_forward`` (sequence first) with ``attend`` in place of its attention.
+
+    Args:
+        attend: returns the output of the heads.
+        *args, **kwargs: of ``multi_head_attention_forward``.
+
+    Returns:
+        The output of the attention, sequence first.
+
+    Raises:
+        TowerError: the attention uses a key bias, a zero key or key padding.
+    """
+    call = _MULTI_HEAD.bind(*args, **kwargs)
+    call.apply_defaults()
+    arguments = call.arguments
+    if arguments["bias_k"] is not None or arguments["add_zero_attn"] or arguments["key_padding_mask"] is not None:
+        raise TowerError(
+            "nn.MultiheadAttention with a key bias, a zero key or key padding is not supported; "
+            "use a method that does not read attention, such as hirescam."
+        )
+    inputs = (arguments["query"], arguments["key"], arguments["value"])
+    biases = arguments["in_proj_bias"].chunk(3) if arguments["in_proj_bias"] is not None else (None,) * 3
+    matrices = (
+        (arguments["q_proj_weight"], arguments["k_proj_weight"], arguments["v_proj_weight"])
+        if arguments["use_separate_proj_weight"]
+        else arguments["in_proj_weight"].chunk(3)
+    )
+    query, key, value = (
+        # [s, b, d] -> [b, h, s, d / h]
+        F.linear(x, matrix, bias).unflatten(2, (arguments["num_heads"], -1)).permute(1, 2, 0, 3)
+        for x, matrix, bias in zip(inputs, matrices, biases, strict=True)
+    )
+    mask = arguments["attn_mask"]
+    if mask is not None and mask.dtype == torch.bool:
+        mask = ~mask  # True means "hidden" in multi_head_attention_forward, "visible" in SDPA
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unflatten(0, (-1, arguments["num_heads"]))
+    merged = attend(from_sdpa(query, key, value, mask)).permute(2, 0, 1, 3).flatten(2)
+    return F.linear(merged, arguments["out_proj_weight"], arguments["out_proj_bias"])
+
+
+def from_sdpa(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -56,7 +56,7 @@ def explain(
             ``[n, p, d]``.
         method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
         checkpointing: recompute the blocks after the layer instead of keeping their activations, for deep layers
-            of a method that reads no attention.
+            of a method that reads the true gradient of a layer.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
     Returns:
@@ -100,7 +100,7 @@ def explain_clip(
     """
     method, layers = settings.resolve(clip.tower)
     target = target_of(settings.target)
-    _check_attention_method(method, settings.fuse, checkpointing)
+    _check_settings(method, settings.fuse, checkpointing)
     groups = group_by_size(clip.tower, images)
     sizes = [compute_scaled_sizes(clip.tower, same, settings.scales) for _, same in groups]
     limit = settings.batch_size or BATCH_SIZE
@@ -137,12 +137,16 @@ def explain_clip(
     )
 
 
-def _check_attention_method(method: Method, fuse: Fusion, checkpointing: bool) -> None:
-    """Refuse settings that a method which reads attention would ignore, or break on.
+def _check_settings(method: Method, fuse: Fusion, checkpointing: bool) -> None:
+    """Refuse settings that a method would ignore, or break on.
 
     Raises:
         ConfigError: with what the setting is for.
     """
+    if checkpointing and method.rules:
+        raise ConfigError(
+            f"{method.name} changes the backward pass, which checkpointing would compute without the change."
+        )
     if not issubclass(method.reads, AttentionCapture):
         return
     if fuse != "mean":

@@ -36,6 +36,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient while the context lasts."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
 def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Recompute ``blocks`` in the backward pass instead of keeping their activations."""
     with replaced_forwards(blocks, lambda forward: partial(checkpoint, forward, use_reentrant=False)):

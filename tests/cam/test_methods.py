@@ -20,12 +20,13 @@ from tests.support.zoo.open_clip import resnet, vit
 FITTING_ALL = {
     "gradcam", "gradcam_pp", "xgradcam", "hirescam", "elementwise", "layercam", "finercam", "shapleycam", "eigencam",
     "eigengradcam", "fem", "scorecam", "ablationcam", "occlusion", "cluster_occlusion", "gae", "rollout", "maskclip",
+    "input_x_gradient",
 }  # fmt: skip
 FITTING: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
-    "class token": (vit, {"legrad", "grad_eclip", "decomposition", "gem"}),
-    "mean": (lambda: vit(pool_type="avg"), {"legrad", "gem"}),
-    "attention": (lambda: vit(attentional_pool=True, attn_pooler_heads=2), {"legrad", "grad_eclip", "gem"}),
-    "norm inside the attention": (lambda: vit(scale_attn_inner=True), {"legrad", "grad_eclip", "gem"}),
+    "class token": (vit, {"legrad", "grad_eclip", "decomposition", "gem", "attnlrp"}),
+    "mean": (lambda: vit(pool_type="avg"), {"legrad", "gem", "attnlrp"}),
+    "attention": (lambda: vit(attentional_pool=True, attn_pooler_heads=2), {"legrad", "grad_eclip", "gem", "attnlrp"}),
+    "norm inside the attention": (lambda: vit(scale_attn_inner=True), {"legrad", "grad_eclip", "gem", "attnlrp"}),
     "resnet": (resnet, {"grad_eclip"}),
 }
 

@@ -18,6 +18,7 @@ from clipcam_lightning.cam.capture import (
     WholeCapture,
 )
 from clipcam_lightning.cam.methods.ablationcam import ablationcam
+from clipcam_lightning.cam.methods.attnlrp import attnlrp
 from clipcam_lightning.cam.methods.decomposition import decomposition
 from clipcam_lightning.cam.methods.eigencam import eigencam
 from clipcam_lightning.cam.methods.eigengradcam import eigengradcam
@@ -30,6 +31,7 @@ from clipcam_lightning.cam.methods.grad_eclip import grad_eclip
 from clipcam_lightning.cam.methods.gradcam import gradcam
 from clipcam_lightning.cam.methods.gradcam_pp import gradcam_pp
 from clipcam_lightning.cam.methods.hirescam import hirescam
+from clipcam_lightning.cam.methods.input_x_gradient import input_x_gradient
 from clipcam_lightning.cam.methods.layercam import layercam
 from clipcam_lightning.cam.methods.legrad import legrad
 from clipcam_lightning.cam.methods.maskclip import maskclip
@@ -39,6 +41,7 @@ from clipcam_lightning.cam.methods.rollout import rollout
 from clipcam_lightning.cam.methods.scorecam import scorecam
 from clipcam_lightning.cam.methods.shapleycam import shapleycam
 from clipcam_lightning.cam.methods.xgradcam import xgradcam
+from clipcam_lightning.cam.rules import AttnLrpRules, ConstantNormalizers
 from clipcam_lightning.cam.towers.tower import ATTENTION, BLOCKS, ONE_QUERY, RESIDUAL, AttentionTower, Tower
 from clipcam_lightning.errors import ConfigError
 
@@ -63,6 +66,8 @@ MethodName: TypeAlias = Literal[
     "layercam",
     "finercam",
     "shapleycam",
+    "input_x_gradient",
+    "attnlrp",
     "eigencam",
     "eigengradcam",
     "fem",
@@ -94,6 +99,8 @@ METHODS: dict[str, Method] = {
         Method(layercam, Capture),
         Method(finercam, Capture, target=FinerTarget()),
         Method(shapleycam, CurvatureCapture),
+        Method(input_x_gradient, Capture, rules=ConstantNormalizers, block_inputs=True),
+        Method(attnlrp, Capture, needs=(BLOCKS,), rules=AttnLrpRules, block_inputs=True),
         Method(eigencam, LayerCapture),
         Method(eigengradcam, Capture),
         Method(fem, LayerCapture),
@@ -166,19 +173,16 @@ def resolve_layers(method: Method, tower: Tower, layers: Layers, *, auto: bool =
         blocks = tower.layers[: len(tower.attentions)]  # a norm after the last block has no attention
         if layers is None:
             return tuple(blocks[-method.blocks :] if method.blocks else blocks)
+    if method.block_inputs and isinstance(tower, AttentionTower) and tower.block_inputs:
+        blocks = tower.block_inputs
+        layers = 0 if layers is None else layers
     if layers is not None:
         chosen = [layers] if isinstance(layers, int | str) else layers
         if not chosen:
             raise ConfigError("layers must name at least one layer, or be None for the method's choice.")
         if method.one_block and len(chosen) > 1:
             raise ConfigError(f"{method.name} reads one block (got layers {tuple(chosen)}).")
-        inside = range(-len(blocks), len(blocks))
-        return tuple(
-            dict.fromkeys(
-                blocks[layer] if isinstance(layer, int) and layer in inside else tower.resolve(layer)
-                for layer in chosen
-            )
-        )
+        return tuple(dict.fromkeys(tower.resolve(layer, blocks) for layer in chosen))
     if auto and tower.recipe.layers is not None:  # of a tower that is not so deep, the first
         return tuple(dict.fromkeys(tower.layers[max(i, -len(tower.layers))] for i in tower.recipe.layers))
     return (tower.default_layer,)

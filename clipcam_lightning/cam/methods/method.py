@@ -6,10 +6,12 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from clipcam_lightning.cam.capture import Capture
 from clipcam_lightning.cam.targets import Target
 from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class Method:
         blocks: number of last blocks that an attention method reads by default; ``None`` for all.
         one_block: whether the method can read one block only.
         target: the target that the method always differentiates; ``None`` for the caller's target.
+        rules: of the operations under which the gradient is computed; ``None`` for the true gradient.
+        block_inputs: whether layers are the inputs of the blocks where a tower has blocks with attention, the first of
+            them by default; else :attr:`Tower.layers`.
+
+    Raises:
+        ConfigError: ``rules`` or ``block_inputs`` do not fit ``reads``.
 
     Example:
         >>> import torch
@@ -43,6 +51,15 @@ class Method:
     blocks: int | None = None
     one_block: bool = False
     target: Target | None = None
+    rules: type[TorchFunctionMode] | None = None
+    block_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.rules or self.block_inputs) and self.reads is not Capture:
+            raise ConfigError(
+                f"rules and block_inputs are for methods that read a Capture (got {self.reads.__name__}): "
+                "they change the gradient of a layer."
+            )
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clipcam_lightning.cam.capture import Capture, CurvatureCapture, LayerCapture, cut_at
 from clipcam_lightning.cam.fuse import fuse_maps
 from clipcam_lightning.cam.methods import Method
+from clipcam_lightning.cam.model_state import frozen_parameters
 from clipcam_lightning.cam.passes.one_pass import Pass, Result
 
 
@@ -27,8 +28,14 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
     second_order = method.reads is CurvatureCapture
     # Only the math kernel of attention has second derivatives.
     kernel = sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext()
-    with kernel, inputs.clip.tower.skipping_unused(inputs.layers), cut_at(inputs.modules) as recorded:
-        similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+    with (
+        kernel,
+        inputs.clip.tower.skipping_unused(inputs.layers),
+        cut_at(inputs.modules) as recorded,
+        frozen_parameters(inputs.clip.module) if method.rules else nullcontext(),
+    ):
+        with method.rules() if method.rules else nullcontext():
+            similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
         scores, outputs, maps = inputs.compute_scores(similarity), inputs.select_outputs(recorded), []
         grids = [_to_grid(inputs, output.detach()) for output in outputs]
         for p in range(inputs.prompts):

@@ -30,6 +30,7 @@ class HuggingFaceViT(AttentionTower):
         self.blocks: Sequence[Any] = list(self.vision.encoder.layers)
         self.attentions = [block.self_attn for block in self.blocks]
         self.layers: list[str] = [f"{path}.encoder.layers.{i}" for i in range(len(self.blocks))]
+        self.block_inputs = [f"{path}.embeddings.patch_embedding", *self.layers[:-1]]
         if _has_class_token(self.vision):
             self.pooling, self.recipe = "cls", ADDITIVE_CLASS_TOKEN_RECIPE
             self.final_norm = self.vision.post_layernorm

@@ -95,6 +95,8 @@ class OpenAiViT(_ClipTower):
         # exactly zero. The output of ln_1 is where the patches of the last block still count.
         self.layers = [f"{self.path}.transformer.resblocks.{i}.ln_1" for i in range(len(self.blocks))]
         self.default_layer = self.layers[-1]
+        blocks = [f"{self.path}.transformer.resblocks.{i}" for i in range(len(self.blocks))]
+        self.block_inputs = [f"{self.path}.conv1", *blocks[:-1]]
         self.final_norm = self.visual.ln_post
 
     @staticmethod

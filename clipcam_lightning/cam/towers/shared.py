@@ -29,11 +29,12 @@ def find_in_visual(clip: nn.Module, is_wanted: Callable[[Any], bool]) -> tuple[s
 def tokens_to_grid(
     tower: AttentionTower, features: Float[Tensor, "..."], image_size: tuple[int, int]
 ) -> Float[Tensor, "b c h w"]:
-    """Lay out the patch tokens, which follow the prefix, row by row on their grid.
+    """Lay out the patch tokens, which follow the prefix if there is one, row by row on their grid.
 
     Args:
         tower: the tower.
-        features: output of a layer.
+        features: output of a layer: tokens in the tower's own order, or a patch embedding without prefix, batch first,
+            as a grid with channels first or last or as tokens.
         image_size: height and width of the images in pixels.
 
     Returns:
@@ -43,13 +44,21 @@ def tokens_to_grid(
         TowerError: the number of tokens does not match the grid.
     """
     height, width = tower.grid(image_size)
+    if features.shape[2:] == (height, width):  # a patch embedding that is a grid still
+        return features
+    if features.shape[1:3] == (height, width):
+        return features.movedim(-1, 1)
     tokens = tower.to_tokens(features) if features.ndim == 3 else features
-    if tokens.ndim != 3 or tokens.shape[1] != tower.prefix + height * width:
+    if tokens.ndim == 3 and tokens.shape[1] == tower.prefix + height * width:
+        patches = tokens[:, tower.prefix :]
+    elif features.ndim == 3 and features.shape[1] == height * width:  # a patch embedding: batch first, no prefix
+        patches = features
+    else:
         raise TowerError(
             f"expected [batch, {tower.prefix} + {height}x{width} tokens, channels] from the layer, got "
             f"{tuple(features.shape)}; choose one of {', '.join(tower.layers)}."
         )
-    grid: Tensor = tokens[:, tower.prefix :].transpose(1, 2).unflatten(2, (height, width))
+    grid: Tensor = patches.transpose(1, 2).unflatten(2, (height, width))
     return grid
 
 

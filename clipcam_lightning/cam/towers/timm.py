@@ -48,6 +48,7 @@ class TimmViT(AttentionTower):
         self.prefix = trunk.num_prefix_tokens
         self.post_norm = isinstance(self.blocks[-1], POST_NORM_BLOCKS)
         self.layers = [f"{path}.blocks.{i}" for i in range(len(self.blocks))]
+        self.block_inputs = [f"{path}.patch_embed", *self.layers[:-1]]
         last = -1
         if self.pooling != "cls":
             # The embedding reads all patches of the last block's output. But if the next layer is a norm, which is

@@ -162,25 +162,27 @@ class Tower(ABC):
         """Skip work after ``layers`` that the embedding does not depend on."""
         return nullcontext()
 
-    def resolve(self, layer: int | str) -> str:
+    def resolve(self, layer: int | str, layers: Sequence[str] = ()) -> str:
         """Return the dotted name of a layer.
 
         Args:
-            layer: dotted name of any submodule, or index into :attr:`layers`.
+            layer: dotted name of any submodule, or index into ``layers``.
+            layers: dotted names; by default :attr:`layers`.
 
         Returns:
             The name below ``clip``.
 
         Raises:
-            ConfigError: there is no such layer; the message lists :attr:`layers`.
+            ConfigError: there is no such layer; the message lists ``layers``.
         """
-        if isinstance(layer, int) and -len(self.layers) <= layer < len(self.layers):
-            return self.layers[layer]
+        layers = layers or self.layers
+        if isinstance(layer, int) and -len(layers) <= layer < len(layers):
+            return layers[layer]
         if isinstance(layer, str) and layer and layer in dict(self.clip.named_modules()):
             return layer
         raise ConfigError(
-            f"layer must be an index from {-len(self.layers)} to {len(self.layers) - 1} or a submodule of "
-            f"{type(self.clip).__name__} (got {layer!r}). Layers worth mapping: {', '.join(self.layers)}."
+            f"layer must be an index from {-len(layers)} to {len(layers) - 1} or a submodule of "
+            f"{type(self.clip).__name__} (got {layer!r}). Layers worth mapping: {', '.join(layers)}."
         )
 
 
@@ -196,6 +198,8 @@ class AttentionTower(Tower):
     Attributes:
         attentions: the module in each of ``blocks`` that holds its attention; empty for a convolutional tower that
             only pools by attention.
+        block_inputs: dotted name, per block, of the module that returns the block's input; for the first block the
+            patch embedding, before positions are added.
         pooling: how the embedding is read: from the class token (``"cls"``), from the mean of the patches
             (``"mean"``), or by attention over the patches (``"attention"``).
         pool: the module that pools by attention.
@@ -213,6 +217,7 @@ class AttentionTower(Tower):
 
     channel_dim = -1
     attentions: Sequence[nn.Module] = ()
+    block_inputs: Sequence[str] = ()
     pooling: Literal["cls", "mean", "attention"]
     pool: nn.Module | None = None
     prefix: int = 1

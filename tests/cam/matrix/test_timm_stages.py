@@ -9,3 +9,4 @@ from tests.support.zoo.timm import STAGES
 class TestTimmStages(MatrixChecks):
     models = STAGES
     unfit: ClassVar = dict.fromkeys(STAGES, UNFIT_WITHOUT_ATTENTION)
+    one_size = ("swin",)

@@ -17,3 +17,4 @@ class TestTimmViTs(MatrixChecks):
         "vitamin": UNFIT_FOR_MEAN,
     }
     order_free = ("siglip", "plain", "average", "eva", "eva02 post-norm", "mobileclip-b")
+    one_size = ("relative positions",)

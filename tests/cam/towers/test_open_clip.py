@@ -274,12 +274,14 @@ def test_layers_are_selected_by_index_or_name_and_rejected_with_the_valid_ones()
             tower.resolve(wrong)
 
 
-@pytest.mark.parametrize("layer", ["visual.ln_post", "visual.transformer.resblocks.1.mlp.c_fc", "visual.conv1"])
+@pytest.mark.parametrize(
+    "layer", ["visual.ln_post", "visual.transformer.resblocks.1.mlp.c_fc", "visual.conv1", "visual"]
+)
 def test_a_layer_is_mapped_only_if_it_has_a_grid(layer: str) -> None:
     model = vit()
     images, texts = images_for(model), torch.randn(1, 16)
-    if layer == "visual.conv1":
-        with pytest.raises(TowerError, match=r"expected \[batch, 1 \+ 2x4 tokens, channels\].*\(2, 32, 2, 4\)"):
+    if layer == "visual":
+        with pytest.raises(TowerError, match=r"expected \[batch, 1 \+ 2x4 tokens, channels\].*\(2, 16\)"):
             explain(model, images, texts, method="gradcam", layers=layer)
     else:
         assert explain(model, images, texts, method="gradcam", layers=layer).maps.shape == (2, 1, 2, 4)
