@@ -48,6 +48,7 @@ trainer:
         tokenizer:
           class_path: clipcam_lightning.shapes_world.WordTokenizer
           init_args:
+            texts: null
             context_length: 12
         towers: [tests.support.modules.OwnTower]
         dirpath: {folder}/evaluations

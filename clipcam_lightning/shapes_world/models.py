@@ -34,8 +34,8 @@ class WordTokenizer:
     The end token has the highest id, because open_clip finds the end of a text by ``argmax``.
     """
 
-    def __init__(self, texts: Sequence[str] = CAPTIONS, *, context_length: int = 12) -> None:
-        words = sorted({word for text in texts for word in text.lower().split()} | {"and"})
+    def __init__(self, texts: Sequence[str] | None = None, *, context_length: int = 12) -> None:
+        words = sorted({word for text in texts or CAPTIONS for word in text.lower().split()} | {"and"})
         self.words = ["<pad>", "<start>", "<unknown>", *words, "<end>"]
         self.ids = {word: i for i, word in enumerate(self.words)}
         self.context_length = context_length
