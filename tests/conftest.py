@@ -16,8 +16,8 @@ from clipcam_lightning.cam.model import ClipModel, find_clip
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, trained_clip
 
 # Compiled code depends on the vector instructions in use, by which torch's own cache does not distinguish it.
-os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"inductor-{torch.backends.cpu.get_cpu_capability()}")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+    Path(tempfile.gettempdir()) / f"inductor-{torch.backends.cpu.get_cpu_capability()}"
 )
 
 pytest_plugins = ["pytester", "tests.support.forks"]
