@@ -7,7 +7,7 @@ its own, so that ``--dist loadfile`` runs the libraries in parallel and each mod
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -243,6 +243,31 @@ class MatrixChecks:
                 changed_tokens - tokens, expected, absolute=MAP * float(changed_tokens.abs().max())
             )
 
+    def test_block_inputs_are_what_the_blocks_receive(self, name: str) -> None:
+        tower = self.case(name).tower
+        if not (isinstance(tower, AttentionTower) and tower.attentions):
+            return
+        assert len(tower.block_inputs) == len(tower.blocks)
+        received: list[Tensor] = []
+        returned = record_block_inputs(tower, self.case(name).images, received)
+
+        for output, tokens in zip(returned[1:], received[1:], strict=True):
+            assert_close(to_cells(tower, output), tokens[:, tower.prefix :], atol=0, rtol=0)
+        (reached,) = torch.autograd.grad(received[0].square().sum(), returned[0])
+        assert to_cells(tower, reached).norm(dim=-1).min() > 0, "the first block must depend on every patch embedding"
+
+    def test_the_first_of_the_block_inputs_has_no_positions(self, name: str) -> None:
+        tower, images = self.case(name).tower, self.case(name).images[:1]
+        if name not in self.order_free:
+            return
+        order = torch.randperm(math.prod(measure_grid(tower)))
+        plain, shuffled = (
+            to_cells(tower, record_block_inputs(tower, each)[0])
+            for each in (images, shuffle_patches(tower, images, order))
+        )
+
+        assert_equal_up_to_rounding(shuffled, plain[:, order])
+
     def test_the_declared_models_know_no_order_without_positions(self, name: str) -> None:
         assert is_order_free(self.case(name).tower) == (name in self.order_free)
 
@@ -367,6 +392,34 @@ def run_without_mlp(
     ):
         tower.encode(images)
     return heads[0], tokens[0]
+
+
+def record_block_inputs(tower: AttentionTower, images: Tensor, received: list[Tensor] | None = None) -> list[Tensor]:
+    """Embed images and record what the modules named by ``block_inputs`` return.
+
+    Args:
+        tower: the image tower.
+        images: model input.
+        received: to which the tokens are appended that each block receives.
+
+    Returns:
+        Outputs in the form of their library, one per block.
+    """
+    outputs, tokens = [], [] if received is None else received
+    with ExitStack() as stack:
+        stack.enter_context(tower.native())
+        for path in tower.block_inputs:
+            module = tower.clip.get_submodule(path)
+            stack.enter_context(hooked(module, lambda _module, _inputs, output: outputs.append(output)))
+        for block in tower.blocks:
+            stack.enter_context(hooked(block, lambda _block, inputs, _output: tokens.append(tower.to_tokens(inputs[0]))))
+        tower.encode(images)
+    return outputs
+
+
+def to_cells(tower: Tower, output: Tensor) -> Tensor:
+    """Bring a layer's output into the form ``[b, cells, d]``."""
+    return tower.to_grid(output, tower.input_size).flatten(2).mT
 
 
 def shuffle_patches(tower: Tower, images: Tensor, order: Tensor) -> Tensor:
