@@ -79,7 +79,8 @@ def confusions(
     Args:
         model: any module that holds a CLIP, or a :class:`ClipModel`.
         probes: images with their true prompts.
-        candidates: other possible prompts; a probe's own prompt may be among them.
+        candidates: other possible prompts, such as the names of all classes. A probe's own prompt may be among them and
+            is never preferred to itself.
         method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 

@@ -22,6 +22,9 @@ def float32_tolerance(operations: int) -> float:
 
     Args:
         operations: number of operations in sequence, including those of the backward pass.
+
+    Returns:
+        The tolerance, which is relative to the largest absolute value.
     """
     return MARGIN * EPS * operations
 

@@ -86,12 +86,14 @@ class MatrixChecks:
         order_free: names of the models in which only learned positions distinguish the patches, in contrast to
             convolutions over several patches and to rotary positions.
         one_size: names of the models that take images of one size only.
+        mlp: name of the MLP in a block with attention.
     """
 
     models: ClassVar[Mapping[str, Build]]
     unfit: ClassVar[Mapping[str, frozenset[str]]] = {}
     order_free: ClassVar[Sequence[str]] = ()
     one_size: ClassVar[Sequence[str]] = ()
+    mlp: ClassVar[str] = "mlp"
 
     @classmethod
     def pairs(cls) -> list[tuple[str, str]]:
@@ -232,7 +234,8 @@ class MatrixChecks:
             return
         for block, attention in zip(tower.blocks, tower.attentions, strict=True):
             (heads, tokens), (changed_heads, changed_tokens) = (
-                run_without_mlp(tower, self.case(name).images, block, attention, factor) for factor in (1.0, 2.0)
+                run_without_mlp(tower, self.case(name).images, block.get_submodule(self.mlp), block, attention, factor)
+                for factor in (1.0, 2.0)
             )
             index = list(tower.blocks).index(block)
             with torch.no_grad():
@@ -362,13 +365,14 @@ def hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 
 @torch.no_grad()
 def run_without_mlp(
-    tower: AttentionTower, images: Tensor, block: nn.Module, attention: nn.Module, factor: float
+    tower: AttentionTower, images: Tensor, mlp: nn.Module, block: nn.Module, attention: nn.Module, factor: float
 ) -> tuple[Tensor, Tensor]:
     """Embed images with one block's MLP returning 0 and half of the channels of its heads multiplied.
 
     Args:
         tower: the image tower.
         images: model input.
+        mlp: the MLP.
         block: the block.
         attention: its attention.
         factor: of half of the channels; of all of them, a norm after the heads would undo it.
@@ -386,7 +390,7 @@ def run_without_mlp(
 
     with (
         tower.native(),
-        hooked(block.get_submodule("mlp"), lambda _mlp, _inputs, output: torch.zeros_like(output)),
+        hooked(mlp, lambda _mlp, _inputs, output: torch.zeros_like(output)),
         hooked(block, lambda _block, _inputs, output: tokens.append(tower.to_tokens(output))),
         intercepted_attention([attention], attend),
     ):
