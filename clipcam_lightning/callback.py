@@ -110,7 +110,7 @@ class ClipCamCallback(Callback):
         target: TargetLike = "similarity",
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
-        fuse: Fusion = "mean",
+        fuse: Fusion | None = None,
         batch_size: int | None = None,
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,

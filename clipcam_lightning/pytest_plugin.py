@@ -77,7 +77,7 @@ class CamRegression:
         target: "TargetLike" = "similarity",
         scales: "Sequence[float]" = (1.0,),
         flip: bool = False,
-        fuse: "Fusion" = "mean",
+        fuse: "Fusion | None" = None,
         batch_size: int | None = None,
         max_drift: float | None = None,
         clip: str | None = None,

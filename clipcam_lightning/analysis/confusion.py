@@ -66,7 +66,7 @@ def confusions(
     target: TargetLike = "similarity",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    fuse: Fusion = "mean",
+    fuse: Fusion | None = None,
     batch_size: int | None = None,
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,

@@ -34,7 +34,7 @@ def explain(
     target: TargetLike = "similarity",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    fuse: Fusion = "mean",
+    fuse: Fusion | None = None,
     batch_size: int | None = None,
     checkpointing: bool = False,
     clip: str | None = None,
@@ -98,9 +98,9 @@ def explain_clip(
         TowerError: the layer's output is no grid of patches.
         ConfigError: settings, images or prompts do not fit the model.
     """
-    method, layers = settings.resolve(clip.tower)
+    method, layers, fuse = settings.resolve(clip.tower)
     target = target_of(settings.target)
-    _check_settings(method, settings.fuse, checkpointing)
+    _check_settings(method, fuse, checkpointing)
     groups = group_by_size(clip.tower, images)
     sizes = [compute_scaled_sizes(clip.tower, same, settings.scales) for _, same in groups]
     limit = settings.batch_size or BATCH_SIZE
@@ -118,7 +118,7 @@ def explain_clip(
                 results = []
                 for size, mirrored in product(views, (False, True) if settings.flip else (False,)):
                     view = resize_images(batch.flip(-1) if mirrored else batch, size)
-                    one = Pass(clip, view, texts[chunk], count, method.target or target, layers, settings.fuse, limit)
+                    one = Pass(clip, view, texts[chunk], count, method.target or target, layers, fuse, limit)
                     raw, cosines = compute_maps(method, one)
                     results.append((raw.flip(-1) if mirrored else raw, cosines))
                 maps = fuse_maps([raw for raw, _ in results], "mean")
@@ -132,7 +132,7 @@ def explain_clip(
         target=target.name if method.target is None else f"{method.target.name} of {target.name}",
         scales=tuple(settings.scales),
         flip=settings.flip,
-        fuse=settings.fuse,
+        fuse=fuse,
         grids=grids,
     )
 

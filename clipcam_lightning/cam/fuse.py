@@ -13,7 +13,7 @@ Fusion: TypeAlias = Literal["mean", "max", "product"]
 FUSIONS: dict[Fusion, Callable[[Float[Tensor, "k b p h w"]], Float[Tensor, "b p h w"]]] = {
     "mean": lambda maps: maps.mean(dim=0),
     "max": lambda maps: maps.amax(dim=0),
-    "product": lambda maps: maps.prod(dim=0),
+    "product": lambda maps: maps.clamp(min=0).prod(dim=0),  # two negative values are no evidence
 }
 
 

@@ -86,7 +86,7 @@ class ClipModel:
         if self.tokenizer is None:
             raise ModelError(
                 "the CLIP has no tokenizer that could be found. Give the module an attribute tokenizer, or in Python "
-                "tokenizer=..., a function from a list of strings to token ids; or give prompts as token ids or embeddings."
+                "tokenizer=..., a function from a list of strings to token ids; or prompts as token ids or embeddings."
             )
         # Half a surrogate pair becomes a question mark: transformers tokenizers refuse it.
         texts = [prompt.encode("utf-8", "replace").decode("utf-8") for prompt in prompts]

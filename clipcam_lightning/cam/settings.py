@@ -24,8 +24,9 @@ class MapSettings:
         target: what is mapped: ``"similarity"``, ``"contrast"``, ``"logsoftmax"``, or one of them with arguments.
         scales: enlargements of the image whose maps are averaged; positions are interpolated for the pass.
         flip: average with the map of the mirrored image, mirrored back.
-        fuse: how the maps of several layers are combined: ``"mean"``, ``"max"`` or ``"product"``. A method that reads
-            attention combines its blocks by itself.
+        fuse: how the maps of several layers are combined: ``"mean"``, ``"max"``, or ``"product"`` of the positive
+            parts; ``None`` for the mean, or with ``"auto"`` and its own layers for what was measured best. A method
+            that reads attention combines its blocks by itself.
         batch_size: images per pass, by default 32; bounds memory and changes no map.
 
     Raises:
@@ -41,12 +42,13 @@ class MapSettings:
     target: TargetLike = "similarity"
     scales: Sequence[float] = (1.0,)
     flip: bool = False
-    fuse: Fusion = "mean"
+    fuse: Fusion | None = None
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
         check_method(self.method)
-        require_choice("fuse", self.fuse, tuple(FUSIONS))
+        if self.fuse is not None:
+            require_choice("fuse", self.fuse, tuple(FUSIONS))
         require_positive(batch_size=self.batch_size)
         scales = tuple(self.scales) if isinstance(self.scales, Sequence) else (self.scales,)
         if not scales or not all(0 < scale < float("inf") for scale in scales):
@@ -61,11 +63,13 @@ class MapSettings:
         """Collect the settings from the attributes of an object that has all of them, such as the callback."""
         return cls(**{field.name: getattr(holder, field.name) for field in fields(cls)})
 
-    def resolve(self, tower: Tower) -> tuple[Method, tuple[str, ...]]:
-        """The method and the dotted names of its layers on a tower.
+    def resolve(self, tower: Tower) -> tuple[Method, tuple[str, ...], Fusion]:
+        """The method on a tower, the dotted names of its layers, and how their maps are combined.
 
         Raises:
             ConfigError: the method does not fit the tower, or it has no such layer.
         """
         method = resolve_method(self.method, tower)
-        return method, resolve_layers(method, tower, self.layers, auto=self.method == "auto")
+        follows_recipe = self.method == "auto" and self.layers is None
+        layers = resolve_layers(method, tower, tower.recipe.layers_of(tower) if follows_recipe else self.layers)
+        return method, layers, self.fuse or (tower.recipe.fuse if follows_recipe else "mean")

@@ -211,7 +211,7 @@ def _add_map_options(command: ArgumentParser, as_in_baseline: bool = False) -> N
     group.add_argument(
         "--fuse",
         choices=("mean", "max", "product"),
-        help=f"how the maps of several layers are combined {default('mean')}",
+        help=f"how the maps of several layers are combined {default('mean; auto: its own')}",
     )
     group.add_argument("--batch-size", type=int, metavar="N", help="images per pass; bounds memory (default: 32)")
 

@@ -15,7 +15,7 @@ from clipcam_lightning.cam.methods import METHODS
 from tests.oracles.randomize import randomize_parameters
 from tests.support.zoo.open_clip import resnet, vit
 
-BY_HAND = {"mean": lambda a, b: (a + b) / 2, "max": torch.maximum, "product": lambda a, b: a * b}
+BY_HAND = {"mean": lambda a, b: (a + b) / 2, "max": torch.maximum, "product": lambda a, b: a.relu() * b.relu()}
 
 
 @pytest.fixture
@@ -128,3 +128,9 @@ def test_flip_applies_to_every_scale(model: open_clip.CLIP, inputs: dict[str, Te
     averaged = explain(model, **inputs, method="hirescam", scales=(1.0, 2.0), flip=True).maps
 
     assert_close(averaged, (F.interpolate(flipped[0], size=(4, 8), mode="bilinear") + flipped[1]) / 2)
+
+
+def test_a_product_of_negative_values_is_no_evidence() -> None:
+    negative = torch.full((1, 1, 2, 2), -1.0)
+
+    assert (fuse_maps([negative, 2 * negative], "product") == 0).all()

@@ -90,22 +90,36 @@ def test_method_auto_stands_for_the_recipe_of_the_tower(
     model = randomize_parameters(build())
     tower = find_tower(model)
     images, texts = torch.randn(2, 3, *tower.input_size), torch.randn(3, 16)
-    for recipe in (tower.recipe, Recipe("layercam", (0,)), Recipe("fem", (-2, -1))):
+    recipes = (tower.recipe, Recipe("layercam", (0,)), Recipe("fem", (-2, -1)), Recipe("hirescam", (-2, -1), "product"))
+    for recipe in recipes:
         monkeypatch.setattr(type(tower), "recipe", recipe)
         default = explain(model, images, texts)
 
-        chosen = explain(model, images, texts, method=recipe.method, layers=recipe.layers)
+        chosen = explain(model, images, texts, method=recipe.method, layers=recipe.layers, fuse=recipe.fuse)
 
         assert default.method == recipe.method
         assert default.layers == chosen.layers
+        assert default.fuse == chosen.fuse == recipe.fuse
         assert torch.equal(default.maps, chosen.maps)
 
 
-def test_explicit_layers_replace_those_of_the_recipe() -> None:
+def test_explicit_layers_replace_those_of_the_recipe_and_how_they_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = vit()
-    assert explain(model, torch.randn(1, 3, 16, 32), torch.randn(1, 16), layers=0).layers == (
-        find_tower(model).layers[0],
-    )
+    tower = find_tower(model)
+    monkeypatch.setattr(type(tower), "recipe", Recipe("hirescam", (-2, -1), "product"))
+
+    explanation = explain(model, torch.randn(1, 3, 16, 32), torch.randn(1, 16), layers=0)
+
+    assert (explanation.layers, explanation.fuse) == ((tower.layers[0],), "mean")
+
+
+def test_an_explicit_fuse_replaces_that_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vit()
+    monkeypatch.setattr(type(find_tower(model)), "recipe", Recipe("hirescam", (-2, -1), "product"))
+
+    explanation = explain(model, torch.randn(1, 3, 16, 32), torch.randn(1, 16), fuse="max")
+
+    assert (len(explanation.layers), explanation.fuse) == (2, "max")
 
 
 def test_a_custom_function_reads_activations_and_gradients() -> None:

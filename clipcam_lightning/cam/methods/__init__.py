@@ -155,14 +155,13 @@ def resolve_method(method: MethodLike, tower: Tower) -> Method:
     return method
 
 
-def resolve_layers(method: Method, tower: Tower, layers: Layers, *, auto: bool = False) -> tuple[str, ...]:
+def resolve_layers(method: Method, tower: Tower, layers: Layers) -> tuple[str, ...]:
     """Find the dotted names of the layers that ``method`` maps.
 
     Args:
         method: one that fits the tower.
         tower: where the layers are.
         layers: names or indices; ``None`` for the method's choice.
-        auto: whether ``None`` stands for the tower's recommendation instead.
 
     Raises:
         ConfigError: the tower has no such layer; the message lists those it has.
@@ -183,6 +182,4 @@ def resolve_layers(method: Method, tower: Tower, layers: Layers, *, auto: bool =
         if method.one_block and len(chosen) > 1:
             raise ConfigError(f"{method.name} reads one block (got layers {tuple(chosen)}).")
         return tuple(dict.fromkeys(tower.resolve(layer, blocks) for layer in chosen))
-    if auto and tower.recipe.layers is not None:  # of a tower that is not so deep, the first
-        return tuple(dict.fromkeys(tower.layers[max(i, -len(tower.layers))] for i in tower.recipe.layers))
     return (tower.default_layer,)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.errors import ConfigError, TowerError
 
 # What methods need of a tower, as error messages list it.
@@ -18,15 +19,21 @@ RESIDUAL = "a class token that is a sum over the blocks"
 
 
 class Recipe(NamedTuple):
-    """The method and layers that ``method="auto"`` stands for; measured by ``benchmarks/localisation.py``.
+    """What ``method="auto"`` stands for on a kind of tower; measured by ``benchmarks/localisation.py``.
 
     Attributes:
         method: a key of ``METHODS``.
         layers: indices of the layers; ``None`` for the method's own choice.
+        fuse: how the maps of these layers are combined.
     """
 
     method: str
     layers: tuple[int, ...] | None = None
+    fuse: Fusion = "mean"
+
+    def layers_of(self, tower: "Tower") -> tuple[int, ...] | None:
+        """Indices into the layers of a tower; of one that is not so deep, the first."""
+        return self.layers and tuple(max(i, -len(tower.layers)) for i in self.layers)
 
 
 CLASSIC_RECIPE = Recipe("gradcam")  # for towers that were not measured

@@ -416,7 +416,7 @@ def record_block_inputs(tower: AttentionTower, images: Tensor, received: list[Te
             module = tower.clip.get_submodule(path)
             stack.enter_context(hooked(module, lambda _module, _inputs, output: outputs.append(output)))
         for block in tower.blocks:
-            stack.enter_context(hooked(block, lambda _block, inputs, _output: tokens.append(tower.to_tokens(inputs[0]))))
+            stack.enter_context(hooked(block, lambda _block, inputs, _: tokens.append(tower.to_tokens(inputs[0]))))
         tower.encode(images)
     return outputs
 
