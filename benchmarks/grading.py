@@ -42,7 +42,7 @@ class Grades(NamedTuple):
 def grade(maps: Float[Tensor, "n k h w"], masks: Bool[Tensor, "n k y x"]) -> Grades:
     """Grade the map of each object in each scene."""
     each, inside = maps.flatten(0, 1), masks.flatten(0, 1)
-    degenerate = torch.tensor([bool(metrics.degeneracy(map_)) for map_ in each])
+    degenerate = ~metrics.is_valid(each)
     pointing = metrics.pointing_hit(each, inside) & ~degenerate
     columns = (pointing, metrics.energy_inside(each, inside), mask_iou(each, inside), degenerate)
     return Grades(*(column.float().unflatten(0, maps.shape[:2]) for column in columns))

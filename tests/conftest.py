@@ -5,11 +5,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import open_clip
 import pytest
 import torch
+from PIL import ImageDraw
 from playwright.sync_api import Browser, sync_playwright
 
 from clipcam_lightning.cam.model import ClipModel, find_clip
@@ -40,6 +42,20 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Texts drawn on images during the test, line by line."""
+    lines: list[str] = []
+    draw_text = ImageDraw.ImageDraw.text
+
+    def record(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, *args: Any, **kwargs: Any) -> None:
+        lines.append(text)
+        draw_text(draw, place, text, *args, **kwargs)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
+    return lines
 
 
 @pytest.fixture(scope="session")

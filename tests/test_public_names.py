@@ -4,6 +4,7 @@ import ast
 import doctest
 import inspect
 import re
+from enum import Enum
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -32,9 +33,11 @@ def read_names(docstring: str, title: str) -> set[str]:
 
 
 def list_parameters(value: Any) -> set[str]:
-    """List the parameters of a function or class; none of an abstract class, which is not called."""
+    """List the parameters of a function or class, or the members of an enum; none of an abstract class."""
     if inspect.isclass(value) and (inspect.isabstract(value) or getattr(value, "_is_protocol", False)):
         return set()
+    if inspect.isclass(value) and issubclass(value, Enum):
+        return set(value.__members__)
     return set(inspect.signature(value).parameters)
 
 

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.colors import overlaid
 from clipcam_lightning.cam.fuse import resize_maps
+from clipcam_lightning.cam.lettering import letter
+from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.cam.representation import short_repr
 
 
@@ -38,6 +42,8 @@ class Explanation:
                   [0.5000, 1.0000]]]])
         >>> explanation.resize((224, 224)).shape
         torch.Size([1, 1, 224, 224])
+        >>> str(explanation.states[0][0])
+        'valid'
     """
 
     maps: Float[Tensor, "n p h w"]
@@ -57,6 +63,12 @@ class Explanation:
         height, width = self.grids[image] if self.grids else self.maps.shape[-2:]
         return self.maps[image, :, :height, :width]
 
+    @property
+    def states(self) -> tuple[tuple[MapState, ...], ...]:
+        """Whether each map carries information, and if not, why: one tuple per image, one state per prompt."""
+        maps = (self.maps_of(i).cpu() for i in range(len(self.maps)))
+        return tuple(tuple(map_state(map_) for map_ in each) for each in maps)
+
     def resize(self, size: tuple[int, int]) -> Float[Tensor, "n p y x"]:
         """Resize the raw maps bilinearly to ``size`` (height, width) in pixels."""
         if self.grids is None:
@@ -73,8 +85,8 @@ class Explanation:
     def overlay(self, pixels: UInt8[Tensor, "n 3 y x"]) -> UInt8[Tensor, "n p 3 y x"]:
         """Draw each map in colour over its image.
 
-        The largest positive value of a map has the hottest colour. Values at or below 0 have none, since they do not
-        raise the score.
+        Each map has a scale of its own: its largest positive value has the hottest colour. Values at or below 0 have
+        none, since they do not raise the score. A degenerate map has no heat, but the words of its state.
 
         Args:
             pixels: the images. ``Preprocessing.pixels`` converts model input to pixels.
@@ -85,7 +97,18 @@ class Explanation:
         size = (pixels.shape[-2], pixels.shape[-1])
         heat = self.resize(size).clamp_min(0).cpu()
         heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return torch.stack([overlaid(image, maps) for image, maps in zip(pixels, heat, strict=True)])
+        states = self.states
+        is_valid = torch.tensor([[not state.is_degenerate for state in each] for each in states])
+        heat = heat.where(is_valid[..., None, None], 0.0)
+        overlays = torch.stack([overlaid(image, maps) for image, maps in zip(pixels, heat, strict=True)])
+        for i, p in (~is_valid).nonzero().tolist():
+            overlays[i, p] = _lettered(overlays[i, p], states[i][p].words)
+        return overlays
+
+
+def _lettered(pixels: UInt8[Tensor, "3 y x"], text: str) -> UInt8[Tensor, "3 y x"]:
+    image = letter(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), text)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def concatenate_parts(

@@ -18,7 +18,6 @@ from clipcam_lightning.cli.models import ModelSource, load_clip, read_model_sour
 from clipcam_lightning.cli.outputs import check_folder, writing
 from clipcam_lightning.cli.settings import read_map_settings
 from clipcam_lightning.cli.terminal import Output, sanitize, show_progress, warn
-from clipcam_lightning.drift.metrics import degeneracy
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
@@ -55,9 +54,9 @@ def run(options: Any) -> int:
     images, prompts = _read_probes(options.images, options.prompt)
     explained = list(_explain_images(options, read_model_source(options), settings, images, prompts))
     for image in explained:
-        for prompt, map_ in zip(options.prompt, image.explanation.maps_of(0), strict=True):
-            if reason := degeneracy(map_.cpu()):
-                warn(f"the map of {image.path} for {prompt!r} is degenerate ({reason}): it shows nothing of the model.")
+        for prompt, state in zip(options.prompt, image.explanation.states[0], strict=True):
+            if state.is_degenerate:
+                warn(f"the map of {image.path} for {prompt!r} is {state}: {state.words}.")
     output = Output()
     output.print(_make_table(explained, options.prompt))
     count, explanation = len(images) * len(prompts), explained[0].explanation

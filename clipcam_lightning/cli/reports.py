@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
+from textwrap import fill
 
 from rich.table import Table
 
 from clipcam_lightning.cli.outputs import writing
 from clipcam_lightning.cli.terminal import Output, sanitize
 from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
+from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.visualization.report import format_metrics, html_report, report_as_json
 
 PASSED, DRIFTED = 0, 1
+RULE_WIDTH = 100  # columns; longer lines are hard to read
 ROWS = 40  # probes in the table; more would scroll the verdict off the screen
 METRICS = ("Drift", "Drift / noise floor", "Shared gain", "Energy on object")
 
@@ -32,7 +35,7 @@ def save_snapshot(snapshot: Snapshot, file: Path) -> None:
 def report_on(
     baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: Path | None, html_file: Path | None
 ) -> int:
-    """Print the table and the verdict of a comparison and write the requested reports.
+    """Print the table, the verdict and if it is an alarm the rule of a comparison, and write the requested reports.
 
     Args:
         baseline: the earlier snapshot.
@@ -49,8 +52,9 @@ def report_on(
     """
     output = Output()
     output.print(_make_table(report))
-    output.print(sanitize(f"an alarm means: {report.rule}"), style="dim", soft_wrap=True)
     output.print(sanitize(str(report)), style="bold red" if report.alarm else "bold green", soft_wrap=True)
+    if report.alarm:
+        output.print(_explain_rule(report.rule, min(output.width, RULE_WIDTH)), style="dim", soft_wrap=True)
     write_reports(baseline, snapshot, report, json_file=json_file, html_file=html_file)
     return DRIFTED if report.alarm else PASSED
 
@@ -89,5 +93,15 @@ def _make_table(report: DriftReport) -> Table:
 
 
 def _remark_on(probe: ProbeDrift) -> str:
-    """Say why a probe is flagged, or why it cannot be."""
-    return sanitize(probe.reason) or ("" if probe.has_valid_baseline else f"no valid baseline: {probe.degenerate}")
+    """Say why a probe is flagged, or why it cannot be, and what its map says if it carries no information."""
+    remarks = [probe.reason or ("" if probe.has_valid_baseline else f"no valid baseline: {probe.baseline_state}")]
+    if probe.state.is_degenerate:
+        remarks.append(probe.state.words)
+    return sanitize("; ".join(filter(None, remarks)))
+
+
+def _explain_rule(rule: DriftRule, width: int) -> str:
+    """Say what an alarm means, with one line per condition, broken at ``width`` columns."""
+    lines = [f"an alarm means that, for {rule.quorum}, the map"]
+    conditions = [f"{condition}; or" for condition in rule.conditions[:-1]] + [f"{rule.conditions[-1]}."]
+    return "\n".join(lines + [fill(each, width, initial_indent="- ", subsequent_indent="  ") for each in conditions])

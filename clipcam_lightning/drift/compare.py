@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clipcam_lightning.cam.map_state import MapState
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
@@ -16,6 +17,7 @@ from clipcam_lightning.errors import IncomparableError
 
 MIN_NOISE_FLOOR = 0.01  # a smaller noise floor counts as this one
 MAX_NAMED = 5  # flagged probes in the message of an alarm
+ROUNDING = 1e-6  # of a drift
 
 
 @dataclass(frozen=True)
@@ -26,22 +28,23 @@ class ProbeDrift:
         name: of the probe.
         prompt: of the probe.
         drift: 1 - CC of the raw maps: 0 for equal, 1 for unrelated, 2 for inverted maps. A degenerate map counts as 1.
-        top_iou: overlap of the hottest 20 % of the cells, 0 to 1; 0 for a degenerate map.
-        center_shift: distance of the centres of mass, as a fraction of the image's diagonal; NaN for a map without
-            positive cell.
-        js_distance: Jensen-Shannon distance of the maps' mass, 0 to 1; NaN for a map without positive cell.
+        top_iou: overlap of the hottest 20 % of the cells, 0 to 1; a degenerate map counts as 0.
+        center_shift: distance of the centres of mass, as a fraction of the image's diagonal, 0 to 1; a degenerate map
+            counts as 1.
+        js_distance: Jensen-Shannon distance of the maps' mass, 0 to 1; a degenerate map counts as 1.
         noise_ratio: drift in units of the probe's noise floor; NaN if the baseline has none.
         shared_gain: share of the map's mass that is new where the other images' maps gained most
-            (:func:`~clipcam_lightning.drift.metrics.shared_gain`), -1 to 1; NaN if no other image has a valid map.
+            (:func:`~clipcam_lightning.drift.metrics.shared_gain`), -1 to 1; NaN for a degenerate map, which gained
+            nothing anywhere, and if no other image has a valid map.
         concentration: share of the map's mass that is new in one spot
-            (:func:`~clipcam_lightning.drift.metrics.concentration`), 0 to 1.
+            (:func:`~clipcam_lightning.drift.metrics.concentration`), 0 to 1; NaN for a degenerate map.
         similarity: cosine of image and prompt now, -1 to 1.
         similarity_change: now minus baseline.
-        energy_inside_mask: share of the map's mass on the object, 0 to 1; NaN without mask.
+        energy_inside_mask: share of the map's mass on the object, 0 to 1; 0 for a degenerate map, NaN without mask.
         energy_change: now minus baseline; NaN without mask.
-        pointing: 1 if the map's hottest pixel is on the object, else 0; NaN without mask.
-        degenerate: why the map of now, or else that of the baseline, carries no information; empty if both are valid.
-        has_valid_baseline: whether the baseline's map is valid; if it is degenerate, the drift is unknown.
+        pointing: 1 if the map's hottest pixel is on the object, else 0; 0 for a degenerate map, NaN without mask.
+        state: of the map of now: whether it carries information, and if not, why.
+        baseline_state: of the baseline's map.
         severity: how far the map is off in units of what the rule tolerates; a probe above 1 is flagged. Infinite
             for a valid map that became degenerate, 0 without valid baseline.
         reason: why the probe is flagged, in words; empty if it is not.
@@ -53,8 +56,8 @@ class ProbeDrift:
         >>> probes = list(zip(scenes.images, scenes.captions))
         >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
         >>> probe = evaluation.report.probes[0]
-        >>> round(probe.drift, 3), probe.flagged
-        (0.0, False)
+        >>> round(probe.drift, 3), probe.flagged, str(probe.state)
+        (0.0, False, 'valid')
     """
 
     name: str
@@ -71,10 +74,21 @@ class ProbeDrift:
     energy_inside_mask: float
     energy_change: float
     pointing: float
-    degenerate: str
-    has_valid_baseline: bool
+    state: MapState
+    baseline_state: MapState
     severity: float
     reason: str
+
+    @property
+    def has_valid_baseline(self) -> bool:
+        """Whether the baseline's map carries information; if not, the drift is unknown."""
+        return not self.baseline_state.is_degenerate
+
+    @property
+    def degenerate(self) -> str:
+        """State of the map of now, or else of the baseline's map, if it is degenerate; empty if both are valid."""
+        degenerate = (state.value for state in (self.state, self.baseline_state) if state.is_degenerate)
+        return next(degenerate, "")
 
     @property
     def flagged(self) -> bool:
@@ -111,13 +125,13 @@ class DriftReport:
 
     @property
     def drift(self) -> float:
-        """Mean over the probes with a valid baseline, over all probes if there are none; always finite."""
-        return fmean(probe.drift for probe in self._measured)
+        """Mean over all probes; always finite. A degenerate map, or one without valid baseline, counts as 1."""
+        return fmean(probe.drift for probe in self.probes)
 
     @property
     def worst(self) -> ProbeDrift:
-        """The probe with the largest drift among those with a valid baseline."""
-        return max(self._measured, key=lambda probe: probe.drift)
+        """The probe with the largest drift; of equal ones, one whose drift is measured rather than unknown."""
+        return max(self.probes, key=lambda probe: (probe.drift, probe.has_valid_baseline))
 
     @property
     def flagged_first(self) -> list[int]:
@@ -154,7 +168,7 @@ class DriftReport:
         if not self.alarm:
             verb = "is" if len(flagged) == 1 else "are"
             too_few = f"; {len(flagged)} of {count} probes {verb} flagged, too few for an alarm" if flagged else ""
-            return f"no alarm at step {self.step}; mean drift {self.drift:.2f}{too_few}"
+            return f"no alarm at step {self.step}; mean drift {format_drift(self.drift)}{too_few}"
         named = "; ".join(_describe(probe) for probe in flagged[:MAX_NAMED])
         more = f"; and {len(flagged) - MAX_NAMED} more" if len(flagged) > MAX_NAMED else ""
         return (
@@ -209,19 +223,19 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     unknown = torch.full_like(drift, torch.nan)
     floor = unknown if baseline.noise_floor is None else baseline.noise_floor.clamp_min(MIN_NOISE_FLOOR)
     probes = []
-    for i, (before, now) in enumerate(zip(baseline.degeneracies, snapshot.degeneracies, strict=True)):
-        degenerate, has_valid_baseline = now or before, not before
+    for i, (before, now) in enumerate(zip(baseline.states, snapshot.states, strict=True)):
+        degenerate, has_valid_baseline = now.is_degenerate or before.is_degenerate, not before.is_degenerate
         # The correlation of a degenerate map is undefined. 1 is that of unrelated maps: a map that vanished
         # must neither pass as unmoved nor put a NaN into a monitored metric.
         moved = 1.0 if degenerate else float(drift[i])
-        vanished = bool(now) and has_valid_baseline
+        vanished = now.is_degenerate and has_valid_baseline
         probe = ProbeDrift(
             name=snapshot.names[i],
             prompt=snapshot.prompts[i],
             drift=moved,
             top_iou=0.0 if degenerate else float(iou[i]),
-            center_shift=math.nan if degenerate else float(shift[i]),
-            js_distance=math.nan if degenerate else float(distance[i]),
+            center_shift=1.0 if degenerate else float(shift[i]),
+            js_distance=1.0 if degenerate else float(distance[i]),
             noise_ratio=moved / float(floor[i]) if has_valid_baseline else math.nan,
             shared_gain=math.nan if degenerate else float(shared[i]),
             concentration=math.nan if degenerate else float(concentration[i]),
@@ -230,13 +244,27 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
             energy_inside_mask=float(snapshot.energy_inside_mask[i]),
             energy_change=float(snapshot.energy_inside_mask[i] - baseline.energy_inside_mask[i]),
             pointing=float(snapshot.pointing[i]),
-            degenerate=degenerate,
-            has_valid_baseline=has_valid_baseline,
+            state=now,
+            baseline_state=before,
             severity=math.inf if vanished else 0.0,
             reason=f"its map is {now}" if vanished else "",
         )
         probes.append(probe if degenerate else _judge(probe, rule))
     return DriftReport(tuple(probes), rule, snapshot.info.step, baseline.info.step)
+
+
+def format_drift(drift: float) -> str:
+    """Format a drift for people: two digits after the point, below 0.1 as many as show two that count.
+
+    Args:
+        drift: 0 to 2; below 1e-6 it is rounding and formatted as 0.
+
+    Example:
+        >>> format_drift(1.234), format_drift(0.000128), format_drift(0.0)
+        ('1.23', '0.00013', '0.00')
+    """
+    decimals = 1 - math.floor(math.log10(drift)) if ROUNDING <= drift < 0.1 else 2
+    return f"{drift:.{decimals}f}"
 
 
 def check_comparable(baseline: Snapshot, snapshot: Snapshot) -> None:
@@ -293,7 +321,7 @@ def _judge(probe: ProbeDrift, rule: DriftRule) -> ProbeDrift:
 
 
 def _describe(probe: ProbeDrift) -> str:
-    values = [f"drift {probe.drift:.2f}"]
+    values = [f"drift {format_drift(probe.drift)}"]
     if probe.shared_gain > 0:
         values.append(f"shared gain {100 * probe.shared_gain:.0f} %")
     if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):

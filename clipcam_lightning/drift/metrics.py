@@ -1,4 +1,4 @@
-"""Metrics of raw maps: how alike two maps are, where a map points, whether it carries any information."""
+"""Metrics of raw maps: how alike two maps are, and where a map points."""
 
 import math
 
@@ -8,27 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.fuse import resize_maps
+from clipcam_lightning.cam.map_state import map_state
 
 # Fractions of a map's cells: for the IoU, for the place shared by the images, for the spot of a single map.
 TOP_FRACTION, SHARED_FRACTION, SPOT_FRACTION = 0.2, 0.05, 0.02
-MIN_SPREAD = 1e-6  # of the largest magnitude; below it, rounding alone makes a map vary
-
-
-def degeneracy(map_: Float[Tensor, "h w"]) -> str:
-    """Name why a map carries no information.
-
-    Args:
-        map_: raw saliency.
-
-    Returns:
-        ``"not finite"``, ``"all zero"`` or ``"constant"``; ``""`` for a valid map.
-    """
-    if not map_.isfinite().all():
-        return "not finite"
-    if not map_.any():
-        return "all zero"
-    spread = (map_.max() - map_.min()) / map_.abs().max()
-    return "constant" if spread < MIN_SPREAD else ""
 
 
 def correlation(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
@@ -42,7 +25,7 @@ def correlation(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float[T
         b: raw maps of the same probes.
 
     Returns:
-        One value per pair of maps, -1 to 1; NaN if one of them is degenerate.
+        One value per pair of maps, -1 to 1; NaN if one of them is constant or not finite.
     """
     a, b = (_standardize(maps.flatten(1).double()) for maps in (a, b))
     return (a * b).sum(1).clamp(-1, 1).float()
@@ -144,7 +127,7 @@ def concentration(a: Float[Tensor, "n h w"], b: Float[Tensor, "n h w"]) -> Float
 def energy_inside(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> Float[Tensor, "n"]:
     """Share of each map's mass that lies inside the mask.
 
-    Each cell counts by the fraction of it that the mask covers.
+    Each cell counts by the fraction of it that the mask covers. A degenerate map has no energy anywhere: 0.
 
     Source: Wang et al. 2020, Score-CAM, sec. 4.3 (energy-based pointing game), https://arxiv.org/abs/1910.01279
 
@@ -153,14 +136,14 @@ def energy_inside(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) ->
         masks: of the objects, in pixels.
 
     Returns:
-        One value per map, 0 to 1; NaN if a map has no positive cell.
+        One value per map, 0 to 1.
     """
-    mass, cover = maps.clamp_min(0), F.interpolate(masks[:, None].float(), size=maps.shape[-2:], mode="area")[:, 0]
-    return (mass * cover).sum((1, 2)) / mass.sum((1, 2))
+    mass, cover = _mass(maps.double()), F.interpolate(masks[:, None].double(), size=maps.shape[-2:], mode="area")[:, 0]
+    return (mass * cover).sum((1, 2)).float().where(is_valid(maps), 0.0)
 
 
 def pointing_hit(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> Bool[Tensor, "n"]:
-    """Whether the hottest pixel of the enlarged map lies on the mask.
+    """Whether the hottest pixel of the enlarged map lies on the mask. A degenerate map points nowhere: a miss.
 
     Source: Zhang et al. 2016, Top-down neural attention by excitation backprop, sec. 4.2 (pointing game, without
     its 15-pixel tolerance), https://arxiv.org/abs/1608.00507
@@ -173,7 +156,12 @@ def pointing_hit(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n y x"]) -> 
         One value per map.
     """
     hottest = resize_maps(maps, (masks.shape[-2], masks.shape[-1])).flatten(1).argmax(1, keepdim=True)
-    return masks.flatten(1).gather(1, hottest)[:, 0]
+    return masks.flatten(1).gather(1, hottest)[:, 0] & is_valid(maps)
+
+
+def is_valid(maps: Float[Tensor, "n h w"]) -> Bool[Tensor, "n"]:
+    """Whether each map carries information: is not degenerate (:func:`~clipcam_lightning.map_state`)."""
+    return torch.tensor([not map_state(map_).is_degenerate for map_ in maps], device=maps.device)
 
 
 def _standardize(rows: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:

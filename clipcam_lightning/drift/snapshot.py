@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.cam.representation import short_repr
-from clipcam_lightning.drift import metrics
 from clipcam_lightning.errors import SnapshotError, abridge
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
@@ -71,8 +71,8 @@ class Snapshot:
     Attributes:
         maps: raw saliency, float32, on the layer's own grid.
         similarity: cosine of image and prompt, -1 to 1.
-        energy_inside_mask: share of each map's mass on the object, 0 to 1; NaN without mask and for a degenerate map.
-        pointing: 1 if the hottest pixel lies on the object, else 0; NaN without mask and for a degenerate map.
+        energy_inside_mask: share of each map's mass on the object, 0 to 1; 0 for a degenerate map, NaN without mask.
+        pointing: 1 if the hottest pixel lies on the object, else 0; 0 for a degenerate map, NaN without mask.
         names: of the probes.
         prompts: of the probes.
         info: how the maps were made.
@@ -112,9 +112,9 @@ class Snapshot:
     __repr__ = short_repr
 
     @property
-    def degeneracies(self) -> list[str]:
-        """Why each map carries no information; empty strings for valid maps."""
-        return [metrics.degeneracy(map_) for map_ in self.maps]
+    def states(self) -> tuple[MapState, ...]:
+        """Whether each map carries information, and if not, why."""
+        return tuple(map(map_state, self.maps))
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the snapshot to a safetensors file, which is never half written.
@@ -165,7 +165,12 @@ class Snapshot:
         if self.images:
             tensors["images"] = torch.frombuffer(bytearray(b"".join(self.images)), dtype=torch.uint8)
             tensors["image_sizes"] = torch.tensor([len(image) for image in self.images])
-        return tensors, {"names": list(self.names), "prompts": list(self.prompts), "info": asdict(self.info)}
+        return tensors, {
+            "names": list(self.names),
+            "prompts": list(self.prompts),
+            "states": [state.value for state in self.states],  # for other readers: here they follow from the maps
+            "info": asdict(self.info),
+        }
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> "Snapshot":

@@ -1,12 +1,14 @@
 """The evaluations of a run so far, few enough to keep in memory and in a checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipcam_lightning.cam.map_state import MapState
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.drift.compare import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
@@ -23,6 +25,7 @@ class HistoryEntry:
         maps: each map divided by its own maximum (:func:`relative_saliency`), 0 to 1, float16.
         drift: one per probe, 0 to 2.
         flagged: one per probe, whether the rule flags it.
+        states: one per probe, of its raw map.
         number: of the evaluation in its run, counted from 0.
 
     Example:
@@ -31,14 +34,15 @@ class HistoryEntry:
         >>> scenes = draw_scenes(2)
         >>> probes = list(zip(scenes.images, scenes.captions))
         >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
-        >>> evaluation.history
-        (HistoryEntry(step=0, maps=float16[2, 8, 8], drift=(0.0, 0.0), flagged=(False, False), number=0),)
+        >>> len(evaluation.history), evaluation.history[0].drift
+        (1, (0.0, 0.0))
     """
 
     step: int
     maps: Float[Tensor, "n h w"]
     drift: tuple[float, ...]
     flagged: tuple[bool, ...]
+    states: tuple[MapState, ...]
     number: int = 0
 
     __repr__ = short_repr
@@ -51,8 +55,22 @@ class HistoryEntry:
             maps=relative_saliency(snapshot.maps).half(),
             drift=tuple(probe.drift for probe in report.probes),
             flagged=tuple(probe.flagged for probe in report.probes),
+            states=tuple(probe.state for probe in report.probes),
             number=number,
         )
+
+    def to_state(self) -> dict[str, Any]:
+        """Convert the entry to a tensor and primitives, for a checkpoint."""
+        return {**asdict(self), "states": [state.value for state in self.states]}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "HistoryEntry":
+        """Invert :meth:`to_state`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not the state of an entry.
+        """
+        return cls(**{**state, "states": tuple(map(MapState, state["states"]))})
 
 
 def thinned(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:

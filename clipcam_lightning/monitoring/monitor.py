@@ -1,7 +1,7 @@
 """Evaluate one probe set again and again: explain, take a snapshot, compare it with the baseline, write it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -139,7 +139,7 @@ class Monitor:
         if self.baseline is not None:
             tensors, metadata = self.baseline.to_tensors()
             state["baseline"] = {"tensors": tensors, "metadata": metadata}
-        state["history"] = [asdict(entry) for entry in self.history]
+        state["history"] = [entry.to_state() for entry in self.history]
         state["metrics"] = dict(self.metrics)
         return state
 
@@ -162,9 +162,10 @@ class Monitor:
         try:
             if "baseline" in state:
                 baseline = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
-            history = [HistoryEntry(**entry) for entry in state["history"]]
+            history = [HistoryEntry.from_state(entry) for entry in state["history"]]
             means = {name: float(state["metrics"].get(name, value)) for name, value in self.metrics.items()}
-            if any({len(entry.maps), len(entry.drift), len(entry.flagged)} != {len(self.probes)} for entry in history):
+            parts = (part for each in history for part in (each.maps, each.drift, each.flagged, each.states))
+            if any(len(part) != len(self.probes) for part in parts):
                 raise ValueError("an evaluation in the history has another number of maps than there are probes")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SnapshotError(f"the callback's state in the checkpoint is damaged: {error!r}.") from error
@@ -267,14 +268,12 @@ def take_snapshot(
         epoch: counted from 0.
     """
     maps = explanation.maps[:, 0].float().cpu()
-    valid = torch.tensor([not metrics.degeneracy(map_) for map_ in maps])
-    graded = prepared.has_mask & valid
-    unknown = torch.full((len(maps),), torch.nan)
+    energy, pointing = metrics.energy_inside(maps, prepared.masks), metrics.pointing_hit(maps, prepared.masks).float()
     return Snapshot(
         maps=maps,
         similarity=explanation.similarity[:, 0].float().cpu(),
-        energy_inside_mask=torch.where(graded, metrics.energy_inside(maps, prepared.masks), unknown),
-        pointing=torch.where(graded, metrics.pointing_hit(maps, prepared.masks).float(), unknown),
+        energy_inside_mask=energy.where(prepared.has_mask, torch.nan),
+        pointing=pointing.where(prepared.has_mask, torch.nan),
         names=tuple(probes.names),
         prompts=tuple(probes.prompts),
         info=SnapshotInfo(
@@ -315,7 +314,7 @@ def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor,
     }
     if has_mask.any():
         for name in UNKNOWN_WITH_MASKS:
-            means[name] = float(getattr(snapshot, name)[has_mask].nan_to_num(0.0).mean())
+            means[name] = float(getattr(snapshot, name)[has_mask].mean())
     return means
 
 
@@ -354,5 +353,8 @@ def _missing_baselines(report: DriftReport) -> str:
     without = [probe for probe in report.probes if not probe.has_valid_baseline]
     if not without:
         return ""
-    names = ", ".join(f"{probe.name} ({probe.degenerate})" for probe in without)
-    return f"{len(without)} of {len(report.probes)} probes have no valid baseline, their drift is unknown: {names}."
+    names = ", ".join(f"{probe.name} ({probe.baseline_state})" for probe in without)
+    return (
+        f"{len(without)} of {len(report.probes)} probes have no valid baseline, their drift is unknown and counts as "
+        f"1: {names}."
+    )

@@ -32,7 +32,7 @@ def noise_floor(explainer: Explainer, prepared: PreparedProbes, maps: Float[Tens
         maps: of the unchanged probes.
 
     Returns:
-        1 - CC, 0 to 2; NaN for a probe whose maps are all degenerate.
+        1 - CC, 0 to 2; NaN for a probe whose maps are all constant or not finite.
     """
     return harmless_drifts(explainer, prepared, maps).nanmean(dim=0)
 
@@ -46,7 +46,7 @@ def harmless_drifts(
         explainer, prepared, maps: as in :func:`noise_floor`.
 
     Returns:
-        1 - CC, 0 to 2; NaN where a change does not apply to a probe, or a map is degenerate.
+        1 - CC, 0 to 2; NaN where a change does not apply to a probe, or a map is constant or not finite.
     """
     with torch.no_grad(), evaluation_mode(explainer.clip.module):
         texts = prepared.embed_texts(explainer.clip)

@@ -1,6 +1,7 @@
 """Write evaluations as data for the CLIP CAM tab of TensorBoard."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -53,7 +54,12 @@ class TabSink(Sink):
         notes = sorted({_note(probe) for probe in evaluation.report.probes} - {""})
         table = np.array([[*_metrics(probe), _index(notes, probe)] for probe in evaluation.report.probes], np.float32)
         values.append(events.array_value(self._tag(events.METRICS), np.column_stack([table, scale])))
-        content = {**_describe(evaluation), "stored_baseline": baseline is stored, "notes": notes}
+        content = {
+            **_describe(evaluation),
+            **_describe_states(evaluation.report.probes),
+            "stored_baseline": baseline is stored,
+            "notes": notes,
+        }
         values.append(events.json_value(self._tag(events.EVALUATION), content))  # last: a reader that finds it has all
         # The writer's own add_tensor sets neither plugin nor data class.
         self.writer._get_file_writer().add_summary(Summary(value=values), snapshot.info.step)
@@ -78,6 +84,18 @@ def _describe(evaluation: Evaluation) -> dict[str, object]:
     }
 
 
+def _describe_states(probes: Sequence[ProbeDrift]) -> dict[str, dict[str, str]]:
+    """Name the state of each degenerate map, by probe, and what the names say."""
+    states = {probe.name: probe.state for probe in probes if probe.state.is_degenerate}
+    baseline_states = {probe.name: probe.baseline_state for probe in probes if not probe.has_valid_baseline}
+    words = {state.value: state.words for state in (*states.values(), *baseline_states.values())}
+    return {
+        "states": {name: state.value for name, state in states.items()},
+        "baseline_states": {name: state.value for name, state in baseline_states.items()},
+        "state_words": words,
+    }
+
+
 def _describe_probes(evaluation: Evaluation) -> dict[str, object]:
     snapshot = evaluation.snapshot
     return {
@@ -95,17 +113,19 @@ def _digest(evaluation: Evaluation) -> str:
 
 
 def _metrics(probe: ProbeDrift) -> list[float]:
-    """Return the values of all ``COLUMNS`` but the last two."""
+    """Return the values of all ``COLUMNS`` but the last two; NaN where the report has a stand-in for the unknown."""
     values = {
         **vars(probe),
         "flagged": float(probe.flagged),
         "drift": probe.drift if probe.has_valid_baseline else np.nan,
+        "top_iou": probe.top_iou if probe.has_valid_baseline else np.nan,
+        "center_shift": np.nan if probe.degenerate else probe.center_shift,
     }
     return [values[name] for name in events.COLUMNS[:-2]]
 
 
 def _note(probe: ProbeDrift) -> str:
-    return probe.reason or (probe.degenerate and f"its map or that of its baseline is {probe.degenerate}")
+    return probe.reason or ("" if probe.has_valid_baseline else f"the map of its baseline is {probe.baseline_state}")
 
 
 def _index(notes: list[str], probe: ProbeDrift) -> int:

@@ -13,6 +13,7 @@ MAX_SIDE = 4096  # of a grid
 REQUIRED = {  # keys and types of an evaluation's JSON
     **{"epoch": int, "baseline_step": int, "alarm": bool, "stored_baseline": bool, "notes": list},
     **{"digest": str, "method": str, "target": str, "layers": list, "grid": list},
+    **{"states": dict, "baseline_states": dict, "state_words": dict},
 }
 
 
@@ -30,6 +31,7 @@ def parse_evaluation(datum: TensorDatum) -> Mapping[str, Any] | None:
         all(type(content.get(key)) is kind for key, kind in REQUIRED.items())
         and _is_text_list(content["notes"])
         and _is_text_list(content["layers"])
+        and all(_is_text_list([*content[key].values()]) for key in ("states", "baseline_states", "state_words"))
         and all(type(side) is int and 0 < side <= MAX_SIDE for side in content["grid"])
         and len(content["grid"]) == 2
         and max(abs(content["epoch"]), abs(content["baseline_step"])) < 2**63

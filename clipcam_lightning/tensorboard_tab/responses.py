@@ -40,6 +40,9 @@ def encode_evaluations(evaluations: Evaluations, names: Sequence[str], rows: Row
         "settings": {key: last[key] for key in ("method", "target", "layers")},
         "metrics": events.COLUMNS,
         "notes": [description["notes"] for description in descriptions],
+        "states": [description["states"] for description in descriptions],
+        "baseline_states": [description["baseline_states"] for description in descriptions],
+        "state_words": {name: words for each in descriptions for name, words in each["state_words"].items()},
         "left_out": evaluations.left_out,
     }
     arrays = {

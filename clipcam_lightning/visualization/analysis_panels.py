@@ -7,6 +7,7 @@ from torch import Tensor
 
 from clipcam_lightning.analysis.confusion import Confusion
 from clipcam_lightning.analysis.prompt_sensitivity import Sensitivity
+from clipcam_lightning.cam.map_state import map_state
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import (
     TILE,
@@ -30,7 +31,7 @@ def confusion_panel(
         mask: of the object, outlined on the input.
 
     Returns:
-        The panel; each map has its own scale.
+        The panel; each map is scaled to its own maximum.
 
     Example:
         >>> import torch
@@ -47,8 +48,8 @@ def confusion_panel(
         f"similarity {confusion.similarity:.3f}, preferred {confusion.preferred_similarity:.3f}",
         [
             ("input", draw_outline(large, mask)),
-            (f"true: {confusion.prompt}", draw_overlay(large, own)),
-            (f"preferred: {confusion.preferred}", draw_overlay(large, preferred)),
+            (f"true: {confusion.prompt}", draw_overlay(large, own, map_state(confusion.map))),
+            (f"preferred: {confusion.preferred}", draw_overlay(large, preferred, map_state(confusion.preferred_map))),
             ("red: preferred, blue: true", draw_change(large, preferred - own)),
         ],
     )
@@ -81,8 +82,8 @@ def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) 
         f"top-20 % IoU {sensitivity.top_iou:.2f} · with absent things {sensitivity.absent_correlation:.2f}",
         [
             ("input", to_image(large)),
-            ("mean over paraphrases", draw_overlay(large, own)),
+            ("mean over paraphrases", draw_overlay(large, own, map_state(means[0]))),
             ("spread between paraphrases", draw_overlay(large, sensitivity.spread.nan_to_num(0.0))),
-            ("mean over absent things", draw_overlay(large, absent)),
+            ("mean over absent things", draw_overlay(large, absent, map_state(means[1]))),
         ],
     )

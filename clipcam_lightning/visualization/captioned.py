@@ -8,8 +8,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from clipcam_lightning.cam.lettering import font, shorten, wrap
 from clipcam_lightning.cam.preprocessing import Preprocessing
-from clipcam_lightning.visualization.drawing import FAINT, INK, PAPER, font, shorten, to_image, wrap
+from clipcam_lightning.visualization.drawing import FAINT, INK, PAPER, to_image
 
 MIN_SIDE = 448  # pixels
 GAP, MAX_LINES, LINE_HEIGHT = 12, 3, 28

@@ -7,6 +7,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from clipcam_lightning.cam.lettering import font, wrap
+from clipcam_lightning.drift.compare import format_drift
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.visualization.drawing import (
     FAINT,
@@ -16,9 +18,7 @@ from clipcam_lightning.visualization.drawing import (
     PAPER,
     draw_overlay,
     enlarge,
-    font,
     to_image,
-    wrap,
 )
 
 SHEET_TILE, LABEL, HEADER, FOOTER = 112, 150, 26, 20  # pixels
@@ -33,6 +33,9 @@ def contact_sheet(
     max_columns: int = MAX_COLUMNS,
 ) -> Image.Image:
     """Draw all evaluations so far: one row per probe, one column per evaluation, each map with its drift.
+
+    Each map is scaled to its own maximum. A degenerate map is drawn as the image without heat, with the words of its
+    :class:`~clipcam_lightning.MapState`.
 
     Args:
         pixels: input of the model for each probe.
@@ -71,9 +74,9 @@ def contact_sheet(
         image.paste(to_image(large), (LABEL + GAP, top))
         for c, entry in enumerate(columns, start=1):
             left = LABEL + GAP + c * cell
-            image.paste(draw_overlay(large, entry.maps[i]), (left, top))
+            image.paste(draw_overlay(large, entry.maps[i], entry.states[i]), (left, top))
             if entry.flagged[i]:
                 draw.rectangle((left - 2, top - 2, left + SHEET_TILE + 1, top + SHEET_TILE + 1), outline=FLAG, width=2)
             color = FLAG if entry.flagged[i] else FAINT
-            draw.text((left, top + SHEET_TILE + 3), f"drift {entry.drift[i]:.2f}", color, font(13))
+            draw.text((left, top + SHEET_TILE + 3), f"drift {format_drift(entry.drift[i])}", color, font(13))
     return image

@@ -1,18 +1,17 @@
-"""Drawing shared by all images: tiles with heat on them, and text that stays in its place."""
+"""Drawing shared by all images: tiles with heat on them, and panels of tiles."""
 
-import math
-from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT, colored, overlaid
 from clipcam_lightning.cam.fuse import resize_maps
+from clipcam_lightning.cam.lettering import font, letter, shorten, text_width
+from clipcam_lightning.cam.map_state import MapState
 
 TILE, GAP = 208, 8  # pixels
 INK, FAINT, PAPER, FLAG = "#1a1a1a", "#6b6b6b", "#ffffff", "#c1121f"
@@ -40,14 +39,18 @@ def fit_to(pixels: UInt8[Tensor, "3 y x"], map_: Float[Tensor, "h w"]) -> Float[
     return resize_maps(map_.float(), (pixels.shape[1], pixels.shape[2]))
 
 
-def draw_heat(heat: Float[Tensor, "h w"], size: tuple[int, int], colors: str = HEAT) -> Image.Image:
-    """Draw heat 0 to 1 alone, at ``size`` (height, width) in pixels."""
-    return _to_image(colored(resize_maps(heat.float(), size), colors))
+def draw_heat(
+    heat: Float[Tensor, "h w"], size: tuple[int, int], colors: str = HEAT, state: MapState = MapState.VALID
+) -> Image.Image:
+    """Draw heat 0 to 1 alone, at ``size`` (height, width) in pixels; of a degenerate map what its state says."""
+    return letter(_to_image(colored(resize_maps(_shown(heat, state), size), colors)), state.words)
 
 
-def draw_overlay(pixels: UInt8[Tensor, "3 y x"], heat: Float[Tensor, "h w"]) -> Image.Image:
-    """Draw heat 0 to 1 over an image."""
-    return to_image(overlaid(pixels, fit_to(pixels, heat)))
+def draw_overlay(
+    pixels: UInt8[Tensor, "3 y x"], heat: Float[Tensor, "h w"], state: MapState = MapState.VALID
+) -> Image.Image:
+    """Draw heat 0 to 1 over an image; of a degenerate map what its state says."""
+    return letter(to_image(overlaid(pixels, fit_to(pixels, _shown(heat, state)))), state.words)
 
 
 def draw_change(pixels: UInt8[Tensor, "3 y x"], change: Float[Tensor, "h w"]) -> Image.Image:
@@ -98,48 +101,9 @@ def draw_panel(title: str, details: str, tiles: Sequence[tuple[str, Image.Image]
     return image
 
 
-@cache
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Load the font of all images at ``size`` pixels."""
-    return ImageFont.load_default(size)
-
-
-def text_width(text: str, size: int) -> int:
-    """Measure one line of text, in pixels."""
-    return math.ceil(font(size).getlength(text))
-
-
-def shorten(text: str, size: int, room: int) -> str:
-    """Put a text on one line of at most ``room`` pixels; a longer one ends in an ellipsis."""
-    text = " ".join(text.split())[:room]  # no visible character is narrower than a pixel
-    if text_width(text, size) <= room:
-        return text
-    fitting = bisect_right(range(len(text)), room, key=lambda length: text_width(text[:length] + "…", size))
-    return text[: max(0, fitting - 1)] + "…"
-
-
-def wrap(text: str, size: int, room: int, max_lines: int) -> list[str]:
-    """Break a text into lines of at most ``room`` pixels; what exceeds ``max_lines`` is cut, with an ellipsis.
-
-    Args:
-        text: with any whitespace.
-        size: of the font.
-        room: width of a line.
-        max_lines: at least 1.
-
-    Returns:
-        The lines; none for a blank text.
-    """
-    lines: list[str] = []
-    for word in text[: max_lines * room].split():
-        if lines and text_width(f"{lines[-1]} {word}", size) <= room:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    kept = lines[:max_lines]
-    if len(lines) > max_lines:
-        kept[-1] += "…"
-    return [shorten(line, size, room) for line in kept]
+def _shown(heat: Float[Tensor, "h w"], state: MapState) -> Float[Tensor, "h w"]:
+    """Heat to draw: none for a degenerate map, whose brightness would mean nothing."""
+    return torch.zeros_like(heat) if state.is_degenerate else heat.float()
 
 
 def _to_image(colors: Float[Tensor, "3 y x"]) -> Image.Image:

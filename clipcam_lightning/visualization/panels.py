@@ -7,7 +7,9 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from clipcam_lightning.drift.compare import ProbeDrift
+from clipcam_lightning.cam.lettering import letter
+from clipcam_lightning.cam.map_state import MapState, map_state
+from clipcam_lightning.drift.compare import ProbeDrift, format_drift
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import (
     TILE,
@@ -18,6 +20,8 @@ from clipcam_lightning.visualization.drawing import (
     draw_panel,
     enlarge,
 )
+
+NOT_COMPARABLE = "nothing to compare"
 
 
 def probe_panel(
@@ -40,7 +44,8 @@ def probe_panel(
         mask: of the object, outlined on the input.
 
     Returns:
-        The panel, with a red flag if the probe is flagged.
+        The panel, with a red flag if the probe is flagged. Each map is scaled to its own maximum; in place of the heat
+        of a degenerate map stand the words of its :class:`~clipcam_lightning.MapState`.
 
     Example:
         >>> from clipcam_lightning import evaluate, probe_panel
@@ -52,7 +57,12 @@ def probe_panel(
         >>> probe_panel(evaluation.pixels[0], maps[0], maps[0], probe, steps=(0, 0)).size
         (872, 290)
     """
-    labels = ("input", f"baseline, step {steps[0]}", f"now, step {steps[1]}", "change (red: more, blue: less)")
+    labels = (
+        "input",
+        f"baseline, step {steps[0]} (own scale)",
+        f"now, step {steps[1]} (own scale)",
+        "change (red: more, blue: less)",
+    )
     tiles = probe_tiles(pixels, baseline, now, mask)
     return draw_panel(
         probe.prompt, _describe(probe), list(zip(labels, tiles, strict=True)), " FLAGGED" if probe.flagged else ""
@@ -76,10 +86,11 @@ def probe_tiles(
     Returns:
         Input, baseline, now and change.
     """
+    before, after = map_state(baseline), map_state(now)
     heat_before, heat_now = relative_saliency(torch.stack([baseline, now]))
     large = enlarge(pixels, TILE)
-    overlays = draw_overlay(large, heat_before), draw_overlay(large, heat_now)
-    return draw_outline(large, mask), *overlays, draw_change(large, heat_now - heat_before)
+    overlays = draw_overlay(large, heat_before, before), draw_overlay(large, heat_now, after)
+    return draw_outline(large, mask), *overlays, _draw_change(large, heat_now - heat_before, before, after)
 
 
 def heat_tiles(
@@ -94,22 +105,36 @@ def heat_tiles(
     Returns:
         Baseline, now and change.
     """
+    before, after = map_state(baseline), map_state(now)
     heat_before, heat_now = relative_saliency(torch.stack([baseline, now]))
     paper = enlarge(torch.full((3, *baseline.shape), 255, dtype=torch.uint8), TILE)
     size = (paper.shape[1], paper.shape[2])
-    return draw_heat(heat_before, size), draw_heat(heat_now, size), draw_change(paper, heat_now - heat_before)
+    heats = draw_heat(heat_before, size, state=before), draw_heat(heat_now, size, state=after)
+    return *heats, _draw_change(paper, heat_now - heat_before, before, after)
+
+
+def _draw_change(
+    pixels: UInt8[Tensor, "3 y x"], change: Float[Tensor, "h w"], before: MapState, now: MapState
+) -> Image.Image:
+    """Draw a change of heat, if both maps carry information."""
+    if before.is_degenerate or now.is_degenerate:
+        return letter(draw_change(pixels, torch.zeros_like(change)), NOT_COMPARABLE)
+    return draw_change(pixels, change)
 
 
 def _describe(probe: ProbeDrift) -> str:
     before = probe.similarity - probe.similarity_change
     parts = [
-        f"drift {probe.drift:.2f}",
+        f"drift {format_drift(probe.drift)}",
         f"top-20 % IoU {probe.top_iou:.2f}",
         f"similarity {before:.2f} to {probe.similarity:.2f}",
     ]
     if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
         energy = probe.energy_inside_mask - probe.energy_change
         parts.append(f"energy on object {energy:.2f} to {probe.energy_inside_mask:.2f}")
-    if probe.degenerate:
-        parts.append(f"map {probe.degenerate}")
+    if probe.state.is_degenerate:
+        parts.append(f"map {probe.state}")
+    if not probe.has_valid_baseline:
+        parts[:2] = ["drift unknown"]
+        parts.append(f"baseline's map {probe.baseline_state}")
     return " · ".join(parts)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT
-from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
+from clipcam_lightning.drift.compare import DriftReport, ProbeDrift, format_drift
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.storage.jpeg import encode_jpeg
@@ -146,14 +146,15 @@ def format_metrics(probe: ProbeDrift) -> dict[str, str]:
     """
     before = probe.similarity - probe.similarity_change
     energy = probe.energy_inside_mask - probe.energy_change
-    is_measured = probe.has_valid_baseline  # else drift and IoU are stand-ins for unknown values
+    # Without valid baseline the drift is unknown, and a degenerate map has no place: their values are stand-ins.
+    is_measured, has_place = probe.has_valid_baseline, not probe.degenerate
     metrics = {
-        "Drift": (is_measured, f"{probe.drift:.2f}"),
+        "Drift": (is_measured, format_drift(probe.drift)),
         "Drift / noise floor": (math.isfinite(probe.noise_ratio), f"{probe.noise_ratio:.1f}"),
         "Shared gain": (math.isfinite(probe.shared_gain), f"{100 * max(0.0, probe.shared_gain):.0f} %"),
         "Top-20 % IoU": (is_measured, f"{probe.top_iou:.2f}"),
-        "Centre shift": (math.isfinite(probe.center_shift), f"{100 * probe.center_shift:.0f} %"),
-        "JS distance": (math.isfinite(probe.js_distance), f"{probe.js_distance:.2f}"),
+        "Centre shift": (has_place, f"{100 * probe.center_shift:.0f} %"),
+        "JS distance": (has_place, f"{probe.js_distance:.2f}"),
         "Similarity": (math.isfinite(probe.similarity_change), f"{before:.3f} → {probe.similarity:.3f}"),
         "Energy on object": (math.isfinite(probe.energy_change), f"{energy:.2f} → {probe.energy_inside_mask:.2f}"),
     }
@@ -227,7 +228,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["probes"] = _count
+    environment.filters.update(probes=_count, drift=format_drift)
     return environment
 
 

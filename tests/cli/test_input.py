@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipcam_lightning import Contrast, Snapshot, explain
+from clipcam_lightning import Contrast, MapState, Snapshot, explain
 from clipcam_lightning.cli import main, models
 from clipcam_lightning.cli.models import ModelSource, load_clip
 from clipcam_lightning.shapes_world import demo
@@ -404,7 +404,8 @@ def test_a_degenerate_map_is_a_warning(shell: Main, project: Path) -> None:
     code, _, err = shell(*EXPLAIN, *OPTIONS, "dark.pt", "--method", "gradcam")
 
     assert code == 0
-    assert re.match(r"clipcam: warning: the map of probes/0\.png for 'a star' is degenerate \(", err)
+    warning, words = "clipcam: warning: the map of probes/0.png for 'a star' is all zero", MapState.ALL_ZERO.words
+    assert err.splitlines()[0] == f"{warning}: {words}."
 
 
 def test_a_bug_shows_its_traceback_and_has_an_exit_code_of_its_own(

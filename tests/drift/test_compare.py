@@ -13,7 +13,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
-from clipcam_lightning.drift.compare import compare
+from clipcam_lightning.drift.compare import compare, format_drift
 from clipcam_lightning.drift.rule import (
     MAX_CONCENTRATION,
     MAX_DRIFT,
@@ -30,6 +30,7 @@ DEGENERATE = {
     "all zero": torch.zeros(2, 3),
     "constant": torch.full((2, 3), 0.1),
     "not finite": torch.full((2, 3), torch.nan),
+    "nowhere positive": -MAP,
 }
 
 
@@ -85,7 +86,7 @@ def test_a_map_that_became_degenerate_is_flagged_and_counts_as_drift_1(why: str,
     vanished, unchanged = report.probes
     assert (vanished.drift, vanished.top_iou, vanished.degenerate) == (1.0, 0.0, why)
     assert (vanished.has_valid_baseline, vanished.flagged) == (True, True)
-    assert math.isnan(vanished.center_shift)
+    assert (vanished.center_shift, vanished.js_distance) == (1.0, 1.0)
     assert (unchanged.degenerate, unchanged.flagged) == ("", False)
     assert report.drift == pytest.approx(0.5)
     assert report.worst is vanished
@@ -94,19 +95,20 @@ def test_a_map_that_became_degenerate_is_flagged_and_counts_as_drift_1(why: str,
 
 @pytest.mark.parametrize("now", [MAP, DEGENERATE["all zero"]], ids=["valid now", "still degenerate"])
 @pytest.mark.parametrize("why", DEGENERATE)
-def test_a_probe_without_valid_baseline_is_not_flagged_and_not_in_the_mean(why: str, now: Tensor) -> None:
+def test_a_probe_without_valid_baseline_is_not_flagged_and_counts_as_1_in_the_mean(why: str, now: Tensor) -> None:
     report = compare(snapshot(DEGENERATE[why], MAP), snapshot(now, 1 - MAP), DriftRule(0.5))
 
     unknown, inverted = report.probes
     assert (unknown.has_valid_baseline, unknown.flagged, unknown.drift) == (False, False, 1.0)
     assert unknown.degenerate == (why if now is MAP else "all zero")
+    assert (unknown.baseline_state, unknown.state) == (why, "valid" if now is MAP else "all zero")
     assert report.flagged == [inverted]
     assert report.worst is inverted
-    assert report.drift == pytest.approx(2.0)
+    assert report.drift == pytest.approx((1.0 + 2.0) / 2)
 
 
 def test_a_report_without_any_valid_baseline_is_finite() -> None:
-    report = compare(snapshot(*DEGENERATE.values()), snapshot(MAP, MAP, MAP), DriftRule(0.1))
+    report = compare(snapshot(*DEGENERATE.values()), snapshot(*[MAP] * len(DEGENERATE)), DriftRule(0.1))
     assert report.drift == report.worst.drift == 1.0
     assert not report.flagged
 
@@ -272,11 +274,31 @@ def test_changes_are_now_minus_before() -> None:
     assert f"b: {reason} (drift 2.00, shared gain 24 %)" in text
 
 
-def test_a_signed_map_without_positive_cell_has_a_drift_but_no_center() -> None:
-    (probe,) = compare(snapshot(-MAP), snapshot(-MAP)).probes
+def test_a_signed_map_with_one_positive_cell_is_compared_by_all_of_its_cells() -> None:
+    (probe,) = compare(snapshot(0.1 - MAP), snapshot(0.1 - MAP)).probes
     assert not probe.degenerate
     assert probe.drift == pytest.approx(0, abs=1e-6)
-    assert math.isnan(probe.center_shift)
+
+
+@pytest.mark.parametrize(
+    ("drift", "text"),
+    [
+        (0.0, "0.00"),
+        (3e-8, "0.00"),
+        (1.5e-4, "0.00015"),
+        (0.0996, "0.100"),
+        (0.0512, "0.051"),
+        (0.1, "0.10"),
+        (2.0, "2.00"),
+    ],
+)
+def test_a_small_drift_is_formatted_with_two_digits_that_count(drift: float, text: str) -> None:
+    assert format_drift(drift) == text
+
+
+def test_the_message_shows_a_drift_above_a_small_limit() -> None:
+    text = str(compare(snapshot(turned(0)), snapshot(turned(1.5)), DriftRule(1e-4)))
+    assert "drifted by more than 0.0001 (drift 0.00034" in text
 
 
 UNKNOWN = math.nan

@@ -175,9 +175,21 @@ def test_the_metadata_are_json_and_hold_the_settings_of_the_maps(tmp_path: Path)
     assert header["info"] == {**vars(INFO), "layers": list(INFO.layers), "scales": list(INFO.scales)}
 
 
-def test_degeneracies_have_one_reason_per_probe() -> None:
+def test_states_are_one_per_probe_and_by_name_in_the_file(tmp_path: Path) -> None:
     maps = torch.stack([torch.zeros(2, 3), torch.ones(2, 3), torch.eye(2, 3), torch.full((2, 3), torch.nan)])
     snapshot = replace(
         SNAPSHOT, maps=maps, similarity=torch.zeros(4), energy_inside_mask=torch.zeros(4), pointing=torch.zeros(4)
     )
-    assert snapshot.degeneracies == ["all zero", "constant", "", "not finite"]
+    names = ["all zero", "constant", "valid", "not finite"]
+    assert [state.value for state in snapshot.states] == names
+    snapshot = replace(snapshot, names=tuple("abcd"), prompts=tuple("abcd"))
+    snapshot.save(tmp_path / "s")
+    content = (tmp_path / "s").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert json.loads(header["__metadata__"]["clipcam_lightning"])["states"] == names
+
+
+def test_a_file_without_states_is_read() -> None:
+    tensors, metadata = SNAPSHOT.to_tensors()
+    del metadata["states"]
+    assert Snapshot.from_tensors(tensors, metadata).states == SNAPSHOT.states

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipcam_lightning import Explanation, Probe, ProbeSet
+from clipcam_lightning import Explanation, MapState, Probe, ProbeSet
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.monitoring.explainer import LocalExplainer
@@ -61,6 +61,7 @@ DEGENERATE = {
     "all zero": torch.zeros(2, 2),
     "constant": torch.full((2, 2), 3.0),
     "not finite": torch.tensor([[math.nan, 1.0], [0.0, 0.0]]),
+    "nowhere positive": torch.tensor([[-1.0, -2.0], [-2.0, -2.0]]),
 }
 
 
@@ -78,6 +79,29 @@ def test_a_degenerate_map_counts_as_the_worst_value_in_the_means(kind: str, clip
     # Without the worse of the two maps the mean of the other would be 0.9 and 1: better than before.
     assert means[1] == pytest.approx(((0.9 + 0.0) / 2, (1 + 0) / 2, 1))
     assert means[2] == pytest.approx(((0.0 + 0.3) / 2, (0 + 0) / 2, 1))
+
+
+def test_the_energy_never_rises_when_a_map_vanishes(clip: ClipModel) -> None:
+    """The mean of two maps falls from 0.6 to 0.15, rather than rising to the 0.3 of the one that is left."""
+    monitor = Monitor(two_masked_probes())
+    energies = []
+    for first in (ON_OBJECT, *DEGENERATE.values()):
+        monitor.evaluate(KnownMaps(clip, (first, OFF_OBJECT), (0.5, 0.3)), step=0, epoch=0)
+        assert monitor.last is not None
+        energies.append(monitor.last.snapshot.energy_inside_mask.tolist())
+
+    assert energies == [pytest.approx([0.9, 0.3])] + [pytest.approx([0.0, 0.3])] * len(DEGENERATE)
+
+
+def test_a_restored_history_has_the_states_of_its_maps(clip: ClipModel) -> None:
+    monitor, resumed = Monitor(two_masked_probes()), Monitor(two_masked_probes())
+    monitor.evaluate(KnownMaps(clip, (ON_OBJECT, DEGENERATE["constant"]), (0.5, 0.3)), step=0, epoch=0)
+
+    state = monitor.state()
+    resumed.restore(state)
+
+    assert [type(name) for name in state["history"][0]["states"]] == [str, str], "no class in a checkpoint"
+    assert resumed.history[0].states == (MapState.VALID, MapState.CONSTANT)
 
 
 def test_all_means_are_finite_if_every_map_is_degenerate(clip: ClipModel) -> None:
@@ -125,7 +149,7 @@ def test_a_long_history_keeps_the_first_the_last_and_evenly_spaced_evaluations(
 def test_the_history_fills_a_contact_sheet_and_is_at_most_twice_as_long(evaluations: int) -> None:
     kept: list[HistoryEntry] = []
     for number in range(evaluations):
-        kept = thinned([*kept, HistoryEntry(number, torch.zeros(1, 1, 1), (0.0,), (False,), number)])
+        kept = thinned([*kept, HistoryEntry(number, torch.zeros(1, 1, 1), (0.0,), (False,), (MapState.VALID,), number)])
 
     assert min(evaluations, MAX_COLUMNS) <= len(kept) <= MAX_ENTRIES
     assert [kept[0].number, kept[-1].number] == [0, evaluations - 1]

@@ -20,6 +20,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from clipcam_lightning.cam.map_state import MapState
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.sinks.tensorboard_tab import IMAGE_SIDE, TabSink
 from tests.support.synthetic_evaluations import evaluations_of, ramps, random_maps, snapshot_of, write_run
@@ -125,7 +126,9 @@ def test_metrics_equal_those_of_the_report(tmp_path: Path) -> None:
         for probe, row in zip(evaluation.report.probes, metrics, strict=True):
             value_of = dict(zip(COLUMNS, row, strict=True))
             for name in COLUMNS[:-2]:
-                np.testing.assert_equal(value_of[name], np.float32(getattr(probe, name)), err_msg=name)
+                is_stand_in = name == "center_shift" and probe.degenerate
+                expected = np.nan if is_stand_in else np.float32(getattr(probe, name))
+                np.testing.assert_equal(value_of[name], expected, err_msg=name)
             assert (notes[int(value_of["note"])] if value_of["note"] >= 0 else "") == probe.reason
     assert any(probe.flagged for probe in evaluations[-1].report.probes)
 
@@ -136,7 +139,20 @@ def test_drift_is_unknown_without_a_valid_baseline(tmp_path: Path) -> None:
     *_, last = written_by(tmp_path, evaluations_of(maps, PROMPTS, NAMES))
     metrics = array(last["metrics"])
     assert np.isnan(metrics[:, 0]).tolist() == [False, False, True]
-    assert content(last["evaluation"])["notes"][int(metrics[2, -2])] == "its map or that of its baseline is all zero"
+    assert content(last["evaluation"])["notes"][int(metrics[2, -2])] == "the map of its baseline is all zero"
+
+
+def test_the_states_of_degenerate_maps_are_written_by_name_with_what_they_say(tmp_path: Path) -> None:
+    maps = random_maps([0, 1], 3)
+    maps[0][2], maps[1][1], maps[1][2] = 0, -maps[1][1], torch.nan
+    first, last = (
+        content(values["evaluation"]) for values in written_by(tmp_path, evaluations_of(maps, PROMPTS, NAMES))
+    )
+
+    zero, negative, not_finite = MapState.ALL_ZERO, MapState.NOWHERE_POSITIVE, MapState.NOT_FINITE
+    assert first["states"] == first["baseline_states"] == last["baseline_states"] == {NAMES[2]: zero}
+    assert last["states"] == {NAMES[1]: negative, NAMES[2]: not_finite}
+    assert last["state_words"] == {state: state.words for state in (zero, negative, not_finite)}
 
 
 def test_json_describes_evaluations_and_probes(tmp_path: Path) -> None:

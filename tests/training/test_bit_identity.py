@@ -339,7 +339,7 @@ def assert_evaluated(callback: ClipCamCallback, evaluations: int, folder: Path) 
         return
     snapshots = [Snapshot.load(file) for file in folder.rglob("step-*.safetensors")]
     assert snapshots
-    assert not any(kind for snapshot in snapshots for kind in snapshot.degeneracies)
+    assert not any(state.is_degenerate for snapshot in snapshots for state in snapshot.states)
     assert callback.report is not None
     assert callback.report.drift > 0
 

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import overlaid
+from clipcam_lightning.cam.map_state import MapState
 from clipcam_lightning.drift.compare import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
@@ -19,7 +20,8 @@ CELL, LABEL = SHEET_TILE + GAP, 150 + GAP
 
 
 def entry(heat: Tensor, step: int = 0, drift: float = 0.5, flagged: bool = False) -> HistoryEntry:
-    return HistoryEntry(step, heat.half(), (drift,) * len(heat), (flagged,) * len(heat))
+    valid = (MapState.VALID,) * len(heat)
+    return HistoryEntry(step, heat.half(), (drift,) * len(heat), (flagged,) * len(heat), valid)
 
 
 def sheet_tile(sheet: Image.Image, r: int, c: int) -> np.ndarray:
@@ -63,7 +65,8 @@ def test_a_sheet_of_many_probes_starts_with_a_flagged_one_even_if_all_others_dri
     probes = (probe_drift(drift=drift, reason="lost" if drift == 0.1 else "") for drift in drifts)
     report = DriftReport(tuple(probes), DriftRule(), step=9, baseline_step=0)
     by_drift = sorted(range(count), key=lambda i: -drifts[i])
-    last = HistoryEntry(9, torch.zeros(count, 4, 4).half(), tuple(drifts), tuple(i == flagged for i in range(count)))
+    heat, valid = torch.zeros(count, 4, 4).half(), (MapState.VALID,) * count
+    last = HistoryEntry(9, heat, tuple(drifts), tuple(i == flagged for i in range(count)), valid)
     pixels = torch.arange(count, dtype=torch.uint8).mul(5).view(-1, 1, 1, 1).repeat(1, 3, 32, 32)
 
     sheet = contact_sheet(pixels, ["a"] * count, [last], report.flagged_first)
@@ -75,7 +78,7 @@ def test_a_sheet_of_many_probes_starts_with_a_flagged_one_even_if_all_others_dri
 
 def test_a_sheet_frames_the_maps_of_flagged_probes_and_no_others() -> None:
     heat = torch.zeros(2, 8, 8)
-    history = [entry(heat), HistoryEntry(5, heat.half(), (0.1, 1.2), (False, True))]
+    history = [entry(heat), HistoryEntry(5, heat.half(), (0.1, 1.2), (False, True), (MapState.VALID,) * 2)]
     sheet = contact_sheet(torch.stack([GREY, GREY]), ["a", "b"], history, [0, 1])
 
     framed = [[sheet.getpixel((LABEL + c * CELL - 2, 26 + r * (CELL + 20) + 50)) for c in (1, 2)] for r in (0, 1)]
@@ -90,6 +93,19 @@ def test_a_sheet_shows_the_heat_where_the_map_is_hot() -> None:
     first, second = corners(sheet_tile(sheet, 0, 1)), corners(sheet_tile(sheet, 0, 2))
     assert colourfulness(first[0]) > 60 > 20 > colourfulness(first[1])
     assert colourfulness(second[1]) > 60 > 20 > colourfulness(second[0])
+
+
+def test_a_sheet_says_over_a_degenerate_map_what_its_state_is(written: list[str]) -> None:
+    """A constant map would else be the hottest of all."""
+    heat = torch.ones(2, 8, 8)
+    states = (MapState.VALID, MapState.CONSTANT)
+    sheet = contact_sheet(
+        torch.stack([GREY, GREY]), ["a", "b"], [HistoryEntry(0, heat.half(), (0.0, 1.0), (False, True), states)], [0, 1]
+    )
+
+    valid, constant = sheet_tile(sheet, 0, 1), sheet_tile(sheet, 1, 1)
+    assert MapState.CONSTANT.words in " ".join(written)
+    assert colourfulness(corners(valid)[0]) > 60 > 20 > colourfulness(corners(constant)[0])
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT, colored, overlaid
-from clipcam_lightning.visualization.drawing import shorten, text_width, wrap
+from clipcam_lightning.cam.lettering import shorten, text_width, wrap
 from tests.support.drawn_images import TEXTS
 
 GREY = torch.full((3, 64, 64), 128, dtype=torch.uint8)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import _overlays
+from clipcam_lightning.cam.map_state import MapState
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import GAP, TILE
 from clipcam_lightning.visualization.panels import probe_panel
@@ -114,11 +115,37 @@ def test_the_mask_is_outlined_on_the_input_alone() -> None:
     assert (inside == 128).all(), "the object itself stays visible"
 
 
-@pytest.mark.parametrize("odd", [torch.zeros(8, 8), torch.ones(8, 8), torch.full((8, 8), torch.nan), -NOW], ids=str)
-def test_degenerate_maps_are_drawn_as_well(odd: Tensor) -> None:
-    for maps in ((odd, NOW), (BEFORE, odd), (odd, odd)):
-        image = panel(maps=maps, degenerate="all zero", drift=1.0)
+DEGENERATE = {
+    MapState.ALL_ZERO: torch.zeros(8, 8),
+    MapState.CONSTANT: torch.ones(8, 8),
+    MapState.NOT_FINITE: torch.full((8, 8), torch.nan),
+    MapState.NOWHERE_POSITIVE: -NOW,
+}
+
+
+@pytest.mark.parametrize("state", DEGENERATE)
+def test_a_panel_says_over_a_degenerate_map_what_its_state_is(state: MapState, written: list[str]) -> None:
+    odd = DEGENERATE[state]
+    for maps, times in (((odd, NOW), 1), ((BEFORE, odd), 1), ((odd, odd), 2)):
+        written.clear()
+        image = panel(maps=maps, drift=1.0)
         assert image.size == panel().size
+        assert " ".join(written).count(state.words) == times
+        tiles = [corners(panel_tile(image, k)) for k in range(4)]
+        is_cold = [max(map(colourfulness, tile)) < 20 for tile in tiles]
+        assert is_cold == [True, maps[0] is odd, maps[1] is odd, True], "no heat, and no change"
+
+
+def test_a_panel_names_the_states_in_its_second_line(written: list[str]) -> None:
+    panel(state=MapState.CONSTANT, drift=1.0)
+    assert any(line.endswith("map constant") for line in written)
+    panel(baseline_state=MapState.ALL_ZERO, drift=1.0)
+    assert any("drift unknown" in line and line.endswith("baseline's map all zero") for line in written)
+
+
+def test_a_panel_says_that_each_map_has_a_scale_of_its_own(written: list[str]) -> None:
+    panel()
+    assert sum("own scale" in line for line in written) == 2
 
 
 @pytest.mark.parametrize("flagged", [False, True])

@@ -152,7 +152,7 @@ def test_the_page_starts_with_the_verdict() -> None:
     assert f"Largest drift, {report.worst.drift:.2f} {report.worst.name}" in head
     assert words(root.all("p", "rule")[0].own) == "for at least one probe, the map"
     assert words(root.all("ul")[0].text) == "drifted by more than 0.5; or became degenerate."
-    assert "The drift of 1 probe is unknown, for lack of a valid baseline." in head
+    assert "The drift of 1 probe is unknown, for lack of a valid baseline; it counts as 1 in the mean." in head
     assert root.all("title")[0].text.startswith("Drifted")
 
 
@@ -187,7 +187,15 @@ def test_flagged_probes_come_first_and_unknown_ones_last_both_by_drift() -> None
     reasons = [[words(each.text) for each in article.all("p", "reasons")] for article in articles]
     moved, vanished = "Flagged: its map drifted by more than 0.5", "Flagged: its map is all zero"
     assert reasons == [[moved], [vanished], [], [], []]
-    assert "Drift unknown" in articles[-1].text
+    assert articles[-1].all("p", "faint")[1].text.endswith("s map is all zero.")
+    states = [[words(each.text) for each in article.all("p", "state")] for article in articles]
+    nothing = "nothing in this image raises the similarity (map all zero)."
+    assert states == [[], [f"Now: {nothing}"], [], [], [f"Baseline: {nothing}"]]
+
+
+def test_the_legend_says_that_each_map_has_a_scale_of_its_own() -> None:
+    (legend,) = Tree(page_of(BEFORE, NOW)).root.all("div", "legend")
+    assert "each map is scaled to its own maximum" in words(legend.text)
 
 
 def test_a_flagged_probe_comes_before_one_that_drifted_further_but_is_not_flagged() -> None:

@@ -10,6 +10,8 @@ import { LAST } from "./state.js";
  * @typedef {{step: number, evaluations: (number | undefined)[]}} Column the index of its evaluation in each run
  */
 
+const NOT_COMPARABLE = "nothing to compare";
+
 export class Board {
   /**
    * @param {State} state
@@ -130,6 +132,20 @@ export class Board {
     return this.colors.arrays[this.colors.about.change].data;
   }
 
+  /** What to write over an image whose map is degenerate, or whose change is one from or to such a map; else nothing.
+   *
+   * @param {Run} run
+   * @param {number} probe
+   * @param {number} evaluation
+   * @param {string} [view] instead of the chosen one
+   */
+  stateText(run, probe, evaluation, view = this.state.values.view) {
+    if (view === "input") return "";
+    const now = run.stateText(probe, evaluation);
+    if (view !== "change") return now;
+    return now || run.baselineStateText(probe, evaluation, this.state.values.baseline) ? NOT_COMPARABLE : "";
+  }
+
   /** Paint a probe at an evaluation.
    *
    * @param {Run} run
@@ -145,10 +161,19 @@ export class Board {
     const row = run.rows.get(probe);
     if (!row?.tile) return undefined;
     const { opacity, baseline, scale } = this.state.values;
-    /** @param {Float32Array | null} map */
-    const heat = (map) => map && normalize(map, scale === "probe" ? row.max : maxValue(map));
-    const now = view === "input" ? null : heat(row.map(evaluation));
-    const base = before || view === "change" ? heat(run.baselineMap(probe, evaluation, baseline)) : null;
+    /**
+     * @param {Float32Array | null} map
+     * @param {string} state of a degenerate map, whose brightness would mean nothing; empty for a valid one
+     */
+    const heat = (map, state) => {
+      if (state) return new Float32Array(row.shape[0] * row.shape[1]);
+      return map && normalize(map, scale === "probe" ? row.max : maxValue(map));
+    };
+    const now = view === "input" ? null : heat(row.map(evaluation), run.stateText(probe, evaluation));
+    const base =
+      before || view === "change"
+        ? heat(run.baselineMap(probe, evaluation, baseline), run.baselineStateText(probe, evaluation, baseline))
+        : null;
     const ground = image ?? row.tile;
     const pixels = paint(ground, row.shape, before ? base : now, base, {
       view,

@@ -151,7 +151,7 @@ export class Detail {
         "figure",
         { class: "tile" },
         canvasOf(board.image(run, probe, evaluation, { image: small, view })),
-        element("figcaption", { text: view }),
+        element("figcaption", { text: withState(view, board.stateText(run, probe, evaluation, view)) }),
       ),
     );
     const { method, target, layers } = run.settings;
@@ -196,8 +196,15 @@ export class Detail {
       before: board.image(run, probe, evaluation, { image, view, before: true }),
       now: board.image(run, probe, evaluation, { image, view }),
       captions: [
-        element("span", { text: `baseline: ${run.baselineName(evaluation, baseline)}` }),
-        element("span", { text: `now: step ${run.steps[evaluation]}` }),
+        element("span", {
+          text: withState(
+            `baseline: ${run.baselineName(evaluation, baseline)}`,
+            run.baselineStateText(probe, evaluation, baseline),
+          ),
+        }),
+        element("span", {
+          text: withState(`now: step ${run.steps[evaluation]}`, run.stateText(probe, evaluation)),
+        }),
       ],
     };
   }
@@ -285,6 +292,15 @@ function table(row, evaluation) {
     ),
   );
   return element("table", {}, element("tbody", {}, ...lines));
+}
+
+/** Add to a caption what the state of its map says, if the map is degenerate.
+ *
+ * @param {string} caption
+ * @param {string} stateText
+ */
+function withState(caption, stateText) {
+  return stateText ? `${caption}: ${stateText}` : caption;
 }
 
 /** @param {ImageData | null | undefined} image */

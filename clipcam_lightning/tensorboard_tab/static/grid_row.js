@@ -35,7 +35,7 @@ export class GridRow {
     this.current = element(
       "div",
       { class: "current", on: { click: () => this.open(this.board.current) } },
-      element("div", { class: "frame" }, this.currentStrip.canvas),
+      element("div", { class: "frame" }, this.currentStrip.canvas, element("div", { class: "state" })),
       this.metric,
     );
     /** @type {number | null} the column that is shown beside the name */
@@ -88,6 +88,11 @@ export class GridRow {
     return evaluation === undefined ? null : this.board.image(this.run, this.probe, evaluation);
   }
 
+  /** @param {number} [evaluation] */
+  #stateText(evaluation) {
+    return evaluation === undefined ? "" : this.board.stateText(this.run, this.probe, evaluation);
+  }
+
   /** Show the columns `from` to `to`.
    *
    * @param {number} from
@@ -107,7 +112,7 @@ export class GridRow {
       if (!this.strip.has(column)) {
         const image = this.#image(this.evaluation(column));
         this.strip.paint(column, image);
-        mark(cell, image);
+        mark(cell, image, this.#stateText(this.evaluation(column)));
       }
     }
     if (repaint || this.shown !== this.board.current) this.#showCurrent();
@@ -125,7 +130,7 @@ export class GridRow {
         "aria-colindex": column + 2,
         on: { click: () => this.open(column) },
       },
-      element("div", { class: "frame" }),
+      element("div", { class: "frame" }, element("div", { class: "state" })),
       metric,
     );
     Object.assign(cell.dataset, { row: this.number, column });
@@ -140,7 +145,9 @@ export class GridRow {
       metric.textContent = drift;
       cell.classList.toggle("flagged", isFlagged);
       cell.title = isFlagged ? "This probe is flagged at this evaluation." : "";
-      cell.setAttribute("aria-label", `${label}: drift ${drift}${isFlagged ? ", flagged" : ""}`);
+      const state = this.run.stateText(this.probe, evaluation);
+      const remarks = `${isFlagged ? ", flagged" : ""}${state ? `, ${state}` : ""}`;
+      cell.setAttribute("aria-label", `${label}: drift ${drift}${remarks}`);
     }
     this.node.insertBefore(cell, this.cells.get(column + 1) ?? null); // in the order in which a screen reader reads
     this.cells.set(column, cell);
@@ -154,7 +161,7 @@ export class GridRow {
     const image = this.#image(evaluation);
     this.currentStrip.move(0, 0, true);
     this.currentStrip.paint(0, image);
-    mark(this.current, image);
+    mark(this.current, image, this.#stateText(evaluation));
     if (image !== undefined) this.shown = column;
     this.sparkline.mark(evaluation);
     this.metric.textContent = this.#driftText(column, evaluation);
@@ -184,16 +191,18 @@ export class GridRow {
   }
 }
 
-/** Show in a cell whether it has an image, and give its frame the shape of the image.
+/** Show in a cell whether it has an image and what the state of its map says, and give its frame the image's shape.
  *
  * @param {HTMLElement} cell
  * @param {ImageData | null | undefined} image as of {@link Strip#paint}
+ * @param {string} stateText empty for a map that is not degenerate
  */
-function mark(cell, image) {
+function mark(cell, image, stateText) {
   const frame = /** @type {HTMLElement} */ (cell.querySelector(".frame"));
   cell.classList.toggle("waiting", image === undefined);
   cell.classList.toggle("missing", image === null);
   frame.title = image === null ? "There is no map to show here." : "";
+  /** @type {HTMLElement} */ (frame.querySelector(".state")).textContent = image ? stateText : "";
   const longer = image ? Math.max(image.width, image.height) : 1;
   frame.style.width = image ? `${(SIZE.tile * image.width) / longer}px` : "";
   frame.style.height = image ? `${(SIZE.tile * image.height) / longer}px` : "";

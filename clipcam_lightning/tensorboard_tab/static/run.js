@@ -69,6 +69,9 @@ export class Run {
     this.digests = about.probes.digests;
     this.metricNames = about.metrics;
     this.notes = about.notes;
+    this.states = about.states;
+    this.baselineStates = about.baseline_states;
+    this.stateWords = about.state_words;
     this.leftOut = about.left_out;
     this.rule = about.rule;
     this.settings = about.settings;
@@ -210,6 +213,37 @@ export class Run {
     const index = choice === "callback" ? this.baseline[evaluation] : this.evaluationAt.get(Number(choice));
     if (index === undefined || index < -row.baselines.length) return null;
     return index < 0 ? row.baselines[-1 - index] : row.map(index);
+  }
+
+  /** What the state of a map says, if the map is degenerate; else empty.
+   *
+   * @param {number} probe
+   * @param {number} evaluation
+   */
+  stateText(probe, evaluation) {
+    return this.#wordsOf(this.states[evaluation], probe);
+  }
+
+  /** What the state of the map says that {@link baselineMap} returns, if it is degenerate; else empty.
+   *
+   * @param {number} probe
+   * @param {number} evaluation
+   * @param {string} choice
+   */
+  baselineStateText(probe, evaluation, choice) {
+    if (choice === "callback") return this.#wordsOf(this.baselineStates[evaluation], probe);
+    const index = choice === "previous" ? Math.max(0, evaluation - 1) : this.evaluationAt.get(Number(choice));
+    return index === undefined ? "" : this.stateText(probe, index);
+  }
+
+  /**
+   * @param {Record<string, string>} states
+   * @param {number} probe
+   */
+  #wordsOf(states, probe) {
+    const name = this.names[probe];
+    if (!Object.hasOwn(states, name)) return "";
+    return Object.hasOwn(this.stateWords, states[name]) ? this.stateWords[states[name]] : states[name];
   }
 
   /** Name of the step whose map {@link baselineMap} returns.

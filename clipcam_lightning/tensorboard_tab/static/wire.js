@@ -38,6 +38,9 @@
  * @property {{method: string, target: string, layers: string[]}} settings of the maps
  * @property {string[]} metrics names of the columns of `row_metrics`
  * @property {string[][]} notes of each evaluation
+ * @property {Record<string, string>[]} states of each evaluation: names of the states of degenerate maps, by probe
+ * @property {Record<string, string>[]} baseline_states of the maps that each evaluation is compared with
+ * @property {Record<string, string>} state_words what the states say, by name
  * @property {Record<string, number>} left_out number of evaluations by reason
  *
  * @typedef {{about: {heat: string[], change: string}, arrays: Record<string, NdArray<Uint8Array>>}} Colors

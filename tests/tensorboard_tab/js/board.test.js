@@ -203,9 +203,10 @@ test("a probe whose row has not arrived has no image yet", () => {
 /** A board of one run whose probe 0 is lit at cell 0, then at cell 8, on an image of 3x3 pixels; heat `i` has red `i`.
  *
  * @param {Record<string, string>} choices
+ * @param {Parameters<typeof makeRun>[0]} [states] of the run
  */
-function paintedBoard(choices) {
-  const run = makeRun({ baseline: [0, 0, -1] });
+function paintedBoard(choices, states = {}) {
+  const run = makeRun({ baseline: [0, 0, -1], ...states });
   const row = makeRow([{ 0: 1 }, { 8: 0.5 }, { 8: 1 }]);
   row.tile = makeImage(new Uint8ClampedArray(36).fill(9), 3, 3);
   run.rows.set(0, row);
@@ -244,6 +245,43 @@ test("the input is painted without a map, at another size on request", () => {
   const image = makeImage(new Uint8ClampedArray(8).fill(5), 2, 1);
   const painted = board.image(board.runs[0], 0, 0, { image });
   assert.deepEqual([painted?.width, painted?.height, painted?.data[0]], [2, 1, 5]);
+});
+
+test("a degenerate map is painted cold, with what its state says", () => {
+  /** @type {Record<string, string>[]} */
+  const states = [{}, { cat: "all zero" }, { cat: "of a later version" }];
+  const { board, row, corners } = paintedBoard({ view: "heat" }, { states });
+  const [run] = board.runs;
+  assert.deepEqual([0, 1, 2].map((evaluation) => board.stateText(run, 0, evaluation)), [
+    "",
+    "nothing raises the similarity",
+    "of a later version",
+  ]);
+  assert.deepEqual(corners(1), [0, 0]);
+  row.maps.fill(0x7e00, 9, 18);
+  assert.deepEqual(corners(1), [0, 0], "also if no cell is finite");
+  assert.equal(board.stateText(run, 1, 1), "", "of another probe");
+});
+
+test("a change from or to a degenerate map says that there is nothing to compare", () => {
+  /** @type {Record<string, string>[]} */
+  const baselineStates = [{}, { cat: "all zero" }, {}];
+  const { board, corners } = paintedBoard({ view: "change" }, { baselineStates });
+  const [run] = board.runs;
+  assert.deepEqual([0, 1].map((evaluation) => board.stateText(run, 0, evaluation)), ["", "nothing to compare"]);
+  assert.equal(board.stateText(run, 0, 1, "overlay"), "", "the map of now is valid");
+  assert.equal(board.stateText(run, 0, 1, "input"), "");
+  assert.deepEqual(corners(1, { view: "heat", before: true }), [0, 0]);
+});
+
+test("a map that is the baseline of another evaluation keeps its state", () => {
+  /** @type {Record<string, string>[]} */
+  const states = [{ cat: "all zero" }, {}, {}];
+  const run = makeRun({ states });
+  assert.equal(run.baselineStateText(0, 1, "previous"), "nothing raises the similarity");
+  assert.equal(run.baselineStateText(0, 2, "0"), "nothing raises the similarity");
+  assert.equal(run.baselineStateText(0, 2, "previous"), "");
+  assert.equal(run.baselineStateText(0, 2, "99"), "", "there is no such evaluation");
 });
 
 test("a missing map has no image", () => {

@@ -23,6 +23,8 @@ export const SOURCE = { run: "run", root: "clipcam", problem: "", wall_time: 1 }
  * @param {number[][]} [values.drift] one list per probe
  * @param {number[][]} [values.similarity] one list per probe
  * @param {number[][]} [values.flagged] one list per probe
+ * @param {Record<string, string>[]} [values.states] one object per evaluation
+ * @param {Record<string, string>[]} [values.baselineStates] one object per evaluation
  * @param {Record<string, number>} [values.leftOut]
  * @returns {Evaluations}
  */
@@ -37,6 +39,8 @@ export function makeResponse({
   drift = names.map(() => steps.map(() => 0)),
   similarity = names.map(() => steps.map(() => 0.5)),
   flagged = names.map(() => steps.map(() => 0)),
+  states = steps.map(() => ({})),
+  baselineStates = steps.map(() => ({})),
   leftOut = {},
 } = {}) {
   const table = [names.length, steps.length];
@@ -47,6 +51,9 @@ export function makeResponse({
       settings: { method: "hirescam", target: "similarity", layers: ["visual.ln_1"] },
       metrics: ["drift", "scale"],
       notes: steps.map(() => []),
+      states,
+      baseline_states: baselineStates,
+      state_words: { "all zero": "nothing raises the similarity" },
       left_out: leftOut,
       rows: [],
     },
