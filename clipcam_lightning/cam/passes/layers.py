@@ -1,5 +1,7 @@
 """Passes of methods that read one layer's activations, with or without gradients."""
 
+import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -12,6 +14,7 @@ from clipcam_lightning.cam.fuse import fuse_maps
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.model_state import frozen_parameters
 from clipcam_lightning.cam.passes.one_pass import Pass, Result
+from clipcam_lightning.errors import ClipCamWarning
 
 
 def run_activation_pass(method: Method, inputs: Pass) -> Result:
@@ -24,7 +27,11 @@ def run_activation_pass(method: Method, inputs: Pass) -> Result:
 
 
 def run_gradient_pass(method: Method, inputs: Pass) -> Result:
-    """Run one forward, and per prompt one vector-Jacobian product through what follows the layers."""
+    """Run one forward, and per prompt one vector-Jacobian product through what follows the layers.
+
+    Warns:
+        ClipCamWarning: no patch of a layer reaches the embedding, so its maps are all zero.
+    """
     second_order = method.reads is CurvatureCapture
     # Only the math kernel of attention has second derivatives.
     kernel = sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext()
@@ -58,7 +65,24 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
                     for capture, gradient, output in zip(captures, gradients, outputs, strict=True)
                 ]
             maps.append(fuse_maps([method(capture) for capture in captures], inputs.fuse))
+            if p == 0:
+                _warn_of_unread_patches(inputs, captures, gradients)
     return torch.cat(maps, dim=1), similarity
+
+
+def _warn_of_unread_patches(inputs: Pass, captures: Sequence[Capture], gradients: Sequence[Tensor]) -> None:
+    """Warn of layers from which no patch reaches the embedding, as after the last attention of a class-token tower.
+
+    Where other tokens have no gradient either, the model is to blame and not the layer.
+    """
+    for name, capture, gradient in zip(inputs.layers, captures, gradients, strict=True):
+        if gradient.any() and not capture.gradients.any():
+            warnings.warn(
+                f"no patch of layer {name} reaches the embedding, which reads only its class token, so its maps are "
+                f"all zero; layers worth mapping: {', '.join(inputs.clip.tower.layers)}.",
+                ClipCamWarning,
+                stacklevel=2,
+            )
 
 
 def _to_grid(inputs: Pass, output: Tensor) -> Float[Tensor, "b c h w"]:
