@@ -169,11 +169,11 @@ export class Board {
       if (state) return new Float32Array(row.shape[0] * row.shape[1]);
       return map && normalize(map, scale === "probe" ? row.max : maxValue(map));
     };
-    const now = view === "input" ? null : heat(row.map(evaluation), run.stateText(probe, evaluation));
+    const change = view === "change" ? this.stateText(run, probe, evaluation, view) : ""; // then both are cold
+    const now = view === "input" ? null : heat(row.map(evaluation), change || run.stateText(probe, evaluation));
+    const baselineState = change || run.baselineStateText(probe, evaluation, baseline);
     const base =
-      before || view === "change"
-        ? heat(run.baselineMap(probe, evaluation, baseline), run.baselineStateText(probe, evaluation, baseline))
-        : null;
+      before || view === "change" ? heat(run.baselineMap(probe, evaluation, baseline), baselineState) : null;
     const ground = image ?? row.tile;
     const pixels = paint(ground, row.shape, before ? base : now, base, {
       view,

@@ -270,6 +270,8 @@ test("a change from or to a degenerate map says that there is nothing to compare
   const [run] = board.runs;
   assert.deepEqual([0, 1].map((evaluation) => board.stateText(run, 0, evaluation)), ["", "nothing to compare"]);
   assert.equal(board.stateText(run, 0, 1, "overlay"), "", "the map of now is valid");
+  const [middle] = corners(1, { view: "change" }) ?? [];
+  assert.deepEqual(corners(1, { view: "change" }), [middle, middle], "no cell gained or lost");
   assert.equal(board.stateText(run, 0, 1, "input"), "");
   assert.deepEqual(corners(1, { view: "heat", before: true }), [0, 0]);
 });
