@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clipcam_lightning.cam.adapters import TransformersAdapter, extract_embedding
 from clipcam_lightning.cam.towers.shared import round_to_cells, tokens_to_grid
-from clipcam_lightning.cam.towers.tower import ADDITIVE_CLASS_TOKEN_RECIPE, AttentionTower
+from clipcam_lightning.cam.towers.tower import ADDITIVE_CLASS_TOKEN_RECIPE, POOLED_PATCHES_RECIPE, AttentionTower
 from clipcam_lightning.errors import ConfigError
 
 
@@ -39,6 +39,7 @@ class HuggingFaceViT(AttentionTower):
             self.layers = [f"{name}.layer_norm1" for name in self.layers]
         else:
             self.pooling, self.pool, self.prefix = "attention", self.vision.head, 0
+            self.recipe = POOLED_PATCHES_RECIPE
             # The embedding reads all patches of the last block's output. But the next layer is a norm, which is
             # scale-invariant, so the gradient is orthogonal to the tokens and HiResCAM is 0. The norm's own output
             # does not have this problem.

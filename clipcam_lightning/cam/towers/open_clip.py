@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
 from clipcam_lightning.cam.towers.shared import as_pair
-from clipcam_lightning.cam.towers.tower import CLASS_TOKEN_RECIPE, CLASSIC_RECIPE
+from clipcam_lightning.cam.towers.tower import CLASS_TOKEN_RECIPE, POOLED_PATCHES_RECIPE
 
 
 class OpenClipViT(OpenAiViT):
@@ -24,7 +24,7 @@ class OpenClipViT(OpenAiViT):
         elif visual.pool_type != "tok":
             self.pooling = "mean"
         if self.pooling != "cls":  # then the embedding reads all tokens of the last block's output
-            self.recipe = CLASSIC_RECIPE
+            self.recipe = POOLED_PATCHES_RECIPE
             self.layers = [name.removesuffix(".ln_1") for name in self.layers]
             # But if the next layer is a norm, which is scale-invariant, the gradient is orthogonal to the tokens and
             # HiResCAM is 0. The norm's own output does not have this problem.

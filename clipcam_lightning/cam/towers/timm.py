@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from clipcam_lightning.cam.towers.shared import as_pair, find_in_visual, round_to_cells, tokens_to_grid
 from clipcam_lightning.cam.towers.tower import (
     ADDITIVE_CLASS_TOKEN_RECIPE,
+    BLOCKS,
     CLASS_TOKEN_RECIPE,
+    POOLED_PATCHES_RECIPE,
     AttentionTower,
     Tower,
 )
@@ -69,6 +71,8 @@ class TimmViT(AttentionTower):
             self.recipe = ADDITIVE_CLASS_TOKEN_RECIPE
         elif self.pooling == "cls" and last == -1:
             self.recipe = CLASS_TOKEN_RECIPE
+        elif self.pooling != "cls" and BLOCKS in self.offers:
+            self.recipe = POOLED_PATCHES_RECIPE
 
     @classmethod
     def fits(cls, clip: nn.Module) -> bool:

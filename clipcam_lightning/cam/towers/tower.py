@@ -23,7 +23,7 @@ class Recipe(NamedTuple):
 
     Attributes:
         method: a key of ``METHODS``.
-        layers: indices of the layers; ``None`` for the method's own choice.
+        layers: indices of the layers, or of the inputs of the blocks; ``None`` for the method's own choice.
         fuse: how the maps of these layers are combined.
     """
 
@@ -32,14 +32,16 @@ class Recipe(NamedTuple):
     fuse: Fusion = "mean"
 
     def layers_of(self, tower: "Tower") -> tuple[int, ...] | None:
-        """Indices into the layers of a tower; of one that is not so deep, the first."""
-        return self.layers and tuple(max(i, -len(tower.layers)) for i in self.layers)
+        """Indices that a tower has; for one that is not so deep, its first or last layer."""
+        depth = len(getattr(tower, "block_inputs", ()) or tower.layers)
+        return self.layers and tuple(min(max(i, -depth), depth - 1) for i in self.layers)
 
 
 CLASSIC_RECIPE = Recipe("gradcam")  # for towers that were not measured
 ADDITIVE_CLASS_TOKEN_RECIPE = Recipe("decomposition")
 CLASS_TOKEN_RECIPE = Recipe("hirescam", (-2, -1))  # the best that reads no attention
-RESNET_RECIPE = Recipe("gradcam", (-2, -1))
+POOLED_PATCHES_RECIPE = Recipe("attnlrp", (1,))
+RESNET_RECIPE = Recipe("input_x_gradient", (-2, -1))
 
 
 class Tower(ABC):
