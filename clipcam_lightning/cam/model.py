@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, find_adapter
+from clipcam_lightning.cam.precision import find_input_type
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.towers import find_tower
@@ -65,8 +66,8 @@ class ClipModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type that the image tower computes in."""
-        return next(self.module.get_submodule(self.adapter.vision).parameters()).dtype
+        """Type in which the image tower takes pixels."""
+        return find_input_type(getattr(self.module, self.adapter.vision, self.module))
 
     @property
     def fingerprint(self) -> str:

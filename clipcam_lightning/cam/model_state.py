@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from clipcam_lightning.cam.precision import PromotedTypes, list_float_types
+from clipcam_lightning.errors import ModelError
 
 
 @contextmanager
@@ -19,8 +23,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     Restored, also after an exception: the training flag of every submodule, gradient-checkpointing flags, buffers,
     weights that PEFT merges in a forward, and the random state of torch, numpy and Python. During the ``with``,
     autocast and inference mode are off, and compiled code runs eagerly, because code that is compiled already skips
-    hooks.
+    hooks. Parts of different float types work together, and weights that were created in inference mode or quantized
+    can be differentiated through.
+
+    Raises:
+        ModelError: a weight is on the meta device.
     """
+    _require_values(model)
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -32,6 +41,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_cleared_flags(model))
         stack.enter_context(_restored_buffers(model))
         stack.enter_context(_restored_merged_weights(model))
+        stack.enter_context(_cloned_inference_tensors(model))
+        stack.enter_context(replaced_forwards(_list_quantized_layers(model), _dequantize))
+        if list_float_types(model) != {torch.float32}:
+            stack.enter_context(PromotedTypes())
         yield
 
 
@@ -142,3 +155,48 @@ def _restored_merged_weights(model: nn.Module) -> Iterator[None]:
         for owner, name, weight in weights:
             vars(owner).pop(name, None)  # merged weights are plain attributes, which would hide the parameter
             owner.register_parameter(name, weight)
+
+
+def _require_values(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ModelError(
+                f"the weights of {type(model).__name__} are on the meta device and have no values, {name} among them; "
+                "load them first, as with load_state_dict(weights, assign=True)."
+            )
+
+
+@contextmanager
+def _cloned_inference_tensors(model: nn.Module) -> Iterator[None]:
+    # Autograd refuses to save an inference tensor for a backward pass, even if it does not differentiate by it.
+    tensors: list[tuple[dict[str, Any], str, torch.Tensor]] = [
+        (members, name, tensor)
+        for module in model.modules()
+        for members in (module._parameters, module._buffers)
+        for name, tensor in members.items()
+        if tensor is not None and tensor.is_inference()
+    ]
+    try:
+        for members, name, tensor in tensors:
+            copy = tensor.clone()
+            members[name] = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+        yield
+    finally:
+        for members, name, tensor in tensors:
+            members[name] = tensor
+
+
+def _list_quantized_layers(model: nn.Module) -> list[nn.Module]:
+    # By the module of the class, because importing torch.ao takes time and is deprecated.
+    is_quantized = "torch.ao.nn.quantized"
+    return [
+        module
+        for module in model.modules()
+        if type(module).__module__.startswith(is_quantized) and type(module).__name__ == "Linear"
+    ]
+
+
+def _dequantize(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the forward of a quantized linear layer with dequantized weights: its own kernel has no gradient."""
+    layer = forward.__self__  # type: ignore[attr-defined]
+    return lambda x: F.linear(x, layer.weight().dequantize(), layer.bias())

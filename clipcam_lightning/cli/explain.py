@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipcam_lightning.cam.explain import explain_clip
 from clipcam_lightning.cam.explanation import Explanation
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax
 from clipcam_lightning.cli.models import ModelSource, load_clip, read_model_source
@@ -88,7 +89,7 @@ def _explain_images(
         loading = progress.add_task("loading the model", total=None)
         clip = load_clip(source).clip
         progress.remove_task(loading)
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(clip.module):
             texts = clip.embed_texts(prompts.prompts)
         mapping = progress.add_task(f"mapping {len(images)} images", total=len(images))
         for image, path in zip(images, options.images, strict=True):

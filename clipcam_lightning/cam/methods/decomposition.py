@@ -56,12 +56,13 @@ def _apply_transpose(
         affine: maps ``[b, t, width]`` to ``[b, t, d]``.
         outputs: vectors in the function's output space.
         width: length of the function's inputs.
-        dtype: the model's type, in which the function works.
+        dtype: type of the function's inputs.
 
     Returns:
         Vectors in the function's input space, float32.
     """
     with torch.enable_grad():
         inputs = torch.zeros(*outputs.shape[:2], width, dtype=dtype, device=outputs.device, requires_grad=True)
-        (result,) = torch.autograd.grad(affine(inputs), inputs, outputs.to(dtype))
+        values = affine(inputs)
+        (result,) = torch.autograd.grad(values, inputs, outputs.to(values.dtype))
     return result.float()

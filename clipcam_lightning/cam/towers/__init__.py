@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from clipcam_lightning.cam.towers.huggingface import HuggingFaceNaFlexViT, HuggingFaceViT
@@ -34,12 +35,17 @@ def find_tower(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
         The tower.
 
     Raises:
-        TowerError: no tower fits; the message describes how to add one.
+        TowerError: the image encoder is a TorchScript program, or no tower fits; the message describes how to add one.
     """
+    visual = getattr(clip, "visual", None)
+    if isinstance(clip, torch.jit.ScriptModule) or isinstance(visual, torch.jit.ScriptModule):
+        raise TowerError(
+            f"{type(clip).__name__} is a TorchScript program, whose layers no method can read; "
+            "build the model without it (jit=False) and load its weights with load_state_dict."
+        )
     for tower in (*towers, *TOWERS):
         if tower.fits(clip):
             return tower(clip)
-    visual = getattr(clip, "visual", None)
     encoder = "" if visual is None else f" with a {type(visual).__name__} as its `visual`"
     raise TowerError(
         f"no tower fits {type(clip).__name__}{encoder}; supported: {', '.join(tower.__name__ for tower in TOWERS)}. "
