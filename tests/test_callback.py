@@ -513,8 +513,19 @@ class TestBadInput:
             fit(FineTuning(), tmp_path, ClipCamCallback(probes, layers="blocks.3"))
 
     def test_a_preprocessed_probe_of_another_size(self, tmp_path: Path) -> None:
-        with pytest.raises(ProbeError, match=r"probe .* 32x32.*expects 64x64"):
-            fit(FineTuning(), tmp_path, ClipCamCallback([(torch.randn(3, 32, 32), "a red star")]))
+        with pytest.raises(ProbeError, match=r"probe .* 30x32.*whole cells"):
+            fit(FineTuning(), tmp_path, ClipCamCallback([(torch.randn(3, 30, 32), "a red star")]))
+
+    def test_a_batch_of_another_size_than_the_model_s(self, tmp_path: Path) -> None:
+        module = FineTuning(extra=nn.Upsample(160), clip=build_clip("resnet"))
+        callback = ClipCamCallback(method="input_x_gradient")  # signed, so no map is all zero
+
+        with pytest.warns(ClipCamWarning, match=r"images of 64x64 pixels.*built for 160x160.*give probes="):
+            trainer = fit(module, tmp_path, callback, max_epochs=1)
+
+        assert trainer.callback_metrics["clipcam/drift"].isfinite()
+        assert callback.snapshot is not None
+        assert callback.snapshot.maps.shape[1:] == (2, 2)
 
     def test_a_batch_without_prompts(self, tmp_path: Path) -> None:
         with pytest.warns(ClipCamWarning, match=r"no probes could be taken.*Give probes=.*The training goes on"):

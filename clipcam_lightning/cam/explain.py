@@ -44,14 +44,16 @@ def explain(
     """Map which regions of each image raise its similarity to each prompt.
 
     The model comes back as it was: modes, hooks, ``.grad``, buffers and random state, also after an exception.
-    Frozen, compiled and checkpointed models are supported, as are ``no_grad``, inference mode and autocast around the
-    call; autocast is switched off inside, so that maps do not depend on it.
+    Frozen, compiled, checkpointed and quantized models are supported, models in half precision or with parts of
+    different float types, and ``no_grad``, inference mode and autocast around the call; autocast is switched off
+    inside, so that maps do not depend on it.
 
     Args:
         model: any module that holds a CLIP (a LightningModule, an open_clip model, a compiled, DDP or PEFT wrapper),
             or a :class:`ClipModel`.
-        images: preprocessed as the model expects, ``[n, 3, y, x]``. For SigLIP 2, which takes any size, also a list of
-            ``[3, y, x]`` or its processor's output.
+        images: preprocessed as the model expects, ``[n, 3, y, x]``, or for several sizes a list of ``[3, y, x]``; also
+            the output of a transformers image processor. Most towers take images of any size and aspect in whole cells
+            of the grid: positions are interpolated for the pass.
         prompts: ``p`` strings for every image, one list of ``p`` strings per image, or embeddings ``[p, d]`` or
             ``[n, p, d]``.
         method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
@@ -63,7 +65,7 @@ def explain(
         An :class:`Explanation` of ``n`` images and ``p`` prompts.
 
     Raises:
-        ModelError: no CLIP or several in ``model``, or strings but no tokenizer.
+        ModelError: no CLIP or several in ``model``, its weights have no values, or strings but no tokenizer.
         TowerError: the CLIP's tower is unknown, or the layer's output is no grid of patches.
         ConfigError: an argument cannot be used; the message lists what can.
 

@@ -12,7 +12,7 @@ from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ConfigError
 
 Images: TypeAlias = Float[Tensor, "n 3 y x"] | Sequence[Float[Tensor, "3 _y _x"]] | Mapping[str, Tensor]
-"""Preprocessed images of one size; for a tower that takes any size also a list of them, or its processor's output."""
+"""Preprocessed images of one size, a list of images of several sizes, or the output of the model's own processor."""
 
 
 def group_by_size(tower: Tower, images: Images) -> list[tuple[list[int], Float[Tensor, "b 3 y x"]]]:
@@ -73,15 +73,45 @@ def resize_images(images: Float[Tensor, "b 3 y x"], size: tuple[int, int]) -> Fl
     return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
 
 
-def _check(tower: Tower, images: Tensor) -> None:
-    height, width = tower.input_size
-    expected = "height, width" if tower.any_size else f"{height}, {width}"
-    fits = images.ndim == 4 and images.shape[1] == 3 and (tower.any_size or images.shape[2:] == (height, width))
-    if not fits or not len(images) or not images.is_floating_point():
+def require_size(tower: Tower, size: tuple[int, int]) -> None:
+    """Refuse images of a size that the tower does not take.
+
+    A tower takes images of its own size, and most take every other size in whole cells of the grid, for which
+    positions are interpolated. Cut or padded cells would shift the map against the image.
+
+    Args:
+        tower: the image tower.
+        size: height and width in pixels.
+
+    Raises:
+        ConfigError: the message says which sizes the tower takes.
+    """
+    if size == tower.input_size:
+        return
+    whole = tower.scaled_size(size, 1.0)
+    if size != whole:
         raise ConfigError(
-            f"images must be preprocessed float pixels [n, 3, {expected}], n at least 1 "
+            f"{type(tower).__name__} takes images in whole cells of its grid (got {size[0]}x{size[1]} pixels); "
+            f"resize or pad them, for example to {whole[0]}x{whole[1]}."
+        )
+
+
+def takes_size(tower: Tower, size: tuple[int, int]) -> bool:
+    """Check whether the tower takes images of ``size`` (height, width) in pixels."""
+    try:
+        require_size(tower, size)
+    except ConfigError:
+        return False
+    return True
+
+
+def _check(tower: Tower, images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images) or not images.is_floating_point():
+        raise ConfigError(
+            "images must be preprocessed float pixels [n, 3, height, width], n at least 1 "
             f"(got {images.dtype} {tuple(images.shape)})."
         )
+    require_size(tower, (images.shape[-2], images.shape[-1]))
     not_finite = [i for i, image in enumerate(images) if not image.isfinite().all()]
     if not_finite:
         raise ConfigError(

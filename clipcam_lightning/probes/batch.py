@@ -13,6 +13,7 @@ from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.load import is_dense
 
 Prompts: TypeAlias = list[str | Int[Tensor, "l"]]
+SizeFilter: TypeAlias = Callable[[tuple[int, int]], bool]
 NON_PROMPT_WORDS = {  # a key with one of these words holds something other than prompts
     "mask",
     "id",
@@ -34,7 +35,9 @@ MIN_TOKENS = 5  # rows of four numbers are boxes
 LEAF_SEQUENCES = (str, bytes, bytearray, memoryview, range)  # sequences that hold no images
 
 
-def find_images_and_prompts(batch: object, size: tuple[int, int]) -> tuple[Float[Tensor, "n 3 y x"], Prompts]:
+def find_images_and_prompts(
+    batch: object, size: tuple[int, int], other_sizes: SizeFilter | None = None
+) -> tuple[Float[Tensor, "n 3 y x"], Prompts]:
     """Find the first images of one size in a batch, and the strings or token ids that go with them.
 
     Candidates for the prompts have as many entries as there are images. Those under a key such as "caption" or
@@ -43,17 +46,20 @@ def find_images_and_prompts(batch: object, size: tuple[int, int]) -> tuple[Float
     Args:
         batch: mappings, sequences, dataclasses and named tuples, nested in any way.
         size: height and width of the images, in pixels.
+        other_sizes: predicate of the images to take if there are none of ``size``.
 
     Returns:
         Float32 pixels on the CPU, and one string or row of token ids per image; both are copies.
 
     Raises:
-        ProbeError: the batch holds no images of that size, or no prompts to go with them; the message lists what it
+        ProbeError: the batch holds no images of such a size, or no prompts to go with them; the message lists what it
             holds.
     """
     leaves = list(_walk(batch))
     candidates = [images for _, leaf in leaves if (images := _select_images(leaf)) is not None]
     fitting = [images for images in candidates if tuple(images.shape[-2:]) == size]
+    if not fitting and other_sizes is not None:
+        fitting = [images for images in candidates if other_sizes((images.shape[-2], images.shape[-1]))]
     if not fitting:
         sizes = ", ".join(f"{images.shape[-2]}x{images.shape[-1]}" for images in candidates)
         raise ProbeError(
@@ -62,6 +68,7 @@ def find_images_and_prompts(batch: object, size: tuple[int, int]) -> tuple[Float
             + ". Give probes=... instead."
         )
     images = fitting[0]
+    size = (images.shape[-2], images.shape[-1])
     for select in (_select_named_prompts, _select_tokens, _select_strings):
         for key, leaf in leaves:
             prompts = select(key, leaf, size)

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from clipcam_lightning.cam.images import require_size
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.representation import short_repr
-from clipcam_lightning.errors import ProbeError
+from clipcam_lightning.errors import ConfigError, ProbeError
 from clipcam_lightning.probes.probe import LoadedProbe
 
 
@@ -59,34 +60,38 @@ def prepare_probes(probes: Sequence[LoadedProbe], clip: ClipModel) -> PreparedPr
         The model's input, in the order of ``probes``.
 
     Raises:
-        ProbeError: an image is preprocessed for another size than the model's, token ids have several lengths, or a
-            mask lies outside of what the model sees.
+        ProbeError: the model does not take images of a probe's size, or the probes have several sizes; token ids have
+            several lengths; or a mask lies outside of what the model sees.
     """
     lengths = {probe.name: len(probe.tokens) for probe in probes if probe.tokens is not None}
     if len(set(lengths.values())) > 1:
         raise ProbeError(f"all token ids must have the same length (got {lengths}).")
+    images = [_prepare_image(probe, clip) for probe in probes]
+    if len({image.shape for image in images}) > 1:
+        sizes = {probe.name: f"{image.shape[1]}x{image.shape[2]}" for probe, image in zip(probes, images, strict=True)}
+        raise ProbeError(f"all probes must have one size after preprocessing (got {sizes}).")
+    height, width = images[0].shape[1:]
     return PreparedProbes(
-        images=torch.stack([_prepare_image(probe, clip.preprocessing) for probe in probes]),
+        images=torch.stack(images),
         texts=[probe.prompt if probe.tokens is None else probe.tokens for probe in probes],
-        masks=torch.stack([_prepare_mask(probe, clip.preprocessing) for probe in probes]),
+        masks=torch.stack([_prepare_mask(probe, clip.preprocessing, (height, width)) for probe in probes]),
         has_mask=torch.tensor([probe.mask is not None for probe in probes]),
     )
 
 
-def _prepare_image(probe: LoadedProbe, preprocessing: Preprocessing) -> Float[Tensor, "3 y x"]:
+def _prepare_image(probe: LoadedProbe, clip: ClipModel) -> Float[Tensor, "3 y x"]:
     if not isinstance(probe.image, Tensor):
-        return preprocessing.image(probe.image)
-    height, width = preprocessing.size
-    if probe.image.shape[1:] != (height, width):
-        raise ProbeError(
-            f"probe {probe.name!r} holds preprocessed pixels of {probe.image.shape[1]}x{probe.image.shape[2]}, "
-            f"the model expects {height}x{width}."
-        )
+        return clip.preprocessing.image(probe.image)
+    height, width = probe.image.shape[1:]
+    try:
+        require_size(clip.tower, (height, width))
+    except ConfigError as error:
+        raise ProbeError(f"probe {probe.name!r} holds preprocessed pixels of {height}x{width}: {error}") from error
     return probe.image
 
 
-def _prepare_mask(probe: LoadedProbe, preprocessing: Preprocessing) -> Bool[Tensor, "y x"]:
-    height, width = preprocessing.size
+def _prepare_mask(probe: LoadedProbe, preprocessing: Preprocessing, size: tuple[int, int]) -> Bool[Tensor, "y x"]:
+    height, width = size
     if probe.mask is None:
         return torch.zeros(height, width, dtype=torch.bool)
     if isinstance(probe.image, Tensor):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.errors import ProbeError, SnapshotError, abridge
-from clipcam_lightning.probes.batch import decode_prompt, find_images_and_prompts
+from clipcam_lightning.probes.batch import SizeFilter, decode_prompt, find_images_and_prompts
 from clipcam_lightning.probes.load import load_probe
 from clipcam_lightning.probes.manifest import read_manifest
 from clipcam_lightning.probes.names import name_probes
@@ -68,13 +68,21 @@ class ProbeSet(Sequence[LoadedProbe]):
 
     @classmethod
     def from_batch(
-        cls, batch: object, *, size: tuple[int, int], count: int = 8, tokenizer: Tokenizer | None = None
+        cls,
+        batch: object,
+        *,
+        size: tuple[int, int],
+        other_sizes: SizeFilter | None = None,
+        count: int = 8,
+        tokenizer: Tokenizer | None = None,
     ) -> "ProbeSet":
         """Take the first images and prompts of a training batch, however it is nested.
 
         Args:
             batch: anything that holds a float tensor ``[n, 3, y, x]`` and token ids ``[n, l]`` or ``n`` strings.
             size: height and width that the model expects, in pixels.
+            other_sizes: whether the model takes images of another height and width; asked only if the batch holds no
+                images of ``size``. By default it takes none.
             count: how many probes to take; fewer if the batch is smaller.
             tokenizer: decodes token ids for the names of the probes, where it can.
 
@@ -91,7 +99,7 @@ class ProbeSet(Sequence[LoadedProbe]):
             >>> ProbeSet.from_batch(batch, size=(8, 8), count=2).prompts
             ['an owl', 'a fox']
         """
-        images, prompts = find_images_and_prompts(batch, size)
+        images, prompts = find_images_and_prompts(batch, size, other_sizes)
         return cls(
             Probe(image, decode_prompt(prompt, tokenizer), tokens=prompt if isinstance(prompt, Tensor) else None)
             for image, prompt in zip(images[:count], prompts[:count], strict=True)
@@ -165,8 +173,8 @@ class ProbeSet(Sequence[LoadedProbe]):
             Preprocessed images and masks, and the prompts to embed.
 
         Raises:
-            ProbeError: an image is preprocessed for another size than the model's, token ids have several lengths, or
-                a mask lies outside of what the model sees.
+            ProbeError: the model does not take images of a probe's size, or the probes have several sizes; token ids
+                have several lengths; or a mask lies outside of what the model sees.
         """
         return prepare_probes(self, clip)
 

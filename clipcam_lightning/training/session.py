@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from clipcam_lightning.cam.images import takes_size
 from clipcam_lightning.cam.model import ClipModel, ModelSpec
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.drift.rule import DriftRule
@@ -57,6 +59,7 @@ class Session:
         self.error: Exception | None = None
         self.ranks = Ranks()
         self._root: nn.Module | None = None
+        self._size_note = ""
         self._explainer: DistributedExplainer | None = None
         self._probes = probes
         self._spec = spec
@@ -94,8 +97,16 @@ class Session:
         if self.monitor is not None:
             return ""
         try:
-            size, tokenizer = self.clip.preprocessing.size, self.clip.tokenizer
-            self._make_monitor(ProbeSet.from_batch(batch, size=size, count=self._num_probes, tokenizer=tokenizer))
+            clip, size = self.clip, self.clip.preprocessing.size
+            probes = ProbeSet.from_batch(
+                batch,
+                size=size,
+                other_sizes=partial(takes_size, clip.tower),
+                count=self._num_probes,
+                tokenizer=clip.tokenizer,
+            )
+            self._size_note = _describe_other_size(probes, size)
+            self._make_monitor(probes)
         except Exception as error:
             self.error = error
             return f"no probes could be taken from a batch: {describe_error(error)}"
@@ -195,7 +206,9 @@ class Session:
         try:
             if not self.monitor.sinks:
                 self.monitor.sinks = make_sinks()
-            return self.monitor.evaluate(explainer, step=step, epoch=epoch)
+            outcome = self.monitor.evaluate(explainer, step=step, epoch=epoch)
+            note, self._size_note = self._size_note, ""
+            return replace(outcome, note=" ".join(filter(None, (note, outcome.note))))
         except Exception as error:  # of any kind: an evaluation must not stop a training
             self.error = error
             return Outcome(dict(self.monitor.metrics), problems=(f"an evaluation failed: {describe_error(error)}",))
@@ -212,3 +225,14 @@ class Session:
             self.error = error
             return 0, UNKNOWN, f"the checkpoint's baseline and history are not used: {describe_error(error)}"
         return evaluations, dict(self.monitor.metrics), ""
+
+
+def _describe_other_size(probes: ProbeSet, size: tuple[int, int]) -> str:
+    """Say that the images of a batch have another size than the model's own ``size``; ``""`` if they have not."""
+    height, width = probes[0].image.shape[-2:]
+    if (height, width) == size:
+        return ""
+    return (
+        f"the probes from the batch are images of {height}x{width} pixels, for which the positions of the model, built "
+        f"for {size[0]}x{size[1]}, are interpolated; if training resizes them first, give probes=... instead."
+    )

@@ -103,6 +103,19 @@ def test_a_batch_without_images_or_prompts_is_refused_with_a_list_of_what_it_hol
         find_images_and_prompts(batch, SIZE)
 
 
+def test_images_of_another_size_are_taken_only_if_there_are_none_of_the_first_and_the_model_takes_them() -> None:
+    batch = {"thumbnail": IMAGES[..., ::2, ::2], "image": IMAGES, "caption": TEXTS}
+
+    def is_wide(size: tuple[int, int]) -> bool:
+        return size[1] > 6
+
+    assert find_images_and_prompts(batch, SIZE, is_wide)[0].shape[2:] == SIZE
+    assert find_images_and_prompts(batch, (4, 6), is_wide)[0].shape[2:] == (4, 6)
+    assert find_images_and_prompts(batch, (16, 16), is_wide)[0].shape[2:] == SIZE
+    with pytest.raises(ProbeError, match="images of 4x6, 8x12"):
+        find_images_and_prompts(batch, (16, 16), lambda size: False)
+
+
 def test_the_set_does_not_change_when_the_batch_does() -> None:
     images, tokens = IMAGES.clone(), TOKENS.clone()
     copies, prompts = find_images_and_prompts((images, tokens), SIZE)

@@ -61,8 +61,25 @@ def test_preprocessed_pixels_and_their_mask_are_not_changed(clip: ClipModel) -> 
     assert np.array_equal(prepared.masks[0], mask)
 
 
-def test_the_message_about_preprocessed_pixels_of_another_size_gives_both_sizes(clip: ClipModel) -> None:
-    with pytest.raises(ProbeError, match="'b' holds preprocessed pixels of 64x32, the model expects 64x64"):
+def test_preprocessed_pixels_may_have_another_size_in_whole_cells(clip: ClipModel) -> None:
+    mask = np.zeros((96, 72), dtype=bool)
+    mask[8:16] = True
+    probes = ProbeSet([Probe(torch.ones(3, 96, 72), "a", mask=mask), (torch.zeros(3, 96, 72), "b")])
+
+    prepared = probes.prepare(clip)
+
+    assert prepared.images.shape == (2, 3, 96, 72)
+    assert np.array_equal(prepared.masks[0], mask)
+    assert not prepared.masks[1].any()
+
+
+def test_probes_of_a_size_that_the_model_does_not_take_are_refused_by_name(clip: ClipModel) -> None:
+    with pytest.raises(ProbeError, match=r"'b' holds preprocessed pixels of 64x30: .*whole cells.* to 64x32"):
+        ProbeSet([(torch.zeros(3, 64, 64), "a"), (torch.zeros(3, 64, 30), "b")]).prepare(clip)
+
+
+def test_probes_of_several_sizes_are_refused_with_all_sizes(clip: ClipModel) -> None:
+    with pytest.raises(ProbeError, match=r"one size after preprocessing \(got \{'a': '64x64', 'b': '64x32'\}\)"):
         ProbeSet([(torch.zeros(3, 64, 64), "a"), (torch.zeros(3, 64, 32), "b")]).prepare(clip)
 
 

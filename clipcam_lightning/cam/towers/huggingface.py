@@ -119,8 +119,6 @@ class HuggingFaceViT(AttentionTower):
 class HuggingFaceNaFlexViT(HuggingFaceViT):
     """A ViT over sequences of patches from images of any size and shape, pooled by attention (SigLIP 2)."""
 
-    any_size = True
-
     @classmethod
     def fits(cls, clip: nn.Module) -> bool:
         """Check whether ``clip`` is a transformers model that takes patches and their ``spatial_shapes``."""

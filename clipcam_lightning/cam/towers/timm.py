@@ -245,7 +245,7 @@ def _ends_in_grid(part: Any) -> bool:
 
 def _one_size_only(trunk: nn.Module, size: tuple[int, int]) -> ConfigError:
     return ConfigError(
-        f"{type(trunk).__name__} takes images of {size[0]}x{size[1]} only: leave scales at (1.0,), "
+        f"{type(trunk).__name__} takes images of {size[0]}x{size[1]} only: resize them and leave scales at (1.0,), "
         "or build the model for another size."
     )
 

@@ -58,7 +58,6 @@ class Tower(ABC):
         default_layer: the one of ``layers`` that Grad-CAM uses by default.
         blocks: modules that run one after the other, first to last, each on the output of the one before.
         channel_dim, batch_dim: dimensions of channels and images in a layer's output.
-        any_size: whether the model expects images of any size in whole cells, rather than of one size.
         recipe: what ``method="auto"`` stands for.
 
     Example:
@@ -93,7 +92,6 @@ class Tower(ABC):
     blocks: Sequence[nn.Module] = ()
     channel_dim: int = 1
     batch_dim: int = 0
-    any_size: bool = False
     recipe: Recipe = CLASSIC_RECIPE
 
     def __init__(self, clip: nn.Module) -> None:
@@ -135,6 +133,8 @@ class Tower(ABC):
     @abstractmethod
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Compute the size of a scaled image in whole cells of the grid.
+
+        At scale 1, a size that the tower takes is returned unchanged; images of another size are refused.
 
         Args:
             size: height and width in pixels.

@@ -156,21 +156,34 @@ class MatrixChecks:
 
     def test_a_change_in_a_corner_of_the_image_changes_that_corner_of_the_grid(self, name: str) -> None:
         """A transposed or mirrored grid has the change elsewhere. Convolutions spread it, but less far."""
-        case, recorded = self.case(name), []
+        case = self.case(name)
 
-        def record(capture: LayerCapture) -> Tensor:
-            recorded.append(capture.activations)
-            return capture.activations[:, :1]
+        assert find_changed_corners(case, case.images[:1]) == [0, 1, 2, 3]
 
-        images = case.images[:1].repeat(5, 1, 1, 1)
-        for image, corner in zip(images[1:], corner_slices(images[1:]), strict=True):
-            image[corner] = torch.randn_like(image[corner])
-        explain(case.clip, images, case.texts, method=Method(record, LayerCapture), layers=0)
+    def test_a_tall_image_has_its_own_grid_the_right_way_round(self, name: str) -> None:
+        case = self.case(name)
+        height, width = case.tower.input_size
+        image = torch.randn(1, 3, 3 * height, width)
+        if name in self.one_size:
+            with pytest.raises(ConfigError, match=f"takes images of {height}x{width} only"):
+                explain(case.clip, image, case.texts, method="hirescam")
+            return
 
-        changes = (recorded[0][1:] - recorded[0][:1]).square()
-        corners = corner_slices(changes)
-        most_changed = [max(range(4), key=lambda i, c=change: c[corners[i]].mean()) for change in changes]
-        assert most_changed == [0, 1, 2, 3]
+        assert find_changed_corners(case, image) == [0, 1, 2, 3]
+
+    @pytest.mark.slow
+    def test_maps_of_a_wide_image_are_finite_and_on_its_own_grid(self, name: str, method: str) -> None:
+        case = self.case(name)
+        height, width = case.tower.input_size
+        rows, columns = measure_grid(case.tower)
+        grid = (rows, 2 * columns)
+        if method == "occlusion":
+            grid = tuple(side * math.ceil(MIN_CELLS / side) for side in grid)
+
+        maps = explain(case.clip, torch.randn(1, 3, height, 2 * width), case.texts, method=method).maps
+
+        assert maps.shape == (1, 2, *grid)
+        assert maps.isfinite().all()
 
     def test_the_gradient_at_the_default_layer_reaches_every_cell(self, name: str) -> None:
         """After the last block of a class-token tower it does not: the embedding reads the class token alone."""
@@ -299,6 +312,9 @@ class MatrixChecks:
 POSITIONS = ("positional_embedding", "position_embedding", "pos_embed")  # in the names of parameters
 
 PAIR_FILTERS: dict[str, Callable[[type[MatrixChecks], str, str], bool]] = {
+    "test_maps_of_a_wide_image_are_finite_and_on_its_own_grid": lambda checks, name, _method: (
+        name not in checks.one_size
+    ),
     # Perturbation-based methods compute no gradient that a frozen model could lack.
     "test_a_frozen_model_gives_the_maps_of_a_trainable_one": (
         lambda _checks, _name, method: METHODS[method].reads is not ScoreCapture
@@ -424,6 +440,24 @@ def record_block_inputs(tower: AttentionTower, images: Tensor, received: list[Te
 def to_cells(tower: Tower, output: Tensor) -> Tensor:
     """Bring a layer's output into the form ``[b, cells, d]``."""
     return tower.to_grid(output, tower.input_size).flatten(2).mT
+
+
+def find_changed_corners(case: Case, image: Tensor) -> list[int]:
+    """Change each corner of an image in turn, and return the corner of the first layer's grid that changes most."""
+    recorded = []
+
+    def record(capture: LayerCapture) -> Tensor:
+        recorded.append(capture.activations)
+        return capture.activations[:, :1]
+
+    images = image.repeat(5, 1, 1, 1)
+    for changed, corner in zip(images[1:], corner_slices(images[1:]), strict=True):
+        changed[corner] = torch.randn_like(changed[corner])
+    explain(case.clip, images, case.texts, method=Method(record, LayerCapture), layers=0)
+
+    changes = (recorded[0][1:] - recorded[0][:1]).square()
+    corners = corner_slices(changes)
+    return [max(range(4), key=lambda i, c=change: c[corners[i]].mean()) for change in changes]
 
 
 def shuffle_patches(tower: Tower, images: Tensor, order: Tensor) -> Tensor:

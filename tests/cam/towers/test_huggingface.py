@@ -351,12 +351,11 @@ def test_a_siglip_without_a_vision_head_fits_no_tower() -> None:
         find_clip(siglip(vision_use_head=False))
 
 
-def test_only_siglip_2_supports_any_size() -> None:
+def test_only_siglip_2_takes_patches() -> None:
     towers = {name: find_tower(make()) for name, make in MODELS.items()}
 
     assert {name for name, tower in towers.items() if type(tower) is HuggingFaceNaFlexViT} == {"siglip 2"}
     assert {name for name, tower in towers.items() if type(tower) is HuggingFaceViT} == {*MODELS} - {"siglip 2"}
-    assert HuggingFaceNaFlexViT.any_size
 
 
 def test_patches_are_cut_as_by_the_processor_of_siglip_2() -> None:

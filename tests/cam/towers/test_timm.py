@@ -204,7 +204,7 @@ def test_scales_do_not_change_the_model(name: str) -> None:
     model = MODELS[name]()
     before = record_state(model)
     if name in ONE_SIZE:
-        with pytest.raises(ConfigError, match=r"takes images of 64x96 only: leave scales at \(1\.0,\)"):
+        with pytest.raises(ConfigError, match=r"takes images of 64x96 only: resize them and leave scales at \(1\.0,\)"):
             explain(model, images_for(model), torch.randn(1, WIDTH), scales=(1.0, 2.0))
     else:
         maps = explain(model, images_for(model), torch.randn(1, WIDTH), scales=(1.0, 2.0)).maps
