@@ -123,7 +123,17 @@ def load_weights(module: nn.Module, weights: dict[str, Any], path: Path) -> None
         }
     descriptions = [f"{len(keys)} {what}: {_join(keys)}" for what, keys in problems.items() if keys]
     if descriptions:
-        raise ModelError(f"the weights in {path} do not fit {type(module).__name__}: {'; '.join(descriptions)}.")
+        hint = " If it was trained at another image size, build the model for that size (--image-size with --model)."
+        raise ModelError(
+            f"the weights in {path} do not fit {type(module).__name__}: {'; '.join(descriptions)}."
+            + (hint if _only_positions_differ(own, weights) else "")
+        )
+
+
+def _only_positions_differ(own: dict[str, Any], weights: dict[str, Any]) -> bool:
+    """Check whether the weights of another shape are positions, of which an image of another size has more or fewer."""
+    keys = [key for key in own if key in weights and _shape(weights[key]) != _shape(own[key])]
+    return bool(keys) and all("pos" in key.rpartition(".")[2] for key in keys)
 
 
 def _join(names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +29,7 @@ class ModelSource:
     Attributes:
         model: name of an open_clip architecture.
         pretrained: open_clip's tag of published weights.
+        image_size: side, or height and width, in pixels for which the architecture is built; ``None`` for its own.
         checkpoint: a file of weights.
         class_path: dotted name of a LightningModule, or of any other module.
         init_args: arguments of that class.
@@ -42,6 +43,7 @@ class ModelSource:
 
     model: str | None = None
     pretrained: str | None = None
+    image_size: Sequence[int] | None = None
     checkpoint: Path | None = None
     class_path: str | None = None
     init_args: Mapping[str, Any] | None = None
@@ -58,6 +60,11 @@ class ModelSource:
             )
         if self.pretrained and (has_class or self.checkpoint):
             raise ConfigError("--pretrained goes with --model, and not with --checkpoint: there is one set of weights.")
+        if self.image_size and (has_class or len(self.image_size) > 2 or min(self.image_size) < 1):
+            raise ConfigError(
+                "--image-size is one side, or height and width, in pixels, and goes with --model "
+                f"(got {' '.join(map(str, self.image_size))}); a class takes its size from its arguments."
+            )
         if self.init_args and (self.config or not self.class_path):
             raise ConfigError("--init-args goes with --class-path, and not with --config, which has the arguments.")
         if not (self.checkpoint or self.pretrained or str(self.model).startswith(SCHEMAS)):
@@ -102,7 +109,7 @@ def load_clip(source: ModelSource) -> LoadedClip:
     """
     checkpoint = None if source.checkpoint is None else read_checkpoint(source.checkpoint)
     if source.model is not None:
-        module, tokenizer = _build_open_clip(source.model, source.pretrained, downloads=checkpoint is None)
+        module, tokenizer = _build_open_clip(source, downloads=checkpoint is None)
         if checkpoint is not None:
             load_weights(module, select_clip_weights(checkpoint, module, source.clip), checkpoint.path)
         clip = find_clip(module.to(source.device).eval(), tokenizer=tokenizer)
@@ -115,16 +122,19 @@ def load_clip(source: ModelSource) -> LoadedClip:
     return LoadedClip(clip, checkpoint.counter("global_step"), checkpoint.counter("epoch"))
 
 
-def _build_open_clip(name: str, pretrained: str | None, downloads: bool) -> tuple[nn.Module, Tokenizer]:
+def _build_open_clip(source: ModelSource, downloads: bool) -> tuple[nn.Module, Tokenizer]:
     """Build an architecture of open_clip and its tokenizer, with published weights only if ``downloads``."""
-    name = name if name.startswith(SCHEMAS) else name.replace("/", "-")
-    _check_names(name, pretrained)
+    assert source.model is not None
+    name = source.model if source.model.startswith(SCHEMAS) else source.model.replace("/", "-")
+    _check_names(name, source.pretrained)
+    size = tuple(source.image_size or ())
     preprocessing = None if downloads else _published_preprocessing(name)
     with _logging_disabled():
         try:
             model = open_clip.create_model(
                 name,
-                pretrained,
+                source.pretrained,
+                force_image_size=size * 2 if len(size) == 1 else size or None,
                 load_weights=downloads,
                 require_pretrained=downloads,
                 pretrained_text=False,

@@ -223,6 +223,13 @@ def _add_model_options(command: ArgumentParser) -> None:
     group.add_argument("--model", metavar="NAME", help="architecture of open_clip, such as ViT-B-32")
     group.add_argument("--pretrained", metavar="TAG", help="published weights of open_clip, such as openai")
     group.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="side, or height and width, for which --model is built (default: its own)",
+    )
+    group.add_argument(
         "--checkpoint",
         type=Path,
         metavar="FILE",

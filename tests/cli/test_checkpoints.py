@@ -125,6 +125,13 @@ def test_shapes_are_compared_and_nothing_is_loaded() -> None:
     assert torch.equal(model.visual.proj, before)
 
 
+def test_weights_trained_at_another_image_size_say_how_to_build_for_it() -> None:
+    with pytest.raises(
+        ModelError, match=r"1 of another shape: visual\.positional_embedding .*--image-size with --model"
+    ):
+        load_weights(vit(), vit(image_size=(32, 48)).state_dict(), Path("w.pt"))
+
+
 def test_missing_weights_are_counted_and_some_named() -> None:
     weights = vit().state_dict()
     del weights["logit_scale"], weights["visual.proj"]

@@ -94,6 +94,7 @@ def baseline(project: Path, shell: Main) -> Path:
         ((*EXPLAIN, *BEFORE, "--scales", "0"), r"scales must be positive factors, at least one \(got \(0\.0,\)\)"),
         ((*EXPLAIN, *BEFORE, "--fuse", "sum"), "--fuse: invalid choice: 'sum'"),
         ((*EXPLAIN, *BEFORE, "--method", "gradcam", "--layers", "7"), "layer must be an index from -3 to 2"),
+        ((*EXPLAIN, *BEFORE, "--image-size", "48"), r"--image-size .*goes with --model \(got 48\); a class takes"),
         ((*EXPLAIN, *BEFORE, "--clip", "model"), r"clip='model' names no CLIP in Eyes; found: clip \(CLIP\)"),
         (("explain", "nope.png", *EXPLAIN[2:], *BEFORE), r"image 1: the image nope\.png does not exist"),
         (("explain", "eyes.py", *EXPLAIN[2:], *BEFORE), r"image 1: the image eyes\.py cannot be read"),
@@ -437,6 +438,23 @@ def test_an_architecture_added_to_open_clip_is_built_by_name(shell: Main, projec
     assert loaded.clip.embed_texts(["a cat"]).shape == (1, 16)
     code, _, err = shell(*EXPLAIN, "--model", "tiny-eyes", "--checkpoint", "tiny.pt")
     assert (code, "holds 2 such CLIPs: student, other. Choose one with --clip" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("given", "size"), [((48,), (48, 48)), ((32, 64), (32, 64))])
+def test_an_architecture_is_built_for_the_image_size_of_its_checkpoint(
+    project: Path, given: tuple[int, ...], size: tuple[int, int]
+) -> None:
+    vision = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
+    text = {**TEXT, "vocab_size": 49408, "context_length": 77}
+    (project / "sized-eyes.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(project / "sized-eyes.json")
+    trained = open_clip.create_model("sized-eyes", force_image_size=size)
+    torch.save(trained.state_dict(), "sized.pt")
+
+    clip = load_clip(ModelSource(model="sized-eyes", checkpoint=Path("sized.pt"), image_size=given)).clip
+
+    assert clip.preprocessing.size == clip.tower.input_size == size
+    assert torch.equal(clip.module.visual.positional_embedding, trained.visual.positional_embedding)
 
 
 def test_preprocessing_is_what_all_published_weights_share() -> None:
