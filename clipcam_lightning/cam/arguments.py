@@ -1,6 +1,7 @@
 """Checks of arguments that several entry points share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 from clipcam_lightning.errors import ConfigError
 
@@ -31,4 +32,23 @@ def require_choice(argument: str, value: str, choices: Sequence[str]) -> None:
         ConfigError: the value is no choice; the message lists the choices.
     """
     if value not in choices:
-        raise ConfigError(f"{argument} must be one of {', '.join(choices)} (got {value!r}).")
+        raise ConfigError(f"{argument} must be one of {', '.join(choices)} (got {value!r}).{suggest(value, choices)}")
+
+
+def suggest(value: object, choices: Iterable[str]) -> str:
+    """Suggest the choice that a wrong name was probably meant to be.
+
+    Args:
+        value: the wrong name; anything but a string gets no suggestion.
+        choices: what it may be. Capitals do not count.
+
+    Returns:
+        A sentence to append to a message, with a space before it; ``""`` if no choice is close.
+
+    Example:
+        >>> suggest("Grad-CAM", ["gradcam", "layercam"])
+        " Did you mean 'gradcam'?"
+    """
+    names = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(value.lower(), names, n=1) if isinstance(value, str) else []
+    return f" Did you mean {names[close[0]]!r}?" if close else ""

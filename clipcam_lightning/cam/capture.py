@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,8 +21,10 @@ class LayerCapture:
 
     Attributes:
         activations: output of the layer on its own grid, float32.
+        backwards: of every kind of capture, the backward passes per prompt that it takes.
     """
 
+    backwards: ClassVar[int] = 0
     activations: Float[Tensor, "b c h w"]
 
     __repr__ = short_repr
@@ -46,6 +48,7 @@ class Capture(LayerCapture):
         tensor([[[[0., 6.]]]])
     """
 
+    backwards: ClassVar[int] = 1
     gradients: Float[Tensor, "b p c h w"]
 
 
@@ -58,6 +61,7 @@ class CurvatureCapture(Capture):
         curvature: the Hessian of the target score times ``activations``.
     """
 
+    backwards: ClassVar[int] = 3  # the second one runs through the forward and the first backward
     curvature: Float[Tensor, "b p c h w"]
 
 
@@ -91,6 +95,7 @@ class AttentionCapture:
         torch.Size([1, 1, 8, 8])
     """
 
+    backwards: ClassVar[int] = 0
     tower: AttentionTower
     grid: tuple[int, int]
     directions: Float[Tensor, "b p e"]
@@ -157,6 +162,7 @@ class WeightCapture(AttentionCapture):
         gradients: gradients of the target scores with respect to ``weights``; one prompt at a time.
     """
 
+    backwards: ClassVar[int] = 1
     weights: tuple[Float[Tensor, "b h _t _s"], ...]
     gradients: tuple[Float[Tensor, "b p h _t _s"], ...]
 
@@ -171,6 +177,7 @@ class HeadCapture(AttentionCapture):
             time.
     """
 
+    backwards: ClassVar[int] = 1
     last: Attention
     gradients: Float[Tensor, "b p h v"]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, find_adapter
+from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.precision import find_input_type
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.representation import short_repr
@@ -185,7 +186,10 @@ def find_clip(
     if clip is not None:
         inside = {path: part for path, part in found.items() if path == clip or path.startswith(f"{clip}.")}
         if not inside:
-            raise ModelError(f"clip={clip!r} names no CLIP in {type(module).__name__}; found: {_listed(found)}.")
+            raise ModelError(
+                f"clip={clip!r} names no CLIP in {type(module).__name__}; found: {_listed(found)}."
+                f"{suggest(clip, found)}"
+            )
         found = inside
     found = {path: part for path, part in found.items() if not _is_copy(path)} or found
     if not found:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
+from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import ConfigError
 
@@ -247,6 +248,6 @@ def target_of(target: TargetLike) -> Target:
     if target not in _TARGETS:
         raise ConfigError(
             f"target must be 'similarity', 'contrast', 'logsoftmax', Contrast(negatives=...) or "
-            f"LogSoftmax(negatives=...) (got {target!r})."
+            f"LogSoftmax(negatives=...) (got {target!r}).{suggest(target, _TARGETS)}"
         )
     return _TARGETS[target]()

@@ -1,6 +1,5 @@
 """Load the CLIP that the options of a command select, with its weights."""
 
-import difflib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from jsonargparse import get_loader
 from torch import nn
 
+from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
 from clipcam_lightning.cli.checkpoints import Checkpoint, load_weights, read_checkpoint, select_clip_weights
 from clipcam_lightning.cli.objects import build_object, describe_failure
@@ -148,16 +148,15 @@ def _build_open_clip(source: ModelSource, downloads: bool) -> tuple[nn.Module, T
 def _check_names(name: str, pretrained: str | None) -> None:
     if name.startswith(SCHEMAS):
         return
-    names = {each.lower(): each for each in open_clip.list_models()}
-    if name not in names.values():
-        similar = [names[each] for each in difflib.get_close_matches(name.lower(), names)]
-        hint = f"do you mean {' or '.join(similar)}?" if similar else "open_clip.list_models() lists them."
-        raise ConfigError(f"open_clip has no model {name!r}; {hint}")
+    names = open_clip.list_models()
+    if name not in names:
+        hint = suggest(name, names) or " open_clip.list_models() lists them."
+        raise ConfigError(f"open_clip has no model {name!r}.{hint}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is not None and pretrained not in tags:
         raise ConfigError(
-            f"open_clip has no weights {pretrained!r} of {name}, but {', '.join(tags) or 'none at all'}. "
-            "A file of weights is given with --checkpoint."
+            f"open_clip has no weights {pretrained!r} of {name}, but {', '.join(tags) or 'none at all'}."
+            f"{suggest(pretrained, tags) or ' A file of weights is given with --checkpoint.'}"
         )
 
 

@@ -1,14 +1,16 @@
 """Parse the command line. This module imports nothing heavy, so that help and usage errors come at once."""
 
 import re
+import sys
 from argparse import ArgumentError, BooleanOptionalAction, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.errors import ConfigError
 
 DESCRIPTION = """\
@@ -48,6 +50,13 @@ example:
       --checkpoint last.ckpt --class-path my_project.model.LitClip --init-args '{learning_rate: 1e-5}'
 """
 
+METHODS = """\
+List the CAM methods: which towers each fits, what a map costs, and its paper.
+
+example:
+  clipcam methods | grep occlusion
+"""
+
 DEMO = """\
 Fine-tune a small CLIP on images whose stamp gives the answer away, and see its attention move to the stamp.
 Needs no data and no network; takes about 75 seconds on two CPU cores.
@@ -77,30 +86,41 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[str, Namespace]:
         UsageError: the message says what is wrong.
         SystemExit: after help or the version was printed.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    commands = _make_commands()
     try:
-        options = _make_parser().parse_args(None if arguments is None else list(arguments))
+        options = _make_parser(commands).parse_args(arguments)
     except ArgumentError as error:
-        raise UsageError(_reword_message(str(error))) from error
+        message = _reword_message(str(error))
+        command = commands.get(arguments[0]) if arguments else None
+        raise UsageError(f"{message}{_suggest_for(message, command)}") from error
     return options.command, options[options.command]
 
 
-def _make_parser() -> ArgumentParser:
+def _make_parser(commands: Mapping[str, ArgumentParser]) -> ArgumentParser:
     parser = _make_empty_parser("clipcam", DESCRIPTION)
     number = version("clipcam-lightning")
     parser.add_argument("--version", action="version", version=f"clipcam {number}", help="print it and exit")
-    commands = parser.add_subcommands(dest="command", metavar="COMMAND", title="commands", description=None)
+    subcommands = parser.add_subcommands(dest="command", metavar="COMMAND", title="commands", description=None)
+    for name, command in commands.items():
+        subcommands.add_subcommand(name, command, help=str(command.description).partition("\n")[0])
+        command.prog = f"clipcam {name}"  # without the "[options]" that jsonargparse inserts
+    return parser
+
+
+def _make_commands() -> dict[str, ArgumentParser]:
+    commands = {}
     for name, add_options, description in (
         ("explain", _add_explain_options, EXPLAIN),
         ("snapshot", _add_snapshot_options, SNAPSHOT),
         ("compare", _add_compare_options, COMPARE),
         ("check", _add_check_options, CHECK),
+        ("methods", lambda _command: None, METHODS),
         ("demo", _add_demo_options, DEMO),
     ):
-        command = _make_empty_parser(f"clipcam {name}", description)
-        add_options(command)
-        commands.add_subcommand(name, command, help=description.partition("\n")[0])
-        command.prog = f"clipcam {name}"  # without the "[options]" that jsonargparse inserts
-    return parser
+        commands[name] = _make_empty_parser(f"clipcam {name}", description)
+        add_options(commands[name])
+    return commands
 
 
 def _make_empty_parser(name: str, description: str) -> ArgumentParser:
@@ -253,6 +273,16 @@ def _reword_message(message: str) -> str:
     for kind, name in (("int", "whole number"), ("float", "number"), ("dict", "mapping")):
         message = message.replace(f"<class '{kind}'>", name)
     return message
+
+
+def _suggest_for(message: str, command: ArgumentParser | None) -> str:
+    """Suggest what a wrong command, choice or option of ``command`` was probably meant to be."""
+    hint = ""
+    if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+        hint = suggest(choice[1], re.findall(r"[\w-]+", choice[2]))
+    elif command and (option := re.search(r"unrecognized arguments: (--[\w-]+)", message)):
+        hint = suggest(option[1], re.findall(r"--[\w-]+", command.format_help()))
+    return f".{hint}" if hint else ""
 
 
 def _as_typed(key: str) -> str:

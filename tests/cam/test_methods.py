@@ -170,7 +170,8 @@ def test_a_function_that_does_not_return_maps_is_rejected(unchecked: None) -> No
 
 
 def test_an_unknown_method_is_rejected_with_the_valid_names(unchecked: None) -> None:
-    with pytest.raises(ConfigError, match=r"'auto', one of gradcam, gradcam_pp, .*, gem, or a function.*'gradcamm'"):
+    names = "'auto', one of gradcam, gradcam_pp, .*, gem, or a function"
+    with pytest.raises(ConfigError, match=rf"{names}.*'gradcamm'.* Did you mean 'gradcam'\?"):
         resolve_method("gradcamm", find_tower(vit()))
 
 
@@ -194,3 +195,29 @@ def test_the_docstring_of_a_method_names_its_source_and_the_towers_it_fits(name:
     assert METHODS[name].name == name
     assert "Source: " in docstring
     assert "Fits " in docstring
+
+
+def test_the_source_is_what_the_docstring_names() -> None:
+    def without_source(capture: Capture) -> Tensor:
+        return capture.gradients.norm(dim=2)
+
+    assert METHODS["gradcam"].source == "Selvaraju et al. 2017, eqs. 1-2, https://arxiv.org/abs/1610.02391"
+    assert METHODS["eigengradcam"].source.startswith("pytorch-grad-cam's EigenGradCAM, after Muhammad")
+    assert METHODS["hirescam"].source.endswith("taken for display.")
+    assert Method(without_source).source == ""
+
+
+@pytest.mark.parametrize("name", ["eigencam", "rollout", "occlusion", "cluster_occlusion", "scorecam", "ablationcam"])
+def test_the_cost_of_a_method_without_gradients_is_the_number_of_images_that_it_embeds(name: str) -> None:
+    model, embedded = vit(), []
+    model.visual.conv1.register_forward_hook(lambda _layer, _inputs, patches: embedded.append(len(patches)))
+
+    explain(model, torch.randn(1, 3, 16, 32), torch.randn(2, 16), method=name)
+
+    assert METHODS[name].forwards([(32, 2, 4)]) == sum(embedded)
+
+
+@pytest.mark.parametrize(("name", "forwards"), [("gradcam", 3), ("gae", 3), ("grad_eclip", 3), ("shapleycam", 7)])
+def test_a_backward_costs_two_forwards(name: str, forwards: int) -> None:
+    assert METHODS[name].forwards([(32, 2, 4)]) == forwards
+    assert METHODS[name].cost == str(forwards)

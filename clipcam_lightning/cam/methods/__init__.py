@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.capture import (
     AttentionCapture,
     Capture,
@@ -35,8 +36,8 @@ from clipcam_lightning.cam.methods.input_x_gradient import input_x_gradient
 from clipcam_lightning.cam.methods.layercam import layercam
 from clipcam_lightning.cam.methods.legrad import legrad
 from clipcam_lightning.cam.methods.maskclip import maskclip
-from clipcam_lightning.cam.methods.method import Method
-from clipcam_lightning.cam.methods.occlusion import cluster_occlusion, occlusion
+from clipcam_lightning.cam.methods.method import Method, Variants
+from clipcam_lightning.cam.methods.occlusion import CLUSTERS, cluster_occlusion, count_squares, occlusion
 from clipcam_lightning.cam.methods.rollout import rollout
 from clipcam_lightning.cam.methods.scorecam import scorecam
 from clipcam_lightning.cam.methods.shapleycam import shapleycam
@@ -88,6 +89,8 @@ MethodLike: TypeAlias = MethodName | Method | Callable[[Capture], Float[Tensor, 
 
 Layers: TypeAlias = int | str | Sequence[int | str] | None
 
+_PER_CHANNEL = Variants("channel", lambda channels, _height, _width: channels)
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -104,10 +107,10 @@ METHODS: dict[str, Method] = {
         Method(eigencam, LayerCapture),
         Method(eigengradcam, Capture),
         Method(fem, LayerCapture),
-        Method(scorecam, ScoreCapture),
-        Method(ablationcam, ScoreCapture),
-        Method(occlusion, ScoreCapture),
-        Method(cluster_occlusion, ScoreCapture),
+        Method(scorecam, ScoreCapture, variants=_PER_CHANNEL),
+        Method(ablationcam, ScoreCapture, variants=_PER_CHANNEL),
+        Method(occlusion, ScoreCapture, variants=Variants("cell", count_squares)),
+        Method(cluster_occlusion, ScoreCapture, variants=Variants("cluster", lambda *_layer: CLUSTERS)),
         Method(gae, WeightCapture, needs=(ATTENTION,), blocks=1),
         Method(rollout, AttentionCapture, needs=(ATTENTION,)),
         Method(legrad, AttentionCapture, needs=(BLOCKS,), blocks=2),
@@ -127,7 +130,10 @@ def check_method(method: MethodLike) -> None:
         ConfigError: the message lists the names.
     """
     if isinstance(method, str) and method not in get_args(MethodName):
-        raise ConfigError(f"method must be 'auto', one of {', '.join(METHODS)}, or a function (got {method!r}).")
+        raise ConfigError(
+            f"method must be 'auto', one of {', '.join(METHODS)}, or a function (got {method!r})."
+            f"{suggest(method, get_args(MethodName))}"
+        )
 
 
 def resolve_method(method: MethodLike, tower: Tower) -> Method:

@@ -1,8 +1,9 @@
 """The description of a CAM method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from inspect import getdoc
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +13,20 @@ from clipcam_lightning.cam.capture import Capture
 from clipcam_lightning.cam.targets import Target
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ConfigError
+
+BACKWARD = 2  # forwards that a backward counts as
+
+
+class Variants(NamedTuple):
+    """How many variants of an image a perturbation-based method scores, for each layer.
+
+    Attributes:
+        unit: what of the layer each of them changes, in the singular.
+        number: the number of variants for a layer's channels and the height and width of its grid.
+    """
+
+    unit: str
+    number: Callable[[int, int, int], int]
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class Method:
         rules: of the operations under which the gradient is computed; ``None`` for the true gradient.
         block_inputs: whether layers are the inputs of the blocks where a tower has blocks with attention, the first of
             them by default; else :attr:`Tower.layers`.
+        variants: of a perturbation-based method, the changed images that it scores; ``None`` for other methods.
 
     Raises:
         ConfigError: ``rules`` or ``block_inputs`` do not fit ``reads``.
@@ -53,6 +69,7 @@ class Method:
     target: Target | None = None
     rules: type[TorchFunctionMode] | None = None
     block_inputs: bool = False
+    variants: Variants | None = None
 
     def __post_init__(self) -> None:
         if (self.rules or self.block_inputs) and self.reads is not Capture:
@@ -65,6 +82,30 @@ class Method:
     def name(self) -> str:
         """Name of the function."""
         return getattr(self.function, "__name__", type(self.function).__name__)
+
+    @property
+    def cost(self) -> str:
+        """Cost of one map in forwards of the image tower, where a backward counts as two, such as ``"3"``."""
+        forwards = str(self.forwards([]))
+        return f"{forwards} + 1 per {self.variants.unit}" if self.variants else forwards
+
+    @property
+    def source(self) -> str:
+        """The paper and its equations, as the docstring of the function gives them after ``Source:``; else empty."""
+        _, _, source = (getdoc(self.function) or "").partition("\nSource: ")
+        return " ".join(source.partition("\n\n")[0].replace("``", "").split())
+
+    def forwards(self, layers: Sequence[tuple[int, int, int]]) -> int:
+        """Compute the cost of one map in forwards of the image tower, where a backward counts as two.
+
+        It is a rule of thumb: a backward ends at the first layer, prompts of an image share its forwards, and what a
+        method recomputes of some blocks is not counted.
+
+        Args:
+            layers: channels, height and width of each layer that is mapped.
+        """
+        variants = sum(self.variants.number(*layer) for layer in layers) if self.variants else 0
+        return 1 + BACKWARD * getattr(self.reads, "backwards", 0) + variants
 
     def missing(self, tower: Tower) -> list[str]:
         """List what the method needs and ``tower`` does not offer; empty if the method fits."""

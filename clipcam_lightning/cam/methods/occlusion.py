@@ -34,7 +34,7 @@ def occlusion(capture: ScoreCapture) -> Float[Tensor, "b p u v"]:
     Source: Zeiler & Fergus 2014, sec. 3.1 and 4.2, https://arxiv.org/abs/1311.2901
     """
     rows, columns = (
-        _make_strips(pixels, cells * math.ceil(MIN_CELLS / cells))
+        _make_strips(pixels, _divide_cells(cells))
         for pixels, cells in zip(capture.images.shape[-2:], capture.activations.shape[-2:], strict=True)
     )
     # Row by row: the first strip of rows with every strip of columns from left to right, and so on.
@@ -65,6 +65,16 @@ def cluster_occlusion(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
         return F.interpolate(members[image, which][:, None], size=size, mode="nearest-exact")[:, 0]
 
     return torch.einsum("bkp,bkhw->bphw", _compute_drops(capture, CLUSTERS, hidden), members)
+
+
+def count_squares(_channels: int, height: int, width: int) -> int:
+    """Count the squares that :func:`occlusion` hides on a layer's grid."""
+    return _divide_cells(height) * _divide_cells(width)
+
+
+def _divide_cells(cells: int) -> int:
+    """Divide the cells of one side until they are at least seven."""
+    return cells * math.ceil(MIN_CELLS / cells)
 
 
 def _compute_drops(

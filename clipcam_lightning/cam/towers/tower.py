@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.errors import ConfigError, TowerError
 
@@ -187,11 +188,13 @@ class Tower(ABC):
         layers = layers or self.layers
         if isinstance(layer, int) and -len(layers) <= layer < len(layers):
             return layers[layer]
-        if isinstance(layer, str) and layer and layer in dict(self.clip.named_modules()):
+        names = [name for name, _ in self.clip.named_modules() if name]
+        if isinstance(layer, str) and layer in names:
             return layer
         raise ConfigError(
             f"layer must be an index from {-len(layers)} to {len(layers) - 1} or a submodule of "
             f"{type(self.clip).__name__} (got {layer!r}). Layers worth mapping: {', '.join(layers)}."
+            f"{suggest(layer, names)}"
         )
 
 
