@@ -32,17 +32,7 @@ from jaxtyping import Bool, Float
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.grading import (
-    LIKE_BEFORE,
-    best_mean_rank,
-    close_to_best,
-    grade,
-    likeness,
-    mean_and_error,
-    perturbation_curves,
-    randomize_parameters,
-    relative_area,
-)
+from benchmarks.grading import best_mean_rank, close_to_best, mean_and_error, randomize_parameters, relative_area
 from benchmarks.localisation_maps import (
     CANDIDATES,
     CHANNELWISE,
@@ -57,6 +47,7 @@ from benchmarks.localisation_maps import (
 )
 from benchmarks.localisation_report import Results, Row, print_tables, write
 from clipcam_lightning import METHODS, ClipModel, explain, find_clip
+from clipcam_lightning.analysis.map_quality import LIKE_BEFORE, grade, likeness, perturbation_curves
 from clipcam_lightning.cam.towers.tower import Recipe
 from clipcam_lightning.shapes_world.models import VISION, WordTokenizer, build_clip
 from clipcam_lightning.shapes_world.pretraining import pretrained_clip

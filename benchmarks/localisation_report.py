@@ -13,8 +13,9 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.grading import Grades, mean_and_error
+from benchmarks.grading import mean_and_error
 from benchmarks.localisation_maps import Setting
+from clipcam_lightning.analysis.map_quality import Grades
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Row:
         pointing: share of the maps, 0 to 1, whose hottest pixel is on the object; a degenerate map is a miss.
         error: standard error of ``pointing`` over the scenes.
         by_seed: ``pointing`` of each model.
-        energy: share of a map's mass on the object, 0 to 1; maps without mass are left out.
+        energy: share of a map's mass on the object, 0 to 1; 0 if the map is degenerate.
         iou: overlap of the object with as many of the hottest pixels, 0 to 1.
         degenerate: share of the maps, 0 to 1, that are degenerate.
         deletion, insertion: area under the prompt's cosine while pixels are deleted from the image, or inserted into

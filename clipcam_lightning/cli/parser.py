@@ -50,6 +50,13 @@ example:
       --checkpoint last.ckpt --class-path my_project.model.LitClip --init-args '{learning_rate: 1e-5}'
 """
 
+RANK = """\
+Measure which CAM method is to be trusted on a model, with a probe set of your own; masks are not needed.
+
+example:
+  clipcam rank --probes probes/ --model ViT-B-32 --pretrained laion2b_s34b_b79k --html methods.html
+"""
+
 METHODS = """\
 List the CAM methods: which towers each fits, what a map costs, and its paper.
 
@@ -115,6 +122,7 @@ def _make_commands() -> dict[str, ArgumentParser]:
         ("snapshot", _add_snapshot_options, SNAPSHOT),
         ("compare", _add_compare_options, COMPARE),
         ("check", _add_check_options, CHECK),
+        ("rank", _add_rank_options, RANK),
         ("methods", lambda _command: None, METHODS),
         ("demo", _add_demo_options, DEMO),
     ):
@@ -158,6 +166,21 @@ def _add_check_options(command: ArgumentParser) -> None:
     )
     _add_report_options(command)
     _add_map_options(command, as_in_baseline=True)
+    _add_model_options(command)
+
+
+def _add_rank_options(command: ArgumentParser) -> None:
+    _add_probes(command)
+    command.add_argument("--methods", nargs="+", metavar="NAME", help="CAM methods (default: all that fit, and auto)")
+    command.add_argument(
+        "--budget",
+        type=int,
+        metavar="N",
+        help="leave out methods whose map costs more forwards; a backward counts as two (default: 300)",
+    )
+    command.add_argument("--batch-size", type=int, metavar="N", help="images per pass; bounds memory (default: 32)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all metrics as JSON")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page with the maps of all methods as HTML")
     _add_model_options(command)
 
 

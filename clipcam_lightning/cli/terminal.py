@@ -4,7 +4,7 @@ import os
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PIPE_WIDTH = 160  # columns of an output that is no terminal
 
@@ -21,14 +21,18 @@ class Output(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def show_progress() -> Progress:
-    """Show one bar per task on standard error while the returned context lasts; nothing if that is no terminal."""
+def show_progress(*, time_left: bool = False) -> Progress:
+    """Show one bar per task on standard error while the returned context lasts; nothing if that is no terminal.
+
+    Args:
+        time_left: show the estimated time left instead of the time that has passed.
+    """
     console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TimeElapsedColumn(),
+        TimeRemainingColumn() if time_left else TimeElapsedColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,

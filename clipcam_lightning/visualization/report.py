@@ -86,7 +86,7 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
         )
         for rank, i in enumerate(report.flagged_first)
     ]
-    page = _environment().from_string(files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
+    page = environment().from_string(files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
     html = page.render(
         report=report,
         rows=rows,
@@ -198,9 +198,9 @@ def _embed_images(baseline: Snapshot, snapshot: Snapshot, i: int) -> dict[str, s
     images = snapshot.images or baseline.images
     maps = baseline.maps[i], snapshot.maps[i]
     if not images:
-        return dict(zip(("Baseline", "Now", "Change"), map(_jpeg, heat_tiles(*maps)), strict=True))
+        return dict(zip(("Baseline", "Now", "Change"), map(jpeg_uri, heat_tiles(*maps)), strict=True))
     tiles = probe_tiles(_decode(images[i], snapshot.names[i]), *maps)
-    return dict(zip(("Input", "Baseline", "Now", "Change"), map(_jpeg, tiles), strict=True))
+    return dict(zip(("Input", "Baseline", "Now", "Change"), map(jpeg_uri, tiles), strict=True))
 
 
 def _decode(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
@@ -211,7 +211,8 @@ def _decode(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
         raise SnapshotError(f"the image of probe {name!r} is damaged ({error}); take the snapshot again.") from error
 
 
-def _jpeg(image: Image.Image) -> str:
+def jpeg_uri(image: Image.Image) -> str:
+    """Encode an image as a data URI."""
     return _data_uri("jpeg", encode_jpeg(image, JPEG_QUALITY))
 
 
@@ -226,7 +227,8 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{b64encode(content).decode()}"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Make the environment of the templates, which escapes all text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(probes=_count, drift=format_drift)
     return environment

@@ -12,16 +12,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from benchmarks.grading import (
-    LIKE_BEFORE,
-    Grades,
     best_mean_rank,
     close_to_best,
     edges,
-    grade,
-    likeness,
-    mask_iou,
     mean_and_error,
-    perturbation_curves,
     randomize_parameters,
     relative_area,
 )
@@ -38,6 +32,14 @@ from benchmarks.localisation_maps import (
 )
 from benchmarks.localisation_report import Results, write
 from clipcam_lightning import METHODS, ClipModel, explain
+from clipcam_lightning.analysis.map_quality import (
+    LIKE_BEFORE,
+    Grades,
+    grade,
+    likeness,
+    mask_iou,
+    perturbation_curves,
+)
 from clipcam_lightning.shapes_world.models import VISION, build_clip
 from clipcam_lightning.shapes_world.scenes import CAPTIONS
 from tests.support.tolerances import MAP, UNSTABLE, assert_equal_up_to_rounding, float32_tolerance

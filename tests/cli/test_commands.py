@@ -20,7 +20,7 @@ from tests.support.shell import ENVIRONMENT, OPTIONS, files_in, make_project, ru
 
 pytestmark = pytest.mark.slow
 
-COMMANDS = ("explain", "snapshot", "compare", "check", "methods", "demo")
+COMMANDS = ("explain", "snapshot", "compare", "check", "rank", "methods", "demo")
 MODEL_LIBRARIES = {"open_clip", "timm", "transformers", "lightning", "torchvision"}
 HEAVY = {*MODEL_LIBRARIES, "torch", "numpy"}
 LIT = '''

@@ -1,0 +1,272 @@
+"""Ranking methods: what is measured, and which method comes first."""
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipcam_lightning import explain
+from clipcam_lightning.analysis.method_ranking import (
+    MethodBench,
+    MethodRanking,
+    RankedMethod,
+    order_methods,
+    rank_methods,
+    shuffle_weights,
+    sum_ranks,
+)
+from clipcam_lightning.cam.capture import Capture
+from clipcam_lightning.cam.methods import METHODS
+from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.probes.probe import Probe
+from clipcam_lightning.probes.probe_set import ProbeSet
+from clipcam_lightning.shapes_world.models import WordTokenizer, trained_clip
+from clipcam_lightning.shapes_world.scenes import draw_scenes
+
+pytestmark = pytest.mark.slow
+
+COUNT = 4
+METHOD_NAMES = ["occlusion", "decomposition", "gradcam", "rollout", "eigencam", "xgradcam"]
+
+
+@pytest.fixture(scope="module")
+def trained(shapes_vit: open_clip.CLIP) -> ClipModel:
+    return find_clip(shapes_vit, tokenizer=WordTokenizer())
+
+
+@pytest.fixture(scope="module")
+def probes() -> ProbeSet:
+    """Four probes, of which two have a mask."""
+    scenes = draw_scenes(COUNT, seed=5)
+    masks = [scenes.masks[0, 0], scenes.masks[1, 0], None, None]
+    return ProbeSet(
+        Probe(image, prompt, mask=mask)
+        for image, prompt, mask in zip(scenes.images, scenes.captions, masks, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def ranking(trained: ClipModel, probes: ProbeSet) -> MethodRanking:
+    return rank_methods(trained, probes, methods=METHOD_NAMES)
+
+
+def rows_of(ranking: MethodRanking) -> Mapping[str, RankedMethod]:
+    return {row.method: row for row in ranking.rows}
+
+
+def make_row(method: str, insertion: float, agreement: float, **others: float) -> RankedMethod:
+    return RankedMethod(
+        method, ("layer",), "mean", 3, insertion=insertion, agreement=agreement, maps=torch.ones(1, 2, 2), **others
+    )
+
+
+def correlate(a: Tensor, b: Tensor) -> float:
+    return float(np.corrcoef(a.flatten().double(), b.flatten().double())[0, 1])
+
+
+def test_correlations_are_means_over_the_probes(ranking: MethodRanking, trained: ClipModel, probes: ProbeSet) -> None:
+    """Recomputed map by map with numpy, each prompt and each image alone."""
+    images, row = probes.prepare(trained).images, rows_of(ranking)["gradcam"]
+    shuffled = deepcopy(trained)
+    shuffle_weights(shuffled.module.visual)
+    used = sorted(set(probes.prompts), key=lambda prompt: trained.embed_texts([prompt])[0].tolist())
+    others = [used[(used.index(prompt) + 1) % len(used)] for prompt in probes.prompts]
+
+    def explain_one_by_one(clip: ClipModel, prompts: list[str], method: str) -> list[Tensor]:
+        pairs = zip(images, prompts, strict=True)
+        return [explain(clip, image[None], [prompt], method=method).maps[0, 0] for image, prompt in pairs]
+
+    maps = explain_one_by_one(trained, probes.prompts, "gradcam")
+    for expected, other in (
+        (row.agreement, explain_one_by_one(trained, probes.prompts, "occlusion")),
+        (row.randomization, explain_one_by_one(shuffled, probes.prompts, "gradcam")),
+        (row.other_prompt, explain_one_by_one(trained, others, "gradcam")),
+    ):
+        assert expected == pytest.approx(
+            np.mean([correlate(*pair) for pair in zip(maps, other, strict=True)]), abs=1e-4
+        )
+
+
+def test_margins_are_integrated_over_the_whole_curve(
+    ranking: MethodRanking, trained: ClipModel, probes: ProbeSet
+) -> None:
+    """Recomputed for one probe after the other, with the hottest pixels as a sorted list."""
+    images, row = probes.prepare(trained).images, rows_of(ranking)["decomposition"]
+    texts = {prompt: trained.embed_texts([prompt])[0].detach() for prompt in probes.prompts}
+    insertions, deletions = [], []
+    for image, prompt, map_ in zip(images, probes.prompts, row.maps, strict=True):
+        heat = nn.functional.interpolate(map_[None, None], (64, 64), mode="bilinear", align_corners=False).flatten()
+        hottest = np.argsort(-heat.numpy(), kind="stable")
+        margins: dict[str, list[float]] = {"insert": [], "delete": []}
+        for step in range(11):
+            chosen = torch.zeros(64 * 64, dtype=torch.bool)
+            chosen[hottest[: math.ceil(step / 10 * 64 * 64)]] = True
+            for kind, kept in (("insert", chosen), ("delete", ~chosen)):
+                with torch.no_grad():
+                    embedding = trained.embed_images((image * kept.view(64, 64))[None])[0]
+                others = [float(embedding @ texts[other]) for other in texts if other != prompt]
+                margins[kind].append(float(embedding @ texts[prompt]) - float(np.mean(others)))
+        insertions.append(np.trapezoid(margins["insert"], dx=0.1))
+        deletions.append(np.trapezoid(margins["delete"], dx=0.1))
+
+    assert row.insertion == pytest.approx(np.mean(insertions), abs=1e-4)
+    assert row.deletion == pytest.approx(np.mean(deletions), abs=1e-4)
+
+
+def test_pointing_and_energy_are_those_of_the_probes_with_masks(
+    ranking: MethodRanking, trained: ClipModel, probes: ProbeSet
+) -> None:
+    row, masks = rows_of(ranking)["decomposition"], probes.prepare(trained).masks
+    heat = nn.functional.interpolate(row.maps[:, None], (64, 64), mode="bilinear", align_corners=False)[:, 0]
+    hits = [bool(mask.flatten()[map_.argmax()]) for map_, mask in zip(heat[:2], masks[:2], strict=True)]
+
+    assert ranking.masked == 2
+    assert row.pointing == np.mean(hits)
+    assert 0 < row.energy < 1
+
+
+def test_methods_that_ignore_the_prompt_come_last(ranking: MethodRanking) -> None:
+    rows = rows_of(ranking)
+
+    assert {row.method for row in ranking.rows[-2:]} == {"rollout", "eigencam"}
+    assert rows["rollout"].other_prompt == pytest.approx(1)
+    assert all("does not depend on the prompt" in row.problems for row in ranking.rows[-2:])
+    assert rows["occlusion"].agreement == pytest.approx(1)
+    assert not any(row.problems for row in ranking.rows[:4])
+
+
+def test_the_setting_of_the_best_method_makes_its_maps_again(
+    ranking: MethodRanking, trained: ClipModel, probes: ProbeSet
+) -> None:
+    images = probes.prepare(trained).images
+    for row in ranking.rows:
+        settings = eval(f"dict({row.setting})")
+        again = explain(trained, images, [[prompt] for prompt in probes.prompts], **settings)
+        torch.testing.assert_close(again.maps[:, 0], row.maps, rtol=1e-4, atol=1e-6)
+
+
+def test_ranks_count_the_rows_that_are_better() -> None:
+    assert sum_ranks([[0.1, 0.3, 0.3], [5.0, 4.0, 6.0]]) == [2 + 1, 0 + 2, 0 + 0]
+    assert sum_ranks([[0.1, 0.3], [math.nan, math.nan]]) == [1, 0]
+
+
+def test_without_masks_agreement_and_insertion_decide() -> None:
+    rows = [make_row("b", 0.4, 0.5), make_row("a", 0.5, 0.6), make_row("c", 0.3, 0.4)]
+    assert [row.method for row in order_methods(rows, 0)] == ["a", "b", "c"]
+
+
+def test_of_equal_ranks_the_higher_agreement_comes_first() -> None:
+    rows = [make_row("inserts better", 0.5, 0.1), make_row("agrees better", 0.4, 0.6)]
+    assert [row.method for row in order_methods(rows, 0)] == ["agrees better", "inserts better"]
+
+
+def test_occlusion_comes_second_if_two_methods_insert_better() -> None:
+    best, occlusion = make_row("best", 0.5, 0.6), make_row("occlusion", 0.3, 1.0)
+    assert [row.method for row in order_methods([best, occlusion], 0)] == ["occlusion", "best"]
+
+    rows = [occlusion, make_row("good", 0.4, 0.5), best]
+    assert [row.method for row in order_methods(rows, 0)] == ["best", "occlusion", "good"]
+
+
+def test_with_masks_the_methods_close_to_the_best_pointing_come_first() -> None:
+    """The best points at 90 % of 100 objects, so the standard error is 3 %."""
+    rows = [
+        make_row("far", 0.9, 0.9, pointing=0.86),
+        make_row("best", 0.3, 0.3, pointing=0.90),
+        make_row("near", 0.5, 0.5, pointing=0.88),
+        make_row("farther", 0.9, 0.9, pointing=0.5),
+    ]
+    assert [row.method for row in order_methods(rows, 100)] == ["near", "best", "far", "farther"]
+
+
+def test_a_method_with_problems_comes_last_however_good_it_looks() -> None:
+    for problem in ({"randomization": 0.5}, {"other_prompt": 0.95}, {"degenerate": 0.6}):
+        rows = [make_row("bad", 0.9, 0.9, pointing=1.0, **problem), make_row("good", 0.1, 0.1, pointing=0.1)]
+        assert [row.method for row in order_methods(rows, 8)] == ["good", "bad"]
+        assert len(order_methods(rows, 8)[1].problems) == 1
+
+
+def test_a_degenerate_map_has_the_worst_value_in_every_mean(trained: ClipModel, probes: ProbeSet) -> None:
+    def nothing(capture: Capture) -> Tensor:
+        return torch.zeros_like(capture.gradients[:, :, 0])
+
+    (row,) = rank_methods(trained, probes, methods=[nothing]).rows
+
+    assert (row.pointing, row.energy, row.agreement, row.randomization, row.other_prompt) == (0, 0, -1, 1, 1)
+    assert row.degenerate == 1
+    assert "most maps are degenerate" in row.problems
+    assert row.setting.startswith("method=nothing, layers=[")
+
+
+def test_methods_that_are_too_dear_are_left_out_and_named(trained: ClipModel, probes: ProbeSet) -> None:
+    ranking = rank_methods(trained, probes, methods=["gradcam", "auto", "occlusion", "finercam"], budget=64)
+
+    assert {row.method for row in ranking.rows} == {"gradcam", "decomposition"}
+    assert ranking.left_out == {
+        "occlusion": "costs 65 forwards per map, more than the budget of 64",
+        "finercam": "compares the prompts of one image, and a probe has one prompt",
+    }
+    assert all(math.isnan(row.agreement) for row in ranking.rows)
+
+
+def test_by_default_all_methods_that_fit_and_auto_compete(trained: ClipModel, probes: ProbeSet) -> None:
+    candidates, left_out = MethodBench(trained, probes, budget=64).choose_candidates(None)
+
+    names = [candidate.method.name for candidate in candidates]
+    assert len(names) == len(set(names))  # "auto" is decomposition, which is measured once
+    assert {*names, *left_out} == {name for name, method in METHODS.items() if not method.missing(trained.tower)}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"methods": ["gradcamm"]}, r"Did you mean 'gradcam'\?"),
+        ({"methods": []}, "no method to rank: methods is empty"),
+        ({"methods": ["occlusion"], "budget": 9}, "no method to rank: occlusion costs 65 forwards"),
+        ({"budget": 0}, "budget must be at least 1"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(
+    arguments: dict, message: str, trained: ClipModel, probes: ProbeSet
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rank_methods(trained, probes, **arguments)
+
+
+def test_probes_with_one_prompt_are_compared_with_absent_things(trained: ClipModel, probes: ProbeSet) -> None:
+    one = ProbeSet(Probe(probe.image, "a red star") for probe in probes)
+
+    (row,) = rank_methods(trained, one, methods=["rollout"], budget=64).rows
+
+    assert row.other_prompt == pytest.approx(1)
+
+
+def test_the_model_comes_back_as_it_was(probes: ProbeSet) -> None:
+    model = trained_clip("vit").train()
+    before, random = deepcopy(model.state_dict()), torch.get_rng_state()
+
+    rank_methods(model, probes, methods=["gradcam"], budget=64, tokenizer=WordTokenizer())
+
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_shuffling_keeps_the_values_and_moves_them() -> None:
+    layer = nn.BatchNorm2d(64)
+    nn.init.normal_(layer.weight)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+
+    shuffle_weights(layer)
+
+    assert not torch.equal(layer.weight, before["weight"])
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value.flatten().sort().values, before[name].flatten().sort().values)
