@@ -12,6 +12,7 @@ from clipcam_lightning.cam.capture import AttentionCapture
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.targets import Contrast
 from clipcam_lightning.errors import ConfigError
 from tests.oracles.attention import ORACLES, Inputs, decomposition_terms
 from tests.oracles.randomize import randomize_parameters
@@ -32,11 +33,15 @@ MODELS: dict[str, Callable[[], open_clip.CLIP]] = {
 }
 UNFIT = {
     "legrad": {"resnet"},
+    "clip_surgery": {"resnet"},
     "gem": {"resnet"},
     "grad_eclip": {"mean", "norm after the mean"},
     "decomposition": {"mean", "norm after the mean", "attention", "resnet"},
 }
-DEFAULT_BLOCKS = {"gae": 1, "rollout": 12, "legrad": 2, "grad_eclip": 1, "decomposition": 12, "maskclip": 1, "gem": 6}
+DEFAULT_BLOCKS = {
+    "gae": 1, "rollout": 12, "legrad": 2, "grad_eclip": 1, "decomposition": 12, "maskclip": 1, "clip_surgery": 6,
+    "gem": 6,
+}  # fmt: skip
 
 
 def fitting(*models: str) -> list[tuple[str, str]]:
@@ -110,6 +115,20 @@ def test_maps_of_another_target_equal_the_slow_derivation(method: str, target: s
 
     assert explanation.target == target
     assert_maps_equal(explanation.maps, case.expected(method, target))
+
+
+def test_clip_surgery_of_one_prompt_subtracts_nothing() -> None:
+    """Then its maps are differences of cosines only with the negatives that the target subtracts."""
+    case = Case("class token")
+    own, others = case.texts[:1], case.texts[1:] / case.texts[1:].norm(dim=1, keepdim=True)
+
+    plain, contrast = (
+        explain(case.model, case.images, own, method="clip_surgery", target=target).maps
+        for target in ("similarity", Contrast(negatives=others))
+    )
+    of_others = [explain(case.model, case.images, other[None], method="clip_surgery").maps for other in others]
+
+    assert_maps_equal(contrast, (plain - sum(of_others) / len(of_others)).double())
 
 
 @pytest.mark.parametrize("model", ["class token", "class token, seven blocks", "class token, layer scale"])

@@ -42,7 +42,10 @@ class Inputs:
 
     @property
     def direction(self) -> Tensor:
-        return compute_direction(self.trace.features, self.texts, self.score, self.prompt)
+        return self.direction_of(self.prompt)
+
+    def direction_of(self, prompt: int) -> Tensor:
+        return compute_direction(self.trace.features, self.texts, self.score, prompt)
 
     def similarity(self, embedding: Tensor) -> Tensor:
         return self.direction @ embedding / embedding.norm()
@@ -149,6 +152,31 @@ def _softmax(scores: Tensor) -> Tensor:
     return scores.exp() / scores.exp().sum()
 
 
+def clip_surgery(inputs: Inputs) -> Tensor:
+    """Li et al. 2023: a second path of value-value attention; minus the mean over the prompts, channel by channel."""
+    path = list(inputs.trace.blocks[inputs.blocks[0]].tokens)
+    for i in inputs.blocks:
+        values = inputs.trace.blocks[i].attention.value
+        scale = math.sqrt(values.shape[-1])
+        heads = [torch.stack([_softmax(each @ v / scale) @ each for v in each]) for each in values]
+        merged = torch.cat(heads, dim=1)
+        path = [x + inputs.model.attention_branch(i, output) for x, output in zip(path, merged, strict=True)]
+    unit = inputs.trace.features / inputs.trace.features.norm()
+    directions = [inputs.direction_of(q) for q in range(len(inputs.texts))]
+    odds = _softmax(torch.stack([2 * unit @ direction for direction in directions]))
+    weights = odds / (sum(odds) / len(odds))
+
+    def evidence(token: Tensor) -> Tensor:
+        embedding = inputs.model.embed(token)
+        features = [
+            weight * (embedding / embedding.norm()) * direction
+            for weight, direction in zip(weights, directions, strict=True)
+        ]
+        return (features[inputs.prompt] - sum(features) / len(features)).sum()
+
+    return inputs.to_map([evidence(token) for token in path[1:]])
+
+
 def decomposition_terms(inputs: Inputs) -> dict[str, Tensor]:
     """Gandelsman et al. 2024: what each part adds to the score, with the final norm's statistics held fixed.
 
@@ -191,5 +219,5 @@ def decomposition(inputs: Inputs) -> Tensor:
 
 
 ORACLES: dict[str, Callable[[Inputs], Tensor]] = {
-    oracle.__name__: oracle for oracle in (gae, rollout, legrad, grad_eclip, decomposition, maskclip, gem)
+    oracle.__name__: oracle for oracle in (gae, rollout, legrad, grad_eclip, decomposition, maskclip, clip_surgery, gem)
 }

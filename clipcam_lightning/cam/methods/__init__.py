@@ -20,6 +20,7 @@ from clipcam_lightning.cam.capture import (
 )
 from clipcam_lightning.cam.methods.ablationcam import ablationcam
 from clipcam_lightning.cam.methods.attnlrp import attnlrp
+from clipcam_lightning.cam.methods.clip_surgery import clip_surgery
 from clipcam_lightning.cam.methods.decomposition import decomposition
 from clipcam_lightning.cam.methods.eigencam import eigencam
 from clipcam_lightning.cam.methods.eigengradcam import eigengradcam
@@ -82,6 +83,7 @@ MethodName: TypeAlias = Literal[
     "grad_eclip",
     "decomposition",
     "maskclip",
+    "clip_surgery",
     "gem",
 ]
 
@@ -117,6 +119,7 @@ METHODS: dict[str, Method] = {
         Method(grad_eclip, HeadCapture, needs=(ONE_QUERY,), blocks=1, one_block=True),
         Method(decomposition, ClassTokenCapture, needs=(RESIDUAL,)),
         Method(maskclip, AttentionCapture, needs=(ATTENTION,), blocks=1, one_block=True),
+        Method(clip_surgery, WholeCapture, needs=(BLOCKS,), blocks=6),
         Method(gem, WholeCapture, needs=(BLOCKS,), blocks=6),
     )
 }

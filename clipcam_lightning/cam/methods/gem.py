@@ -1,5 +1,7 @@
 """GEM, the Grounding Everything Module."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 
 from clipcam_lightning.cam.attention import Attention
 from clipcam_lightning.cam.capture import WholeCapture
+from clipcam_lightning.cam.methods.second_path import embed_on_second_path
 
 
 def gem(capture: WholeCapture) -> Float[Tensor, "b p h w"]:
@@ -25,19 +28,14 @@ def gem(capture: WholeCapture) -> Float[Tensor, "b p h w"]:
 
     Source: Bousselham et al. 2024, eqs. 3-7, https://arxiv.org/abs/2312.00878
     """
-    tower = capture.tower
-    tokens = tower.to_tokens(capture.inputs[0].first_argument)
-    for block, attention, call in zip(capture.blocks, capture.attentions, capture.attention_inputs, strict=True):
-        length = tower.to_tokens(call.first_argument).norm(dim=-1).mean(dim=1)
-        heads = _attend_to_similar(attention, length * attention.query.shape[-1] ** -0.5)
-        tokens = tokens + tower.project(block, heads.transpose(1, 2).flatten(2))
-    embedded = F.normalize(tower.embed_tokens(capture.select_patches(tokens)), dim=-1)
-    return capture.to_map(torch.einsum("bse,bpe->bps", embedded.float(), capture.directions))
+    embedded = embed_on_second_path(capture, _attend_to_similar)
+    return capture.to_map(torch.einsum("bse,bpe->bps", embedded, capture.directions))
 
 
-def _attend_to_similar(attention: Attention, temperature: Float[Tensor, "b"]) -> Float[Tensor, "b h t v"]:
+def _attend_to_similar(attention: Attention, inputs: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t v"]:
     """Average the values by the similarity of queries, of keys and of values; return the mean of the three."""
-    temperature = temperature[:, None, None, None]
+    length: Tensor = inputs.norm(dim=-1).mean(dim=1)[:, None, None, None]
+    temperature = length / math.sqrt(attention.query.shape[-1])
 
     def weights(p: Tensor) -> Tensor:
         return (temperature * p @ p.transpose(-2, -1)).softmax(dim=-1)
