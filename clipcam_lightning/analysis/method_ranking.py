@@ -262,7 +262,7 @@ class MethodBench:
         left_out = {}
         for each in methods:
             method, layers, fuse = MapSettings(method=each).resolve(tower)
-            forwards = method.forwards(self._measure_layers(layers) if method.variants else [])
+            forwards = method.forwards(self._measure_layers(layers) if method.variants or method.steps else [])
             if method.target is not None:
                 left_out[method.name] = "compares the prompts of one image, and a probe has one prompt"
             elif forwards > self.budget:

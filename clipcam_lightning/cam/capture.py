@@ -263,6 +263,20 @@ def cut_at(layers: Sequence[nn.Module], graph: bool = True) -> Iterator[dict[nn.
 
 
 @contextmanager
+def replaced_output(layer: nn.Module, output: Tensor) -> Iterator[None]:
+    """Let ``layer`` return ``output``; if it returns a tuple, in the place of the first item."""
+
+    def replace(_layer: nn.Module, _inputs: object, own: Any) -> Any:
+        return (output, *own[1:]) if isinstance(own, tuple) else output
+
+    handle = layer.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def recorded_calls(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Call]]:
     """Record the arguments of the first call of each of ``modules``.
 

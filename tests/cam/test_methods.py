@@ -20,7 +20,7 @@ from tests.support.zoo.open_clip import resnet, vit
 FITTING_ALL = {
     "gradcam", "gradcam_pp", "xgradcam", "hirescam", "elementwise", "layercam", "finercam", "shapleycam", "eigencam",
     "eigengradcam", "fem", "scorecam", "ablationcam", "occlusion", "cluster_occlusion", "gae", "rollout", "maskclip",
-    "input_x_gradient",
+    "input_x_gradient", "integrated_gradients",
 }  # fmt: skip
 BLOCK_METHODS = {"legrad", "clip_surgery", "gem", "attnlrp"}
 FITTING: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
@@ -218,7 +218,10 @@ def test_the_cost_of_a_method_without_gradients_is_the_number_of_images_that_it_
     assert METHODS[name].forwards([(32, 2, 4)]) == sum(embedded)
 
 
-@pytest.mark.parametrize(("name", "forwards"), [("gradcam", 3), ("gae", 3), ("grad_eclip", 3), ("shapleycam", 7)])
+@pytest.mark.parametrize(
+    ("name", "forwards"),
+    [("gradcam", 3), ("gae", 3), ("grad_eclip", 3), ("shapleycam", 7), ("integrated_gradients", 10)],
+)
 def test_a_backward_costs_two_forwards(name: str, forwards: int) -> None:
     assert METHODS[name].forwards([(32, 2, 4)]) == forwards
     assert METHODS[name].cost == str(forwards)

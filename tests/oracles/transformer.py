@@ -60,8 +60,12 @@ class ReferenceViT:
         self.norm_after_pool = visual.final_ln_after_pool
 
     def __call__(self, image: Tensor) -> Trace:
-        tokens, blocks = self.embed_patches(image.double()), []
-        for i in range(self.depth):
+        return self.run(self.place(self.cut_patches(image.double())))
+
+    def run(self, tokens: Tensor, first: int = 0) -> Trace:
+        """Run the blocks from ``first`` on, with ``tokens`` as its input, and the pool."""
+        blocks: list[BlockTrace] = []
+        for i in range(first, self.depth):
             blocks.append(self.block(i, tokens))
             tokens = blocks[-1].output
         pool = None
@@ -76,13 +80,17 @@ class ReferenceViT:
             features = sum(self.head(token) for token in tokens[1:]) / (len(tokens) - 1)
         return Trace(blocks, tokens, pool, features)
 
-    def embed_patches(self, image: Tensor) -> Tensor:
-        """Compute the first block's input: the class token, then the patches row by row, with positions."""
-        (y, x), kernel = self.patch, self.w["conv1.weight"]
-        tokens = [self.w["class_embedding"]]
+    def cut_patches(self, image: Tensor) -> Tensor:
+        """Compute the patch embeddings, row by row, before positions."""
+        (y, x), kernel, patches = self.patch, self.w["conv1.weight"], []
         for row, column in product(range(self.grid[0]), range(self.grid[1])):
             pixels = image[:, row * y : (row + 1) * y, column * x : (column + 1) * x]
-            tokens.append((kernel * pixels).sum(dim=(1, 2, 3)))
+            patches.append((kernel * pixels).sum(dim=(1, 2, 3)))
+        return torch.stack(patches)
+
+    def place(self, patches: Tensor) -> Tensor:
+        """Compute the first block's input: the class token, then the patches, with positions."""
+        tokens = [self.w["class_embedding"], *patches]
         tokens = [token + position for token, position in zip(tokens, self.w["positional_embedding"], strict=True)]
         return torch.stack([self.norm(token, "ln_pre") for token in tokens])
 

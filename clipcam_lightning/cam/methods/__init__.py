@@ -34,6 +34,7 @@ from clipcam_lightning.cam.methods.gradcam import gradcam
 from clipcam_lightning.cam.methods.gradcam_pp import gradcam_pp
 from clipcam_lightning.cam.methods.hirescam import hirescam
 from clipcam_lightning.cam.methods.input_x_gradient import input_x_gradient
+from clipcam_lightning.cam.methods.integrated_gradients import STEPS, integrated_gradients
 from clipcam_lightning.cam.methods.layercam import layercam
 from clipcam_lightning.cam.methods.legrad import legrad
 from clipcam_lightning.cam.methods.maskclip import maskclip
@@ -70,6 +71,7 @@ MethodName: TypeAlias = Literal[
     "shapleycam",
     "input_x_gradient",
     "attnlrp",
+    "integrated_gradients",
     "eigencam",
     "eigengradcam",
     "fem",
@@ -106,6 +108,7 @@ METHODS: dict[str, Method] = {
         Method(shapleycam, CurvatureCapture),
         Method(input_x_gradient, Capture, rules=ConstantNormalizers, block_inputs=True),
         Method(attnlrp, Capture, needs=(BLOCKS,), rules=AttnLrpRules, block_inputs=True),
+        Method(integrated_gradients, Capture, block_inputs=True, steps=STEPS),
         Method(eigencam, LayerCapture),
         Method(eigengradcam, Capture),
         Method(fem, LayerCapture),

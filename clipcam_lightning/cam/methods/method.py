@@ -45,9 +45,12 @@ class Method:
         block_inputs: whether layers are the inputs of the blocks where a tower has blocks with attention, the first of
             them by default; else :attr:`Tower.layers`.
         variants: of a perturbation-based method, the changed images that it scores; ``None`` for other methods.
+        steps: number of points on the way from the layer's mean cell to its cells at which gradients are taken, and
+            whose maps are averaged; 0 for the gradient at the cells themselves.
 
     Raises:
-        ConfigError: ``rules`` or ``block_inputs`` do not fit ``reads``.
+        ConfigError: ``rules``, ``block_inputs`` or ``steps`` do not fit ``reads``, or ``rules`` and ``steps`` are both
+            given.
 
     Example:
         >>> import torch
@@ -70,13 +73,16 @@ class Method:
     rules: type[TorchFunctionMode] | None = None
     block_inputs: bool = False
     variants: Variants | None = None
+    steps: int = 0
 
     def __post_init__(self) -> None:
-        if (self.rules or self.block_inputs) and self.reads is not Capture:
+        if (self.rules or self.block_inputs or self.steps) and self.reads is not Capture:
             raise ConfigError(
-                f"rules and block_inputs are for methods that read a Capture (got {self.reads.__name__}): "
+                f"rules, block_inputs and steps are for methods that read a Capture (got {self.reads.__name__}): "
                 "they change the gradient of a layer."
             )
+        if self.rules and self.steps:
+            raise ConfigError("a method has either rules or steps: gradients on the way are taken without rules.")
 
     @property
     def name(self) -> str:
@@ -102,10 +108,13 @@ class Method:
         method recomputes of some blocks is not counted.
 
         Args:
-            layers: channels, height and width of each layer that is mapped.
+            layers: channels, height and width of each layer that is mapped; empty for one layer without variants.
         """
+        backwards = BACKWARD * getattr(self.reads, "backwards", 0)
+        if self.steps:
+            return 1 + max(len(layers), 1) * self.steps * (1 + backwards)
         variants = sum(self.variants.number(*layer) for layer in layers) if self.variants else 0
-        return 1 + BACKWARD * getattr(self.reads, "backwards", 0) + variants
+        return 1 + backwards + variants
 
     def missing(self, tower: Tower) -> list[str]:
         """List what the method needs and ``tower`` does not offer; empty if the method fits."""

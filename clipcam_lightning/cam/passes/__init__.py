@@ -15,7 +15,7 @@ from clipcam_lightning.cam.capture import (
 )
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.passes.attention import run_attention_pass
-from clipcam_lightning.cam.passes.layers import run_activation_pass, run_gradient_pass
+from clipcam_lightning.cam.passes.layers import run_activation_pass, run_gradient_pass, run_path_pass
 from clipcam_lightning.cam.passes.one_pass import Pass, Result
 from clipcam_lightning.cam.passes.scores import run_score_pass
 from clipcam_lightning.errors import ConfigError
@@ -48,7 +48,8 @@ def compute_maps(method: Method, inputs: Pass) -> Result:
     Raises:
         ConfigError: the method does not return maps.
     """
-    maps, similarity = _PASSES[method.reads](method, inputs)
+    run = run_path_pass if method.steps else _PASSES[method.reads]
+    maps, similarity = run(method, inputs)
     if maps.ndim != 4 or maps.shape[0] != len(inputs.images) or maps.shape[1] not in (1, inputs.prompts):
         raise ConfigError(
             "a method must return maps [b, p, h, w] of b images and p prompts (or 1, if prompts have no influence); "

@@ -1,7 +1,6 @@
 """Passes of methods that read one layer's activations, with or without gradients."""
 
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipcam_lightning.cam.capture import Capture, CurvatureCapture, LayerCapture, cut_at
+from clipcam_lightning.cam.capture import Capture, CurvatureCapture, LayerCapture, cut_at, replaced_output
 from clipcam_lightning.cam.fuse import fuse_maps
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.model_state import frozen_parameters
@@ -66,23 +65,75 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
                 ]
             maps.append(fuse_maps([method(capture) for capture in captures], inputs.fuse))
             if p == 0:
-                _warn_of_unread_patches(inputs, captures, gradients)
+                for name, capture, gradient in zip(inputs.layers, captures, gradients, strict=True):
+                    _warn_of_unread_patches(inputs, name, capture, gradient)
     return torch.cat(maps, dim=1), similarity
 
 
-def _warn_of_unread_patches(inputs: Pass, captures: Sequence[Capture], gradients: Sequence[Tensor]) -> None:
-    """Warn of layers from which no patch reaches the embedding, as after the last attention of a class-token tower.
+def _warn_of_unread_patches(inputs: Pass, name: str, capture: Capture, gradient: Tensor) -> None:
+    """Warn of a layer from which no patch reaches the embedding, as after the last attention of a class-token tower.
 
     Where other tokens have no gradient either, the model is to blame and not the layer.
     """
-    for name, capture, gradient in zip(inputs.layers, captures, gradients, strict=True):
-        if gradient.any() and not capture.gradients.any():
-            warnings.warn(
-                f"no patch of layer {name} reaches the embedding, which reads only its class token, so its maps are "
-                f"all zero; layers worth mapping: {', '.join(inputs.clip.tower.layers)}.",
-                ClipCamWarning,
-                stacklevel=2,
-            )
+    if gradient.any() and not capture.gradients.any():
+        warnings.warn(
+            f"no patch of layer {name} reaches the embedding, which reads only its class token, so its maps are "
+            f"all zero; layers worth mapping: {', '.join(inputs.clip.tower.layers)}.",
+            ClipCamWarning,
+            stacklevel=2,
+        )
+
+
+def run_path_pass(method: Method, inputs: Pass) -> Result:
+    """Run one forward, and per layer one at each point of the way to it, with a vector-Jacobian product per prompt.
+
+    Warns:
+        ClipCamWarning: no patch of a layer reaches the embedding, so its maps are all zero.
+    """
+    tower, modules = inputs.clip.tower, inputs.modules
+    with tower.skipping_unused(inputs.layers), cut_at(modules, graph=False) as recorded:
+        similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+    maps = [
+        _average_along_path(method, inputs, name, output.detach())
+        for name, output in zip(inputs.layers, inputs.select_outputs(recorded), strict=True)
+    ]
+    return fuse_maps(maps, inputs.fuse), similarity
+
+
+def _average_along_path(method: Method, inputs: Pass, name: str, output: Tensor) -> Float[Tensor, "b p h w"]:
+    """Average a method's maps over the midpoints of equal steps from the mean cell to the cells of ``output``."""
+    layer = inputs.clip.module.get_submodule(name)
+    grid, way, maps = _to_grid(inputs, output), _centre_cells(inputs, output), []
+    for step in range(method.steps):
+        remaining = 1 - (step + 0.5) / method.steps
+        with (
+            inputs.clip.tower.skipping_unused(inputs.layers),
+            replaced_output(layer, output - remaining * way),
+            cut_at([layer]) as recorded,
+        ):
+            scores = inputs.compute_scores(inputs.compute_similarity(inputs.clip.features(inputs.images)))
+            of_prompts = []
+            for p in range(inputs.prompts):
+                (gradient,) = torch.autograd.grad(
+                    scores[:, p].sum(), recorded[layer], retain_graph=p + 1 < inputs.prompts
+                )
+                capture = Capture(grid, _to_grid(inputs, gradient)[:, None])
+                of_prompts.append(method(capture))
+                if step == p == 0:
+                    _warn_of_unread_patches(inputs, name, capture, gradient)
+        maps.append(torch.cat(of_prompts, dim=1))
+    return torch.stack(maps).mean(dim=0)
+
+
+def _centre_cells(inputs: Pass, output: Tensor) -> Tensor:
+    """Subtract the mean cell from each cell of a layer's output, in the output's own form, with 0 for other tokens."""
+    with torch.enable_grad():
+        features = output.detach().requires_grad_()
+        grid = inputs.clip.tower.to_grid(features, inputs.size)
+        centred = grid.detach() - grid.detach().mean(dim=(2, 3), keepdim=True)
+        # A grid is a choice of the output's numbers; the transpose of the choice puts them back.
+        (placed,) = torch.autograd.grad(grid, features, centred)
+    return placed
 
 
 def _to_grid(inputs: Pass, output: Tensor) -> Float[Tensor, "b c h w"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.capture import ScoreCapture, cut_at
+from clipcam_lightning.cam.capture import ScoreCapture, cut_at, replaced_output
 from clipcam_lightning.cam.fuse import fuse_maps
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.model_state import replaced_forwards
@@ -68,7 +68,7 @@ class _Perturbation:
         for i in range(len(images)):
             for which in self._slices(channels):
                 count = min(which.stop, channels) - which.start
-                with self._skipped_blocks(i, count), self._replaced_output(self._ablate(i, which.start, count)):
+                with self._skipped_blocks(i, count), replaced_output(self.layer, self._ablate(i, which.start, count)):
                     rows.append(self._score(i, images[i].expand(count, -1, -1, -1)))
         return torch.cat(rows).reshape(len(images), channels, -1)
 
@@ -101,17 +101,6 @@ class _Perturbation:
         """Let each block before the layer return the recorded output of the last of them at once."""
         result = self._copy([*self.block_outputs.values()][-1], image, count) if self.block_outputs else None
         return replaced_forwards(list(self.block_outputs), lambda _forward: lambda *_args, **_kwargs: result)
-
-    @contextmanager
-    def _replaced_output(self, output: Tensor) -> Iterator[None]:
-        def replace(_module: nn.Module, _inputs: object, own: Any) -> Any:
-            return (output, *own[1:]) if isinstance(own, tuple) else output
-
-        handle = self.layer.register_forward_hook(replace)
-        try:
-            yield
-        finally:
-            handle.remove()
 
 
 @contextmanager
