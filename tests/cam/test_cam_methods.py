@@ -160,7 +160,7 @@ def test_a_method_without_prompts_gives_every_prompt_the_same_map(name: str) -> 
     assert torch.equal(maps[:, 0], maps[:, 2])
 
 
-def test_eigen_cam_is_positive_at_the_cell_of_largest_magnitude() -> None:
+def test_eigen_cam_is_positive_on_the_side_of_fewer_and_larger_cells() -> None:
     activations = torch.zeros(2, 1, 1, 4)
     activations[0, 0, 0] = torch.tensor([0.0, 0.0, 0.0, 4.0])
     activations[1, 0, 0] = -activations[0, 0, 0]
@@ -168,6 +168,18 @@ def test_eigen_cam_is_positive_at_the_cell_of_largest_magnitude() -> None:
     maps = METHODS["eigencam"](LayerCapture(activations))
 
     assert_close(maps, torch.tensor([0.0, 0.0, 0.0, 3.0]).expand(2, 1, 1, 4))
+
+
+def test_no_single_cell_decides_the_sign_of_eigen_cam() -> None:
+    """The two extremes differ by rounding alone; the other cells tell the sides apart."""
+    activations = torch.tensor([-4.0, 4.0, 4.0, -1.0, -1.0, -1.0, -1.0]).expand(2, 1, 1, 7).clone()
+    activations[0, 0, 0, 0] -= 1e-6
+    activations[1, 0, 0, 1] += 1e-6
+
+    first, second = METHODS["eigencam"](LayerCapture(activations))
+
+    assert_close(first, second)
+    assert_close(first[0, 0, :3].gt(0).tolist(), [False, True, True])
 
 
 @pytest.mark.parametrize("method", ["eigencam", "eigengradcam"])

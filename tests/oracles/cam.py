@@ -110,10 +110,11 @@ def fem(activations: Channels, _gradients: Channels) -> Map:
 
 
 def eigencam(activations: Channels, _gradients: Channels) -> Map:
-    """Muhammad & Yeasin 2020, eq. 3; the cell of largest magnitude is positive."""
+    """Muhammad & Yeasin 2020, eq. 3; the positive cells have the larger sum of squares (Bro et al. 2008)."""
     component = project_on_first_component(activations)
     flat = flatten(component.tolist())
-    return _positive_part(component if max(flat) >= -min(flat) else -component)
+    above, below = sum(x**2 for x in flat if x > 0), sum(x**2 for x in flat if x < 0)
+    return _positive_part(component if above >= below else -component)
 
 
 def eigengradcam(activations: Channels, gradients: Channels) -> Map:

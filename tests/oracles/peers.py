@@ -8,7 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytorch_grad_cam as peer
 from pytorch_grad_cam.base_cam import BaseCAM
-from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection, get_2d_projection_with_sign_correction
+from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -113,9 +113,14 @@ def post_process(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 @contextmanager
-def _positive_extreme() -> Iterator[None]:
-    """Choose the sign of the principal component with the package's own later function; its Eigen-CAM does not."""
-    with patch("pytorch_grad_cam.eigen_cam.get_2d_projection", get_2d_projection_with_sign_correction):
+def _heavier_side() -> Iterator[None]:
+    """Choose the sign of the principal component such that the positive cells have the larger sum of squares."""
+
+    def orient(activations: np.ndarray) -> np.ndarray:
+        components = get_2d_projection(activations)
+        return np.stack([component * np.sign((component * np.abs(component)).sum()) for component in components])
+
+    with patch("pytorch_grad_cam.eigen_cam.get_2d_projection", orient):
         yield
 
 
@@ -140,7 +145,7 @@ def _aligned_centres() -> Iterator[None]:
 
 
 ADJUSTMENTS: dict[str, Callable[[], Any]] = {
-    "eigencam": _positive_extreme,
+    "eigencam": _heavier_side,
     "eigengradcam": _sign_of_evidence,
     "scorecam": _aligned_centres,
     # Only the math kernel of attention has second derivatives.

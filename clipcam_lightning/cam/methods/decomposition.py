@@ -15,9 +15,11 @@ def decomposition(capture: ClassTokenCapture) -> Float[Tensor, "b p h w"]:
 
     .. math:: M_i = \frac{1}{\lVert f \rVert} \sum_{l,h} t \cdot P\left(A_{l,ci}^h\, v_{l,i}^h W_{l,O}^h\right)
 
-    with ``P`` the projection after the final norm, whose mean and variance are held fixed. The decomposition is
-    additive: the signed map and the terms of the class token, the MLPs and the biases sum to the cosine. What a patch
-    adds by way of other tokens is not part of it. No gradient, and one product of matrices for all prompts.
+    with ``P`` the projection after the final norm, whose variance is held fixed. From each term the norm subtracts the
+    term's own mean over the channels; the paper subtracts an equal part of the class token's mean instead. The
+    decomposition is additive: the signed map and the terms of the class token, the MLPs and the biases sum to the
+    cosine. What a patch adds by way of other tokens is not part of it. No gradient, and one product of matrices for all
+    prompts.
 
     Fits towers that pool a class token and add each block's output to it.
 
@@ -36,7 +38,7 @@ def decomposition(capture: ClassTokenCapture) -> Float[Tensor, "b p h w"]:
 
 
 def _directions_before_final_norm(capture: ClassTokenCapture) -> Float[Tensor, "b p d"]:
-    """Map the directions back to the residual stream, through the final norm with its statistics held fixed."""
+    """Map the directions back to the residual stream, through the final norm with its variance held fixed."""
     norm, token = capture.tower.final_norm, capture.last_tokens[:, :1]
     assert norm is not None  # the method fits only towers that have one
     unit = capture.directions / capture.features.norm(dim=-1)[:, None, None]

@@ -10,18 +10,20 @@ from clipcam_lightning.cam.capture import LayerCapture
 def eigencam(capture: LayerCapture) -> Float[Tensor, "b 1 h w"]:
     r"""Project the activations on their first principal component over the cells; the prompts have no influence.
 
-    .. math:: M = \mathrm{relu}(\bar A v_1), \quad \bar A \in \mathbb{R}^{hw \times c} \text{ with centred columns}
+    .. math:: M = \mathrm{relu}(m), \quad m = \bar A v_1, \quad
+        \bar A \in \mathbb{R}^{hw \times c} \text{ with centred columns}, \quad \sum_i m_i \lvert m_i \rvert \ge 0
 
-    The sign of a singular vector is arbitrary. It is chosen such that the cell of largest magnitude is positive.
+    The sign of a singular vector is arbitrary. It is chosen such that the positive cells have the larger sum of
+    squares, so that no single cell decides. As all cells sum to 0, that is usually the side of fewer, larger ones.
 
     Fits every tower.
 
-    Source: Muhammad & Yeasin 2020, eq. 3, https://arxiv.org/abs/2008.00299; the sign: Chung et al. 2025, eq. 13,
-    https://doi.org/10.3390/app15137562
+    Source: Muhammad & Yeasin 2020, eq. 3, https://arxiv.org/abs/2008.00299; the sign: Bro et al. 2008,
+    https://doi.org/10.1002/cem.1122
     """
     projected = project_on_first_component(capture.activations)
-    extreme = projected.flatten(1).gather(1, projected.flatten(1).abs().argmax(dim=1, keepdim=True))
-    return (projected * extreme.sign()[..., None]).relu()[:, None]
+    balance = (projected * projected.abs()).sum(dim=(1, 2), keepdim=True)
+    return torch.where(balance < 0, -projected, projected).relu()[:, None]
 
 
 def project_on_first_component(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:

@@ -14,8 +14,10 @@ def grad_eclip(capture: HeadCapture) -> Float[Tensor, "b p h w"]:
     .. math:: \lambda_i = \mathrm{minmax}_i \cos(q_c, k_i), \quad w = \frac{\partial s}{\partial o_c}, \quad
         M_i = \mathrm{relu}\left(\lambda_i \sum_d w_d v_{id}\right)
 
-    with :math:`o_c` the output of the heads for the pooled token, before the output projection. The heads stay as in
-    the model, where the authors' code runs the last block with a single head and thus a different model.
+    with :math:`o_c` the output of the heads for the pooled token, before the output projection, and queries and keys
+    compared over all heads together. The heads stay as in the model, where the authors' code runs the last block with a
+    single head and thus a different model. Otherwise this is their notebook; their evaluation script also applies the
+    output projection to queries and keys.
 
     Fits towers whose embedding is read by a single attention query: a class token's, or that of a pooling attention.
 

@@ -54,7 +54,8 @@ def cluster_occlusion(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
 
     Fits every tower.
 
-    Source: the idea of occluding clusters of patch tokens is that of CCI (Cluster-based Concept Importance).
+    Source: the idea of CCI, Agarwal et al. 2025, https://arxiv.org/abs/2511.12978, which hides clusters from the
+    attention; here their pixels take the mean colour, which works with any tower.
     """
     clusters = torch.stack([_cluster(each.flatten(1).T) for each in capture.activations])
     members = F.one_hot(clusters, CLUSTERS).transpose(1, 2).to(capture.images)
