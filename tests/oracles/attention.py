@@ -88,10 +88,19 @@ def rollout(inputs: Inputs) -> Tensor:
 
 
 def legrad(inputs: Inputs) -> Tensor:
-    """Bousselham et al. 2024 (LeGrad): relu of the gradient of each block's own similarity, by its attention."""
+    """Bousselham et al. 2024 (LeGrad): relu of the gradient of each block's own similarity, by its attention.
+
+    In towers that pool by attention: of the similarity of each block's pooled output, by the attention of the pool.
+    """
     total = 0
     for i in inputs.blocks:
         block = inputs.trace.blocks[i]
+        if inputs.model.pools_by_attention:
+            pool = inputs.model.attend_in_pool(block.output)
+            similarity = inputs.similarity(inputs.model.head(inputs.model.out(pool.merged[0], "attn_pool.attn")))
+            (gradient,) = torch.autograd.grad(similarity, pool.weights, retain_graph=True)
+            total = total + sum(head[0].relu() for head in gradient) / len(gradient)
+            continue
         similarity = inputs.similarity(inputs.model.embed(block.output.mean(dim=0)))
         (gradient,) = torch.autograd.grad(similarity, block.attention.weights, retain_graph=True)
         total = total + gradient.relu().mean(dim=(0, 1))

@@ -99,11 +99,16 @@ class HuggingFaceViT(AttentionTower):
 
     def embed_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
         """Apply final norm and projection, or final norm and the attention pool over each token as its only key."""
-        normalized: Tensor = self.vision.post_layernorm(tokens)
         if self.pool is None:
-            return self.head(normalized)
-        pooled: Tensor = self.pool(normalized.flatten(0, 1)[:, None])
+            return self.head(self.vision.post_layernorm(tokens))
+        pooled = self.pool_tokens(tokens.flatten(0, 1)[:, None])
         return pooled.view(*tokens.shape[:2], -1)
+
+    def pool_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b e"]:
+        """Apply final norm and attention pool."""
+        assert self.pool is not None  # the tower pools by attention
+        pooled: Tensor = self.pool(self.vision.post_layernorm(tokens))
+        return pooled
 
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Apply the output projection."""

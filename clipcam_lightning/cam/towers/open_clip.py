@@ -50,9 +50,14 @@ class OpenClipViT(OpenAiViT):
 
     def embed_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
         """Apply the attention pool with each token as its only key, if there is one, then final norm and projection."""
-        if self.pool is not None:  # the first of its queries makes the embedding
-            tokens = self.pool(tokens.flatten(0, 1)[:, None])[:, 0].unflatten(0, tokens.shape[:2])
+        if self.pool is not None:
+            return self.pool_tokens(tokens.flatten(0, 1)[:, None]).view(*tokens.shape[:2], -1)
         return super().embed_tokens(tokens)
+
+    def pool_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b e"]:
+        """Apply the attention pool, the first of whose queries makes the embedding, then final norm and projection."""
+        assert self.pool is not None  # the tower pools by attention
+        return super().embed_tokens(self.pool(tokens)[:, :1])[:, 0]
 
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Apply the output projection, and where a block has them, factors of the heads, norms and a layer scale."""

@@ -149,6 +149,14 @@ class TimmViT(AttentionTower):
             pooled = self.pool(pooled.flatten(0, 1)[:, None]).unflatten(0, tokens.shape[:2])
         return self.head(self.trunk.fc_norm(pooled))
 
+    def pool_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b e"]:
+        """Apply norms and projections, and between them the attention pool, without the prefix if the pool ignores it.
+
+        The pool of a timm model is called by ``forward_head``.
+        """
+        pooled: Tensor = self.trunk.forward_head(self.trunk.norm(tokens), pre_logits=True)
+        return self.head(pooled[:, None])[:, 0]
+
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Apply the output projection, and where a block has them, norms and a layer scale."""
         owner, attention = self.blocks[block], self.attentions[block]

@@ -204,8 +204,9 @@ class AttentionTower(Tower):
     The attention must be computed by torch's ``scaled_dot_product_attention`` or ``multi_head_attention_forward``,
     where it is intercepted. Beyond what :class:`Tower` lists, a subclass sets ``blocks`` and the attributes below, such
     that ``layers[i]`` and ``attentions[i]`` belong to ``blocks[i]``, and defines :meth:`grid` and :meth:`embed_tokens`;
-    with attention in the blocks :meth:`project`, and with a ``final_norm`` :meth:`head`. Of a tower that pools a class
-    token, the last block's output has no gradient in any patch: there, ``layers`` are the first norm of each block.
+    with attention in the blocks :meth:`project`, and if the pool has attention, too, :meth:`pool_tokens`; with a
+    ``final_norm`` :meth:`head`. Of a tower that pools a class token, the last block's output has no gradient in any
+    patch: there, ``layers`` are the first norm of each block.
 
     Attributes:
         attentions: the module in each of ``blocks`` that holds its attention; empty for a convolutional tower that
@@ -258,6 +259,14 @@ class AttentionTower(Tower):
     @abstractmethod
     def embed_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
         """Compute, for each output token of the last block, the image embedding if it alone were pooled."""
+
+    def pool_tokens(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b e"]:
+        """Compute the image embedding with ``tokens`` as the last block's output, in a tower that pools by attention.
+
+        Raises:
+            TowerError: not implemented (only needed for towers with attention in their blocks and in their pool).
+        """
+        raise TowerError(f"{type(self).__name__} pools by attention and must define pool_tokens(tokens).")
 
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Compute what the attention of a block adds to its tokens.

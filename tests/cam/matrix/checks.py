@@ -227,6 +227,22 @@ class MatrixChecks:
 
         assert_equal_up_to_rounding(F.normalize(embedded, dim=-1), F.normalize(pooled, dim=-1))
 
+    def test_pool_tokens_of_the_last_blocks_output_is_the_embedding(self, name: str) -> None:
+        tower = self.case(name).tower
+        if not (isinstance(tower, AttentionTower) and tower.attentions and tower.pooling == "attention"):
+            return
+        tokens: list[Tensor] = []
+        last = tower.blocks[-1]
+        with (
+            torch.no_grad(),
+            tower.native(),
+            hooked(last, lambda _block, _inputs, output: tokens.append(tower.to_tokens(output))),
+        ):
+            embedding = tower.encode(self.case(name).images)
+            pooled = tower.pool_tokens(tokens[0])
+
+        assert_equal_up_to_rounding(F.normalize(pooled, dim=-1), F.normalize(embedding, dim=-1))
+
     def test_final_norm_and_head_map_the_class_token_to_the_embedding(self, name: str) -> None:
         tower = self.case(name).tower
         if not isinstance(tower, AttentionTower) or tower.final_norm is None:

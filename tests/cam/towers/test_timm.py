@@ -82,6 +82,17 @@ def test_patch_tokens_land_row_by_row(build: Callable[[], nn.Module], prefix: in
         assert torch.equal(grid[:, :, row, column], features[:, prefix + 6 * row + column])
 
 
+@torch.no_grad()
+def test_pool_tokens_leaves_out_the_prefix_if_the_pool_ignores_it() -> None:
+    tower, tokens = find_tower(siglip(reg_tokens=1)), []
+    assert isinstance(tower, TimmViT)
+    handle = tower.blocks[-1].register_forward_hook(lambda _block, _inputs, output: tokens.append(output))
+    embedding = tower.encode(torch.randn(2, 3, *tower.input_size))
+    handle.remove()
+
+    assert_equal_up_to_rounding(tower.pool_tokens(tokens[0]), embedding)
+
+
 def test_channels_that_come_last_are_moved_to_the_front() -> None:
     features = torch.randn(2, 4, 6, 32)
 
