@@ -66,7 +66,7 @@ class Inputs:
 
 
 def gae(inputs: Inputs) -> Tensor:
-    """Chefer et al. 2021: R <- R + mean_h relu(grad A * A) R."""
+    """Chefer et al. 2021: R <- R + mean_h relu(grad A * A) R; without the identity if a mean is read."""
 
     def positive_part(attention: AttentionTrace) -> Tensor:
         gradient = inputs.gradient(attention.weights)
@@ -75,6 +75,8 @@ def gae(inputs: Inputs) -> Tensor:
     relevance = torch.eye(1 + math.prod(inputs.model.grid), dtype=torch.float64)
     for i in inputs.blocks:
         relevance = relevance + positive_part(inputs.trace.blocks[i].attention) @ relevance
+    if inputs.model.pools_by_mean:
+        relevance = relevance - torch.eye(len(relevance), dtype=torch.float64)
     return inputs.read_row(relevance, positive_part(inputs.trace.pool)[0] if inputs.trace.pool else None)
 
 

@@ -13,8 +13,10 @@ def gae(capture: WeightCapture) -> Float[Tensor, "b p h w"]:
     .. math:: \bar A_l = \tfrac1h \sum_h \mathrm{relu}\left(\nabla A_l^h \odot A_l^h\right), \quad
         R \leftarrow R + \bar A_l R, \quad M = R_{\mathrm{cls}}
 
-    By default over the last block alone; ``layers`` selects others. The row that is read is that of the class token; in
-    towers that pool by attention it is the :math:`\bar A` of the pool, in towers that pool by the mean it is uniform.
+    By default over the last block alone, as in the authors' notebook for CLIP; ``layers`` selects others. The row that
+    is read is that of the class token. In towers that pool by attention it is :math:`\bar A_{\mathrm{pool}} R`, since
+    no residual path leads around the pool. In towers that pool by the mean it is the mean row of :math:`R - I`: the
+    residual path gives every patch the same share there, whatever the prompt.
 
     Fits towers with attention.
 
@@ -26,4 +28,5 @@ def gae(capture: WeightCapture) -> Float[Tensor, "b p h w"]:
         for weights, gradients in zip(capture.weights, capture.gradients, strict=True)
     ]
     pool = flows.pop()[:, 0] if capture.pool is not None else None
-    return capture.to_map(propagate_relevance(capture, flows, pool, identity=1.0)[:, None])
+    residual = capture.tower.pooling != "mean"
+    return capture.to_map(propagate_relevance(capture, flows, pool, identity=1.0, residual=residual)[:, None])

@@ -15,6 +15,7 @@ def propagate_relevance(
     steps: Sequence[Float[Tensor, "b _t _s"]],
     pool: Float[Tensor, "b s"] | None,
     identity: float,
+    residual: bool = True,
 ) -> Float[Tensor, "b t"]:
     r"""Compute the row of :math:`R = \prod_l (\mathrm{identity} \cdot I + S_l)` from which the embedding is read.
 
@@ -25,6 +26,7 @@ def propagate_relevance(
         steps: :math:`S_l` of each block, first to last; the last has one row if only a class token is pooled.
         pool: weights of the attention that pools, if there is one.
         identity: share of its relevance that each token keeps per block.
+        residual: whether to count what a token keeps in all blocks, which passes through no attention but a pool's.
 
     Returns:
         Relevance of each token.
@@ -38,9 +40,12 @@ def propagate_relevance(
     else:
         patches = capture.grid[0] * capture.grid[1]
         row[:, -patches:] = 1 / patches
+    # Added separately, so that a large share of the first summand does not round off the second.
+    kept, moved = row, torch.zeros_like(row)
     for step in reversed(steps):
-        row = identity * row + torch.einsum("bt,bts->bs", row[:, : step.shape[1]], step.float())
-    return row
+        moved = identity * moved + torch.einsum("bt,bts->bs", (kept + moved)[:, : step.shape[1]], step.float())
+        kept = identity * kept
+    return kept + moved if residual else moved
 
 
 def _count_tokens(steps: Sequence[Tensor], pool: Tensor | None) -> int:
