@@ -27,17 +27,17 @@ class Tower(NamedTuple):
 
     kind: str
     depth: int = 3
-    width: int = 128
+    width: int = 96
 
 
 TOWERS = {
     "class token": Tower("class token"),
     "average pool": Tower("average pool"),
     "attention pool": Tower("attention pool"),
-    "resnet": Tower("resnet", 1, 16),
-    "class token, 8 blocks": Tower("class token", 8, 96),
-    "average pool, 8 blocks": Tower("average pool", 8, 96),
-    "attention pool, 8 blocks": Tower("attention pool", 8, 96),
+    "resnet": Tower("resnet", 1, 12),
+    "class token, 8 blocks": Tower("class token", 8),
+    "average pool, 8 blocks": Tower("average pool", 8),
+    "attention pool, 8 blocks": Tower("attention pool", 8),
 }
 
 

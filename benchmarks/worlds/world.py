@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.worlds import glyphs
+from benchmarks.worlds import cutouts
 from clipcam_lightning.shapes_world import scenes as shapes
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import Scenes
@@ -33,5 +33,5 @@ class World:
 
 WORLDS = {
     "shapes": World("shapes", shapes.CAPTIONS, ("{}",), shapes.draw_scenes),
-    "glyphs": World("glyphs", glyphs.CAPTIONS, glyphs.TEMPLATES, glyphs.draw_scenes),
+    "cutouts": World("cutouts", cutouts.CAPTIONS, cutouts.TEMPLATES, cutouts.draw_scenes),
 }

@@ -1,12 +1,13 @@
 """The image worlds of the benchmarks: exact masks, and CLIPs with every kind of tower that can be trained on them."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.worlds import glyphs, pretraining
+from benchmarks.worlds import cutouts, pretraining
 from benchmarks.worlds.towers import TOWERS, build_clip
 from benchmarks.worlds.world import WORLDS, World
 from clipcam_lightning import explain, find_clip
@@ -35,36 +36,24 @@ def test_a_seed_determines_the_scenes(world: World) -> None:
     assert (first.images != other.images).any()
 
 
-def test_a_mask_covers_exactly_what_a_glyph_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pixels of the soft edge outside of the mask change by less than half of the ink."""
-    scene = np.full((64, 64, 3), 100.0, dtype=np.float32)
-    monkeypatch.setattr(glyphs, "_crop_photograph", lambda _rng: np.zeros((64, 64, 3), dtype=np.float32))
+def test_a_mask_covers_exactly_what_an_object_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = np.full((64, 64, 3), 500.0, dtype=np.float32)
     mask = np.zeros((64, 64), dtype=bool)
 
-    glyphs._paint_glyph(scene, mask, len(glyphs.NUMBERS), 24, np.array([30.0, 40.0]), np.random.default_rng(0))
+    cutouts._paste_object(scene, mask, 0, 24, np.array([30.0, 40.0]), np.random.default_rng(0))
 
-    change = abs(scene - 100).max(axis=2)
-    assert change[mask].min() >= 0.5 * change.max()
-    assert change[~mask].max() <= 0.5 * change.max()
+    assert ((scene != 500).all(axis=2) == mask).all()
     rows, columns = np.nonzero(mask)
-    assert (rows >= 18).all()
-    assert (rows < 42).all()
-    assert (columns >= 28).all()
-    assert (columns < 52).all()
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (18, 41, 28, 51)
+    assert mask.sum() == pytest.approx(np.pi * 12**2, rel=0.02)
 
 
-def test_glyphs_have_no_colour_of_their_own() -> None:
-    """The same kind is lighter than the ground in some scenes and darker in others."""
-    scenes = glyphs.draw_scenes(200, seed=1)
-    of_letters = scenes.objects[:, 0] >= len(glyphs.NUMBERS)
-
-    contrast = [
-        image[mask].mean() - image[~mask].mean()
-        for image, (mask,) in zip(scenes.images[of_letters], scenes.masks[of_letters], strict=True)
-    ]
-
-    assert min(contrast) < -30
-    assert max(contrast) > 30
+def test_no_ground_shows_a_part_of_an_object() -> None:
+    for ground, each in product(cutouts.GROUNDS, cutouts.OBJECTS.values()):
+        if ground.photograph == each.photograph:
+            left, top = (max(ground.box[i], each.box[i]) for i in (0, 1))
+            right, bottom = (min(ground.box[i], each.box[i]) for i in (2, 3))
+            assert right <= left or bottom <= top, (ground, each)
 
 
 def test_worlds_have_enough_captions_to_choose_from() -> None:
@@ -77,19 +66,19 @@ def test_worlds_have_enough_captions_to_choose_from() -> None:
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_every_tower_is_of_its_kind_and_has_maps(name: str) -> None:
-    clip = find_clip(build_clip(name, WORLDS["glyphs"]).eval(), tokenizer=WORLDS["glyphs"].tokenizer)
+    clip = find_clip(build_clip(name, WORLDS["cutouts"]).eval(), tokenizer=WORLDS["cutouts"].tokenizer)
     pooling = {"class token": "cls", "average pool": "mean", "attention pool": "attention", "resnet": "attention"}
 
     assert clip.tower.pooling == pooling[TOWERS[name].kind]
-    maps = explain(clip, torch.randn(1, 3, *clip.tower.input_size), ["the digit one"], method="input_x_gradient").maps
+    maps = explain(clip, torch.randn(1, 3, *clip.tower.input_size), ["a cat"], method="input_x_gradient").maps
     assert maps.abs().max() > 0
 
 
 @pytest.mark.slow
 def test_weights_are_trained_once_and_then_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "STEPS", {"glyphs": 4})
+    monkeypatch.setattr(pretraining, "STEPS", {"average pool": 4})
     monkeypatch.setattr(pretraining, "POOL", 64)
-    world, state = WORLDS["glyphs"], torch.get_rng_state()
+    world, state = WORLDS["cutouts"], torch.get_rng_state()
 
     trained = pretraining.pretrained_clip(world, "average pool, 8 blocks", seed=1, cache=tmp_path)
     monkeypatch.setattr(pretraining, "_train", None)
