@@ -36,6 +36,7 @@ coverage: .venv/.installed-test
 
 benchmarks: .venv/.installed-test
 	$(BIN)/python -m benchmarks.localisation
+	$(BIN)/python -m benchmarks.default_maps
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.tensorboard_tab

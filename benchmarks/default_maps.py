@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clipcam_lightning.analysis.map_quality import grade, likeness
 from jaxtyping import Bool
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -28,6 +27,7 @@ from benchmarks.worlds.pretraining import pretrained_clip, retrieval_accuracy
 from benchmarks.worlds.towers import build_clip
 from benchmarks.worlds.world import WORLDS, World
 from clipcam_lightning import ClipModel, explain, find_clip
+from clipcam_lightning.analysis.map_quality import grade, likeness
 
 RESULTS = Path(__file__).with_suffix(".json")
 TOWERS = ("class token", "average pool", "attention pool", "resnet")

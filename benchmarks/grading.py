@@ -1,22 +1,17 @@
-"""How the localisation benchmark chooses a recipe, and its controls; without models and files."""
+"""Statistics and controls of the localisation benchmark, without models and files."""
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipcam_lightning.analysis.method_ranking import sum_ranks
-
 LUMA = (0.299, 0.587, 0.114)
 SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
-
-Name = TypeVar("Name")
 
 
 def relative_area(curves: Float[Tensor, "n k"], whole: Float[Tensor, "n"], blank: Float[Tensor, "n"]) -> float:
@@ -86,28 +81,3 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     valid = [value for value in values if not math.isnan(value)]
     error = stdev(valid) / math.sqrt(len(valid)) if len(valid) > 1 else math.nan
     return fmean(valid) if valid else math.nan, error
-
-
-def close_to_best(values: Mapping[Name, tuple[float, float]]) -> list[Name]:
-    """List the names whose metric is within one standard error of the best, the best first.
-
-    Args:
-        values: of the metric, each with its standard error; that of the best counts.
-
-    Source: Breiman et al. 1984, Classification and Regression Trees, sec. 3.4.3 (the one-standard-error rule)
-    """
-    ordered = sorted(values, key=lambda name: -values[name][0])
-    best, error = values[ordered[0]]
-    return [name for name in ordered if values[name][0] >= best - error]
-
-
-def best_mean_rank(values: Mapping[Name, Sequence[float]]) -> Name:
-    """Find the name with the best mean rank over several metrics; of equal names the first.
-
-    Ranks are averaged and not values, because the metrics have different units.
-
-    Args:
-        values: of each name, one per metric, higher for better.
-    """
-    ranks = sum_ranks(list(zip(*values.values(), strict=True)))
-    return min(zip(ranks, values, strict=True), key=lambda ranked: ranked[0])[1]

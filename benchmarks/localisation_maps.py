@@ -31,19 +31,13 @@ LAYER_METHODS = [
 ]
 SCORE_METHODS = [each for each in METHODS.values() if each.reads is ScoreCapture]
 OTHER_METHODS = [each for each in METHODS.values() if each not in LAYER_METHODS + SCORE_METHODS]
-# What may be a default: it uses the prompt, and needs at most a forward and a backward pass for it.
-CANDIDATES = [
-    each.name
-    for each in LAYER_METHODS + OTHER_METHODS
-    if each.name not in NO_TARGET and each.reads is not CurvatureCapture
-]
 
 
 class Setting(NamedTuple):
     """How a map is made.
 
     Attributes:
-        method: a name in ``METHODS``, ``"auto"``, or ``"edges"`` for the control.
+        method: a name in ``METHODS``, or ``"edges"`` for the control.
         layers: indices; ``None`` for the method's own choice.
         target: its name; ``None`` if the map does not depend on a target.
     """
@@ -90,10 +84,9 @@ def targets_for(objects: int) -> dict[str, Target]:
 
 
 def cheap_maps(clip: ClipModel, inputs: Inputs) -> Iterator[Maps]:
-    """Make the maps of the control, of ``method="auto"``, and of all methods that take one or two passes."""
+    """Make the maps of the control, and of all methods that take one or two passes."""
     control = edges(inputs.images, CONTROL_GRID)[:, None].expand(-1, len(inputs.prompts[0]), -1, -1)
     yield Setting("edges", None, None), control
-    yield Setting("auto", None, "similarity"), _maps(clip, inputs, "auto", None, "similarity")
     yield from layer_maps(clip, inputs)
     for method in OTHER_METHODS:
         several = method.name == "gae" and BLOCKS in clip.tower.offers

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from benchmarks.grading import (
-    best_mean_rank,
-    close_to_best,
     edges,
     mean_and_error,
     randomize_parameters,
@@ -220,20 +218,6 @@ def test_a_file_of_results_has_the_rows_that_were_written(tmp_path: Path) -> Non
     assert (row["pointing"], row["iou"], row["by_seed"]) == (1, 0.3333, [1])
     assert (row["deletion"], row["insertion"], row["parameter_randomization"]) == (0.25, 0.75, None)
     assert row["energy"] is None, "JSON has no NaN"
-
-
-def test_close_to_the_best_is_what_lies_within_its_standard_error() -> None:
-    values = {"far": (0.80, 0.5), "near": (0.88, 0.0), "best": (0.90, 0.03), "nearest": (0.89, 0.1)}
-
-    assert close_to_best(values) == ["best", "nearest", "near"]
-
-
-def test_the_best_mean_rank_does_not_depend_on_units() -> None:
-    values = {"a": (0.3, 0.5, -10.0), "b": (0.2, 0.6, -5.0), "c": (0.1, 0.4, -6.0)}  # ranks 1 2 3, 2 1 1, 3 3 2
-
-    assert best_mean_rank(values) == "b"
-    assert best_mean_rank({name: (x, y, 100 * z) for name, (x, y, z) in values.items()}) == "b"
-    assert best_mean_rank({"first": (1.0, 0.0), "second": (0.0, 1.0)}) == "first"
 
 
 @pytest.mark.parametrize("objects", [1, 2])

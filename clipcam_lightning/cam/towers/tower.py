@@ -20,7 +20,7 @@ RESIDUAL = "a class token that is a sum over the blocks"
 
 
 class Recipe(NamedTuple):
-    """What ``method="auto"`` stands for on a kind of tower; measured by ``benchmarks/localisation.py``.
+    """What ``method="auto"`` stands for on a kind of tower; measured by ``benchmarks/default_maps.py``.
 
     Attributes:
         method: a key of ``METHODS``.
