@@ -24,10 +24,10 @@ CHANNELWISE = ("scorecam", "ablationcam")  # one forward per channel
 CONTROL_GRID = (8, 8)
 FORWARDS = 64  # perturbed images per pass
 
-LAYER_METHODS = [
+LAYER_METHODS = [  # they share a gradient
     each
     for each in METHODS.values()
-    if issubclass(CurvatureCapture, each.reads) and not each.target and not each.rules  # so that they share a gradient
+    if issubclass(CurvatureCapture, each.reads) and not (each.target or each.rules or each.steps)
 ]
 SCORE_METHODS = [each for each in METHODS.values() if each.reads is ScoreCapture]
 OTHER_METHODS = [each for each in METHODS.values() if each not in LAYER_METHODS + SCORE_METHODS]
