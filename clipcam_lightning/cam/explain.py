@@ -147,7 +147,8 @@ def _check_settings(method: Method, fuse: Fusion, checkpointing: bool) -> None:
     """
     if checkpointing and method.rules:
         raise ConfigError(
-            f"{method.name} changes the backward pass, which checkpointing would compute without the change."
+            f"{method.name} changes the backward pass, which checkpointing would compute without the change; "
+            "leave checkpointing out, or name another method, such as 'gradcam'."
         )
     if not issubclass(method.reads, AttentionCapture):
         return
