@@ -1,5 +1,6 @@
 """CAM methods that read one layer, compared with pytorch-grad-cam, with the sums in the papers, and by hand."""
 
+import dataclasses
 from copy import deepcopy
 from itertools import product
 from typing import NamedTuple
@@ -106,7 +107,7 @@ def test_maps_of_any_capture_equal_the_sums_in_the_paper(method: str) -> None:
     G[1] = 0
     fields = {"activations": A[None], "gradients": G[None, None], "curvature": HA[None, None]}
     kind = METHODS[method].reads
-    capture = kind(**{name: fields[name] for name in kind.__dataclass_fields__})
+    capture = kind(**{field.name: fields[field.name] for field in dataclasses.fields(kind)})
 
     maps = METHODS[method](capture)
 

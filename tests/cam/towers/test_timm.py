@@ -18,7 +18,7 @@ from clipcam_lightning.cam.capture import Capture
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.timm import TimmStages, TimmViT
-from clipcam_lightning.errors import ConfigError, TowerError
+from clipcam_lightning.errors import ClipCamWarning, ConfigError, TowerError
 from tests.support.tolerances import assert_equal_up_to_rounding
 from tests.support.zoo.timm import MODELS, STAGES, VITS, WIDTH, clip, eva02, pe_core, plain, siglip, vit
 
@@ -164,7 +164,8 @@ def test_the_default_layer_of_post_norm_blocks_is_where_patches_still_count() ->
     model = MODELS["eva02 post-norm"]()
     images, texts = images_for(model), torch.randn(1, WIDTH)
 
-    last = explain(model, images, texts, method="gradcam", layers=-1)
+    with pytest.warns(ClipCamWarning, match="no patch of layer visual.trunk.blocks.1 reaches the embedding"):
+        last = explain(model, images, texts, method="gradcam", layers=-1)
     chosen = explain(model, images, texts, method="gradcam")
 
     assert not last.maps.any()
