@@ -82,9 +82,10 @@ class RankedMethod:
     def setting(self) -> str:
         """The arguments that make such maps, as Python."""
         name = f'"{self.method}"' if self.method in METHODS else self.method
-        layers = ", ".join(f'"{layer}"' for layer in self.layers)
+        names = ", ".join(f'"{layer}"' for layer in self.layers)
+        layers = f", layers=[{names}]" if names else ""  # none for a method that reads the pool alone
         fuse = "" if self.fuse == "mean" else f', fuse="{self.fuse}"'
-        return f"method={name}, layers=[{layers}]{fuse}"
+        return f"method={name}{layers}{fuse}"
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -352,7 +353,7 @@ class MethodBench:
     def _explain(self, clip: ClipModel, candidate: Candidate) -> tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"]]:
         """Map each probe for its own prompt, and for the prompt of another probe."""
         settings = MapSettings(
-            method=candidate.method, layers=candidate.layers, fuse=candidate.fuse, batch_size=self.batch_size
+            method=candidate.method, layers=candidate.layers or None, fuse=candidate.fuse, batch_size=self.batch_size
         )
         others = (self.own + 1) % len(self.texts)
         prompts = torch.stack([self.texts[self.own], self.texts[others]], dim=1)

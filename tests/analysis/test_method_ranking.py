@@ -270,3 +270,11 @@ def test_shuffling_keeps_the_values_and_moves_them() -> None:
     assert not torch.equal(layer.weight, before["weight"])
     for name, value in layer.state_dict().items():
         assert torch.equal(value.flatten().sort().values, before[name].flatten().sort().values)
+
+
+def test_a_method_that_reads_no_layer_but_the_pool_is_ranked(probes: ProbeSet) -> None:
+    clip = find_clip(trained_clip("resnet"), tokenizer=WordTokenizer())
+
+    ranking = rank_methods(clip, probes, methods=["gae", "gradcam"], budget=3)
+
+    assert {row.setting for row in ranking.rows} == {'method="gae"', 'method="gradcam", layers=["visual.layer4"]'}

@@ -14,7 +14,7 @@ from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 
 
-def test_valid_maps_of_probes_with_a_mask_are_graded(clip: ClipModel) -> None:
+def test_maps_of_probes_with_a_mask_are_graded_and_degenerate_ones_are_misses(clip: ClipModel) -> None:
     """Cell (2, 5) of 8x8 is hot with 3, cell (6, 1) with 1; the box is exactly cell (2, 5)."""
     image, box = np.zeros((64, 64, 3), np.uint8), (40, 16, 48, 24)
     hit = torch.zeros(8, 8)
@@ -29,8 +29,8 @@ def test_valid_maps_of_probes_with_a_mask_are_graded(clip: ClipModel) -> None:
 
     nan = torch.nan
     assert torch.equal(snapshot.maps[:4], maps[:4])
-    torch.testing.assert_close(snapshot.energy_inside_mask, torch.tensor([0.75, 0, nan, nan, nan]), equal_nan=True)
-    torch.testing.assert_close(snapshot.pointing, torch.tensor([1.0, 0, nan, nan, nan]), equal_nan=True)
+    torch.testing.assert_close(snapshot.energy_inside_mask, torch.tensor([0.75, 0, nan, 0, 0]), equal_nan=True)
+    torch.testing.assert_close(snapshot.pointing, torch.tensor([1.0, 0, nan, 0, 0]), equal_nan=True)
     torch.testing.assert_close(snapshot.similarity, torch.arange(5.0) / 10)
     assert snapshot.names == ("p0", "p1", "p2", "p3", "p4") == snapshot.prompts
     assert (snapshot.info.step, snapshot.info.epoch, snapshot.info.digest) == (7, 2, probes.digest)

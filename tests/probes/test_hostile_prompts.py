@@ -101,6 +101,7 @@ def make_evaluation(prompts: list[str]) -> Evaluation:
         maps=relative_saliency(now.maps).half(),
         drift=tuple(probe.drift for probe in report.probes),
         flagged=tuple(probe.flagged for probe in report.probes),
+        states=now.states,
     )
     return Evaluation(
         pixels=GREY.expand(len(prompts), -1, -1, -1),

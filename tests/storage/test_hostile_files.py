@@ -85,8 +85,9 @@ def check(value: Any) -> None:
 
 def use(snapshot: Snapshot) -> None:
     """Do everything that the package does with a snapshot."""
+    count = len(snapshot.names)
     entry = HistoryEntry(
-        0, relative_saliency(snapshot.maps).half(), (0.5,) * len(snapshot.names), (True,) * len(snapshot.names)
+        0, relative_saliency(snapshot.maps).half(), (0.5,) * count, (True,) * count, tuple(snapshot.states)
     )
     with without_test_checks():
         other = GOOD if attempt(lambda: compare(GOOD, snapshot)) else snapshot

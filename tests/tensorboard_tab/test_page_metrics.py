@@ -109,6 +109,7 @@ def test_each_cell_shows_the_drift_of_its_probe_and_whether_it_is_flagged(tab: T
     expected = {
         f"{probe.name}, step {report.step}, epoch {epoch}: drift {drift_of(probe)}"
         + (", flagged" if probe.flagged else "")
+        + (f", {probe.state.words}" if probe.state.is_degenerate else "")
         for epoch, report in enumerate(REPORTS)
         for probe in report.probes
     }

@@ -123,7 +123,7 @@ def random_masks(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
         visible = nn.functional.interpolate(masks[rows, None], capture.images.shape[-2:])
         return capture.images[image] * visible
 
-    return torch.einsum("bkp,khw->bphw", capture.score_variants(masked, len(masks)), masks)
+    return torch.einsum("bkp,khw->bphw", capture.score_variants(masked, len(masks)).abs(), masks)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Towers of open_clip: their grids, their layers, and the work that a pass skips."""
 
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -18,7 +19,7 @@ from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.open_clip import OpenClipViT
 from clipcam_lightning.cam.towers.openai import OpenAiViT
 from clipcam_lightning.cam.towers.tower import AttentionTower
-from clipcam_lightning.errors import ConfigError, TowerError
+from clipcam_lightning.errors import ClipCamWarning, ConfigError, TowerError
 from tests.support.tolerances import assert_equal_up_to_rounding
 from tests.support.zoo.open_clip import MODELS, coca, resnet, vit
 
@@ -283,8 +284,12 @@ def test_a_layer_is_mapped_only_if_it_has_a_grid(layer: str) -> None:
     if layer == "visual":
         with pytest.raises(TowerError, match=r"expected \[batch, 1 \+ 2x4 tokens, channels\].*\(2, 16\)"):
             explain(model, images, texts, method="gradcam", layers=layer)
-    else:
-        assert explain(model, images, texts, method="gradcam", layers=layer).maps.shape == (2, 1, 2, 4)
+        return
+    reads_class_token = layer == "visual.ln_post"
+    warns = pytest.warns(ClipCamWarning, match="no patch of layer") if reads_class_token else nullcontext()
+    with warns:
+        explanation = explain(model, images, texts, method="gradcam", layers=layer)
+    assert explanation.maps.shape == (2, 1, 2, 4)
 
 
 def test_a_layer_of_the_text_tower_is_rejected() -> None:
