@@ -236,8 +236,8 @@ def tensor_parallel(folder: Path) -> dict[str, Any]:
 
 
 def wrapped(folder: Path) -> dict[str, Any]:
-    """Train under ``FullyShardedDataParallel`` with and without the callback."""
-    callback = ClipCamCallback(probes(), on_drift="log", on_error="raise")
+    """Train under ``FullyShardedDataParallel`` with and without the callback, whose method freezes the parameters."""
+    callback = ClipCamCallback(probes(), method="attnlrp", on_drift="log", on_error="raise")
     monitored = train(Wrapped(), folder / "monitored", callback, strategy=OnCPU())
     return {"monitored": monitored, "plain": train(Wrapped(), folder / "plain", strategy=OnCPU())}
 
