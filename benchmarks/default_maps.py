@@ -4,7 +4,7 @@ Occlusion asks the model itself, at the cost of 65 forwards. Scenes of both imag
 the captions of all objects in a scene are the prompts. What ``auto`` stands for on pooled towers was chosen on
 models of the first seed and on other scenes; models of the other seed are to report on.
 
-Run it: python -m benchmarks.default_maps  (trains the models, unless they are cached: about an hour on two cores)
+Run it: python -m benchmarks.default_maps  (trains the models, unless they are cached: about an hour and a half)
 """
 
 import json
