@@ -14,7 +14,9 @@ def run(_options: Any) -> int:
     Returns:
         0.
     """
-    table = Table(caption="Forwards: of the image tower per map, where a backward counts as two.")
+    table = Table(
+        caption="Forwards of the image tower per map, at most: a whole backward counts as two, to a late layer less."
+    )
     table.add_column("Method", no_wrap=True)
     table.add_column("Fits towers with")
     table.add_column("Forwards", no_wrap=True)
