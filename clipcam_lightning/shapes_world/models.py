@@ -20,7 +20,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 VISION = {
     "vit": CLIPVisionCfg(layers=3, width=128, head_width=32, patch_size=8, image_size=SIZE),
     # The stride is 32, so the image is enlarged to give the last stage a grid of 5x5 cells.
-    "resnet": CLIPVisionCfg(layers=(1, 1, 1, 1), width=16, head_width=64, image_size=160),
+    "resnet": CLIPVisionCfg(layers=(1, 1, 1, 1), width=12, head_width=64, image_size=160),
 }
 
 

@@ -1,7 +1,8 @@
 """Train the small CLIPs of the shapes world from scratch.
 
 The weights of seed 0 are part of the package, in ``shapes_world/weights``; :func:`trained_clip` of ``models.py`` loads
-them. This command trains both models anew and overwrites the files, within minutes on two cores:
+them. This command trains both models anew and overwrites the files, within minutes on two cores; with the name of a
+tower, that one alone:
 
     python -m clipcam_lightning.shapes_world.pretraining
 
@@ -11,6 +12,8 @@ made with these models. Only the benchmarks need models of other seeds.
 
 import hashlib
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +101,9 @@ def recipe(tower: str) -> dict[str, int | float]:
     }
 
 
-def main() -> None:
-    """Train both towers with seed 0 and write their weights into the package."""
-    for tower in STEPS:
+def main(towers: Sequence[str] = ()) -> None:
+    """Train towers, by default both, with seed 0 and write their weights into the package."""
+    for tower in towers or STEPS:
         model = _trained(tower, seed=0).eval()
         accuracy = retrieval_accuracy(model, draw_scenes(HELD_OUT, seed=HELD_OUT_SEED))
         print(f"{write_weights(tower, model)}: retrieval accuracy {accuracy:.3f}")
@@ -193,4 +196,4 @@ def _source_hash() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -76,7 +76,7 @@ def test_every_tower_is_of_its_kind_and_has_maps(name: str) -> None:
 
 @pytest.mark.slow
 def test_weights_are_trained_once_and_then_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "STEPS", {"average pool": 4})
+    monkeypatch.setattr(pretraining, "STEPS", {"cutouts": {"average pool": 4}, "shapes": {"average pool": 4}})
     monkeypatch.setattr(pretraining, "POOL", 64)
     world, state = WORLDS["cutouts"], torch.get_rng_state()
 

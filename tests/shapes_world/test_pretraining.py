@@ -27,7 +27,7 @@ from clipcam_lightning.storage.tensorfile import load_tensors
 pytestmark = pytest.mark.slow
 
 HELD_OUT = 4242
-RETRIEVAL_ACCURACY = {"vit": 0.923, "resnet": 0.997}  # of the shipped weights, before and after rounding to float16
+RETRIEVAL_ACCURACY = {"vit": 0.923, "resnet": 0.987}  # of the shipped weights, before and after rounding to float16
 
 
 @pytest.fixture(params=["vit", "resnet"])
@@ -56,7 +56,7 @@ def test_the_shipped_weights_are_small_and_describe_their_training(tower: str) -
     file = WEIGHTS / f"{tower}.safetensors"
     tensors, metadata = load_tensors(file, FILE_KIND)
 
-    assert file.stat().st_size <= 3_000_000
+    assert file.stat().st_size <= 2_000_000
     assert {value.dtype for value in tensors.values() if value.is_floating_point()} == {torch.float16}
     assert (metadata["tower"], metadata["seed"], metadata["recipe"]) == (tower, 0, recipe(tower))
 
