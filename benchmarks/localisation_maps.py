@@ -15,7 +15,6 @@ from clipcam_lightning.cam.fuse import fuse_maps
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.targets import Similarity, Target
 from clipcam_lightning.cam.towers.tower import BLOCKS
-from clipcam_lightning.shapes_world.scenes import CAPTIONS
 
 LAYERS = ((-1,), (-2,), (-2, -1))
 LAST_THREE = (-3, -2, -1)  # for towers whose layers have equal grids; these are all layers of the ViT
@@ -23,6 +22,9 @@ NO_TARGET = ("eigencam", "fem", "rollout", "finercam")  # three use no prompt, t
 CHANNELWISE = ("scorecam", "ablationcam")  # one forward per channel
 CONTROL_GRID = (8, 8)
 FORWARDS = 64  # perturbed images per pass
+
+SIMILARITY = "similarity"
+BY_BLOCK = ("attnlrp", "input_x_gradient", "integrated_gradients")  # of these, each layer is tried alone
 
 LAYER_METHODS = [  # they share a gradient
     each
@@ -57,7 +59,7 @@ class Inputs:
     Attributes:
         images: preprocessed.
         prompts: of each image, one per object in it.
-        targets: by their names, among them ``"similarity"``.
+        targets: by their names.
     """
 
     images: Float[Tensor, "n 3 y x"]
@@ -73,27 +75,37 @@ class Inputs:
         return Inputs(self.images, self.prompts, {target: self.targets[target]})
 
 
-def targets_for(objects: int) -> dict[str, Target]:
+def targets_for(objects: int, captions: Sequence[str]) -> dict[str, Target]:
     """Make the targets for scenes with so many objects, each of which is contrasted with the others.
 
-    A single object is contrasted with all captions. Its own caption among them changes only the length of the gradient.
+    A single object is contrasted with all captions of its world. Its own caption among them changes only the length of
+    the gradient.
     """
-    negatives = CAPTIONS if objects == 1 else ()
+    negatives = tuple(captions) if objects == 1 else ()
     targets = (Similarity(negatives=negatives), Contrast(negatives), LogSoftmax(negatives))
-    return dict(zip(("similarity", "contrast", "logsoftmax"), targets, strict=True))
+    return dict(zip((SIMILARITY, "contrast", "logsoftmax"), targets, strict=True))
 
 
 def cheap_maps(clip: ClipModel, inputs: Inputs) -> Iterator[Maps]:
     """Make the maps of the control, and of all methods that take one or two passes."""
     control = edges(inputs.images, CONTROL_GRID)[:, None].expand(-1, len(inputs.prompts[0]), -1, -1)
     yield Setting("edges", None, None), control
+    yield Setting("auto", None, SIMILARITY), _maps(clip, inputs, "auto", None, SIMILARITY)
     yield from layer_maps(clip, inputs)
     for method in OTHER_METHODS:
-        several = method.name == "gae" and BLOCKS in clip.tower.offers
-        for layers in ((-1,), (-2, -1), LAST_THREE) if several else (None,):
+        for layers in _layer_choices(clip, method):
             for target in inputs.targets:
                 if not method.missing(clip.tower) and _depends_on(target, method):
                     yield _setting(method, layers, target), _maps(clip, inputs, method, layers, target)
+
+
+def _layer_choices(clip: ClipModel, method: Method) -> Sequence[tuple[int, ...] | None]:
+    blocks = BLOCKS in clip.tower.offers
+    if method.name == "gae" and blocks:
+        return (-1,), (-2, -1), LAST_THREE
+    if method.name in BY_BLOCK:
+        return ((0,), (1,), (2,)) if blocks else LAYERS
+    return (None,)
 
 
 def layer_maps(clip: ClipModel, inputs: Inputs) -> Iterator[Maps]:
@@ -175,8 +187,8 @@ def _maps(clip: ClipModel, inputs: Inputs, method: MethodLike, layers: Layers, t
 
 
 def _depends_on(target: str, method: Method) -> bool:
-    """Whether a method's map for a target may differ from that for ``"similarity"``, which comes first."""
-    return target == "similarity" or method.name not in NO_TARGET
+    """Whether a method's map for a target may differ from that for ``SIMILARITY``, which comes first."""
+    return target == SIMILARITY or method.name not in NO_TARGET
 
 
 def _setting(method: Method, layers: tuple[int, ...] | None, target: str) -> Setting:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
@@ -17,13 +18,17 @@ from benchmarks.grading import mean_and_error
 from benchmarks.localisation_maps import Setting
 from clipcam_lightning.analysis.map_quality import Grades
 
+BEST = 8  # settings of each tower in the table of the best
+
 
 @dataclass(frozen=True)
 class Row:
     """Results of one setting: means over scenes, objects and models.
 
     Attributes:
-        tower: ``"vit"`` or ``"resnet"``.
+        world: of the scenes and the models.
+        tower: how it makes its embedding.
+        part: ``"choice"`` or ``"report"``.
         objects: per scene.
         method, layers, target: as in :class:`Setting`.
         scenes: how many; each model makes one map per object in them.
@@ -39,7 +44,9 @@ class Row:
             each stage.
     """
 
+    world: str
     tower: str
+    part: str
     objects: int
     method: str
     layers: tuple[int, ...] | None
@@ -54,6 +61,11 @@ class Row:
     deletion: float | None
     insertion: float | None
     parameter_randomization: tuple[float, ...] | None
+
+    @property
+    def setting(self) -> Setting:
+        """How the maps were made."""
+        return Setting(self.method, self.layers, self.target)
 
 
 @dataclass
@@ -90,12 +102,14 @@ class Results:
         """Average the likeness to the maps of models whose parameters are all random."""
         return fmean(stages[-1] for stages in self.parameter_randomization)
 
-    def row(self, tower: str, objects: int, setting: Setting) -> Row:
+    def row(self, world: str, tower: str, part: str, objects: int, setting: Setting) -> Row:
         """Make the row of a setting."""
         pointing, error = self.over_scenes("pointing")
         deletion, insertion = _means(self.areas) or (None, None)
         return Row(
+            world,
             tower,
+            part,
             objects,
             *setting,
             scenes=len(self.grades[0].pointing),
@@ -112,13 +126,40 @@ class Results:
 
 
 def print_tables(rows: Sequence[Row], objects: int) -> None:
-    """Print Markdown tables: the default settings for scenes with so many objects, then all settings."""
-    console = Console(width=150)
-    short = [row for row in rows if row.objects == objects and _is_default(row)]
-    console.print(f"\n{objects} objects per scene, target similarity, default layers:\n", highlight=False)
-    console.print(_table(short, ("tower", "method")))
-    console.print("\nAll settings:\n", highlight=False)
-    console.print(_table(rows, ("tower", "objects", "method", "layers", "target")))
+    """Print Markdown tables: the default settings, the best settings of each tower, and all settings.
+
+    Args:
+        rows: of both parts.
+        objects: per scene, in the first table.
+    """
+    console = Console(width=150, highlight=False)
+    console.print(f"\nReported pointing accuracy, {objects} objects per scene, target similarity, default layers:\n")
+    console.print(_methods_table([row for row in rows if row.objects == objects and row.part == "report"]))
+    console.print("\nSettings with the highest share of occlusion's pointing accuracy, the worst of all chosen rows:\n")
+    console.print(_best_table(rows))
+    console.print("\nAll settings:\n")
+    console.print(_table(rows, ("world", "tower", "part", "objects", "method", "layers", "target")))
+
+
+def worst_shares(rows: Iterable[Row], tower: str, part: str) -> dict[Setting, float]:
+    """Compare the pointing accuracy of each setting with that of occlusion, in the world and scenes where it is worst.
+
+    Args:
+        rows: of all worlds and numbers of objects.
+        tower: which tower.
+        part: ``"choice"`` or ``"report"``.
+
+    Returns:
+        The smallest share of occlusion's pointing accuracy, of settings that were measured everywhere.
+    """
+    own = [row for row in rows if (row.tower, row.part) == (tower, part)]
+    reference = {
+        (row.world, row.objects): row.pointing for row in own if row.setting == ("occlusion", None, "similarity")
+    }
+    shares: dict[Setting, list[float]] = defaultdict(list)
+    for row in own:
+        shares[row.setting].append(row.pointing / reference[row.world, row.objects])
+    return {setting: min(each) for setting, each in shares.items() if len(each) == len(reference)}
 
 
 def write(file: Path, head: dict[str, Any], rows: Iterable[Row]) -> None:
@@ -126,6 +167,34 @@ def write(file: Path, head: dict[str, Any], rows: Iterable[Row]) -> None:
     lines = [json.dumps(_rounded(value)) for value in ([each.name for each in fields(Row)], *map(astuple, rows))]
     text = json.dumps(head, indent=2).removesuffix("\n}")
     file.write_text(f'{text},\n  "rows": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n")
+
+
+def _methods_table(rows: Sequence[Row]) -> Table:
+    """Tabulate pointing accuracy by method, and by world and tower."""
+    columns = [*dict.fromkeys((row.world, row.tower) for row in rows)]
+    cells: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
+    for row in rows:
+        if _is_default(row):
+            cells[row.method][row.world, row.tower] = row.pointing
+    table = Table(box=MARKDOWN)
+    table.add_column("method")
+    for world, tower in columns:
+        table.add_column(f"{world}: {tower}", justify="right")
+    for method, own in cells.items():
+        table.add_row(method, *(f"{own[column]:.2f}" if column in own else "-" for column in columns))
+    return table
+
+
+def _best_table(rows: Sequence[Row]) -> Table:
+    """Tabulate the best settings of each tower by the part that is to choose by, and the part that is reported."""
+    table = Table(box=MARKDOWN)
+    for column in ("tower", "method", "layers", "target", "share, choice", "share, report"):
+        table.add_column(column)
+    for tower in dict.fromkeys(row.tower for row in rows):
+        chosen, reported = (worst_shares(rows, tower, part) for part in ("choice", "report"))
+        for setting in sorted(chosen, key=chosen.__getitem__, reverse=True)[:BEST]:
+            table.add_row(tower, *map(_cell, setting), f"{chosen[setting]:.2f}", f"{reported[setting]:.2f}")
+    return table
 
 
 def _table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
@@ -146,7 +215,7 @@ def _table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
 
 
 def _is_default(row: Row) -> bool:
-    return row.target in ("similarity", None) and row.layers in (None, (-1,))
+    return row.target in ("similarity", None) and row.layers in (None, (-1,), (0,))
 
 
 def _cell(value: object) -> str:

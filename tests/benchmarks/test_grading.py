@@ -28,7 +28,9 @@ from benchmarks.localisation_maps import (
     score_maps,
     targets_for,
 )
-from benchmarks.localisation_report import Results, write
+from benchmarks.localisation_report import Results, Row, worst_shares, write
+from benchmarks.worlds.towers import build_clip
+from benchmarks.worlds.world import WORLDS
 from clipcam_lightning import METHODS, ClipModel, explain
 from clipcam_lightning.analysis.map_quality import (
     LIKE_BEFORE,
@@ -38,7 +40,6 @@ from clipcam_lightning.analysis.map_quality import (
     mask_iou,
     perturbation_curves,
 )
-from clipcam_lightning.shapes_world.models import VISION, build_clip
 from clipcam_lightning.shapes_world.scenes import CAPTIONS
 from tests.support.tolerances import MAP, UNSTABLE, assert_equal_up_to_rounding, float32_tolerance
 
@@ -149,9 +150,9 @@ def test_parameters_are_randomized_from_the_top_down_for_good() -> None:
     assert all(torch.equal(value, untrained.state_dict()[name]) for name, value in trained.state_dict().items())
 
 
-@pytest.mark.parametrize("tower", VISION)
+@pytest.mark.parametrize("tower", STAGES)
 def test_the_last_stage_replaces_every_parameter_of_the_tower(tower: str) -> None:
-    trained, untrained = build_clip(tower).visual, build_clip(tower).visual
+    trained, untrained = (build_clip(tower, WORLDS["shapes"]).visual for _ in range(2))
 
     assert [*randomize_parameters(trained, untrained, STAGES[tower])] == [*STAGES[tower]]
     assert all(torch.equal(value, untrained.state_dict()[name]) for name, value in trained.state_dict().items())
@@ -171,7 +172,7 @@ def test_likeness_is_the_correlation_and_0_for_a_degenerate_map() -> None:
 
 
 def test_the_control_fails_parameter_randomization_and_gradcam_does_not(clip: ClipModel) -> None:
-    inputs = Inputs(torch.randn(2, 3, 64, 64), [CAPTIONS[:2]] * 2, targets_for(2)).only("similarity")
+    inputs = Inputs(torch.randn(2, 3, 64, 64), [CAPTIONS[:2]] * 2, targets_for(2, CAPTIONS)).only("similarity")
     before = dict(cheap_maps(clip, inputs))
     for parameter in clip.module.parameters():
         nn.init.normal_(parameter)
@@ -208,7 +209,11 @@ def test_a_file_of_results_has_the_rows_that_were_written(tmp_path: Path) -> Non
     ones, file = torch.ones(1, 2, 1), tmp_path / "results.json"
     results = Results([Grades(ones[0], torch.nan * ones[0], ones[0] / 3, 0 * ones[0])], areas=[(0.25, 0.75)])
 
-    write(file, {"counts": {"scenes": 2}}, [results.row("vit", 1, Setting("gae", (-2, -1), None))])
+    write(
+        file,
+        {"counts": {"scenes": 2}},
+        [results.row("shapes", "class token", "report", 1, Setting("gae", (-2, -1), None))],
+    )
 
     read = json.loads(file.read_text())
     columns, *rows = read["rows"]
@@ -220,12 +225,30 @@ def test_a_file_of_results_has_the_rows_that_were_written(tmp_path: Path) -> Non
     assert row["energy"] is None, "JSON has no NaN"
 
 
+def test_a_setting_is_as_good_as_in_the_world_where_it_is_worst() -> None:
+    def row(world: str, method: str, pointing: float, part: str = "choice") -> Row:
+        grades = Grades(*(torch.full((2, 1), value) for value in (pointing, 0.5, 0.5, 0.0)))
+        return Results([grades]).row(world, "resnet", part, 1, Setting(method, None, "similarity"))
+
+    rows = [
+        *(row("shapes", *each) for each in (("occlusion", 0.8), ("gae", 0.6), ("gem", 0.8))),
+        *(row("cutouts", *each) for each in (("occlusion", 0.5), ("gae", 0.5))),
+        *(row("shapes", *each, "report") for each in (("occlusion", 1.0), ("gae", 0.1))),
+    ]
+
+    shares = worst_shares(rows, "resnet", "choice")
+
+    assert {setting.method: share for setting, share in shares.items()} == pytest.approx({"occlusion": 1, "gae": 0.75})
+
+
 @pytest.mark.parametrize("objects", [1, 2])
 def test_maps_of_one_shared_pass_are_those_of_explain(clip: ClipModel, objects: int) -> None:
     # XGrad-CAM divides by sums over the patches, which are close to 0 after a norm without bias.
     for block in clip.tower.blocks:
         nn.init.ones_(block.get_submodule("ln_1").bias)
-    inputs = Inputs(torch.randn(3, 3, 64, 64), [CAPTIONS[i : i + objects] for i in range(3)], targets_for(objects))
+    inputs = Inputs(
+        torch.randn(3, 3, 64, 64), [CAPTIONS[i : i + objects] for i in range(3)], targets_for(objects, CAPTIONS)
+    )
     maps_by_setting = dict(layer_maps(clip, inputs))
     for name in ("occlusion", "cluster_occlusion"):
         maps_by_setting |= dict(score_maps(clip, inputs, METHODS[name]))
@@ -247,6 +270,6 @@ def test_a_single_object_is_contrasted_with_all_other_captions(clip: ClipModel) 
     images, own = torch.randn(2, 3, 64, 64), CAPTIONS[4]
     together = explain(clip, images, [own, *(each for each in CAPTIONS if each != own)], target="contrast").maps[:, :1]
 
-    alone = explain(clip, images, [own], target=targets_for(1)["contrast"]).maps
+    alone = explain(clip, images, [own], target=targets_for(1, CAPTIONS)["contrast"]).maps
 
     assert_close(alone * len(CAPTIONS) / (len(CAPTIONS) - 1), together, atol=1e-7, rtol=1e-3)
