@@ -52,6 +52,8 @@ GOALS = (
     Goal("gae", 8, 1.6),
     Goal("decomposition", 32, 1.1),
     Goal("maskclip", 32, 1.1),
+    Goal("clip_surgery", 32, 1.3),
+    Goal("attnlrp", 1, 3),
     Goal("gradcam", 1, 2.8, peer=PEER),
     Goal("gradcam", 8, 12, peer=PEER),
 )

@@ -170,18 +170,21 @@ def write(file: Path, head: dict[str, Any], rows: Iterable[Row]) -> None:
 
 
 def _methods_table(rows: Sequence[Row]) -> Table:
-    """Tabulate pointing accuracy by method, and by world and tower."""
+    """Tabulate pointing accuracy by method, and by world and tower; and the highest correlation with a random model."""
     columns = [*dict.fromkeys((row.world, row.tower) for row in rows)]
-    cells: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
+    by_method: dict[str, dict[tuple[str, str], Row]] = defaultdict(dict)
     for row in rows:
         if _is_default(row):
-            cells[row.method][row.world, row.tower] = row.pointing
+            by_method[row.method][row.world, row.tower] = row
     table = Table(box=MARKDOWN)
     table.add_column("method")
     for world, tower in columns:
         table.add_column(f"{world}: {tower}", justify="right")
-    for method, own in cells.items():
-        table.add_row(method, *(f"{own[column]:.2f}" if column in own else "-" for column in columns))
+    table.add_column("parameter randomization", justify="right")
+    for method, own in by_method.items():
+        randomized = max(row.parameter_randomization[-1] for row in own.values() if row.parameter_randomization)
+        cells = (f"{own[column].pointing:.2f}" if column in own else "-" for column in columns)
+        table.add_row(method, *cells, f"{randomized:.2f}")
     return table
 
 
