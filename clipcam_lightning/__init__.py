@@ -11,11 +11,8 @@ __version__ = version("clipcam-lightning")
 
 if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the table below
     from clipcam_lightning.analysis.confusion import Confusion as Confusion, confusions as confusions
-    from clipcam_lightning.analysis.method_ranking import (
-        MethodRanking as MethodRanking,
-        RankedMethod as RankedMethod,
-        rank_methods as rank_methods,
-    )
+    from clipcam_lightning.analysis.method_measurement import RankedMethod as RankedMethod
+    from clipcam_lightning.analysis.method_ranking import MethodRanking as MethodRanking, rank_methods as rank_methods
     from clipcam_lightning.analysis.prompt_sensitivity import (
         Sensitivity as Sensitivity,
         paraphrases as paraphrases,
@@ -69,7 +66,8 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
 else:  # for Python; type checkers skip it, so that they report an unknown name
     _NAMES = {
         "analysis.confusion": ("Confusion", "confusions"),
-        "analysis.method_ranking": ("MethodRanking", "RankedMethod", "rank_methods"),
+        "analysis.method_measurement": ("RankedMethod",),
+        "analysis.method_ranking": ("MethodRanking", "rank_methods"),
         "analysis.prompt_sensitivity": ("Sensitivity", "paraphrases", "sensitivity"),
         "callback": ("ClipCamCallback",),
         "cam.capture": ("AttentionCapture", "Capture"),

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from clipcam_lightning.analysis.method_ranking import BUDGET, MethodBench, MethodRanking
+from clipcam_lightning.analysis.method_measurement import BUDGET, MethodBench
+from clipcam_lightning.analysis.method_ranking import MethodRanking
 from clipcam_lightning.cli.models import load_clip, read_model_source
 from clipcam_lightning.cli.outputs import check_outputs, writing
 from clipcam_lightning.cli.terminal import Output, sanitize, show_progress
@@ -36,7 +37,7 @@ def run(options: Any) -> int:
             progress.update(measuring, description=f"measuring {sanitize(candidate.method.name)}")
             rows.append(bench.measure(candidate))
             progress.advance(measuring, candidate.forwards)
-    ranking = bench.rank(rows, left_out)
+    ranking = MethodRanking.of(bench, rows, left_out)
     output = Output()
     output.print(_make_table(ranking))
     for name, reason in ranking.left_out.items():

@@ -7,7 +7,8 @@ from typing import Any
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from clipcam_lightning.analysis.method_ranking import MethodRanking, RankedMethod
+from clipcam_lightning.analysis.method_measurement import RankedMethod
+from clipcam_lightning.analysis.method_ranking import MethodRanking
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import TILE, draw_outline, draw_overlay, enlarge
 from clipcam_lightning.visualization.report import environment, jpeg_uri

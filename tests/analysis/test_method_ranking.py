@@ -11,15 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from clipcam_lightning import explain
-from clipcam_lightning.analysis.method_ranking import (
-    MethodBench,
-    MethodRanking,
-    RankedMethod,
-    order_methods,
-    rank_methods,
-    shuffle_weights,
-    sum_ranks,
-)
+from clipcam_lightning.analysis.method_measurement import MethodBench, RankedMethod, shuffle_weights
+from clipcam_lightning.analysis.method_ranking import MethodRanking, order_methods, rank_methods, sum_ranks
 from clipcam_lightning.cam.capture import Capture
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel, find_clip
