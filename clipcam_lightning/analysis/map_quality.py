@@ -11,6 +11,7 @@ from clipcam_lightning.cam.fuse import resize_maps
 from clipcam_lightning.drift import metrics
 
 STEPS = 10  # in which all pixels are deleted or inserted
+SPOTLIGHT_RADIUS = 0.2  # of the shorter side of the image
 LIKE_BEFORE = 0.5  # correlation from which a map counts as unchanged by the randomization of parameters
 
 Score: TypeAlias = Callable[[Float[Tensor, "n 3 y x"]], Float[Tensor, "n"]]
@@ -84,6 +85,20 @@ def perturbation_curves(
     deletion = [score(images.masked_fill(hottest, 0)) for hottest in reached]
     insertion = [score(images.masked_fill(~hottest, 0)) for hottest in reached[1:-1]]
     return torch.stack(deletion, dim=1), torch.stack([deletion[-1], *insertion, deletion[0]], dim=1)
+
+
+def show_spotlight(images: Float[Tensor, "n 3 y x"], maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 3 y x"]:
+    """Show a disc around the hottest pixel of each map, and the mean colour everywhere else.
+
+    Args:
+        images: preprocessed, so that the mean colour is 0.
+        maps: one per image.
+    """
+    height, width = images.shape[-2:]
+    hottest = resize_maps(maps, (height, width)).flatten(1).argmax(dim=1)[:, None, None]
+    rows, columns = (torch.arange(length, device=maps.device) for length in (height, width))
+    distance = torch.hypot((rows[:, None] - hottest // width).float(), (columns - hottest % width).float())
+    return images.masked_fill((distance > SPOTLIGHT_RADIUS * min(height, width)).to(images.device)[:, None], 0)
 
 
 def likeness(before: Float[Tensor, "n h w"], after: Float[Tensor, "n h w"]) -> float:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from clipcam_lightning.analysis.map_quality import LIKE_BEFORE, grade, perturbation_curves
+from clipcam_lightning.analysis.map_quality import LIKE_BEFORE, grade, perturbation_curves, show_spotlight
 from clipcam_lightning.analysis.prompt_sensitivity import ABSENT
 from clipcam_lightning.cam.arguments import require_positive
 from clipcam_lightning.cam.capture import LayerCapture
@@ -45,6 +45,8 @@ class RankedMethod:
         insertion: mean margin while the hottest pixels are inserted into the mean colour, over the whole curve. The
             margin is the cosine with the prompt minus the mean cosine with the other prompts. Higher is better.
         deletion: mean margin while the hottest pixels are deleted. Lower is better.
+        spotlight: mean margin if only a disc around the hottest pixel is shown; its radius is a fifth of the image's
+            shorter side. Higher is better. It is pointing without a mask: does the model see the object there?
         agreement: mean correlation with the map of occlusion, -1 to 1; NaN if occlusion was too dear.
         randomization: mean correlation of the maps before and after the weights of the image tower are shuffled. From
             0.5 on, the method explains the image and not the model.
@@ -69,6 +71,7 @@ class RankedMethod:
     energy: float = math.nan
     insertion: float = math.nan
     deletion: float = math.nan
+    spotlight: float = math.nan
     agreement: float = math.nan
     randomization: float = math.nan
     other_prompt: float = math.nan
@@ -188,7 +191,7 @@ class MethodBench:
         if has_reference:
             reference = self._reference[0]
             agreement = _correlate(resize_maps(maps, _size(reference)), reference, degenerate, worst=-1.0)
-        insertion, deletion = self._measure_margins(maps)
+        insertion, deletion, spotlight = self._measure_margins(maps)
         masked = self.prepared.has_mask
         grades = grade(maps[masked][:, None], self.prepared.masks[masked][:, None]) if masked.any() else None
         return RankedMethod(
@@ -200,6 +203,7 @@ class MethodBench:
             energy=float(grades.energy.mean()) if grades else math.nan,
             insertion=insertion,
             deletion=deletion,
+            spotlight=spotlight,
             agreement=float(agreement.mean()),
             randomization=float(_correlate(maps, randomized, degenerate, worst=1.0).mean()),
             other_prompt=float(_correlate(maps, of_other, degenerate, worst=1.0).mean()),
@@ -247,15 +251,17 @@ class MethodBench:
         maps = explain_clip(clip, self.prepared.images, prompts, settings).maps.cpu()
         return maps[:, 0], maps[:, 1]
 
-    def _measure_margins(self, maps: Float[Tensor, "n h w"]) -> tuple[float, float]:
-        """Average the margins over the curves of insertion and of deletion."""
+    def _measure_margins(self, maps: Float[Tensor, "n h w"]) -> tuple[float, float, float]:
+        """Average the margins over the curves of insertion and of deletion, and those in the spotlight."""
+        images, maps = self.prepared.images, maps.nan_to_num(0)
         with evaluation_mode(self.clip.module), self.clip.tower.native():
-            deletion, insertion = perturbation_curves(self._compute_margins, self.prepared.images, maps.nan_to_num(0))
+            deletion, insertion = perturbation_curves(self._compute_margins, images, maps)
+            spotlight = self._compute_margins(show_spotlight(images, maps))
 
         def average(curves: Float[Tensor, "n k"]) -> float:
             return float(torch.trapezoid(curves, dx=1 / (curves.shape[1] - 1), dim=1).mean())
 
-        return average(insertion), average(deletion)
+        return average(insertion), average(deletion), float(spotlight.mean())
 
     def _compute_margins(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n"]:
         """Compute the cosine of each probe with its prompt minus the mean cosine with the other prompts."""

@@ -81,10 +81,10 @@ def rank_methods(
        or are degenerate.
     2. With masks, methods whose pointing accuracy is within one standard error of the best come first, and the others
        follow by their pointing accuracy.
-    3. Methods that are equal so far, which without masks are all, are ordered by the sum of two ranks: that of their
-       agreement with occlusion, which asks the model instead of its gradients, and that of insertion. Of equal sums the
-       higher agreement comes first. Occlusion agrees with itself, so another method comes before it only if two
-       methods or more insert better.
+    3. Methods that are equal so far, which without masks are all, are ordered by the sum of three ranks: that of their
+       agreement with occlusion, which asks the model instead of its gradients, that of insertion, and that of the
+       spotlight, by which the model tells whether the object is where the map is hottest. Of equal sums the higher
+       agreement comes first.
 
     Deletion is measured but does not count: images with holes are unlike all that a model was trained on, and of two
     methods the one that shatters the image more wins. Ranks are summed because the units differ.
@@ -139,7 +139,7 @@ def order_methods(rows: Sequence[RankedMethod], masked: int) -> list[RankedMetho
     limit = best - math.sqrt(best * (1 - best) / masked) if masked else math.nan  # binomial standard error
 
     def order(group: list[RankedMethod]) -> list[RankedMethod]:
-        ranks = sum_ranks([[row.agreement for row in group], [row.insertion for row in group]])
+        ranks = sum_ranks([[getattr(row, name) for row in group] for name in ("agreement", "insertion", "spotlight")])
         agreements = [0.0 if math.isnan(row.agreement) else row.agreement for row in group]
         keys = [(rank, -agreement) for rank, agreement in zip(ranks, agreements, strict=True)]
         # Python's sort is stable, so the less important key comes first.

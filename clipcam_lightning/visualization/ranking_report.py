@@ -20,6 +20,7 @@ METRICS = {
     "Agreement": "agreement",
     "Insertion": "insertion",
     "Deletion": "deletion",
+    "Spotlight": "spotlight",
     "Shuffled weights": "randomization",
     "Other prompt": "other_prompt",
     "Degenerate": "degenerate",

@@ -112,6 +112,28 @@ def test_margins_are_integrated_over_the_whole_curve(
     assert row.deletion == pytest.approx(np.mean(deletions), abs=1e-4)
 
 
+def test_the_spotlight_shows_a_disc_around_the_hottest_pixel(
+    ranking: MethodRanking, trained: ClipModel, probes: ProbeSet
+) -> None:
+    """Recomputed for one probe after the other, pixel by pixel; a fifth of 64 pixels is 12.8."""
+    images, row = probes.prepare(trained).images, rows_of(ranking)["decomposition"]
+    texts = {prompt: trained.embed_texts([prompt])[0].detach() for prompt in probes.prompts}
+    margins = []
+    for image, prompt, map_ in zip(images, probes.prompts, row.maps, strict=True):
+        heat = nn.functional.interpolate(map_[None, None], (64, 64), mode="bilinear", align_corners=False)[0, 0]
+        top, left = np.unravel_index(int(heat.argmax()), (64, 64))
+        shown = torch.zeros_like(image)
+        for y, x in np.ndindex(64, 64):
+            if (y - top) ** 2 + (x - left) ** 2 <= 12.8**2:
+                shown[:, y, x] = image[:, y, x]
+        with torch.no_grad():
+            embedding = trained.embed_images(shown[None])[0]
+        others = [float(embedding @ texts[other]) for other in texts if other != prompt]
+        margins.append(float(embedding @ texts[prompt]) - float(np.mean(others)))
+
+    assert row.spotlight == pytest.approx(np.mean(margins), abs=1e-4)
+
+
 def test_pointing_and_energy_are_those_of_the_probes_with_masks(
     ranking: MethodRanking, trained: ClipModel, probes: ProbeSet
 ) -> None:
@@ -149,9 +171,12 @@ def test_ranks_count_the_rows_that_are_better() -> None:
     assert sum_ranks([[0.1, 0.3], [math.nan, math.nan]]) == [1, 0]
 
 
-def test_without_masks_agreement_and_insertion_decide() -> None:
+def test_without_masks_agreement_insertion_and_spotlight_decide() -> None:
     rows = [make_row("b", 0.4, 0.5), make_row("a", 0.5, 0.6), make_row("c", 0.3, 0.4)]
     assert [row.method for row in order_methods(rows, 0)] == ["a", "b", "c"]
+
+    rows = [make_row("agrees", 0.4, 0.6, spotlight=0.1), make_row("points", 0.5, 0.5, spotlight=0.2)]
+    assert [row.method for row in order_methods(rows, 0)] == ["points", "agrees"]
 
 
 def test_of_equal_ranks_the_higher_agreement_comes_first() -> None:
