@@ -21,7 +21,7 @@ def run_activation_pass(method: Method, inputs: Pass) -> Result:
     tower, modules = inputs.clip.tower, inputs.modules
     with tower.skipping_unused(inputs.layers), cut_at(modules, graph=False) as recorded:
         similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
-    grids = [tower.to_grid(output, inputs.size).float() for output in inputs.select_outputs(recorded)]
+    grids = [inputs.to_grid(output) for output in inputs.select_outputs(recorded)]
     return fuse_maps([method(LayerCapture(grid)) for grid in grids], inputs.fuse), similarity
 
 
@@ -43,7 +43,7 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
         with method.rules() if method.rules else nullcontext():
             similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
         scores, outputs, maps = inputs.compute_scores(similarity), inputs.select_outputs(recorded), []
-        grids = [_to_grid(inputs, output.detach()) for output in outputs]
+        grids = [inputs.to_grid(output.detach()) for output in outputs]
         for p in range(inputs.prompts):
             # Images do not influence each other in eval mode, so one product serves the whole batch.
             gradients = torch.autograd.grad(
@@ -53,13 +53,13 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
                 create_graph=second_order,
             )
             captures = [
-                Capture(grid, _to_grid(inputs, gradient.detach())[:, None])
+                Capture(grid, inputs.to_grid(gradient.detach())[:, None])
                 for grid, gradient in zip(grids, gradients, strict=True)
             ]
             if second_order:
                 captures = [
                     CurvatureCapture(
-                        **vars(capture), curvature=_to_grid(inputs, _compute_curvature(gradient, output))[:, None]
+                        **vars(capture), curvature=inputs.to_grid(_compute_curvature(gradient, output))[:, None]
                     )
                     for capture, gradient, output in zip(captures, gradients, outputs, strict=True)
                 ]
@@ -103,7 +103,7 @@ def run_path_pass(method: Method, inputs: Pass) -> Result:
 def _average_along_path(method: Method, inputs: Pass, name: str, output: Tensor) -> Float[Tensor, "b p h w"]:
     """Average a method's maps over the midpoints of equal steps from the mean cell to the cells of ``output``."""
     layer = inputs.clip.module.get_submodule(name)
-    grid, way, maps = _to_grid(inputs, output), _centre_cells(inputs, output), []
+    grid, way, maps = inputs.to_grid(output), _centre_cells(inputs, output), []
     for step in range(method.steps):
         remaining = 1 - (step + 0.5) / method.steps
         with (
@@ -117,7 +117,7 @@ def _average_along_path(method: Method, inputs: Pass, name: str, output: Tensor)
                 (gradient,) = torch.autograd.grad(
                     scores[:, p].sum(), recorded[layer], retain_graph=p + 1 < inputs.prompts
                 )
-                capture = Capture(grid, _to_grid(inputs, gradient)[:, None])
+                capture = Capture(grid, inputs.to_grid(gradient)[:, None])
                 of_prompts.append(method(capture))
                 if step == p == 0:
                     _warn_of_unread_patches(inputs, name, capture, gradient)
@@ -134,10 +134,6 @@ def _centre_cells(inputs: Pass, output: Tensor) -> Tensor:
         # A grid is a choice of the output's numbers; the transpose of the choice puts them back.
         (placed,) = torch.autograd.grad(grid, features, centred)
     return placed
-
-
-def _to_grid(inputs: Pass, output: Tensor) -> Float[Tensor, "b c h w"]:
-    return inputs.clip.tower.to_grid(output, inputs.size).float()
 
 
 def _compute_curvature(gradient: Tensor, output: Tensor) -> Tensor:

@@ -334,3 +334,14 @@ def test_a_network_without_a_grid_fits_no_tower() -> None:
 
     assert not TimmViT.fits(model)
     assert not TimmStages.fits(model)
+
+
+def test_a_layer_whose_output_is_not_of_each_image_is_refused_with_those_that_are() -> None:
+    model = VITS["relative positions"]()
+    layer = "visual.trunk.blocks.0.attn.rel_pos.bias_act"  # of each head, over tokens and tokens
+
+    for method in ("eigencam", "ablationcam"):
+        with pytest.raises(
+            TowerError, match=r"patches of 1 images from the layer, got \(2, 24, 24\); choose one of visual"
+        ):
+            explain(model, images_for(model, 1), torch.randn(1, WIDTH), method=method, layers=layer)
