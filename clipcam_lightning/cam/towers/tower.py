@@ -109,6 +109,11 @@ class Tower(ABC):
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images that the model expects."""
 
+    @property
+    def input_channels(self) -> int:
+        """Number of channels of the images that the model takes. Maps are made of RGB images, which have three."""
+        return 3
+
     @abstractmethod
     def to_grid(self, features: Float[Tensor, "..."], image_size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
         """Lay out a layer's output on its grid, row by row.
