@@ -10,10 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipcam_lightning.cam.capture import Capture, CurvatureCapture, LayerCapture, cut_at, replaced_output
 from clipcam_lightning.cam.fuse import fuse_maps
-from clipcam_lightning.cam.methods import Method
+from clipcam_lightning.cam.methods import METHODS, Method
 from clipcam_lightning.cam.model_state import frozen_parameters
 from clipcam_lightning.cam.passes.one_pass import Pass, Result
-from clipcam_lightning.errors import ClipCamWarning
+from clipcam_lightning.cam.rules import ConstantNormalizers, list_operations
+from clipcam_lightning.errors import ClipCamWarning, ConfigError
 
 
 def run_activation_pass(method: Method, inputs: Pass) -> Result:
@@ -27,6 +28,9 @@ def run_activation_pass(method: Method, inputs: Pass) -> Result:
 
 def run_gradient_pass(method: Method, inputs: Pass) -> Result:
     """Run one forward, and per prompt one vector-Jacobian product through what follows the layers.
+
+    Raises:
+        ConfigError: an operation that the method has a rule for was run where it is not intercepted.
 
     Warns:
         ClipCamWarning: no patch of a layer reaches the embedding, so its maps are all zero.
@@ -42,6 +46,7 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
     ):
         with method.rules() if method.rules else nullcontext():
             similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+        _require_rules(method, inputs, similarity)
         scores, outputs, maps = inputs.compute_scores(similarity), inputs.select_outputs(recorded), []
         grids = [inputs.to_grid(output.detach()) for output in outputs]
         for p in range(inputs.prompts):
@@ -68,6 +73,20 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
                 for name, capture, gradient in zip(inputs.layers, captures, gradients, strict=True):
                     _warn_of_unread_patches(inputs, name, capture, gradient)
     return torch.cat(maps, dim=1), similarity
+
+
+def _require_rules(method: Method, inputs: Pass, similarity: Tensor) -> None:
+    """Refuse a forward in which an operation was run without its rule."""
+    if method.rules is None or not issubclass(method.rules, ConstantNormalizers):
+        return
+    without_rule = sorted(method.rules.replaced & list_operations(similarity))
+    if without_rule:
+        clip, tower = type(inputs.clip.module).__name__, inputs.clip.tower
+        fitting = ", ".join(name for name, each in METHODS.items() if not (each.rules or each.missing(tower)))
+        raise ConfigError(
+            f"{method.name} has no rule for {', '.join(without_rule)}, which {clip} runs in TorchScript or compiled "
+            f"code; build the model without it, or use a method without rules: {fitting}."
+        )
 
 
 def _warn_of_unread_patches(inputs: Pass, name: str, capture: Capture, gradient: Tensor) -> None:
