@@ -29,6 +29,7 @@ LAYERS = {
     "vit": (lambda: vit(**VIT), "visual.transformer.resblocks.2.ln_1"),
     "vit, first block": (lambda: vit(**VIT), "visual.transformer.resblocks.0.ln_1"),
     "vit, whole block": (lambda: vit(**VIT, pool_type="avg"), "visual.transformer.resblocks.1"),
+    "patch embedding": (lambda: vit(**VIT), "visual.conv1"),  # a grid still, where blocks have tokens
     "resnet": (lambda: resnet(96), "visual.layer4"),
     "resnet, third stage": (lambda: resnet(64), "visual.layer3"),
 }

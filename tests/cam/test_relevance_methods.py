@@ -17,7 +17,7 @@ from clipcam_lightning.cam.rules import AttnLrpRules, ConstantNormalizers
 from clipcam_lightning.cam.targets import Target
 from clipcam_lightning.errors import ConfigError
 from tests.oracles.randomize import randomize_parameters
-from tests.oracles.relevance import RelevanceViT
+from tests.oracles.relevance import RelevanceViT, sum_centred
 from tests.support.tolerances import assert_equal_up_to_rounding
 from tests.support.zoo.open_clip import vit
 
@@ -53,7 +53,7 @@ def test_the_relevance_at_each_block_equals_a_propagation(name: str) -> None:
     maps = explain(model, image, text, method="attnlrp", layers=1).maps[0, 0]
 
     tokens, relevance = reference.at_block(image[0], text[0], 1)
-    assert_equal_up_to_rounding(maps, centred_sum(tokens[1:], relevance[1:], reference.grid).float())
+    assert_equal_up_to_rounding(maps, sum_centred(tokens[1:], relevance[1:], reference.grid).float())
 
 
 @pytest.mark.parametrize("final_norm", [True, False])
@@ -102,14 +102,14 @@ def gradients(capture: Capture) -> Tensor:
     return capture.gradients.sum(dim=2)
 
 
-@pytest.mark.parametrize("activation", [F.gelu, F.silu, F.relu, F.mish])
+@pytest.mark.parametrize("activation", [F.gelu, F.silu, F.relu, F.mish, nn.ELU(inplace=True), torch.square])
 def test_an_activation_function_passes_relevance_on_unchanged(activation: Callable[[Tensor], Tensor]) -> None:
     x = torch.tensor([-2.0, -0.5, 0.0, 0.7, 3.0], dtype=torch.float64, requires_grad=True)
 
     with AttnLrpRules():
-        y = activation(x)
+        y = activation(x + 0)
 
-    assert_close(y, activation(x))
+    assert_close(y, activation(x + 0))
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert_close(x * gradient, y)
     assert gradient.isfinite().all()
@@ -128,21 +128,90 @@ def test_quick_gelu_and_gated_units_divide_relevance_by_the_rules() -> None:
     assert_close(gate * of_gate, gated / 2)
 
 
-def test_hand_written_norms_and_products_follow_the_rules() -> None:
-    x, other = torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True)
+def test_hand_written_norms_follow_the_rules() -> None:
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     operations: dict[str, Callable[[], Tensor]] = {
         "length": lambda: x / x.norm(dim=-1, keepdim=True),
+        "length in place": lambda: (x + 0).div_(x.norm(dim=-1, keepdim=True)),
+        "reciprocal": lambda: x * (1 / x.norm(dim=-1, keepdim=True)),
         "deviation": lambda: x * x.square().mean(dim=-1, keepdim=True).rsqrt(),
-        "in place": lambda: (x + 0).mul_(other),
+        "negative power": lambda: x * x.pow(2).mean(dim=-1, keepdim=True) ** -0.5,
+        "RMS norm": lambda: F.rms_norm(x, (6,)),
+    }
+    for name, operation in operations.items():
+        for rules in (ConstantNormalizers, AttnLrpRules):
+            with rules():
+                y = operation()
+            assert_close(y, operation(), msg=name)
+            (gradient,) = torch.autograd.grad(y.sum(), x)
+            assert_close((x * gradient).sum(), y.sum(), msg=name)
+
+
+def test_a_group_norm_is_a_layer_norm_of_each_group() -> None:
+    x, weight, bias = (
+        torch.randn(2, 6, 3, 4).double().requires_grad_(),
+        torch.randn(6).double(),
+        torch.randn(6).double(),
+    )
+    chosen = torch.randn(2, 6, 3, 4).double()
+
+    with ConstantNormalizers():
+        whole = F.group_norm(x, 2, weight, bias)
+        parts = torch.cat([F.layer_norm(part, (3, 3, 4)) for part in x.chunk(2, dim=1)], dim=1)
+
+    assert_close(whole, F.group_norm(x, 2, weight, bias))
+    (of_whole,) = torch.autograd.grad((whole * chosen).sum(), x)
+    (of_parts,) = torch.autograd.grad((parts * weight[:, None, None] * chosen).sum(), x)
+    assert_close(of_whole, of_parts)
+
+
+def test_each_factor_of_a_product_gets_an_equal_share() -> None:
+    x, other = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(4, 4, dtype=torch.float64)
+    operations: dict[str, Callable[[], Tensor]] = {
         "matrices": lambda: x @ other.T,
-        "a gated linear unit": lambda: F.glu(torch.cat([x, other], dim=-1)),
+        "mm": lambda: x.mm(other),
+        "named factor": lambda: torch.mul(x, other=other),
+        "sum with a product": lambda: torch.addmm(zero, x, other),
+        "sum with products of elements": lambda: torch.addcmul(zero, x, other),
+        "einsum": lambda: torch.einsum("ij,jk->ik", x, other),
+        "einsum of a list": lambda: torch.einsum("ij,jk->ik", [x, other]),
+        "in place": lambda: (x + 0).mul_(other),
+        "in place, by operator": lambda: multiply_in_place(x + 0, other),
+        "gated by SiLU": lambda: x * F.silu(other),
+        "gated by GELU": lambda: x * F.gelu(other, approximate="tanh"),
     }
     for name, operation in operations.items():
         with AttnLrpRules():
             y = operation()
-        (gradient,) = torch.autograd.grad(y.sum(), x)
-        share = 1 if name in ("length", "deviation") else 0.5
-        assert_close((x * gradient).sum(), share * y.sum(), msg=name)
+        assert_close(y, operation(), msg=name)
+        for each, gradient in zip((x, other), torch.autograd.grad(y.sum(), (x, other)), strict=True):
+            assert_close((each * gradient).sum(), y.sum() / 2, msg=name)
+    with AttnLrpRules():
+        y = torch.einsum("ij,jk,kl->il", x, other, x)
+    (of_x, of_other) = torch.autograd.grad(y.sum(), (x, other))
+    assert_close((x * of_x).sum(), y.sum() * 2 / 3)
+    assert_close((other * of_other).sum(), y.sum() / 3)
+
+
+def multiply_in_place(x: Tensor, other: Tensor) -> Tensor:
+    x.mul_(other)  # the result is in x alone
+    return x
+
+
+def test_a_sigmoid_gate_leaves_all_relevance_to_the_other_factor() -> None:
+    x, gate = torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True)
+    operations: dict[str, Callable[[], Tensor]] = {
+        "product": lambda: x * torch.sigmoid(gate),
+        "gated linear unit": lambda: F.glu(torch.cat([x, gate], dim=-1)),
+    }
+    for name, operation in operations.items():
+        with AttnLrpRules():
+            y = operation()
+        assert_close(y, operation(), msg=name)
+        of_x, of_gate = torch.autograd.grad(y.sum(), (x, gate), allow_unused=True, materialize_grads=True)
+        assert_close(x * of_x, y, msg=name)
+        assert not of_gate.any(), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -189,6 +258,19 @@ def test_weights_that_are_computed_from_parameters_are_no_activations(method: st
     assert_equal_up_to_rounding(trainable, frozen)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
+def test_operations_that_cannot_be_intercepted_are_refused_with_the_methods_that_fit() -> None:
+    model, image, text = vit(), torch.randn(1, 3, 16, 32), torch.randn(1, 16)
+    for block in model.visual.transformer.resblocks:
+        block.mlp.gelu = torch.jit.script(nn.GELU())
+
+    with pytest.raises(
+        ConfigError, match=r"no rule for GeluBackward0, .*without rules: gradcam, .*integrated_gradients"
+    ):
+        explain(model, image, text, method="attnlrp")
+    assert explain(model, image, text, method="input_x_gradient").maps.any()  # it has no rule for GELU
+
+
 @pytest.mark.parametrize("method", ["attnlrp", "input_x_gradient"])
 def test_checkpointing_is_refused(method: str) -> None:
     with pytest.raises(ConfigError, match=rf"{method} changes the backward pass"):
@@ -206,10 +288,5 @@ def test_rules_are_for_methods_that_read_the_gradient_of_a_layer() -> None:
         Method(gradients, AttentionCapture, rules=AttnLrpRules)
 
 
-def centred_sum(tokens: Tensor, relevance: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Sum relevance over the channels, without what the mean patch would have."""
-    return ((tokens - tokens.mean(dim=0)) * relevance / tokens).sum(dim=1).view(grid)
-
-
 def propagate(reference: RelevanceViT, image: Tensor, text: Tensor) -> Tensor:
-    return centred_sum(*reference(image, text), reference.grid)
+    return sum_centred(*reference(image, text), reference.grid)

@@ -84,7 +84,7 @@ class RelevanceViT:
         name = f"transformer.resblocks.{i}"
         normed = self.norm(tokens, f"{name}.ln_1")
         projected = normed @ self.w[f"{name}.attn.in_proj_weight"].T + self.w[f"{name}.attn.in_proj_bias"]
-        merged, weights, logits = self.attend(*projected.chunk(3, dim=1), self.heads)
+        merged, weights, logits = attend(*projected.chunk(3, dim=1), self.heads)
         attended = (
             merged @ self.w[f"{name}.attn.out_proj.weight"].T + self.w[f"{name}.attn.out_proj.bias"]
         ) * self.scale(f"{name}.ls_1")
@@ -103,30 +103,6 @@ class RelevanceViT:
     def scale(self, name: str) -> Tensor | float:
         return self.w.get(f"{name}.gamma", 1.0)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the outputs of the heads ``[t, d]``, the weights and the scaled products ``[h, t, s]``."""
-        q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (query, key, value))
-        logits = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-        weights = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
-        return (weights @ v).transpose(0, 1).flatten(1), weights, logits
-
-    def attention_relevance(
-        self, query: Tensor, key: Tensor, value: Tensor, heads: int, relevance: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Divide the relevance of the heads' outputs among queries, keys and values."""
-        merged, weights, logits = self.attend(query, key, value, heads)
-        q, k, v, o, r = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (query, key, value, merged, relevance))
-        # Uniform rule: of each product of weight and value, both factors get one half.
-        terms = weights[:, :, :, None] * v[:, None] * torch.nan_to_num(r / o)[:, :, None] / 2  # [h, t, s, k]
-        of_values, of_weights = terms.sum(dim=1), terms.sum(dim=3)
-        # Softmax, eq. 13.
-        of_logits = logits * (of_weights - weights * of_weights.sum(dim=-1, keepdim=True))
-        products = q[:, :, None] * k[:, None] / math.sqrt(q.shape[-1])  # [h, t, s, k]
-        shares = products * torch.nan_to_num(of_logits / logits)[..., None] / 2
-        parts = (shares.sum(dim=2), shares.sum(dim=1), of_values)
-        of_query, of_key, of_value = (x.transpose(0, 1).flatten(1) for x in parts)
-        return of_query, of_key, of_value
-
     def block_relevance(self, i: int, tokens: Tensor, state: dict[str, Tensor], relevance: Tensor) -> Tensor:
         name, w = f"transformer.resblocks.{i}", self.w
         output = state["middle"] + state["added"]
@@ -140,7 +116,7 @@ class RelevanceViT:
         of_attended = of_middle * state["attended"] / state["middle"]
         of_merged = self.rows(state["merged"], f"{name}.attn.out_proj", of_attended)
         query, key, value = state["projected"].chunk(3, dim=1)
-        of_projected = torch.cat(self.attention_relevance(query, key, value, self.heads, of_merged), dim=1)
+        of_projected = torch.cat(divide_among_attention(query, key, value, self.heads, of_merged), dim=1)
         matrix, bias = w[f"{name}.attn.in_proj_weight"], w[f"{name}.attn.in_proj_bias"]
         of_normed = torch.stack(
             [self.linear_relevance(x, matrix, bias, own) for x, own in zip(state["normed"], of_projected, strict=True)]
@@ -180,12 +156,12 @@ class RelevanceViT:
             x @ self.w[f"{name}.{kind}_proj_weight"].T + b
             for kind, x, b in zip("qkv", (queries, keys, keys), bias, strict=True)
         )
-        merged, _, _ = self.attend(q, k, v, self.pool_heads)
+        merged, _, _ = attend(q, k, v, self.pool_heads)
         matrix, out_bias = self.w[f"{name}.out_proj.weight"], self.w[f"{name}.out_proj.bias"]
         pooled = matrix @ merged[0] + out_bias
         of_merged = torch.zeros_like(merged)  # only the first query makes the embedding
         of_merged[0] = self.linear_relevance(merged[0], matrix, out_bias, self.head_relevance(pooled, unit))
-        _, of_keys, of_values = self.attention_relevance(q, k, v, self.pool_heads, of_merged)
+        _, of_keys, of_values = divide_among_attention(q, k, v, self.pool_heads, of_merged)
         of_normed = torch.stack(
             [
                 self.linear_relevance(x, self.w[f"{name}.k_proj_weight"], bias[1], own_key)
@@ -204,3 +180,43 @@ class RelevanceViT:
         features = normed @ self.w["proj"]
         of_features = features * unit / features.norm()  # the length is constant
         return self.linear_relevance(normed, self.w["proj"].T, 0.0, of_features)
+
+
+def sum_centred(tokens: Tensor, relevance: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Sum relevance over the channels, without what the mean patch would have."""
+    return ((tokens - tokens.mean(dim=0)) * relevance / tokens).sum(dim=1).view(grid)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the outputs of the heads ``[t, d]``, the weights and the scaled products ``[h, t, s]``."""
+    q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (query, key, value))
+    logits = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1]) + bias
+    weights = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
+    return (weights @ v).transpose(0, 1).flatten(1), weights, logits
+
+
+def divide_among_attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, relevance: Tensor, bias: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide the relevance of the heads' outputs among queries, keys and values; a bias of the products keeps its own.
+
+    Args:
+        query, key, value: ``[t, d]`` and ``[s, d]``, before they are divided into heads.
+        heads: number of heads.
+        relevance: of the outputs of the heads, ``[t, d]``.
+        bias: added to the scaled products, ``[h, t, s]``.
+    """
+    merged, weights, logits = attend(query, key, value, heads, bias)
+    q, k, v, o, r = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (query, key, value, merged, relevance))
+    # Uniform rule: of each product of weight and value, both factors get one half.
+    terms = weights[:, :, :, None] * v[:, None] * torch.nan_to_num(r / o)[:, :, None] / 2  # [h, t, s, k]
+    of_values, of_weights = terms.sum(dim=1), terms.sum(dim=3)
+    # Softmax, eq. 13.
+    of_logits = logits * (of_weights - weights * of_weights.sum(dim=-1, keepdim=True))
+    products = q[:, :, None] * k[:, None] / math.sqrt(q.shape[-1])  # [h, t, s, k]
+    shares = products * torch.nan_to_num(of_logits / logits)[..., None] / 2
+    parts = (shares.sum(dim=2), shares.sum(dim=1), of_values)
+    of_query, of_key, of_value = (x.transpose(0, 1).flatten(1) for x in parts)
+    return of_query, of_key, of_value

@@ -10,10 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipcam_lightning.cam.capture import Capture, CurvatureCapture, LayerCapture, cut_at, replaced_output
 from clipcam_lightning.cam.fuse import fuse_maps
-from clipcam_lightning.cam.methods import Method
+from clipcam_lightning.cam.methods import METHODS, Method
 from clipcam_lightning.cam.model_state import frozen_parameters
 from clipcam_lightning.cam.passes.one_pass import Pass, Result
-from clipcam_lightning.errors import ClipCamWarning
+from clipcam_lightning.cam.rules import ConstantNormalizers, list_operations
+from clipcam_lightning.errors import ClipCamWarning, ConfigError
 
 
 def run_activation_pass(method: Method, inputs: Pass) -> Result:
@@ -21,12 +22,15 @@ def run_activation_pass(method: Method, inputs: Pass) -> Result:
     tower, modules = inputs.clip.tower, inputs.modules
     with tower.skipping_unused(inputs.layers), cut_at(modules, graph=False) as recorded:
         similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
-    grids = [tower.to_grid(output, inputs.size).float() for output in inputs.select_outputs(recorded)]
+    grids = [inputs.to_grid(output) for output in inputs.select_outputs(recorded)]
     return fuse_maps([method(LayerCapture(grid)) for grid in grids], inputs.fuse), similarity
 
 
 def run_gradient_pass(method: Method, inputs: Pass) -> Result:
     """Run one forward, and per prompt one vector-Jacobian product through what follows the layers.
+
+    Raises:
+        ConfigError: an operation that the method has a rule for was run where it is not intercepted.
 
     Warns:
         ClipCamWarning: no patch of a layer reaches the embedding, so its maps are all zero.
@@ -42,8 +46,9 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
     ):
         with method.rules() if method.rules else nullcontext():
             similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+        _require_rules(method, inputs, similarity)
         scores, outputs, maps = inputs.compute_scores(similarity), inputs.select_outputs(recorded), []
-        grids = [_to_grid(inputs, output.detach()) for output in outputs]
+        grids = [inputs.to_grid(output.detach()) for output in outputs]
         for p in range(inputs.prompts):
             # Images do not influence each other in eval mode, so one product serves the whole batch.
             gradients = torch.autograd.grad(
@@ -53,13 +58,13 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
                 create_graph=second_order,
             )
             captures = [
-                Capture(grid, _to_grid(inputs, gradient.detach())[:, None])
+                Capture(grid, inputs.to_grid(gradient.detach())[:, None])
                 for grid, gradient in zip(grids, gradients, strict=True)
             ]
             if second_order:
                 captures = [
                     CurvatureCapture(
-                        **vars(capture), curvature=_to_grid(inputs, _compute_curvature(gradient, output))[:, None]
+                        **vars(capture), curvature=inputs.to_grid(_compute_curvature(gradient, output))[:, None]
                     )
                     for capture, gradient, output in zip(captures, gradients, outputs, strict=True)
                 ]
@@ -68,6 +73,20 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
                 for name, capture, gradient in zip(inputs.layers, captures, gradients, strict=True):
                     _warn_of_unread_patches(inputs, name, capture, gradient)
     return torch.cat(maps, dim=1), similarity
+
+
+def _require_rules(method: Method, inputs: Pass, similarity: Tensor) -> None:
+    """Refuse a forward in which an operation was run without its rule."""
+    if method.rules is None or not issubclass(method.rules, ConstantNormalizers):
+        return
+    without_rule = sorted(method.rules.replaced & list_operations(similarity))
+    if without_rule:
+        clip, tower = type(inputs.clip.module).__name__, inputs.clip.tower
+        fitting = ", ".join(name for name, each in METHODS.items() if not (each.rules or each.missing(tower)))
+        raise ConfigError(
+            f"{method.name} has no rule for {', '.join(without_rule)}, which {clip} runs in TorchScript or compiled "
+            f"code; build the model without it, or use a method without rules: {fitting}."
+        )
 
 
 def _warn_of_unread_patches(inputs: Pass, name: str, capture: Capture, gradient: Tensor) -> None:
@@ -103,7 +122,7 @@ def run_path_pass(method: Method, inputs: Pass) -> Result:
 def _average_along_path(method: Method, inputs: Pass, name: str, output: Tensor) -> Float[Tensor, "b p h w"]:
     """Average a method's maps over the midpoints of equal steps from the mean cell to the cells of ``output``."""
     layer = inputs.clip.module.get_submodule(name)
-    grid, way, maps = _to_grid(inputs, output), _centre_cells(inputs, output), []
+    grid, way, maps = inputs.to_grid(output), _centre_cells(inputs, output), []
     for step in range(method.steps):
         remaining = 1 - (step + 0.5) / method.steps
         with (
@@ -117,7 +136,7 @@ def _average_along_path(method: Method, inputs: Pass, name: str, output: Tensor)
                 (gradient,) = torch.autograd.grad(
                     scores[:, p].sum(), recorded[layer], retain_graph=p + 1 < inputs.prompts
                 )
-                capture = Capture(grid, _to_grid(inputs, gradient)[:, None])
+                capture = Capture(grid, inputs.to_grid(gradient)[:, None])
                 of_prompts.append(method(capture))
                 if step == p == 0:
                     _warn_of_unread_patches(inputs, name, capture, gradient)
@@ -134,10 +153,6 @@ def _centre_cells(inputs: Pass, output: Tensor) -> Tensor:
         # A grid is a choice of the output's numbers; the transpose of the choice puts them back.
         (placed,) = torch.autograd.grad(grid, features, centred)
     return placed
-
-
-def _to_grid(inputs: Pass, output: Tensor) -> Float[Tensor, "b c h w"]:
-    return inputs.clip.tower.to_grid(output, inputs.size).float()
 
 
 def _compute_curvature(gradient: Tensor, output: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.targets import Target
-from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.errors import ConfigError, TowerError
 
 Result = tuple[Float[Tensor, "b p h w"], Float[Tensor, "b q"]]
 """Raw maps, and the cosines with all texts."""
@@ -63,6 +63,21 @@ class Pass:
             if module not in recorded:
                 raise ConfigError(f"the layer {name} does not run when images are embedded; choose another layer.")
         return [recorded[module] for module in self.modules]
+
+    def to_grid(self, output: Tensor) -> Float[Tensor, "b c h w"]:
+        """Lay out a layer's output, or its gradient, on its grid, in float32.
+
+        Raises:
+            TowerError: the output is no grid of patches, or not of each image.
+        """
+        tower = self.clip.tower
+        grid = tower.to_grid(output, self.size).float()
+        if len(grid) != len(self.images):
+            raise TowerError(
+                f"expected the patches of {len(self.images)} images from the layer, got {tuple(output.shape)}; "
+                f"choose one of {', '.join(tower.layers)}."
+            )
+        return grid
 
     def compute_similarity(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b q"]:
         """Compute the cosines of image embeddings of any length with the texts.

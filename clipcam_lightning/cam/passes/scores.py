@@ -1,7 +1,7 @@
 """The pass of perturbation-based methods, which change the inputs and read the scores."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ def run_score_pass(method: Method, inputs: Pass) -> Result:
         similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
     maps = []
     for module, output in zip(modules, inputs.select_outputs(recorded), strict=True):
+        activations = inputs.to_grid(output)
         perturbation = _Perturbation(inputs, module, output, block_outputs if module is modules[0] else {})
         capture = ScoreCapture(
-            activations=tower.to_grid(output, inputs.size).float(),
+            activations=activations,
             images=inputs.images,
             scores=inputs.compute_scores(similarity),
             score_variants=perturbation.score_variants,
@@ -51,6 +52,7 @@ class _Perturbation:
         self.layer = layer
         self.output = output
         self.block_outputs = block_outputs
+        self.dims = inputs.clip.tower.dims(output, inputs.size)
 
     def score_variants(
         self, variant: Callable[[int, slice], Float[Tensor, "k 3 y x"]], count: int
@@ -63,7 +65,7 @@ class _Perturbation:
 
     def score_without_channels(self) -> Float[Tensor, "b c p"]:
         """Score every image with each channel of the layer in turn set to 0, computing only what follows the layer."""
-        channels, images = self.output.shape[self.inputs.clip.tower.channel_dim], self.inputs.images
+        channels, images = self.output.shape[self.dims[1]], self.inputs.images
         rows = []
         for i in range(len(images)):
             for which in self._slices(channels):
@@ -83,24 +85,25 @@ class _Perturbation:
 
     def _ablate(self, image: int, start: int, count: int) -> Tensor:
         """Copy the layer's output for one image ``count`` times, and set another channel to 0 in each copy."""
-        tower = self.inputs.clip.tower
-        copies: Tensor = self._copy(self.output, image, count)
-        ablated = copies.movedim((tower.batch_dim, tower.channel_dim), (0, 1)).clone()
+        copies: Tensor = _copy(self.output, image, count, self.dims[0])
+        ablated = copies.movedim(self.dims, (0, 1)).clone()
         rows = torch.arange(count, device=ablated.device)
         ablated[rows, start + rows] = 0
-        return ablated.movedim((0, 1), (tower.batch_dim, tower.channel_dim))
-
-    def _copy(self, output: Any, image: int, count: int) -> Any:
-        """Copy an output for one image ``count`` times."""
-        if isinstance(output, tuple):
-            return tuple(self._copy(each, image, count) if isinstance(each, Tensor) else each for each in output)
-        indices = torch.full((count,), image, device=output.device)
-        return output.index_select(self.inputs.clip.tower.batch_dim, indices)
+        return ablated.movedim((0, 1), self.dims)
 
     def _skipped_blocks(self, image: int, count: int) -> AbstractContextManager[None]:
         """Let each block before the layer return the recorded output of the last of them at once."""
-        result = self._copy([*self.block_outputs.values()][-1], image, count) if self.block_outputs else None
+        if not self.block_outputs:
+            return nullcontext()
+        result = _copy([*self.block_outputs.values()][-1], image, count, self.inputs.clip.tower.batch_dim)
         return replaced_forwards(list(self.block_outputs), lambda _forward: lambda *_args, **_kwargs: result)
+
+
+def _copy(output: Any, image: int, count: int, batch_dim: int) -> Any:
+    """Copy an output for one image ``count`` times."""
+    if isinstance(output, tuple):
+        return tuple(_copy(each, image, count, batch_dim) if isinstance(each, Tensor) else each for each in output)
+    return output.index_select(batch_dim, torch.full((count,), image, device=output.device))
 
 
 @contextmanager

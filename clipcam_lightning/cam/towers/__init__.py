@@ -35,7 +35,8 @@ def find_tower(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
         The tower.
 
     Raises:
-        TowerError: the image encoder is a TorchScript program, or no tower fits; the message describes how to add one.
+        TowerError: the image encoder is a TorchScript program, or takes images of another number of channels than
+            three, or no tower fits; the message describes how to add one.
     """
     visual = getattr(clip, "visual", None)
     if isinstance(clip, torch.jit.ScriptModule) or isinstance(visual, torch.jit.ScriptModule):
@@ -45,10 +46,20 @@ def find_tower(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
         )
     for tower in (*towers, *TOWERS):
         if tower.fits(clip):
-            return tower(clip)
+            return _require_rgb(tower(clip))
     encoder = "" if visual is None else f" with a {type(visual).__name__} as its `visual`"
     raise TowerError(
         f"no tower fits {type(clip).__name__}{encoder}; supported: {', '.join(tower.__name__ for tower in TOWERS)}. "
         "To add one, derive a class from clipcam_lightning.Tower with its layers, fits, input_size, to_grid, "
         "scaled_size, and pass towers=[YourTower] to find_clip or ClipCamCallback, as examples/add_a_tower.py does."
     )
+
+
+def _require_rgb(tower: Tower) -> Tower:
+    if tower.input_channels != 3:
+        raise TowerError(
+            f"{type(tower.clip).__name__} takes images of {tower.input_channels} channels (expected 3, RGB). Build its "
+            "image encoder for 3 channels; or if encode_image converts RGB images itself, pass towers=[YourTower], "
+            f"derived from {type(tower).__name__} with input_channels = 3."
+        )
+    return tower

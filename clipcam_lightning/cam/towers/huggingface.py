@@ -57,6 +57,12 @@ class HuggingFaceViT(AttentionTower):
         side: int = self.vision.embeddings.image_size
         return side, side
 
+    @property
+    def input_channels(self) -> int:
+        """Number of channels in the configuration."""
+        channels: int = self.vision.config.num_channels
+        return channels
+
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Divide the image into whole patches."""
         return image_size[0] // self.patch_size, image_size[1] // self.patch_size

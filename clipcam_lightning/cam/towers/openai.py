@@ -58,6 +58,12 @@ class _ClipTower(AttentionTower):
         """Height and width in pixels."""
         return as_pair(self.visual.input_resolution)
 
+    @property
+    def input_channels(self) -> int:
+        """Number of channels that the first convolution takes."""
+        channels: int = self.visual.conv1.weight.shape[1]
+        return channels
+
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Divide the image into whole cells."""
         return image_size[0] // self.cell[0], image_size[1] // self.cell[1]

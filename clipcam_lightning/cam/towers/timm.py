@@ -85,6 +85,11 @@ class TimmViT(AttentionTower):
         return as_pair(self.visual.image_size)
 
     @property
+    def input_channels(self) -> int:
+        """Number of channels that the first convolution takes."""
+        return _count_input_channels(self.trunk)
+
+    @property
     def offers(self) -> frozenset[str]:
         """What every tower with attention offers, if attention and pooling are of known kinds."""
         # A subclass may pool in its own way, and `project` does not apply the gates of gated attention.
@@ -214,6 +219,11 @@ class TimmStages(Tower):
         """Height and width in pixels."""
         return as_pair(self.visual.image_size)
 
+    @property
+    def input_channels(self) -> int:
+        """Number of channels that the first convolution takes."""
+        return _count_input_channels(self.trunk)
+
     def to_grid(self, features: Float[Tensor, "..."], image_size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
         """Return a stage's output, which is a grid already, with the channels moved to the front."""
         if features.ndim == 4:
@@ -249,6 +259,10 @@ def _ends_in_grid(part: Any) -> bool:
     # pooled grid, and none for models that pool tokens.
     config = vars(part).get("default_cfg") or {}
     return bool(config.get("pool_size")) and bool(vars(part).get("feature_info"))
+
+
+def _count_input_channels(trunk: nn.Module) -> int:
+    return next((part.in_channels for part in trunk.modules() if isinstance(part, nn.Conv2d)), 3)
 
 
 def _one_size_only(trunk: nn.Module, size: tuple[int, int]) -> ConfigError:

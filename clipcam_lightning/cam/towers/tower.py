@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.fuse import Fusion
@@ -58,7 +59,7 @@ class Tower(ABC):
         layers: dotted names, below ``clip``, of the layers worth mapping, first to last.
         default_layer: the one of ``layers`` that Grad-CAM uses by default.
         blocks: modules that run one after the other, first to last, each on the output of the one before.
-        channel_dim, batch_dim: dimensions of channels and images in a layer's output.
+        channel_dim, batch_dim: dimensions of channels and images in the output of ``layers``.
         recipe: what ``method="auto"`` stands for.
 
     Example:
@@ -108,6 +109,11 @@ class Tower(ABC):
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images that the model expects."""
 
+    @property
+    def input_channels(self) -> int:
+        """Number of channels of the images that the model takes. Maps are made of RGB images, which have three."""
+        return 3
+
     @abstractmethod
     def to_grid(self, features: Float[Tensor, "..."], image_size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
         """Lay out a layer's output on its grid, row by row.
@@ -122,6 +128,18 @@ class Tower(ABC):
         Raises:
             TowerError: the output has no such grid.
         """
+
+    def dims(self, features: Float[Tensor, "..."], image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the dimensions of images and of channels in a layer's output.
+
+        Args:
+            features: output of a layer that :meth:`to_grid` accepts.
+            image_size: height and width of the images in pixels.
+
+        Returns:
+            Index of the dimension of the images, and of the dimension of the channels.
+        """
+        return self.batch_dim, self.channel_dim
 
     def encode(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b e"]:
         """Embed images of any size that :meth:`scaled_size` returns, without scaling the embeddings to unit length.
@@ -251,6 +269,13 @@ class AttentionTower(Tower):
         """Convert a block's output, in the form of its library, to tokens with the batch first."""
         tokens: Tensor = output[0] if isinstance(output, tuple) else output
         return tokens
+
+    @override
+    def dims(self, features: Float[Tensor, "..."], image_size: tuple[int, int]) -> tuple[int, int]:
+        """As in :class:`Tower`; a patch embedding may still be a grid, where the blocks return tokens."""
+        if self.attentions and features.ndim == 4:
+            return 0, 1 if features.shape[2:] == self.grid(image_size) else 3
+        return super().dims(features, image_size)
 
     @abstractmethod
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any, ClassVar
 
@@ -288,6 +288,21 @@ class MatrixChecks:
         (reached,) = torch.autograd.grad(received[0].square().sum(), returned[0])
         assert to_cells(tower, reached).norm(dim=-1).min() > 0, "the first block must depend on every patch embedding"
 
+    def test_dims_are_those_of_images_and_channels(self, name: str) -> None:
+        tower, images = self.case(name).tower, self.case(name).images
+        outputs: dict[str, Tensor] = {}
+        with torch.no_grad(), tower.native(), ExitStack() as stack:
+            for layer in dict.fromkeys([*getattr(tower, "block_inputs", ()), *tower.layers]):
+                record = partial(record_first, outputs, layer)
+                stack.enter_context(hooked(tower.clip.get_submodule(layer), record))
+            tower.encode(images)
+
+        for layer, output in outputs.items():
+            dims = tower.dims(output, tower.input_size)
+            output.movedim(dims, (0, 1))[1, 2] = torch.nan
+            hidden = tower.to_grid(output, tower.input_size).isnan().all(dim=(2, 3))
+            assert hidden.nonzero().tolist() == [[1, 2]], layer
+
     def test_the_first_of_the_block_inputs_has_no_positions(self, name: str) -> None:
         tower, images = self.case(name).tower, self.case(name).images[:1]
         if name not in self.order_free:
@@ -339,6 +354,11 @@ PAIR_FILTERS: dict[str, Callable[[type[MatrixChecks], str, str], bool]] = {
         lambda checks, name, method: name in checks.order_free and method not in NEIGHBOURHOOD_METHODS
     ),
 }
+
+
+def record_first(outputs: dict[str, Tensor], layer: str, _module: nn.Module, _inputs: object, output: Any) -> None:
+    """Copy a layer's output, or its first item."""
+    outputs[layer] = (output[0] if isinstance(output, tuple) else output).clone()
 
 
 def measure_grid(tower: Tower) -> tuple[int, int]:

@@ -458,3 +458,9 @@ def test_lora_without_effect_on_the_projection_keeps_the_decomposition() -> None
     adapted = get_peft_model(model, LoraConfig(target_modules=["visual_projection", "out_proj"], r=2))
 
     assert_equal_up_to_rounding(explain(adapted, images, text, method="decomposition").maps, expected)
+
+
+@pytest.mark.parametrize("build", [clip, siglip2])
+def test_a_model_for_images_of_four_channels_is_refused(build: Callable[..., nn.Module]) -> None:
+    with pytest.raises(TowerError, match=r"takes images of 4 channels \(expected 3, RGB\)"):
+        find_tower(build(num_channels=4))

@@ -332,3 +332,13 @@ def test_an_unknown_tower_is_rejected_with_the_supported_ones_and_how_to_add_one
         find_clip(model)
     for word in ("fits, input_size, to_grid, scaled_size", "towers=[YourTower]", "examples/add_a_tower.py"):
         assert word in str(rejected.value)
+
+
+def test_a_model_for_images_of_four_channels_is_refused_with_what_to_do() -> None:
+    model = vit()
+    model.visual.conv1 = nn.Conv2d(4, 32, kernel_size=8, stride=8, bias=False)
+
+    with pytest.raises(
+        TowerError, match=r"4 channels \(expected 3, RGB\)\. Build its image encoder for 3.*OpenClipViT"
+    ):
+        find_tower(model)

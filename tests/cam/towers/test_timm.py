@@ -334,3 +334,34 @@ def test_a_network_without_a_grid_fits_no_tower() -> None:
 
     assert not TimmViT.fits(model)
     assert not TimmStages.fits(model)
+
+
+def test_a_layer_whose_output_is_not_of_each_image_is_refused_with_those_that_are() -> None:
+    model = VITS["relative positions"]()
+    layer = "visual.trunk.blocks.0.attn.rel_pos.bias_act"  # of each head, over tokens and tokens
+
+    for method in ("eigencam", "ablationcam"):
+        with pytest.raises(
+            TowerError, match=r"patches of 1 images from the layer, got \(2, 24, 24\); choose one of visual"
+        ):
+            explain(model, images_for(model, 1), torch.randn(1, WIDTH), method=method, layers=layer)
+
+
+@pytest.mark.parametrize("name", ["siglip", "vitamin", "convnext"])
+def test_a_tower_counts_the_channels_that_it_takes(name: str) -> None:
+    assert find_tower(MODELS[name]()).input_channels == 3
+    with pytest.raises(TowerError, match=r"CustomTextCLIP takes images of 4 channels \(expected 3, RGB\)"):
+        find_tower(MODELS[name](in_chans=4))
+
+
+def test_a_tower_of_ones_own_may_convert_rgb_images() -> None:
+    class RgbTower(TimmViT):
+        input_channels = 3
+
+    model = siglip(in_chans=4)
+    encode = model.encode_image
+    model.encode_image = lambda images: encode(torch.cat([images, images[:, :1]], dim=1))
+
+    explanation = explain(model, torch.randn(1, 3, 64, 96), torch.randn(1, WIDTH), towers=[RgbTower])
+
+    assert explanation.maps.any()
