@@ -32,6 +32,7 @@ def explain(
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
+    score_scale: float | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     fuse: Fusion | None = None,
@@ -56,7 +57,8 @@ def explain(
             of the grid: positions are interpolated for the pass.
         prompts: ``p`` strings for every image, one list of ``p`` strings per image, or embeddings ``[p, d]`` or
             ``[n, p, d]``.
-        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+        method, layers, target, score_scale, scales, flip, fuse, batch_size: how maps are made, as in
+            :class:`MapSettings`.
         checkpointing: recompute the blocks after the layer instead of keeping their activations, for deep layers
             of a method that reads the true gradient of a layer.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
@@ -79,7 +81,14 @@ def explain(
         torch.Size([2, 1, 8, 8])
     """
     settings = MapSettings(
-        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+        method=method,
+        layers=layers,
+        target=target,
+        score_scale=score_scale,
+        scales=scales,
+        flip=flip,
+        fuse=fuse,
+        batch_size=batch_size,
     )
     found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
     return explain_clip(found, images, prompts, settings, checkpointing=checkpointing)
@@ -101,6 +110,7 @@ def explain_clip(
         ConfigError: settings, images or prompts do not fit the model.
     """
     method, layers, fuse = settings.resolve(clip.tower)
+    scale = settings.resolve_score_scale(method)
     target = target_of(settings.target)
     _check_settings(method, fuse, checkpointing)
     groups = group_by_size(clip.tower, images)
@@ -120,7 +130,7 @@ def explain_clip(
                 results = []
                 for size, mirrored in product(views, (False, True) if settings.flip else (False,)):
                     view = resize_images(batch.flip(-1) if mirrored else batch, size)
-                    one = Pass(clip, view, texts[chunk], count, method.target or target, layers, fuse, limit)
+                    one = Pass(clip, view, texts[chunk], count, method.target or target, layers, fuse, limit, scale)
                     raw, cosines = compute_maps(method, one)
                     results.append((raw.flip(-1) if mirrored else raw, cosines))
                 maps = fuse_maps([raw for raw, _ in results], "mean")
@@ -135,6 +145,7 @@ def explain_clip(
         scales=tuple(settings.scales),
         flip=settings.flip,
         fuse=fuse,
+        score_scale=scale,
         grids=grids,
     )
 

@@ -30,6 +30,7 @@ class Explanation:
         scales: factors of the image size whose maps were averaged.
         flip: whether maps of the mirrored images were averaged in.
         fuse: how the maps of several layers were combined: ``"mean"``, ``"max"`` or ``"product"``.
+        score_scale: factor on the cosine before the target.
         grids: height and width of each image's grid if they differ, else ``None``.
 
     Example:
@@ -54,6 +55,7 @@ class Explanation:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     fuse: str = "mean"
+    score_scale: float = 1.0
     grids: tuple[tuple[int, int], ...] | None = None
 
     __repr__ = short_repr

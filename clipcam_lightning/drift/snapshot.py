@@ -35,6 +35,7 @@ class SnapshotInfo:
         fingerprint: of the model's architecture.
         dtype: in which the image tower computed.
         versions: of the packages that took part.
+        score_scale: factor on the cosine before the target.
 
     Example:
         >>> from clipcam_lightning import evaluate
@@ -59,6 +60,7 @@ class SnapshotInfo:
     fingerprint: str
     dtype: str
     versions: dict[str, str]
+    score_scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -232,6 +234,8 @@ def _info(fields: dict[str, Any]) -> SnapshotInfo:
         raise TypeError("digest, method, target, fuse, fingerprint, dtype and versions must be strings")
     if not type(info.step) is type(info.epoch) is int or type(info.flip) is not bool:
         raise TypeError("step and epoch must be integers and flip a boolean")
+    if type(info.score_scale) not in (int, float) or not 0 < info.score_scale <= sys.float_info.max:
+        raise ValueError("score_scale must be a positive and finite number")
     return info
 
 

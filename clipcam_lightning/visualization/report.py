@@ -184,6 +184,7 @@ def _describe(snapshot: Snapshot) -> dict[str, str]:
         "Epoch": f"{info.epoch}",
         "Method": info.method,
         "Target": info.target,
+        "Score scale": f"{info.score_scale:g}",
         "Scales": ", ".join(f"{scale:g}" for scale in info.scales),
         "Flip": "yes" if info.flip else "no",
         "Fuse": info.fuse,

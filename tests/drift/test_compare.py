@@ -119,6 +119,7 @@ def test_a_report_without_any_valid_baseline_is_finite() -> None:
         ({"digest": "e"}, "digest", ("d", "e")),
         ({"method": "layercam"}, "method", ("gradcam", "layercam")),
         ({"target": "contrast"}, "target", ("similarity", "contrast")),
+        ({"score_scale": 100.0}, "score_scale", ("1.0", "100.0")),
         ({"scales": (1.0, 2.0)}, "scales", (r"\(1.0,\)", r"\(1.0, 2.0\)")),
         ({"flip": True}, "flip", ("False", "True")),
         ({"fuse": "max"}, "fuse", ("mean", "max")),

@@ -256,6 +256,7 @@ def test_the_settings_are_shown_and_packages_only_if_they_differ() -> None:
         "Epoch": ["0", "3"],
         "Method": ["hirescam"],
         "Target": ["similarity"],
+        "Score scale": ["1"],
         "Scales": ["1, 1.5"],
         "Flip": ["no"],
         "Fuse": ["mean"],
