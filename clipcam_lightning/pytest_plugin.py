@@ -78,6 +78,7 @@ class CamRegression:
         score_scale: float | None = None,
         scales: "Sequence[float]" = (1.0,),
         flip: bool = False,
+        shift: bool = False,
         fuse: "Fusion | None" = None,
         batch_size: int | None = None,
         max_drift: float | None = None,
@@ -95,7 +96,7 @@ class CamRegression:
             probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
                 ``(image, prompt)`` pairs. A relative path is looked up beside the test first.
             name: name of the baseline, unique in the test module; by default the name of the test.
-            method, layers, target, score_scale, scales, flip, fuse, batch_size: how maps are made, as in
+            method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
                 :class:`MapSettings`.
             max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
             clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
@@ -138,6 +139,7 @@ class CamRegression:
             score_scale=score_scale,
             scales=scales,
             flip=flip,
+            shift=shift,
             fuse=fuse,
             batch_size=batch_size,
         )

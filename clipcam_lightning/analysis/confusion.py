@@ -67,6 +67,7 @@ def confusions(
     score_scale: float | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
     clip: str | None = None,
@@ -82,7 +83,7 @@ def confusions(
         probes: images with their true prompts.
         candidates: other possible prompts, such as the names of all classes. A probe's own prompt may be among them and
             is never preferred to itself.
-        method, layers, target, score_scale, scales, flip, fuse, batch_size: how maps are made, as in
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
             :class:`MapSettings`.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
@@ -116,6 +117,7 @@ def confusions(
         score_scale=score_scale,
         scales=scales,
         flip=flip,
+        shift=shift,
         fuse=fuse,
         batch_size=batch_size,
     )

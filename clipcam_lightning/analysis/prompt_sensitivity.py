@@ -117,6 +117,7 @@ def sensitivity(
     score_scale: float | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
     clip: str | None = None,
@@ -133,7 +134,7 @@ def sensitivity(
         prompt: what is in the image.
         templates: at least two prompt templates, each with one ``{}`` for the thing.
         absent: prompts of things that are not in the image, as a control.
-        method, layers, target, score_scale, scales, flip, fuse, batch_size: how maps are made, as in
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
             :class:`MapSettings`.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
@@ -169,6 +170,7 @@ def sensitivity(
         score_scale=score_scale,
         scales=scales,
         flip=flip,
+        shift=shift,
         fuse=fuse,
         batch_size=batch_size,
     )

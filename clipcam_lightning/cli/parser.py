@@ -258,6 +258,11 @@ def _add_map_options(command: ArgumentParser, as_in_baseline: bool = False) -> N
         help=f"average each map with that of the mirrored image {default('no')}",
     )
     group.add_argument(
+        "--shift",
+        action=BooleanOptionalAction,
+        help=f"average each map with that of the image shifted by half a cell {default('no')}",
+    )
+    group.add_argument(
         "--fuse",
         choices=("mean", "max", "product"),
         help=f"how the maps of several layers are combined {default('mean; auto: its own')}",

@@ -9,7 +9,7 @@ from clipcam_lightning.cli.objects import build_object, import_object
 from clipcam_lightning.drift.snapshot import SnapshotInfo
 from clipcam_lightning.errors import ConfigError
 
-OPTIONS = ("method", "layers", "target", "score_scale", "scales", "flip", "fuse", "batch_size")
+OPTIONS = ("method", "layers", "target", "score_scale", "scales", "flip", "shift", "fuse", "batch_size")
 
 
 def read_map_settings(options: Any) -> MapSettings:
@@ -56,6 +56,7 @@ def read_map_settings_like(options: Any, baseline: SnapshotInfo) -> MapSettings:
         "method": baseline.method,
         "scales": baseline.scales,
         "flip": baseline.flip,
+        "shift": baseline.shift,
         "fuse": baseline.fuse,
         **chosen,
     }

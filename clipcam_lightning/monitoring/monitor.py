@@ -212,6 +212,7 @@ def evaluate(
     score_scale: float | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
     clip: str | None = None,
@@ -225,7 +226,7 @@ def evaluate(
         probes: a :class:`ProbeSet`, or what it is made of.
         baseline: a snapshot or its file; by default the evaluation is its own baseline.
         max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
-        method, layers, target, score_scale, scales, flip, fuse, batch_size: how maps are made, as in
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
             :class:`MapSettings`.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
@@ -253,6 +254,7 @@ def evaluate(
         score_scale=score_scale,
         scales=scales,
         flip=flip,
+        shift=shift,
         fuse=fuse,
         batch_size=batch_size,
     )
@@ -294,6 +296,7 @@ def take_snapshot(
             score_scale=explanation.score_scale,
             scales=explanation.scales,
             flip=explanation.flip,
+            shift=explanation.shift,
             fuse=explanation.fuse,
             layers=explanation.layers,
             fingerprint=clip.fingerprint,

@@ -187,6 +187,7 @@ def _describe(snapshot: Snapshot) -> dict[str, str]:
         "Score scale": f"{info.score_scale:g}",
         "Scales": ", ".join(f"{scale:g}" for scale in info.scales),
         "Flip": "yes" if info.flip else "no",
+        "Shift": "yes" if info.shift else "no",
         "Fuse": info.fuse,
         "Layers": ", ".join(info.layers),
         "Grid": f"{height}x{width}",

@@ -122,6 +122,7 @@ def test_a_report_without_any_valid_baseline_is_finite() -> None:
         ({"score_scale": 100.0}, "score_scale", ("1.0", "100.0")),
         ({"scales": (1.0, 2.0)}, "scales", (r"\(1.0,\)", r"\(1.0, 2.0\)")),
         ({"flip": True}, "flip", ("False", "True")),
+        ({"shift": True}, "shift", ("False", "True")),
         ({"fuse": "max"}, "fuse", ("mean", "max")),
         ({"layers": ("l", "m")}, "layers", ("'l'", "'m'")),
     ],

@@ -259,6 +259,7 @@ def test_the_settings_are_shown_and_packages_only_if_they_differ() -> None:
         "Score scale": ["1"],
         "Scales": ["1, 1.5"],
         "Flip": ["no"],
+        "Shift": ["no"],
         "Fuse": ["mean"],
         "Layers": ["blocks.1, blocks.2"],
         "Grid": ["8x8"],
