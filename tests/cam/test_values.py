@@ -51,6 +51,7 @@ def make_capture(kind: Any) -> Any:
         "scores": torch.zeros(1, 1),
         "score_variants": lambda _variant, count: torch.zeros(1, count, 1),
         "score_without_channels": lambda: torch.zeros(1, 3, 1),
+        "score_without_attention": lambda hidden: torch.zeros(1, len(hidden[0]), 1),
     }
     if kind is capture.HeadCapture:
         values["gradients"] = torch.zeros(1, 1, 2, 96)

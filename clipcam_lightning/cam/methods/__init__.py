@@ -20,6 +20,7 @@ from clipcam_lightning.cam.capture import (
 )
 from clipcam_lightning.cam.methods.ablationcam import ablationcam
 from clipcam_lightning.cam.methods.attnlrp import attnlrp
+from clipcam_lightning.cam.methods.cci import CLUSTERS as CCI_CLUSTERS, cci
 from clipcam_lightning.cam.methods.clip_surgery import clip_surgery
 from clipcam_lightning.cam.methods.decomposition import decomposition
 from clipcam_lightning.cam.methods.eigencam import eigencam
@@ -79,6 +80,7 @@ MethodName: TypeAlias = Literal[
     "ablationcam",
     "occlusion",
     "cluster_occlusion",
+    "cci",
     "gae",
     "rollout",
     "legrad",
@@ -116,6 +118,12 @@ METHODS: dict[str, Method] = {
         Method(ablationcam, ScoreCapture, variants=_PER_CHANNEL),
         Method(occlusion, ScoreCapture, variants=Variants("cell", count_squares)),
         Method(cluster_occlusion, ScoreCapture, variants=Variants("cluster", lambda *_layer: CLUSTERS)),
+        Method(
+            cci,
+            ScoreCapture,
+            needs=(BLOCKS, ONE_QUERY),
+            variants=Variants("cluster", lambda *_layer: CCI_CLUSTERS),
+        ),
         Method(gae, WeightCapture, needs=(ATTENTION,), blocks=1),
         Method(rollout, AttentionCapture, needs=(ATTENTION,)),
         Method(legrad, AttentionCapture, needs=(BLOCKS,), blocks=2),
