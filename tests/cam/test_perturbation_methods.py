@@ -77,7 +77,7 @@ def test_maps_equal_those_of_loops_over_complete_forwards(method: str, name: str
     double = deepcopy(model).double()
     scorer = Scorer(double, double.get_submodule(layer), grid, texts, SCORES[target])
 
-    maps = explain(model, images, texts, method=method, layers=layer, target=target, batch_size=7).maps
+    maps = explain(model, images, texts, method=method, layers=layer, target=target, score_scale=1.0, batch_size=7).maps
 
     expected = torch.tensor([ORACLES[method](scorer, image) for image in images])
     assert_maps_equal(maps, expected, method, scorer, images)
@@ -90,7 +90,7 @@ def test_maps_equal_those_of_pytorch_grad_cam(method: str, name: str) -> None:
     images = images_for(model)
     texts = texts_near(model, images)
 
-    maps = explain(model, images, texts, method=method, layers=layer).maps[range(2), range(2)]
+    maps = explain(model, images, texts, method=method, layers=layer, score_scale=1.0).maps[range(2), range(2)]
 
     size = (images.shape[2], images.shape[3])
     expected = peer_maps(method, model.visual, model.get_submodule(layer), images, texts, grid)

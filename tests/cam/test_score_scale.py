@@ -119,6 +119,10 @@ def test_a_method_has_its_own_scale_unless_another_is_chosen() -> None:
     assert_close(chosen.maps, 2 * cosine.maps)
 
 
+def test_only_score_cam_has_a_scale_of_its_own() -> None:
+    assert {name: method.score_scale for name, method in METHODS.items() if method.score_scale != 1} == {"scorecam": 15}
+
+
 def test_the_scale_of_a_method_is_left_out_for_a_target_with_a_temperature() -> None:
     model, images, texts = draw_case(vit(), (16, 32))
     own = replace(METHODS["gradcam"], score_scale=SCALE)

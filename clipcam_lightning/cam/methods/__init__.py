@@ -42,7 +42,7 @@ from clipcam_lightning.cam.methods.maskclip import maskclip
 from clipcam_lightning.cam.methods.method import Method, Variants
 from clipcam_lightning.cam.methods.occlusion import CLUSTERS, cluster_occlusion, count_squares, occlusion
 from clipcam_lightning.cam.methods.rollout import rollout
-from clipcam_lightning.cam.methods.scorecam import scorecam
+from clipcam_lightning.cam.methods.scorecam import SCORE_SCALE, scorecam
 from clipcam_lightning.cam.methods.shapleycam import shapleycam
 from clipcam_lightning.cam.methods.xgradcam import xgradcam
 from clipcam_lightning.cam.rules import AttnLrpRules, ConstantNormalizers
@@ -114,7 +114,7 @@ METHODS: dict[str, Method] = {
         Method(eigencam, LayerCapture),
         Method(eigengradcam, Capture),
         Method(fem, LayerCapture),
-        Method(scorecam, ScoreCapture, variants=_PER_CHANNEL),
+        Method(scorecam, ScoreCapture, variants=_PER_CHANNEL, score_scale=SCORE_SCALE),
         Method(ablationcam, ScoreCapture, variants=_PER_CHANNEL),
         Method(occlusion, ScoreCapture, variants=Variants("cell", count_squares)),
         Method(cluster_occlusion, ScoreCapture, variants=Variants("cluster", lambda *_layer: CLUSTERS)),
