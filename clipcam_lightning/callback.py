@@ -77,8 +77,9 @@ class ClipCamCallback(Callback):
     Args:
         probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
             ``(image, prompt)`` pairs. By default the first batch of the sanity check, else of training.
-        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`. The
-            targets ``Contrast`` and ``LogSoftmax`` need explicit negatives, because each probe has one prompt.
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+            :class:`MapSettings`. The targets ``Contrast`` and ``LogSoftmax`` need explicit negatives, because each
+            probe has one prompt.
         every_n_epochs: epochs between evaluations, at least 1.
         every_n_train_steps: optimizer steps between evaluations; then they no longer follow epochs.
         baseline: ``"start"`` (the evaluation before training), ``"previous"`` (the last one), or a snapshot file.
@@ -108,8 +109,10 @@ class ClipCamCallback(Callback):
         method: MethodLike = "auto",
         layers: Layers = None,
         target: TargetLike = "similarity",
+        score_scale: float | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        shift: bool = False,
         fuse: Fusion | None = None,
         batch_size: int | None = None,
         every_n_epochs: int = 1,
@@ -141,8 +144,10 @@ class ClipCamCallback(Callback):
         self.method = method
         self.layers = layers
         self.target = target
+        self.score_scale = score_scale
         self.scales = scales
         self.flip = flip
+        self.shift = shift
         self.fuse = fuse
         self.batch_size = batch_size
         self.every_n_epochs = every_n_epochs

@@ -75,8 +75,10 @@ class CamRegression:
         method: "MethodLike" = "auto",
         layers: "Layers" = None,
         target: "TargetLike" = "similarity",
+        score_scale: float | None = None,
         scales: "Sequence[float]" = (1.0,),
         flip: bool = False,
+        shift: bool = False,
         fuse: "Fusion | None" = None,
         batch_size: int | None = None,
         max_drift: float | None = None,
@@ -94,7 +96,8 @@ class CamRegression:
             probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
                 ``(image, prompt)`` pairs. A relative path is looked up beside the test first.
             name: name of the baseline, unique in the test module; by default the name of the test.
-            method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+            method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+                :class:`MapSettings`.
             max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
             clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
@@ -130,7 +133,15 @@ class CamRegression:
             probes = beside
         probe_set = ProbeSet(probes)
         settings = MapSettings(
-            method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+            method=method,
+            layers=layers,
+            target=target,
+            score_scale=score_scale,
+            scales=scales,
+            flip=flip,
+            shift=shift,
+            fuse=fuse,
+            batch_size=batch_size,
         )
         explainer = LocalExplainer(ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model), settings)
         try:

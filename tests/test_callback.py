@@ -369,12 +369,12 @@ def test_evaluations_are_compared_with_a_baseline_file(tmp_path: Path) -> None:
 def test_the_settings_of_the_maps_are_those_of_the_arguments(tmp_path: Path) -> None:
     target = Contrast(negatives=("a blue square",))
     settings: dict[str, Any] = {"method": "layercam", "layers": [-2, -1], "target": target, "fuse": "max"}
-    settings |= {"scales": (1.0, 1.5), "flip": True}
+    settings |= {"score_scale": 100.0, "scales": (1.0, 1.5), "flip": True, "shift": True}
     fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes(), **settings, dirpath=tmp_path / "x"))
 
     info = Snapshot.load(tmp_path / "x" / "step-00000008.safetensors").info
-    assert (info.method, info.target) == ("layercam", "contrast(a blue square)")
-    assert (info.scales, info.flip, info.fuse) == ((1.0, 1.5), True, "max")
+    assert (info.method, info.target, info.score_scale) == ("layercam", "contrast(a blue square)", 100.0)
+    assert (info.scales, info.flip, info.shift, info.fuse) == ((1.0, 1.5), True, True, "max")
     assert info.layers == tuple(f"visual.transformer.resblocks.{i}.ln_1" for i in (1, 2))
     assert (tmp_path / "x" / "contact_sheet.png").stat().st_size > 1000
 
@@ -435,8 +435,10 @@ ARGUMENTS: dict[str, Any] = {
     "method": "layercam",
     "layers": [-2, -1],
     "target": Contrast(negatives=("a blue square",)),
+    "score_scale": 100.0,
     "scales": (1.0, 1.5),
     "flip": True,
+    "shift": True,
     "fuse": "max",
     "batch_size": 2,
     "every_n_epochs": 3,

@@ -33,8 +33,10 @@ trainer:
           class_path: clipcam_lightning.Contrast
           init_args:
             negatives: [a blue star]
+        score_scale: 100
         scales: [1.0, 1.5]
         flip: true
+        shift: true
         fuse: max
         batch_size: 2
         every_n_epochs: 2
@@ -102,6 +104,6 @@ def test_every_argument_can_be_given_in_yaml(config: Path, tmp_path: Path, monke
     assert snapshots[0].prompts == ("a red star", "a blue circle")
     info = snapshots[0].info
     assert (info.method, info.target) == ("layercam", "contrast(a blue star)")
-    assert (info.scales, info.flip, info.fuse) == ((1.0, 1.5), True, "max")
+    assert (info.score_scale, info.scales, info.flip, info.shift, info.fuse) == (100.0, (1.0, 1.5), True, True, "max")
     assert callback.monitor is not None
     assert (cli.trainer.global_step, callback.monitor.rule.max_drift) == (4, 0.5)

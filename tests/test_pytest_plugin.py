@@ -234,6 +234,7 @@ def test_a_check_takes_the_settings_of_every_entry_point(
 from clipcam_lightning import Contrast
 def test_pets(cam_regression, model):
     views = {} if "PLAIN" in os.environ else {"scales": (1.0, 2.0), "flip": True, "fuse": "max"}
+    views |= {} if "PLAIN" in os.environ else {"shift": True, "score_scale": 9.0}
     cam_regression.check(
         model, PROBES, tokenizer=tokens, method="hirescam", layers=(-2, -1), target=Contrast(("a bird",)),
         batch_size=2, **views,
@@ -244,13 +245,13 @@ def test_pets(cam_regression, model):
     (name,) = baselines(project)
     info = Snapshot.load(project.path / name).info
     assert (info.method, len(info.layers), info.target) == ("hirescam", 2, "contrast(a bird)")
-    assert (info.scales, info.flip, info.fuse) == ((1.0, 2.0), True, "max")
+    assert (info.score_scale, info.scales, info.flip, info.shift, info.fuse) == (9.0, (1.0, 2.0), True, True, "max")
     run(project).assert_outcomes(passed=1)
 
     monkeypatch.setenv("PLAIN", "1")
     result = run(project)
     result.assert_outcomes(failed=1)
-    result.stdout.re_match_lines([r".*cannot be used as the baseline: .*other scales"])
+    result.stdout.re_match_lines([r".*cannot be used as the baseline: .*another scale of the score"])
 
 
 def test_a_failing_test_still_reports_that_it_wrote_a_baseline(project: pytest.Pytester) -> None:

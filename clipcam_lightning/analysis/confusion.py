@@ -64,8 +64,10 @@ def confusions(
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
+    score_scale: float | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
     clip: str | None = None,
@@ -81,7 +83,8 @@ def confusions(
         probes: images with their true prompts.
         candidates: other possible prompts, such as the names of all classes. A probe's own prompt may be among them and
             is never preferred to itself.
-        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+            :class:`MapSettings`.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
     Returns:
@@ -108,7 +111,15 @@ def confusions(
     if isinstance(candidates, str) or not candidates or not all(isinstance(c, str) and c.strip() for c in candidates):
         raise ConfigError(f"candidates must be a list of prompts, such as ['a fox', 'an owl'] (got {candidates!r}).")
     settings = MapSettings(
-        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+        method=method,
+        layers=layers,
+        target=target,
+        score_scale=score_scale,
+        scales=scales,
+        flip=flip,
+        shift=shift,
+        fuse=fuse,
+        batch_size=batch_size,
     )
     found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
     prepared = probes.prepare(found)

@@ -114,8 +114,10 @@ def sensitivity(
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
+    score_scale: float | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
     clip: str | None = None,
@@ -132,7 +134,8 @@ def sensitivity(
         prompt: what is in the image.
         templates: at least two prompt templates, each with one ``{}`` for the thing.
         absent: prompts of things that are not in the image, as a control.
-        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+            :class:`MapSettings`.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
     Returns:
@@ -161,7 +164,15 @@ def sensitivity(
     if image.ndim != 3:
         raise ConfigError(f"image must be one preprocessed image [3, y, x] (got {tuple(image.shape)}).")
     settings = MapSettings(
-        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+        method=method,
+        layers=layers,
+        target=target,
+        score_scale=score_scale,
+        scales=scales,
+        flip=flip,
+        shift=shift,
+        fuse=fuse,
+        batch_size=batch_size,
     )
     found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
     explanation = explain_clip(found, image[None], [*prompts, *control], settings)

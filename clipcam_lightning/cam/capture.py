@@ -193,12 +193,15 @@ class ScoreCapture(LayerCapture):
         score_variants: ``score_variants(variant, count)`` returns the scores ``[b, count, p]`` of ``count`` variants of
             every image. ``variant(image, which)`` makes those in the slice ``which`` of one image, one batch at a time.
         score_without_channels: returns the scores ``[b, c, p]`` with each channel of ``activations`` in turn set to 0.
+        score_without_attention: ``score_without_attention(hidden)`` returns the scores ``[b, k, p]`` with each of ``k``
+            sets of patches per image, masks ``[b, k, h, w]`` (1 where hidden), in turn hidden from all attention.
     """
 
     images: Float[Tensor, "b 3 y x"]
     scores: Float[Tensor, "b p"]
     score_variants: Callable[[Callable[[int, slice], Tensor], int], Tensor]
     score_without_channels: Callable[[], Tensor]
+    score_without_attention: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

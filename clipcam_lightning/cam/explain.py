@@ -1,7 +1,8 @@
 """Explain images: a model, images and prompts in, an :class:`Explanation` out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -14,11 +15,12 @@ from clipcam_lightning.cam.images import Images, compute_scaled_sizes, group_by_
 from clipcam_lightning.cam.methods import Layers, Method, MethodLike
 from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
 from clipcam_lightning.cam.model_state import checkpointed, evaluation_mode
-from clipcam_lightning.cam.passes import Pass, compute_maps
+from clipcam_lightning.cam.passes import Pass, Result, compute_maps
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike, target_of
 from clipcam_lightning.cam.texts import Prompts, embed_prompts
 from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.cam.views import half_a_cell, shift_images, unshift_maps
 from clipcam_lightning.errors import ConfigError
 
 BATCH_SIZE = 32
@@ -32,8 +34,10 @@ def explain(
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
+    score_scale: float | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
     checkpointing: bool = False,
@@ -56,7 +60,8 @@ def explain(
             of the grid: positions are interpolated for the pass.
         prompts: ``p`` strings for every image, one list of ``p`` strings per image, or embeddings ``[p, d]`` or
             ``[n, p, d]``.
-        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+            :class:`MapSettings`.
         checkpointing: recompute the blocks after the layer instead of keeping their activations, for deep layers
             of a method that reads the true gradient of a layer.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
@@ -79,7 +84,15 @@ def explain(
         torch.Size([2, 1, 8, 8])
     """
     settings = MapSettings(
-        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+        method=method,
+        layers=layers,
+        target=target,
+        score_scale=score_scale,
+        scales=scales,
+        flip=flip,
+        shift=shift,
+        fuse=fuse,
+        batch_size=batch_size,
     )
     found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
     return explain_clip(found, images, prompts, settings, checkpointing=checkpointing)
@@ -101,6 +114,7 @@ def explain_clip(
         ConfigError: settings, images or prompts do not fit the model.
     """
     method, layers, fuse = settings.resolve(clip.tower)
+    scale = settings.resolve_score_scale(method)
     target = target_of(settings.target)
     _check_settings(method, fuse, checkpointing)
     groups = group_by_size(clip.tower, images)
@@ -120,9 +134,9 @@ def explain_clip(
                 results = []
                 for size, mirrored in product(views, (False, True) if settings.flip else (False,)):
                     view = resize_images(batch.flip(-1) if mirrored else batch, size)
-                    one = Pass(clip, view, texts[chunk], count, method.target or target, layers, fuse, limit)
-                    raw, cosines = compute_maps(method, one)
-                    results.append((raw.flip(-1) if mirrored else raw, cosines))
+                    one = Pass(clip, view, texts[chunk], count, method.target or target, layers, fuse, limit, scale)
+                    for raw, cosines in _compute_shifted(method, one, settings.shift):
+                        results.append((raw.flip(-1) if mirrored else raw, cosines))
                 maps = fuse_maps([raw for raw, _ in results], "mean")
                 parts.append((chunk, maps, torch.stack([cosines for _, cosines in results]).mean(dim=0)))
     maps, similarity, grids = concatenate_parts(parts)
@@ -134,9 +148,21 @@ def explain_clip(
         target=target.name if method.target is None else f"{method.target.name} of {target.name}",
         scales=tuple(settings.scales),
         flip=settings.flip,
+        shift=settings.shift,
         fuse=fuse,
+        score_scale=scale,
         grids=grids,
     )
+
+
+def _compute_shifted(method: Method, inputs: Pass, shift: bool) -> Iterator[Result]:
+    """Compute the maps of a view, then with ``shift`` those of the view shifted by half a cell, put back in place."""
+    maps, similarity = compute_maps(method, inputs)
+    yield maps, similarity
+    if shift:
+        half = half_a_cell(inputs.size, (maps.shape[-2], maps.shape[-1]))
+        maps, similarity = compute_maps(method, replace(inputs, images=shift_images(inputs.images, half)))
+        yield unshift_maps(maps, half, inputs.size), similarity
 
 
 def _check_settings(method: Method, fuse: Fusion, checkpointing: bool) -> None:

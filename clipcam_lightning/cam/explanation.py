@@ -23,13 +23,15 @@ class Explanation:
     Attributes:
         maps: raw saliency on the layer's own grid, float32, not rescaled, on the model's device. If the images have
             several sizes, each map is in the top left corner and padded with NaN.
-        similarity: cosine of image and prompt, from -1 to 1; the mean over ``scales`` and mirrored images.
+        similarity: cosine of image and prompt, from -1 to 1; the mean over all views.
         layers: dotted names of the mapped layers.
         method: name of the CAM method.
         target: name of the target.
         scales: factors of the image size whose maps were averaged.
         flip: whether maps of the mirrored images were averaged in.
         fuse: how the maps of several layers were combined: ``"mean"``, ``"max"`` or ``"product"``.
+        score_scale: factor on the cosine before the target.
+        shift: whether maps of the images shifted by half a cell were averaged in.
         grids: height and width of each image's grid if they differ, else ``None``.
 
     Example:
@@ -54,6 +56,8 @@ class Explanation:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     fuse: str = "mean"
+    score_scale: float = 1.0
+    shift: bool = False
     grids: tuple[tuple[int, int], ...] | None = None
 
     __repr__ = short_repr

@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,6 +23,7 @@ class Target(ABC):
     Attributes:
         name: label of the target in snapshots and images.
         negatives: prompts, or their embeddings, that the score needs in addition to the mapped prompts.
+        has_temperature: whether the target scales the cosines itself, so that the scale of a method is left out.
 
     Example:
         >>> import torch
@@ -34,6 +35,8 @@ class Target(ABC):
         >>> Squared()(torch.tensor([[0.5, 0.1]]), prompts=1)
         tensor([[0.2500]])
     """
+
+    has_temperature: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -48,7 +51,8 @@ class Target(ABC):
         """Compute the scores of the mapped prompts.
 
         Args:
-            similarity: cosines of each image with the mapped prompts, then with the negatives.
+            similarity: cosines of each image with the mapped prompts, then with the negatives, times the setting
+                ``score_scale``.
             prompts: number of mapped prompts, ``p``.
 
         Returns:
@@ -182,7 +186,7 @@ class LogSoftmax(_TargetWithNegatives):
     Args:
         negatives: prompts to compare with in addition to each image's other prompts, or their embeddings ``[k, d]``.
         temperature: factor :math:`\tau` of the cosines; CLIP is trained towards 100. It is fixed, so that a trained
-            temperature cannot look like drift.
+            temperature cannot look like drift. The setting ``score_scale`` is another factor, by default 1.
 
     Raises:
         ConfigError: ``negatives`` is a single string, contains an empty one, or is not a float matrix; or
@@ -196,6 +200,7 @@ class LogSoftmax(_TargetWithNegatives):
         tensor([[-0.3133]])
     """
 
+    has_temperature: ClassVar[bool] = True
     temperature: float = 100.0
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ def run(_options: Any) -> int:
         caption="Forwards of the image tower per map, at most: a whole backward counts as two, to a late layer less."
     )
     table.add_column("Method", no_wrap=True)
-    table.add_column("Fits towers with")
+    table.add_column("Fits towers with", max_width=44)  # fits each single need; several wrap, to leave the paper room
     table.add_column("Forwards", no_wrap=True)
     table.add_column("Paper", overflow="fold")
     for name, method in METHODS.items():

@@ -240,6 +240,12 @@ def _add_map_options(command: ArgumentParser, as_in_baseline: bool = False) -> N
         f"'{{class_path: clipcam_lightning.Contrast, init_args: {{negatives: [a dog]}}}}' {default('similarity')}",
     )
     group.add_argument(
+        "--score-scale",
+        type=float,
+        metavar="X",
+        help=f"factor on the cosine, for methods that are not linear in it {default('that of the method')}",
+    )
+    group.add_argument(
         "--scales",
         type=float,
         nargs="+",
@@ -250,6 +256,11 @@ def _add_map_options(command: ArgumentParser, as_in_baseline: bool = False) -> N
         "--flip",
         action=BooleanOptionalAction,
         help=f"average each map with that of the mirrored image {default('no')}",
+    )
+    group.add_argument(
+        "--shift",
+        action=BooleanOptionalAction,
+        help=f"average each map with that of the image shifted by half a cell {default('no')}",
     )
     group.add_argument(
         "--fuse",

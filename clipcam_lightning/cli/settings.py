@@ -9,7 +9,7 @@ from clipcam_lightning.cli.objects import build_object, import_object
 from clipcam_lightning.drift.snapshot import SnapshotInfo
 from clipcam_lightning.errors import ConfigError
 
-OPTIONS = ("method", "layers", "target", "scales", "flip", "fuse", "batch_size")
+OPTIONS = ("method", "layers", "target", "score_scale", "scales", "flip", "shift", "fuse", "batch_size")
 
 
 def read_map_settings(options: Any) -> MapSettings:
@@ -35,7 +35,7 @@ def read_map_settings_like(options: Any, baseline: SnapshotInfo) -> MapSettings:
         baseline: how the maps of the baseline were made.
 
     Returns:
-        The settings. The layers are the baseline's only together with its method.
+        The settings. Layers and score scale are the baseline's only together with its method.
 
     Raises:
         ConfigError: an option cannot be used, or a method or target must be repeated because a snapshot holds only its
@@ -56,11 +56,12 @@ def read_map_settings_like(options: Any, baseline: SnapshotInfo) -> MapSettings:
         "method": baseline.method,
         "scales": baseline.scales,
         "flip": baseline.flip,
+        "shift": baseline.shift,
         "fuse": baseline.fuse,
         **chosen,
     }
     if _name(settings["method"]) == baseline.method:
-        settings.setdefault("layers", baseline.layers)
+        settings = {"layers": baseline.layers, "score_scale": baseline.score_scale, **settings}
     return MapSettings(**settings)
 
 

@@ -182,7 +182,8 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
 
     Args:
         baseline: what to compare with.
-        snapshot: of the same probes, made with the same method, target, scales, flip, fuse, layers and grid.
+        snapshot: of the same probes, made with the same method, target, score scale, scales, flip, shift, fuse,
+            layers and grid.
         rule: what flags a probe and makes an alarm; by default :class:`DriftRule` without arguments.
 
     Returns:
@@ -284,8 +285,10 @@ def check_comparable(baseline: Snapshot, snapshot: Snapshot) -> None:
         ("digest", "other probes (images, prompts or masks)"),
         ("method", "another CAM method"),
         ("target", "another target"),
+        ("score_scale", "another scale of the score"),
         ("scales", "other scales"),
         ("flip", "another flip setting"),
+        ("shift", "another shift setting"),
         ("fuse", "another way to fuse layers"),
         ("layers", "other layers"),
         ("grid", "another grid"),

@@ -35,6 +35,8 @@ class SnapshotInfo:
         fingerprint: of the model's architecture.
         dtype: in which the image tower computed.
         versions: of the packages that took part.
+        score_scale: factor on the cosine before the target.
+        shift: whether the map of the image shifted by half a cell was averaged in.
 
     Example:
         >>> from clipcam_lightning import evaluate
@@ -59,6 +61,8 @@ class SnapshotInfo:
     fingerprint: str
     dtype: str
     versions: dict[str, str]
+    score_scale: float = 1.0
+    shift: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -230,8 +234,10 @@ def _info(fields: dict[str, Any]) -> SnapshotInfo:
     texts = (info.digest, info.method, info.target, info.fuse, info.fingerprint, info.dtype, *versions)
     if not all(isinstance(text, str) for text in (*texts, *versions.values())):
         raise TypeError("digest, method, target, fuse, fingerprint, dtype and versions must be strings")
-    if not type(info.step) is type(info.epoch) is int or type(info.flip) is not bool:
-        raise TypeError("step and epoch must be integers and flip a boolean")
+    if not type(info.step) is type(info.epoch) is int or not type(info.flip) is type(info.shift) is bool:
+        raise TypeError("step and epoch must be integers, flip and shift booleans")
+    if type(info.score_scale) not in (int, float) or not 0 < info.score_scale <= sys.float_info.max:
+        raise ValueError("score_scale must be a positive and finite number")
     return info
 
 

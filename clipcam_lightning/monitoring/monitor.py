@@ -209,8 +209,10 @@ def evaluate(
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
+    score_scale: float | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
     clip: str | None = None,
@@ -224,7 +226,8 @@ def evaluate(
         probes: a :class:`ProbeSet`, or what it is made of.
         baseline: a snapshot or its file; by default the evaluation is its own baseline.
         max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
-        method, layers, target, scales, flip, fuse, batch_size: how maps are made, as in :class:`MapSettings`.
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+            :class:`MapSettings`.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
     Returns:
@@ -245,7 +248,15 @@ def evaluate(
         (torch.Size([2, 8, 8]), False)
     """
     settings = MapSettings(
-        method=method, layers=layers, target=target, scales=scales, flip=flip, fuse=fuse, batch_size=batch_size
+        method=method,
+        layers=layers,
+        target=target,
+        score_scale=score_scale,
+        scales=scales,
+        flip=flip,
+        shift=shift,
+        fuse=fuse,
+        batch_size=batch_size,
     )
     found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
     monitor = Monitor(ProbeSet(probes), rule=DriftRule(max_drift), baseline="start" if baseline is None else baseline)
@@ -282,8 +293,10 @@ def take_snapshot(
             epoch=epoch,
             method=explanation.method,
             target=explanation.target,
+            score_scale=explanation.score_scale,
             scales=explanation.scales,
             flip=explanation.flip,
+            shift=explanation.shift,
             fuse=explanation.fuse,
             layers=explanation.layers,
             fingerprint=clip.fingerprint,

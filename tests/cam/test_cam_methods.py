@@ -218,6 +218,6 @@ def test_finer_cam_compares_with_the_negatives() -> None:
 
 def test_every_method_that_reads_one_layer_is_compared_with_both() -> None:
     reading = {name for name, each in METHODS.items() if issubclass(each.reads, LayerCapture) and not each.rules}
-    others = {"scorecam", "ablationcam", "occlusion", "cluster_occlusion", "integrated_gradients"}
+    others = {"scorecam", "ablationcam", "occlusion", "cluster_occlusion", "cci", "integrated_gradients"}
     assert reading == LOOPS.keys() | others
     assert LOOPS.keys() | {"scorecam", "ablationcam"} == PEERS.keys() | WITHOUT_PEER

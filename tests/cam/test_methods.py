@@ -24,10 +24,10 @@ FITTING_ALL = {
 }  # fmt: skip
 BLOCK_METHODS = {"legrad", "clip_surgery", "gem", "attnlrp"}
 FITTING: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
-    "class token": (vit, {*BLOCK_METHODS, "grad_eclip", "decomposition"}),
+    "class token": (vit, {*BLOCK_METHODS, "grad_eclip", "cci", "decomposition"}),
     "mean": (lambda: vit(pool_type="avg"), BLOCK_METHODS),
-    "attention": (lambda: vit(attentional_pool=True, attn_pooler_heads=2), {*BLOCK_METHODS, "grad_eclip"}),
-    "norm inside the attention": (lambda: vit(scale_attn_inner=True), {*BLOCK_METHODS, "grad_eclip"}),
+    "attention": (lambda: vit(attentional_pool=True, attn_pooler_heads=2), {*BLOCK_METHODS, "grad_eclip", "cci"}),
+    "norm inside the attention": (lambda: vit(scale_attn_inner=True), {*BLOCK_METHODS, "grad_eclip", "cci"}),
     "resnet": (resnet, {"grad_eclip"}),
 }
 
@@ -208,7 +208,9 @@ def test_the_source_is_what_the_docstring_names() -> None:
     assert Method(without_source).source == ""
 
 
-@pytest.mark.parametrize("name", ["eigencam", "rollout", "occlusion", "cluster_occlusion", "scorecam", "ablationcam"])
+@pytest.mark.parametrize(
+    "name", ["eigencam", "rollout", "occlusion", "cluster_occlusion", "cci", "scorecam", "ablationcam"]
+)
 def test_the_cost_of_a_method_without_gradients_is_the_number_of_images_that_it_embeds(name: str) -> None:
     model, embedded = vit(), []
     model.visual.conv1.register_forward_hook(lambda _layer, _inputs, patches: embedded.append(len(patches)))

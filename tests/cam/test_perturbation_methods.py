@@ -18,7 +18,8 @@ from clipcam_lightning.cam.methods.occlusion import CLUSTERS
 from tests.oracles.peers import peer_maps, post_process
 from tests.oracles.perturbation import ORACLES, Scorer
 from tests.oracles.randomize import randomize_parameters
-from tests.oracles.scores import SCORES
+from tests.oracles.scores import SCORES, compute_cosines
+from tests.oracles.transformer import ReferenceViT
 from tests.support.tolerances import MAP, SCORE, assert_equal_up_to_rounding
 from tests.support.zoo.open_clip import resnet, vit
 
@@ -77,7 +78,7 @@ def test_maps_equal_those_of_loops_over_complete_forwards(method: str, name: str
     double = deepcopy(model).double()
     scorer = Scorer(double, double.get_submodule(layer), grid, texts, SCORES[target])
 
-    maps = explain(model, images, texts, method=method, layers=layer, target=target, batch_size=7).maps
+    maps = explain(model, images, texts, method=method, layers=layer, target=target, score_scale=1.0, batch_size=7).maps
 
     expected = torch.tensor([ORACLES[method](scorer, image) for image in images])
     assert_maps_equal(maps, expected, method, scorer, images)
@@ -90,7 +91,7 @@ def test_maps_equal_those_of_pytorch_grad_cam(method: str, name: str) -> None:
     images = images_for(model)
     texts = texts_near(model, images)
 
-    maps = explain(model, images, texts, method=method, layers=layer).maps[range(2), range(2)]
+    maps = explain(model, images, texts, method=method, layers=layer, score_scale=1.0).maps[range(2), range(2)]
 
     size = (images.shape[2], images.shape[3])
     expected = peer_maps(method, model.visual, model.get_submodule(layer), images, texts, grid)
@@ -198,6 +199,32 @@ def test_patches_of_a_cluster_share_the_loss_from_hiding_all_of_them() -> None:
             assert_close(float(value), loss, atol=SCORE, rtol=0)
 
 
+@pytest.mark.parametrize("target", ["similarity", "contrast"])
+@pytest.mark.parametrize("pool", ["class token", "attention"])
+@torch.no_grad()
+def test_a_cluster_hidden_from_all_attention_is_as_good_as_removed(pool: str, target: str) -> None:
+    """No token attends to it and nothing reads it, so a sequence without its tokens gives the same embedding."""
+    options = {} if pool == "class token" else {"attentional_pool": True, "attn_pooler_heads": 2}
+    model = randomize_parameters(vit(**options))
+    image = torch.randn(3, 16, 32)
+    texts, reference = texts_near(model, image[None]), ReferenceViT(model.visual)
+    tokens = reference.place(reference.cut_patches(image.double()))
+
+    maps = explain(model, image[None], texts, method="cci", target=target).maps[0]
+
+    def compute_scores(stays: Tensor) -> Tensor:
+        cosines = compute_cosines(reference.run(tokens[stays]).features, texts)
+        return torch.stack([SCORES[target](cosines, p) for p in range(len(texts))]).float()
+
+    whole = compute_scores(torch.ones(9, dtype=torch.bool))
+    values = maps[0].unique()
+    assert 2 <= len(values) <= 7
+    for value in values:
+        cluster = (maps[0] == value).flatten()
+        losses = whole - compute_scores(torch.cat([torch.tensor([True]), ~cluster]))
+        assert_close(maps.flatten(1)[:, cluster], losses[:, None].expand(-1, int(cluster.sum())), atol=SCORE, rtol=0)
+
+
 def test_patches_with_the_same_direction_form_a_cluster() -> None:
     """Eight directions of various lengths, spread over the image."""
     directions, which = F.normalize(torch.randn(CLUSTERS, 5), dim=1), torch.arange(24).reshape(4, 6) * 5 % CLUSTERS
@@ -207,7 +234,12 @@ def test_patches_with_the_same_direction_form_a_cluster() -> None:
         return -torch.arange(float(count))[None, :, None]  # a different loss for every cluster
 
     capture = ScoreCapture(
-        activations, torch.zeros(1, 3, 32, 48), torch.zeros(1, 1), score_variants, lambda: torch.zeros(0)
+        activations,
+        torch.zeros(1, 3, 32, 48),
+        torch.zeros(1, 1),
+        score_variants,
+        lambda: torch.zeros(0),
+        torch.zeros_like,
     )
 
     map_ = METHODS["cluster_occlusion"](capture)[0, 0]
@@ -215,7 +247,7 @@ def test_patches_with_the_same_direction_form_a_cluster() -> None:
     assert torch.equal(map_[:, :, None, None] == map_, which[:, :, None, None] == which)
 
 
-@pytest.mark.parametrize("method", ["scorecam", "ablationcam", "occlusion", "cluster_occlusion"])
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam", "occlusion", "cluster_occlusion", "cci"])
 def test_batch_size_bounds_the_variants_per_forward(method: str) -> None:
     model = randomize_parameters(vit(**VIT))
     images, texts, sizes = images_for(model), torch.randn(1, 16), []

@@ -83,7 +83,7 @@ def test_a_method_that_is_linear_in_the_text_maps_the_mixture(method: str, targe
         assert_close(maps[:, p], torch.einsum("bq,bqhw->bhw", shares, each.maps), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["occlusion", "cluster_occlusion"])
+@pytest.mark.parametrize("method", ["occlusion", "cluster_occlusion", "cci"])
 def test_occlusion_maps_the_loss_of_the_target_score(method: str) -> None:
     """A constant summand of the score cancels, a factor remains."""
     model, images, texts = randomize_parameters(vit()), torch.randn(2, 3, 16, 32), similar_texts(3)

@@ -51,6 +51,7 @@ def make_capture(kind: Any) -> Any:
         "scores": torch.zeros(1, 1),
         "score_variants": lambda _variant, count: torch.zeros(1, count, 1),
         "score_without_channels": lambda: torch.zeros(1, 3, 1),
+        "score_without_attention": lambda hidden: torch.zeros(1, len(hidden[0]), 1),
     }
     if kind is capture.HeadCapture:
         values["gradients"] = torch.zeros(1, 1, 2, 96)
@@ -88,7 +89,7 @@ def test_the_repr_of_an_explanation_names_its_fields_and_shapes() -> None:
 
     assert repr(explanation) == (
         "Explanation(maps=float32[2, 1, 7, 7], similarity=float32[2, 1], layers=('layer',), method='gradcam', "
-        "target='similarity', scales=(1.0,), flip=False, fuse='mean', grids=None)"
+        "target='similarity', scales=(1.0,), flip=False, fuse='mean', score_scale=1.0, shift=False, grids=None)"
     )
 
 

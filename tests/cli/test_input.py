@@ -94,6 +94,7 @@ def baseline(project: Path, shell: Main) -> Path:
         ((*EXPLAIN, *BEFORE, "--target", "contrast"), "--target contrast .* give at least two --prompt"),
         ((*EXPLAIN, *BEFORE, "--scales", "1", "big"), "--scales element 2: Expected a number"),
         ((*EXPLAIN, *BEFORE, "--scales", "0"), r"scales must be positive factors, at least one \(got \(0\.0,\)\)"),
+        ((*EXPLAIN, *BEFORE, "--score-scale", "0"), r"score_scale must be a positive number, or None \(got 0\.0\)"),
         ((*EXPLAIN, *BEFORE, "--fuse", "sum"), "--fuse: invalid choice: 'sum'"),
         ((*EXPLAIN, *BEFORE, "--method", "gradcam", "--layers", "7"), "layer must be an index from -3 to 2"),
         ((*EXPLAIN, *BEFORE, "--image-size", "48"), r"--image-size .*goes with --model \(got 48\); a class takes"),
@@ -337,6 +338,7 @@ def test_snapshot_records_the_settings_and_check_takes_those_that_are_not_set_fr
     file = "views.safetensors"
     check = ("check", "--probes", "probes", "--baseline", file, *BEFORE)
     views = ("--scales", "1", "1.5", "--flip", "--fuse", "max", "--layers", "-2", "-1", "--method", "hirescam")
+    views += ("--score-scale", "9", "--shift")
     assert shell(*SNAPSHOT[:-1], file, *BEFORE, *views, "--target", CONTRAST)[0] == 0
     first = Snapshot.load(file).info
     clip = load_clip(ModelSource(class_path="eyes.Eyes", checkpoint=Path("before.pt"))).clip
@@ -344,11 +346,12 @@ def test_snapshot_records_the_settings_and_check_takes_those_that_are_not_set_fr
     explanation = explain(
         clip, torch.stack(images), [[prompt] for prompt in Snapshot.load(file).prompts],
         method="hirescam", layers=(-2, -1), target=Contrast(negatives=("a red star",)), scales=(1.0, 1.5), flip=True,
-        fuse="max",
+        shift=True, fuse="max", score_scale=9.0,
     )  # fmt: skip
     torch.testing.assert_close(Snapshot.load(file).maps, explanation.maps[:, 0])
     assert (first.scales, first.flip, first.fuse) == ((1.0, 1.5), True, "max")
     assert (first.method, len(first.layers), first.target) == ("hirescam", 2, "contrast(a red star)")
+    assert (first.score_scale, first.shift) == (9, True)
 
     code, out, err = shell(*check, "--target", CONTRAST)
     assert (code, err) == (0, "")
@@ -356,12 +359,17 @@ def test_snapshot_records_the_settings_and_check_takes_those_that_are_not_set_fr
 
     assert shell(*check, "--target", CONTRAST, "--update-baseline")[0] == 0
     assert Snapshot.load(file).info == first
-    assert shell(*check, "--update-baseline", "--no-flip", "--fuse", "mean", "--target", "similarity")[0] == 0
+    assert (
+        shell(*check, "--update-baseline", "--no-flip", "--no-shift", "--fuse", "mean", "--target", "similarity")[0]
+        == 0
+    )
     changed = Snapshot.load(file).info
     assert (changed.scales, changed.flip, changed.fuse, changed.target) == ((1.0, 1.5), False, "mean", "similarity")
-    assert (changed.method, changed.layers) == (first.method, first.layers)
+    assert (changed.method, changed.layers, changed.score_scale) == (first.method, first.layers, 9)
+    assert not changed.shift
     assert shell(*check, "--update-baseline", "--method", "gradcam")[0] == 0
-    assert len(Snapshot.load(file).info.layers) == 1, "another method has its own layers"
+    info = Snapshot.load(file).info
+    assert (len(info.layers), info.score_scale) == (1, 1), "another method has its own layers and scale"
 
 
 def test_check_refuses_another_method_or_other_layers_than_the_baseline_s(

@@ -22,7 +22,16 @@ def test_maps_of_probes_with_a_mask_are_graded_and_degenerate_ones_are_misses(cl
     maps = torch.stack([hit, hit.T, hit, torch.zeros(8, 8), torch.full((8, 8), torch.nan)])
     probes = ProbeSet(Probe(image, f"p{i}", box=None if i == 2 else box) for i in range(5))
     explanation = Explanation(
-        maps[:, None], torch.arange(5.0)[:, None] / 10, ("l",), "gradcam", "similarity", (1.0, 1.5), True, "max"
+        maps[:, None],
+        torch.arange(5.0)[:, None] / 10,
+        ("l",),
+        "gradcam",
+        "similarity",
+        (1.0, 1.5),
+        True,
+        "max",
+        9.0,
+        True,
     )
 
     snapshot = take_snapshot(explanation, probes, probes.prepare(clip), clip, step=7, epoch=2)
@@ -36,6 +45,7 @@ def test_maps_of_probes_with_a_mask_are_graded_and_degenerate_ones_are_misses(cl
     assert (snapshot.info.step, snapshot.info.epoch, snapshot.info.digest) == (7, 2, probes.digest)
     assert (snapshot.info.layers, snapshot.info.dtype) == (("l",), "float32")
     assert (snapshot.info.scales, snapshot.info.flip, snapshot.info.fuse) == ((1.0, 1.5), True, "max")
+    assert (snapshot.info.score_scale, snapshot.info.shift) == (9, True)
 
 
 def test_a_snapshot_of_a_real_model_is_loaded_as_it_was_saved(tmp_path: Path, clip: ClipModel) -> None:

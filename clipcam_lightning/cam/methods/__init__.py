@@ -20,6 +20,7 @@ from clipcam_lightning.cam.capture import (
 )
 from clipcam_lightning.cam.methods.ablationcam import ablationcam
 from clipcam_lightning.cam.methods.attnlrp import attnlrp
+from clipcam_lightning.cam.methods.cci import CLUSTERS as CCI_CLUSTERS, cci
 from clipcam_lightning.cam.methods.clip_surgery import clip_surgery
 from clipcam_lightning.cam.methods.decomposition import decomposition
 from clipcam_lightning.cam.methods.eigencam import eigencam
@@ -41,7 +42,7 @@ from clipcam_lightning.cam.methods.maskclip import maskclip
 from clipcam_lightning.cam.methods.method import Method, Variants
 from clipcam_lightning.cam.methods.occlusion import CLUSTERS, cluster_occlusion, count_squares, occlusion
 from clipcam_lightning.cam.methods.rollout import rollout
-from clipcam_lightning.cam.methods.scorecam import scorecam
+from clipcam_lightning.cam.methods.scorecam import SCORE_SCALE, scorecam
 from clipcam_lightning.cam.methods.shapleycam import shapleycam
 from clipcam_lightning.cam.methods.xgradcam import xgradcam
 from clipcam_lightning.cam.rules import AttnLrpRules, ConstantNormalizers
@@ -79,6 +80,7 @@ MethodName: TypeAlias = Literal[
     "ablationcam",
     "occlusion",
     "cluster_occlusion",
+    "cci",
     "gae",
     "rollout",
     "legrad",
@@ -112,10 +114,16 @@ METHODS: dict[str, Method] = {
         Method(eigencam, LayerCapture),
         Method(eigengradcam, Capture),
         Method(fem, LayerCapture),
-        Method(scorecam, ScoreCapture, variants=_PER_CHANNEL),
+        Method(scorecam, ScoreCapture, variants=_PER_CHANNEL, score_scale=SCORE_SCALE),
         Method(ablationcam, ScoreCapture, variants=_PER_CHANNEL),
         Method(occlusion, ScoreCapture, variants=Variants("cell", count_squares)),
         Method(cluster_occlusion, ScoreCapture, variants=Variants("cluster", lambda *_layer: CLUSTERS)),
+        Method(
+            cci,
+            ScoreCapture,
+            needs=(BLOCKS, ONE_QUERY),
+            variants=Variants("cluster", lambda *_layer: CCI_CLUSTERS),
+        ),
         Method(gae, WeightCapture, needs=(ATTENTION,), blocks=1),
         Method(rollout, AttentionCapture, needs=(ATTENTION,)),
         Method(legrad, AttentionCapture, needs=(BLOCKS,), blocks=2),

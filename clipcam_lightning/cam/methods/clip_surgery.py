@@ -25,6 +25,8 @@ def clip_surgery(capture: WholeCapture) -> Float[Tensor, "b p h w"]:
     into the maps of others. By default over the last six blocks, as in the authors' code. The maps are signed. No
     gradient, and one product of matrices for all prompts.
 
+    The factor 2 is the authors', for cosines; a ``score_scale`` multiplies it, and lowered pointing on small CLIPs.
+
     The prompts of an image thus change each other's maps. From the map of a single prompt nothing is subtracted; where
     the authors subtract that of an empty prompt, the target ``Contrast(negatives=["a photo"])`` comes close.
 

@@ -18,7 +18,8 @@ class FinerTarget(Target):
 
     .. math:: y_p = \frac{\sum_{q \in N} \pi_q (s_p - \alpha s_q)}{\sum_{q \in N} \pi_q}
 
-    with ``N`` the prompts whose cosine is closest to that of ``p``, and :math:`\pi` the softmax over all prompts.
+    with ``s`` the cosines, ``N`` the prompts whose cosine is closest to that of ``p``, and :math:`\pi` the softmax over
+    all prompts.
 
     Attributes:
         alpha: factor of the other prompts' cosines.
@@ -67,7 +68,8 @@ class FinerTarget(Target):
 def finercam(capture: Capture) -> Float[Tensor, "b p h w"]:
     """Apply Grad-CAM to :class:`FinerTarget`, to map what distinguishes a prompt from the most similar prompts.
 
-    It needs other prompts to compare with: several per image, or the negatives of a ``Contrast``.
+    It needs other prompts to compare with: several per image, or the negatives of a ``Contrast``. The softmax is that
+    of the cosines by default (``score_scale``); on small CLIPs logits, as in the authors' code, were no better.
 
     Fits every tower.
 

@@ -18,6 +18,10 @@ def gae(capture: WeightCapture) -> Float[Tensor, "b p h w"]:
     no residual path leads around the pool. In towers that pool by the mean it is the mean row of :math:`R - I`: the
     residual path gives every patch the same share there, whatever the prompt.
 
+    Over one block of a class-token tower the map is linear in the score. Over several, or with a pool after a block, it
+    depends on its scale (``score_scale``): the larger, the more weigh paths through several blocks. By default the
+    score is the cosine; on small CLIPs logits, as in the notebook, were no better.
+
     Fits towers with attention.
 
     Source: Chefer et al. 2021, eqs. 5-6, https://arxiv.org/abs/2103.15679

@@ -16,7 +16,8 @@ def gradcam_pp(capture: Capture) -> Float[Tensor, "b p h w"]:
         M = \mathrm{relu}\left(\sum_k A_k \sum_{ij} a_{kij}\, \mathrm{relu}(G_{kij})\right)
 
     As in pytorch-grad-cam, a constant of 1e-6 keeps the denominator away from 0. It dominates where gradients are
-    small, as those of a cosine are, and a cell's weight is then the cube of its gradient, up to a factor.
+    small, as those of a cosine are, and a cell's weight is then the cube of its gradient, up to a factor. The score is
+    the cosine by default (``score_scale``): on small CLIPs that pointed at the object far more often than the logit.
 
     The closed form holds for a score that is the exponential of a linear function; elsewhere it is a heuristic.
 

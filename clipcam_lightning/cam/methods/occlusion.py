@@ -4,15 +4,16 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.capture import ScoreCapture
+from clipcam_lightning.cam.methods.clusters import cluster_patches
 
 WINDOW = 0.25  # sides of the hidden square, as a share of the image's
 MIN_CELLS = 7  # per side, so that neighbouring squares overlap
-CLUSTERS, ROUNDS = 8, 10
+CLUSTERS = 8
 
 
 def occlusion(capture: ScoreCapture) -> Float[Tensor, "b p u v"]:
@@ -45,21 +46,18 @@ def occlusion(capture: ScoreCapture) -> Float[Tensor, "b p u v"]:
 
 
 def cluster_occlusion(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
-    r"""Hide one cluster of similar patches at a time, and map the loss of score.
+    r"""Hide one cluster of similar patches at a time behind the mean colour, and map the loss of score.
 
     .. math:: M_i = s - s_{k(i)}
 
     with :math:`k(i)` the cluster of patch ``i`` among eight, by k-means on the directions of the activations.
-    Perturbation-based: eight forwards per image.
+    Perturbation-based: eight forwards per image. A method of this package, for towers that ``cci`` does not fit.
 
     Fits every tower.
 
-    Source: the idea of CCI, Agarwal et al. 2025, https://arxiv.org/abs/2511.12978, which hides clusters from the
-    attention; here their pixels take the mean colour, which works with any tower.
+    Source: no paper; :func:`occlusion` with the regions of CCI, Agarwal et al. 2025, https://arxiv.org/abs/2511.12978
     """
-    clusters = torch.stack([_cluster(each.flatten(1).T) for each in capture.activations])
-    members = F.one_hot(clusters, CLUSTERS).transpose(1, 2).to(capture.images)
-    members = members.unflatten(2, capture.activations.shape[-2:])
+    members = cluster_patches(capture.activations, CLUSTERS)
     size = (capture.images.shape[-2], capture.images.shape[-1])
 
     def hidden(image: int, which: slice) -> Float[Tensor, "k y x"]:
@@ -104,17 +102,3 @@ def _make_strips(pixels: int, cells: int) -> Float[Tensor, "{cells} {pixels}"]:
     # In whole numbers, the unit being half a pixel times cells: rounding would make some squares wider than others.
     pixel, cell = (2 * torch.arange(pixels) + 1) * cells, (2 * torch.arange(cells) + 1) * pixels
     return ((pixel - cell[:, None]).abs() < WINDOW * pixels * cells).float()
-
-
-def _cluster(patches: Float[Tensor, "s c"]) -> Int[Tensor, "s"]:
-    """Assign patches to clusters by k-means on cosines, started deterministically from farthest points."""
-    patches = F.normalize(patches, dim=1)
-    centers = F.normalize(patches.mean(dim=0, keepdim=True), dim=1)
-    for _ in range(CLUSTERS - 1):
-        farthest = (patches @ centers.T).amax(dim=1).argmin()
-        centers = torch.cat([centers, patches[farthest][None]])
-    for _ in range(ROUNDS):
-        nearest = (patches @ centers.T).argmax(dim=1)
-        sums = torch.zeros_like(centers).index_add_(0, nearest, patches)
-        centers = torch.where(sums.any(dim=1, keepdim=True), F.normalize(sums, dim=1), centers)
-    return (patches @ centers.T).argmax(dim=1)

@@ -20,7 +20,7 @@ from clipcam_lightning.cam.passes.one_pass import Pass, Result
 from clipcam_lightning.cam.passes.scores import run_score_pass
 from clipcam_lightning.errors import ConfigError
 
-__all__ = ["Pass", "compute_maps"]
+__all__ = ["Pass", "Result", "compute_maps"]
 
 _PASSES: dict[type, Callable[[Method, Pass], Result]] = {
     LayerCapture: run_activation_pass,

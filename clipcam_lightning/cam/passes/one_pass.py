@@ -30,6 +30,7 @@ class Pass:
         layers: dotted names of the layers.
         fuse: how maps of several layers are combined.
         batch_size: maximum number of images that a method may send through the model at once.
+        score_scale: factor on the cosines before the target.
     """
 
     clip: ClipModel
@@ -40,6 +41,7 @@ class Pass:
     layers: tuple[str, ...]
     fuse: Fusion
     batch_size: int
+    score_scale: float = 1.0
 
     __repr__ = short_repr
 
@@ -93,8 +95,8 @@ class Pass:
         return torch.einsum("be,bqe->bq", F.normalize(features, dim=-1), self.texts)
 
     def compute_scores(self, similarity: Float[Tensor, "b q"]) -> Float[Tensor, "b p"]:
-        """Compute the target scores, which are mapped."""
-        return self.target(similarity, self.prompts)
+        """Compute the target scores, which are mapped, from the cosines."""
+        return self.target(self.score_scale * similarity, self.prompts)
 
     def compute_directions(self, similarity: Float[Tensor, "b q"]) -> Float[Tensor, "b p e"]:
         """Compute the gradients of the scores with respect to the unit image embedding, which are mixtures of texts."""

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipcam_lightning.cam.attention import Attention, intercepted_attention
 from clipcam_lightning.cam.capture import ScoreCapture, cut_at, replaced_output
 from clipcam_lightning.cam.fuse import fuse_maps
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.model_state import replaced_forwards
 from clipcam_lightning.cam.passes.one_pass import Pass, Result
+from clipcam_lightning.cam.towers.tower import AttentionTower
 
 
 @torch.no_grad()
@@ -32,6 +36,7 @@ def run_score_pass(method: Method, inputs: Pass) -> Result:
             scores=inputs.compute_scores(similarity),
             score_variants=perturbation.score_variants,
             score_without_channels=perturbation.score_without_channels,
+            score_without_attention=perturbation.score_without_attention,
         )
         maps.append(method(capture))
     return fuse_maps(maps, inputs.fuse), similarity
@@ -74,6 +79,23 @@ class _Perturbation:
                     rows.append(self._score(i, images[i].expand(count, -1, -1, -1)))
         return torch.cat(rows).reshape(len(images), channels, -1)
 
+    def score_without_attention(self, hidden: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k p"]:
+        """Score every image with each set of patches in turn hidden from the attention of all blocks and of the pool.
+
+        Args:
+            hidden: masks, 1 where hidden, in patches.
+        """
+        tower = self.inputs.clip.tower
+        assert isinstance(tower, AttentionTower)  # the method fits
+        modules = [*tower.attentions, *([tower.pool] if tower.pool is not None else [])]
+        rows = []
+        for i, image in enumerate(self.inputs.images):
+            for which in self._slices(hidden.shape[1]):
+                keys = hidden[i, which].flatten(1) > 0
+                with intercepted_attention(modules, partial(_attend_without, keys)):
+                    rows.append(self._score(i, image.expand(len(keys), -1, -1, -1)))
+        return torch.cat(rows).reshape(len(hidden), hidden.shape[1], -1)
+
     def _slices(self, count: int) -> Iterator[slice]:
         step = self.inputs.batch_size
         return (slice(start, start + step) for start in range(0, count, step))
@@ -104,6 +126,13 @@ def _copy(output: Any, image: int, count: int, batch_dim: int) -> Any:
     if isinstance(output, tuple):
         return tuple(_copy(each, image, count, batch_dim) if isinstance(each, Tensor) else each for each in output)
     return output.index_select(batch_dim, torch.full((count,), image, device=output.device))
+
+
+def _attend_without(patches: Bool[Tensor, "b s"], _module: int, attention: Attention) -> Float[Tensor, "b h t v"]:
+    """Compute attention without those of the last keys, which are the patches, that ``patches`` marks."""
+    hidden = F.pad(patches, (attention.key.shape[-2] - patches.shape[1], 0))[:, None, None]
+    mask = torch.zeros_like(hidden, dtype=attention.query.dtype).masked_fill(hidden, float("-inf"))
+    return replace(attention, mask=mask if attention.mask is None else attention.mask + mask).output()
 
 
 @contextmanager

@@ -33,8 +33,8 @@ Build = Callable[[], nn.Module]
 
 # Methods that do not fit a tower, by what the tower lacks.
 UNFIT_WITHOUT_SUM = frozenset({"decomposition"})  # a class token that is a sum over the blocks
-UNFIT_FOR_MEAN = frozenset({"grad_eclip", "decomposition"})  # pooled by the mean of the patches
-UNFIT_WITHOUT_BLOCKS = frozenset({"legrad", "clip_surgery", "gem", "decomposition", "attnlrp"})  # only a pool attends
+UNFIT_FOR_MEAN = frozenset({"grad_eclip", "cci", "decomposition"})  # pooled by the mean of the patches
+UNFIT_WITHOUT_BLOCKS = frozenset({"legrad", "clip_surgery", "gem", "decomposition", "attnlrp", "cci"})  # only a pool
 UNFIT_WITHOUT_ATTENTION = frozenset(name for name, method in METHODS.items() if method.needs)
 # Methods that blend or hide neighbouring cells together, and so depend on which cells are neighbours.
 NEIGHBOURHOOD_METHODS = ("scorecam", "occlusion")
