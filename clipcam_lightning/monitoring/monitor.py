@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor, nn
 
+from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
@@ -29,7 +30,6 @@ from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.noise_floor import noise_floor
 from clipcam_lightning.probes.prepared import PreparedProbes
-from clipcam_lightning.probes.probe import PathLike
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.tensorfile import VERSION

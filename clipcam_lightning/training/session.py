@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.images import takes_size
 from clipcam_lightning.cam.model import ClipModel, ModelSpec
 from clipcam_lightning.cam.settings import MapSettings
@@ -17,7 +18,6 @@ from clipcam_lightning.errors import ClipCamError, describe_error
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
-from clipcam_lightning.probes.probe import PathLike
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
 from clipcam_lightning.training.ranks import Ranks
