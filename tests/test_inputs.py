@@ -250,6 +250,16 @@ def calls() -> Iterator[tuple[str, Callable[[ClipModel, Tensor], Any], str]]:
     )
     yield "a name of another type", lambda *_: api.ClipCamCallback(name=3), r"letters, digits.*\(got 3\)"
     yield "files to compare", lambda *_: api.compare("a", "b"), r"snapshots are compared \(got str\); Snapshot.load"
+    yield (
+        "an evaluation as baseline",
+        lambda clip, x: api.evaluate(clip, [(x, "a")], baseline=api.evaluate(clip, [(x, "a")])),
+        r"a Snapshot or its file \(got Evaluation\); .* as \.snapshot",
+    )
+    yield (
+        "a baseline misspelt",
+        lambda clip, x: api.evaluate(clip, [(x, "a")], baseline="strat"),
+        r"strat cannot be read as a snapshot: No such file\. Did you mean 'start'\?",
+    )
     yield "settings with text", lambda *_: api.MapSettings(scales=["1.5"]), r"positive factors.*\(got \['1.5'\]\)"
 
 
