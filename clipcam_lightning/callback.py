@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
+from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ModelSpec, Tokenizer
@@ -25,7 +26,6 @@ from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, 
 from clipcam_lightning.monitoring.evaluation import Outcome
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
-from clipcam_lightning.probes.probe import PathLike
 from clipcam_lightning.probes.probe_set import ProbesLike
 from clipcam_lightning.sinks import make_sinks
 from clipcam_lightning.training.session import Session
@@ -137,7 +137,7 @@ class ClipCamCallback(Callback):
         )
         require_choice("on_drift", on_drift, ("log", "warn", "stop", "raise"))
         require_choice("on_error", on_error, ("warn", "raise"))
-        if name is not None and not re.fullmatch(r"[\w.-]+", name):
+        if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)):
             raise ConfigError(f"name must be letters, digits, '.', '-' and '_' (got {name!r}).")
         _require_negatives(target)
         self.probes = probes

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipcam_lightning.cam.arguments import require_prompts
 from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
@@ -17,8 +18,7 @@ from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.errors import ConfigError
-from clipcam_lightning.probes.probe_set import ProbeSet
+from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +58,7 @@ class Confusion:
 
 def confusions(
     model: nn.Module | ClipModel,
-    probes: ProbeSet,
+    probes: ProbesLike,
     candidates: Sequence[str],
     *,
     method: MethodLike = "auto",
@@ -80,7 +80,7 @@ def confusions(
 
     Args:
         model: any module that holds a CLIP, or a :class:`ClipModel`.
-        probes: images with their true prompts.
+        probes: images with their true prompts; as :class:`ProbeSet` takes them.
         candidates: other possible prompts, such as the names of all classes. A probe's own prompt may be among them and
             is never preferred to itself.
         method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
@@ -108,8 +108,7 @@ def confusions(
         >>> all(each.preferred_similarity > each.similarity for each in confused)
         True
     """
-    if isinstance(candidates, str) or not candidates or not all(isinstance(c, str) and c.strip() for c in candidates):
-        raise ConfigError(f"candidates must be a list of prompts, such as ['a fox', 'an owl'] (got {candidates!r}).")
+    captions = require_prompts("candidates", candidates)
     settings = MapSettings(
         method=method,
         layers=layers,
@@ -122,12 +121,13 @@ def confusions(
         batch_size=batch_size,
     )
     found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
-    prepared = probes.prepare(found)
+    probe_set = ProbeSet(probes)
+    prepared = probe_set.prepare(found)
     with evaluation_mode(found.module), found.tower.native(), torch.no_grad():
         own = prepared.embed_texts(found)[:, 0]
-        others = found.embed_texts(candidates)
+        others = found.embed_texts(captions)
         images = torch.cat([found.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])
-    is_own = torch.tensor([[prompt == candidate for candidate in candidates] for prompt in probes.prompts])
+    is_own = torch.tensor([[prompt == caption for caption in captions] for prompt in probe_set.prompts])
     similarity = (images * own).sum(dim=1)
     # A probe's own prompt among the candidates must not be preferred to itself because of a rounding error.
     best = (images @ others.T).masked_fill(is_own.to(images.device), -torch.inf).max(dim=1)
@@ -139,9 +139,9 @@ def confusions(
     unsorted = [
         Confusion(
             index=i,
-            name=probes.names[i],
-            prompt=probes.prompts[i],
-            preferred=candidates[int(best.indices[i])],
+            name=probe_set[i].name,
+            prompt=probe_set[i].prompt,
+            preferred=captions[int(best.indices[i])],
             similarity=float(similarity[i]),
             preferred_similarity=float(best.values[i]),
             map=pair[0].cpu(),

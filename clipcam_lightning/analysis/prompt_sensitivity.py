@@ -1,6 +1,6 @@
 """Measure how much a map depends on the phrasing of its prompt, and whether it depends on the prompt at all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipcam_lightning.cam.arguments import require_prompts
+from clipcam_lightning.cam.decoding import ImageLike
 from clipcam_lightning.cam.explain import explain_clip
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
@@ -90,23 +92,24 @@ def paraphrases(prompt: str, templates: Sequence[str] = TEMPLATES) -> tuple[str,
         >>> paraphrases("a photo of a fox", ("{}", "a photo of {}", "my {}"))
         ('a fox', 'a photo of a fox', 'my a fox')
     """
-    if isinstance(templates, str) or len(set(templates)) < 2 or any(each.count("{}") != 1 for each in templates):
+    listed = () if isinstance(templates, str) or not isinstance(templates, Iterable) else tuple(templates)
+    if len(set(listed)) < 2 or not all(isinstance(each, str) and each.count("{}") == 1 for each in listed):
         raise ConfigError(f"templates must be at least two strings with one '{{}}' for the thing (got {templates!r}).")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigError(f"prompt must be a string that is not blank (got {prompt!r}).")
     thing = prompt.strip()
-    for template in sorted({*templates, *TEMPLATES}, key=len, reverse=True):
+    for template in sorted({*listed, *TEMPLATES}, key=len, reverse=True):
         before, after = template.split("{}")
         inside = len(thing) > len(before) + len(after)
         if template != "{}" and inside and thing.startswith(before) and thing.endswith(after):
             thing = thing[len(before) : len(thing) - len(after)]
             break
-    return tuple(dict.fromkeys(template.replace("{}", thing) for template in templates))
+    return tuple(dict.fromkeys(template.replace("{}", thing) for template in listed))
 
 
 def sensitivity(
     model: nn.Module | ClipModel,
-    image: Float[Tensor, "3 y x"],
+    image: ImageLike,
     prompt: str,
     *,
     templates: Sequence[str] = TEMPLATES,
@@ -130,7 +133,7 @@ def sensitivity(
 
     Args:
         model: any module that holds a CLIP, or a :class:`ClipModel`.
-        image: preprocessed as the model expects.
+        image: a file, a PIL image or a uint8 RGB array ``[y, x, 3]``; or model input, a float tensor ``[3, y, x]``.
         prompt: what is in the image.
         templates: at least two prompt templates, each with one ``{}`` for the thing.
         absent: prompts of things that are not in the image, as a control.
@@ -152,17 +155,13 @@ def sensitivity(
         >>> len(result.prompts), result.maps.shape, result.absent_maps.shape
         (8, torch.Size([8, 8, 8]), torch.Size([1, 8, 8]))
     """
-    prompts, control = paraphrases(prompt, templates), tuple(absent)
-    if isinstance(absent, str) or not control:
-        raise ConfigError(f"absent must be at least one prompt, such as ('a trombone',) (got {absent!r}).")
+    prompts, control = paraphrases(prompt, templates), require_prompts("absent", absent)
     resolved = target_of(target)
     if method == "finercam" or (not isinstance(resolved, Similarity) and not len(resolved.negatives)):
         raise ConfigError(
             "paraphrases of one thing must not be contrasted with each other: leave target and method at a similarity, "
             "or give the target negatives=('...',)."
         )
-    if image.ndim != 3:
-        raise ConfigError(f"image must be one preprocessed image [3, y, x] (got {tuple(image.shape)}).")
     settings = MapSettings(
         method=method,
         layers=layers,
@@ -175,7 +174,7 @@ def sensitivity(
         batch_size=batch_size,
     )
     found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
-    explanation = explain_clip(found, image[None], [*prompts, *control], settings)
+    explanation = explain_clip(found, [image], [*prompts, *control], settings)
     maps, similarity = explanation.maps[0].cpu(), explanation.similarity[0].cpu()
     count = len(prompts)
     own, others = maps[:count], maps[count:]

@@ -1,7 +1,10 @@
 """Checks of arguments that several entry points share."""
 
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
+from numbers import Integral
+from typing import Any
 
 from clipcam_lightning.errors import ConfigError
 
@@ -13,10 +16,14 @@ def require_positive(**values: int | None) -> None:
         **values: counts by the name of their argument; ``None`` means that the argument was left out.
 
     Raises:
-        ConfigError: a count is below 1; the message names the argument and its value.
+        ConfigError: a count is below 1, or no whole number; the message names the argument and its value.
     """
     for argument, value in values.items():
-        if value is not None and value < 1:
+        if value is None:
+            continue
+        if not isinstance(value, Integral):
+            raise ConfigError(f"{argument} must be a whole number, at least 1 (got {value!r}).")
+        if value < 1:
             raise ConfigError(f"{argument} must be at least 1 (got {value}).")
 
 
@@ -33,6 +40,34 @@ def require_choice(argument: str, value: str, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise ConfigError(f"{argument} must be one of {', '.join(choices)} (got {value!r}).{suggest(value, choices)}")
+
+
+def require_prompts(argument: str, prompts: object, *, least: int = 1) -> tuple[str, ...]:
+    """Refuse anything but a list of prompts; a single string is none, although it can be iterated.
+
+    Args:
+        argument: name of the argument, for the message.
+        prompts: any collection of strings, in an order.
+        least: how many there must be.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        ConfigError: it is something else, or a prompt is blank.
+
+    Example:
+        >>> require_prompts("candidates", ["a fox", "an owl"])
+        ('a fox', 'an owl')
+    """
+    listed: tuple[Any, ...] = (None,)
+    if isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping | Set):
+        listed = tuple(prompts)
+    if len(listed) < least or not all(isinstance(prompt, str) and prompt.strip() for prompt in listed):
+        raise ConfigError(
+            f"{argument} must be a list of prompts, such as ['a fox', 'an owl'] (got {reprlib.repr(prompts)})."
+        )
+    return listed
 
 
 def suggest(value: object, choices: Iterable[str]) -> str:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from clipcam_lightning.cam.capture import AttentionCapture
+from clipcam_lightning.cam.decoding import Images
 from clipcam_lightning.cam.explanation import Explanation, concatenate_parts
 from clipcam_lightning.cam.fuse import Fusion, fuse_maps
-from clipcam_lightning.cam.images import Images, compute_scaled_sizes, group_by_size, resize_images
+from clipcam_lightning.cam.images import compute_scaled_sizes, group_by_size, resize_images
 from clipcam_lightning.cam.methods import Layers, Method, MethodLike
 from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
 from clipcam_lightning.cam.model_state import checkpointed, evaluation_mode
@@ -55,11 +56,12 @@ def explain(
     Args:
         model: any module that holds a CLIP (a LightningModule, an open_clip model, a compiled, DDP or PEFT wrapper),
             or a :class:`ClipModel`.
-        images: preprocessed as the model expects, ``[n, 3, y, x]``, or for several sizes a list of ``[3, y, x]``; also
-            the output of a transformers image processor. Most towers take images of any size and aspect in whole cells
-            of the grid: positions are interpolated for the pass.
-        prompts: ``p`` strings for every image, one list of ``p`` strings per image, or embeddings ``[p, d]`` or
-            ``[n, p, d]``.
+        images: one image or several: files, PIL images or uint8 RGB arrays ``[y, x, 3]``, which go through the model's
+            own preprocessing; or model input, a float tensor ``[3, y, x]``, a list of them in any sizes, a batch
+            ``[n, 3, y, x]``, or the output of a transformers image processor. Most towers take model input of any size
+            and aspect in whole cells of the grid: positions are interpolated for the pass.
+        prompts: one string, ``p`` strings for every image, one list of ``p`` strings per image, or embeddings
+            ``[p, d]`` or ``[n, p, d]``.
         method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
             :class:`MapSettings`.
         checkpointing: recompute the blocks after the layer instead of keeping their activations, for deep layers
@@ -82,6 +84,13 @@ def explain(
         >>> explanation = explain(trained_clip("vit"), images, ["a red circle"], tokenizer=WordTokenizer())
         >>> explanation.maps.shape
         torch.Size([2, 1, 8, 8])
+
+        A photograph goes through the model's own preprocessing:
+
+        >>> from PIL import Image
+        >>> photograph = Image.new("RGB", (120, 90), "red")
+        >>> explain(trained_clip("vit"), photograph, "a red circle", tokenizer=WordTokenizer()).maps.shape
+        torch.Size([1, 1, 8, 8])
     """
     settings = MapSettings(
         method=method,
@@ -117,7 +126,7 @@ def explain_clip(
     scale = settings.resolve_score_scale(method)
     target = target_of(settings.target)
     _check_settings(method, fuse, checkpointing)
-    groups = group_by_size(clip.tower, images)
+    groups = group_by_size(clip, images)
     sizes = [compute_scaled_sizes(clip.tower, same, settings.scales) for _, same in groups]
     limit = settings.batch_size or BATCH_SIZE
 

@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from clipcam_lightning.cam.colors import overlaid
 from clipcam_lightning.cam.fuse import resize_maps
+from clipcam_lightning.cam.images import require_pixels
 from clipcam_lightning.cam.lettering import letter
 from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,11 +95,17 @@ class Explanation:
         none, since they do not raise the score. A degenerate map has no heat, but the words of its state.
 
         Args:
-            pixels: the images. ``Preprocessing.pixels`` converts model input to pixels.
+            pixels: the explained images as the model sees them: ``find_clip(model).preprocessing.pixels(images)``.
 
         Returns:
             One RGB image per image and prompt.
+
+        Raises:
+            ConfigError: ``pixels`` are something else, such as whole photographs, or of another number of images.
         """
+        require_pixels(pixels, "n 3 y x")
+        if len(pixels) != len(self.maps):
+            raise ConfigError(f"pixels must be of the {len(self.maps)} explained images (got {len(pixels)}).")
         size = (pixels.shape[-2], pixels.shape[-1])
         heat = self.resize(size).clamp_min(0).cpu()
         heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

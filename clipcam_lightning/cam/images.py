@@ -1,46 +1,49 @@
 """Check the images that ``explain`` is called with, group them by size, and scale them."""
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipcam_lightning.cam.decoding import Images, list_images
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.errors import ClipCamWarning, ConfigError
 
-Images: TypeAlias = Float[Tensor, "n 3 y x"] | Sequence[Float[Tensor, "3 _y _x"]] | Mapping[str, Tensor]
-"""Preprocessed images of one size, a list of images of several sizes, or the output of the model's own processor."""
+MAX_NORMALISED = 20  # no model in use normalises with a standard deviation below 0.05
 
 
-def group_by_size(tower: Tower, images: Images) -> list[tuple[list[int], Float[Tensor, "b 3 y x"]]]:
-    """Stack the images of each size.
+def group_by_size(clip: ClipModel, images: Images) -> list[tuple[list[int], Float[Tensor, "b 3 y x"]]]:
+    """Convert images to model input and stack those of each size.
 
     Args:
-        tower: the image tower.
-        images: one tensor, tensors of several sizes, or the output of the model's image processor.
+        clip: the model.
+        images: one image, several of any size, a batch, or the output of the model's image processor.
 
     Returns:
         For each size the indices of the images and the images themselves.
 
     Raises:
-        ConfigError: the images do not fit the tower.
+        ConfigError: the images cannot be read, or do not fit the tower.
+
+    Warns:
+        ClipCamWarning: they are float pixels that were not normalised.
     """
     if isinstance(images, Mapping):
-        images = tower.unpack(images)
-    if isinstance(images, Tensor):
-        _check(tower, images)
-        return [(list(range(len(images))), images)]
-    if not images or not all(isinstance(image, Tensor) for image in images):
-        raise ConfigError(f"images must be a tensor, or a list of tensors [3, y, x] (got {type(images).__name__}).")
-    indices_of: dict[tuple[int, ...], list[int]] = {}
-    for i, image in enumerate(images):
-        indices_of.setdefault(tuple(image.shape), []).append(i)
-    groups = [(indices, torch.stack([images[i] for i in indices])) for indices in indices_of.values()]
+        images = clip.tower.unpack(images)
+    if isinstance(images, Tensor) and images.ndim == 4:
+        groups = [(list(range(len(images))), images)]
+    else:
+        converted = [clip.preprocessing.image(image) for image in list_images(images)]
+        indices_of: dict[tuple[int, ...], list[int]] = {}
+        for i, image in enumerate(converted):
+            indices_of.setdefault(tuple(image.shape), []).append(i)
+        groups = [(indices, torch.stack([converted[i] for i in indices])) for indices in indices_of.values()]
     for _, stacked in groups:
-        _check(tower, stacked)
+        _check(clip, stacked)
     return groups
 
 
@@ -58,10 +61,8 @@ def compute_scaled_sizes(
         Height and width in pixels per scale.
 
     Raises:
-        ConfigError: a scale is not a positive number, or the tower does not support it.
+        ConfigError: the tower does not support a scale.
     """
-    if not scales or not all(0 < scale < float("inf") for scale in scales):
-        raise ConfigError(f"scales must be positive factors, at least one (got {tuple(scales)}).")
     size = (images.shape[-2], images.shape[-1])
     return [size if scale == 1 else tower.scaled_size(size, scale) for scale in scales]
 
@@ -105,15 +106,43 @@ def takes_size(tower: Tower, size: tuple[int, int]) -> bool:
     return True
 
 
-def _check(tower: Tower, images: Tensor) -> None:
+def require_pixels(pixels: object, axes: str) -> None:
+    """Refuse anything but pixels that a model saw: over a whole photograph, a map would be misplaced.
+
+    Args:
+        pixels: what a map is drawn over.
+        axes: of the tensor, ``"n 3 y x"`` or ``"3 y x"``.
+
+    Raises:
+        ConfigError: the message says how such pixels are made.
+    """
+    count = len(axes.split())
+    if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and pixels.ndim == count and pixels.shape[-3] == 3:
+        return
+    got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
+    raise ConfigError(
+        f"pixels must be a uint8 tensor [{', '.join(axes.split())}] of what the model sees (got {got}); "
+        f"find_clip(model).preprocessing.pixels(images){'[0]' if count == 3 else ''} makes it of any images."
+    )
+
+
+def _check(clip: ClipModel, images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or not len(images) or not images.is_floating_point():
         raise ConfigError(
             "images must be preprocessed float pixels [n, 3, height, width], n at least 1 "
-            f"(got {images.dtype} {tuple(images.shape)})."
+            f"(got {images.dtype} {tuple(images.shape)}); give raw pixels as files, PIL images or uint8 arrays "
+            "[height, width, 3]."
         )
-    require_size(tower, (images.shape[-2], images.shape[-1]))
+    require_size(clip.tower, (images.shape[-2], images.shape[-1]))
     not_finite = [i for i, image in enumerate(images) if not image.isfinite().all()]
     if not_finite:
         raise ConfigError(
             f"images must be finite; {len(not_finite)} contain NaN or infinity, the first has index {not_finite[0]}."
+        )
+    if images.abs().amax() > MAX_NORMALISED:
+        warnings.warn(
+            f"a float tensor of images reaches {float(images.abs().amax()):.0f}, so it was not normalised as the model "
+            "expects; give files, PIL images or uint8 arrays, which go through the model's own preprocessing.",
+            ClipCamWarning,
+            stacklevel=2,
         )

@@ -1,6 +1,7 @@
 """Find the CLIP in any module, tokenize prompts for it, and embed images and texts with it."""
 
 import hashlib
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +14,13 @@ from torch.nn import functional as F
 
 from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, find_adapter
 from clipcam_lightning.cam.arguments import suggest
+from clipcam_lightning.cam.decoding import Images
 from clipcam_lightning.cam.precision import find_input_type
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.errors import ModelError
+from clipcam_lightning.errors import ConfigError, ModelError
 
 __all__ = ["ClipModel", "ModelSpec", "Tokenizer", "Tokens", "find_clip"]
 
@@ -102,9 +104,16 @@ class ClipModel:
         """
         return self.tower.encode(images.to(self.device, self.dtype)).float()
 
-    def embed_images(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
-        """Embed images, as unit vectors in float32."""
-        return F.normalize(self.features(images), dim=-1)
+    def embed_images(self, images: Images) -> Float[Tensor, "n d"]:
+        """Embed images, as unit vectors in float32.
+
+        Args:
+            images: of one size, as :meth:`Preprocessing.batch` takes them.
+
+        Raises:
+            ConfigError: an image cannot be used, or model input has several sizes.
+        """
+        return F.normalize(self.features(self.preprocessing.batch(images)), dim=-1)
 
     def embed_tokens(self, tokens: Tokens) -> Float[Tensor, "n d"]:
         """Embed token ids, or the output of a transformers tokenizer, as unit vectors in float32."""
@@ -115,7 +124,14 @@ class ClipModel:
         return F.normalize(self.adapter.encode_text(moved).float(), dim=-1)
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Embed prompts, as unit vectors in float32; a prompt that occurs twice is embedded once."""
+        """Embed prompts, as unit vectors in float32; a prompt that occurs twice is embedded once.
+
+        Raises:
+            ConfigError: a single string instead of a list, or no prompt.
+            ModelError: there is no tokenizer.
+        """
+        if isinstance(prompts, str) or not len(prompts):
+            raise ConfigError(f"prompts must be a list of strings, at least one (got {prompts!r}).")
         row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         return self.embed_tokens(self.tokenize(list(row)))[[row[prompt] for prompt in prompts]]
 
@@ -131,6 +147,9 @@ class ModelSpec:
             the vocabulary is CLIP's.
         towers: image towers of your own, tried before the package's.
 
+    Raises:
+        ConfigError: ``tokenizer`` is no function, or ``towers`` is no list of classes.
+
     Example:
         >>> from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
         >>> ModelSpec(tokenizer=WordTokenizer()).find(trained_clip("vit")).tokenize(["a red circle"]).shape
@@ -141,20 +160,21 @@ class ModelSpec:
     tokenizer: Tokenizer | None = None
     towers: Sequence[type[Tower]] = ()
 
+    def __post_init__(self) -> None:
+        _check_reading(self.tokenizer, self.towers)
+
     def find(self, model: nn.Module | ClipModel) -> ClipModel:
-        """Find the CLIP in a module, as :func:`find_clip` does; of a :class:`ClipModel` only replace the tokenizer.
+        """Find the CLIP in a module, as :func:`find_clip` does.
 
         Raises:
             ModelError: none found, several found, or nothing under ``clip``.
             TowerError: found, but its image tower is unknown.
         """
-        if isinstance(model, ClipModel):
-            return replace(model, tokenizer=self.tokenizer) if self.tokenizer else model
         return find_clip(model, self.clip, self.tokenizer, self.towers)
 
 
 def find_clip(
-    module: nn.Module,
+    module: nn.Module | ClipModel,
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,
     towers: Sequence[type[Tower]] = (),
@@ -167,7 +187,8 @@ def find_clip(
     that model.
 
     Args:
-        module: a LightningModule, a CLIP, or any wrapper of one.
+        module: a LightningModule, a CLIP, or any wrapper of one. A :class:`ClipModel` is returned, with ``tokenizer``
+            if that is given.
         clip, tokenizer, towers: as in :class:`ModelSpec`.
 
     Returns:
@@ -176,12 +197,21 @@ def find_clip(
     Raises:
         ModelError: none found, several found (they are listed), or nothing under ``clip``.
         TowerError: found, but its image tower is unknown.
+        ConfigError: ``tokenizer`` is no function, or ``towers`` is no list of classes.
 
     Example:
         >>> from clipcam_lightning.shapes_world import trained_clip
         >>> find_clip(trained_clip("resnet")).preprocessing.size
         (160, 160)
     """
+    _check_reading(tokenizer, towers)
+    if isinstance(module, ClipModel):
+        return replace(module, tokenizer=tokenizer) if tokenizer else module
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"the model must be a torch module that holds a CLIP (got {reprlib.repr(module)}); "
+            "open_clip.create_model('ViT-B-32', pretrained=...) makes one."
+        )
     found = _candidates(module)
     if clip is not None:
         inside = {path: part for path, part in found.items() if path == clip or path.startswith(f"{clip}.")}
@@ -211,6 +241,16 @@ def find_clip(
         preprocessing=Preprocessing.of(part, tower.input_size, _image_processor_near(module, path)),
         name=path,
     )
+
+
+def _check_reading(tokenizer: Any, towers: Any) -> None:
+    if tokenizer is not None and not callable(tokenizer):
+        raise ConfigError(
+            "tokenizer must be a function from a list of strings to token ids, or a transformers tokenizer (got "
+            f"{tokenizer!r}); open_clip.get_tokenizer('ViT-B-32') makes one."
+        )
+    if isinstance(towers, type) or not all(isinstance(tower, type) for tower in towers):
+        raise ConfigError(f"towers must be a list of classes, such as [MyTower] (got {towers!r}).")
 
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:

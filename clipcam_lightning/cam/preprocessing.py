@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipcam_lightning.cam.adapters import has_sigmoid_loss
+from clipcam_lightning.cam.decoding import ImageLike, Images, decode_rgb, list_images
+from clipcam_lightning.errors import ConfigError
 
 BILINEAR = 2  # as Pillow and transformers number it
 
@@ -60,10 +62,35 @@ class Preprocessing:
         height, width = self.config.input_size[1:]
         return height, width
 
-    def image(self, pixels: UInt8[np.ndarray, "y x 3"]) -> Float[Tensor, "3 v u"]:
-        """Convert an RGB image to model input: float32, resized and normalised."""
+    def image(self, image: ImageLike) -> Float[Tensor, "3 v u"]:
+        """Convert an image to model input: float32, resized and normalised.
+
+        Args:
+            image: a file, a PIL image or a uint8 RGB array ``[y, x, 3]``; alpha is dropped, EXIF orientation is
+                applied. A float tensor ``[3, y, x]`` is model input already and is returned as it is.
+
+        Raises:
+            ConfigError: the image cannot be read, or is something else.
+        """
+        if isinstance(image, Tensor):
+            return _require_model_input(image)
         transform: Callable[[Image.Image], Tensor] = image_transform_v2(self.config, is_train=False)
-        return transform(Image.fromarray(pixels))
+        return transform(Image.fromarray(decode_rgb(image)))
+
+    def batch(self, images: Images) -> Float[Tensor, "n 3 v u"]:
+        """Convert one or several images to a batch of model input, each as :meth:`image` does.
+
+        Args:
+            images: one image, a list, or a batch.
+
+        Raises:
+            ConfigError: an image cannot be used, or model input has several sizes.
+        """
+        converted = [self.image(image) for image in list_images(images)]
+        sizes = sorted({f"{image.shape[1]}x{image.shape[2]}" for image in converted})
+        if len(sizes) > 1:
+            raise ConfigError(f"a batch must have images of one size (got {', '.join(sizes)}); resize or pad them.")
+        return torch.stack(converted)
 
     def mask(self, mask: Bool[np.ndarray, "y x"]) -> Bool[Tensor, "v u"]:
         """Resize and crop a mask in the same way as its image."""
@@ -72,19 +99,34 @@ class Preprocessing:
         transform: Callable[[Image.Image], Tensor] = image_transform_v2(config, is_train=False)
         return transform(Image.fromarray(grey))[0] > 0.5
 
-    def pixels(self, images: Float[Tensor, "n 3 y x"]) -> UInt8[Tensor, "n 3 y x"]:
-        """Convert model input to pixels by undoing the normalisation.
+    def pixels(self, images: Images) -> UInt8[Tensor, "n 3 y x"]:
+        """Convert images to the pixels that the model sees, resized and cropped as its input is.
 
-        An image that this does not bring into the range of pixels was normalised differently; it is stretched to its
-        own minimum and maximum instead.
+        Args:
+            images: model input, whose normalisation is undone; or images that :meth:`batch` converts to model input.
+                Model input that cannot be brought into the range of pixels was normalised differently; it is stretched
+                to its own minimum and maximum instead.
+
+        Raises:
+            ConfigError: an image cannot be used, or model input has several sizes.
         """
-        images = images.detach().float().cpu()
+        images = self.batch(images).detach().float().cpu()
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.config.mean, self.config.std))
         restored = images * std + mean
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         stretched = (images - low) / (high - low).clamp_min(1e-12)
         fits = (restored.amin((1, 2, 3), keepdim=True) > -0.02) & (restored.amax((1, 2, 3), keepdim=True) < 1.02)
         return (torch.where(fits, restored, stretched).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _require_model_input(image: Tensor) -> Float[Tensor, "3 y x"]:
+    """Refuse a tensor that is no model input: raw pixels come as arrays, whose axes cannot be mistaken."""
+    if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+        raise ConfigError(
+            f"a tensor must be preprocessed float pixels [3, height, width] (got {image.dtype} {tuple(image.shape)}); "
+            "give raw pixels as a uint8 array [height, width, 3]."
+        )
+    return image
 
 
 def _convert_processor(image_processor: Any) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """How maps are made: the settings that every entry point takes."""
 
-from collections.abc import Sequence
+import math
+import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
@@ -60,14 +63,15 @@ class MapSettings:
         if self.fuse is not None:
             require_choice("fuse", self.fuse, tuple(FUSIONS))
         require_positive(batch_size=self.batch_size)
-        if self.score_scale is not None and not 0 < self.score_scale < float("inf"):
+        if self.score_scale is not None and not (
+            isinstance(self.score_scale, Real) and 0 < self.score_scale < math.inf
+        ):
             raise ConfigError(f"score_scale must be a positive number, or None (got {self.score_scale!r}).")
-        scales = tuple(self.scales) if isinstance(self.scales, Sequence) else (self.scales,)
-        if not scales or not all(0 < scale < float("inf") for scale in scales):
-            raise ConfigError(f"scales must be positive factors, at least one (got {scales}).")
-        object.__setattr__(self, "scales", scales)
-        if isinstance(self.layers, list):
-            object.__setattr__(self, "layers", tuple(self.layers))
+        for name in ("flip", "shift"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False (got {getattr(self, name)!r}).")
+        object.__setattr__(self, "scales", _check_scales(self.scales))
+        object.__setattr__(self, "layers", _check_layers(self.layers))
         object.__setattr__(self, "target", target_of(self.target))
 
     @classmethod
@@ -92,3 +96,20 @@ class MapSettings:
             return float(self.score_scale)
         target = method.target or target_of(self.target)
         return 1.0 if target.has_temperature else method.score_scale
+
+
+def _check_scales(scales: Any) -> tuple[float, ...]:
+    listed = tuple(scales) if isinstance(scales, Iterable) and not isinstance(scales, str) else (scales,)
+    if not listed or not all(isinstance(scale, Real) and 0 < float(scale) < math.inf for scale in listed):
+        raise ConfigError(f"scales must be positive factors, at least one (got {scales!r}); for example (1.0, 1.5).")
+    return listed
+
+
+def _check_layers(layers: Any) -> Layers:
+    listed = tuple(layers) if isinstance(layers, list | tuple) else (layers,)
+    if layers is not None and not all(isinstance(layer, int | str) for layer in listed):
+        raise ConfigError(
+            "layers must be an index such as -1, a dotted name such as 'visual.layer4', or a list of these "
+            f"(got {reprlib.repr(layers)})."
+        )
+    return listed if isinstance(layers, list) else layers

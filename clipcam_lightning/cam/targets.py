@@ -4,12 +4,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
 
-from clipcam_lightning.cam.arguments import suggest
+from clipcam_lightning.cam.arguments import require_prompts, suggest
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import ConfigError
 
@@ -76,11 +77,8 @@ class _TargetWithNegatives(Target):
                     f"(got {self.negatives.dtype} {tuple(self.negatives.shape)})."
                 )
             return
-        if isinstance(self.negatives, str) or not all(
-            isinstance(prompt, str) and prompt.strip() for prompt in self.negatives
-        ):
-            raise ConfigError(f"negatives must be a list of prompts, such as ['a cat'] (got {self.negatives!r}).")
-        object.__setattr__(self, "negatives", tuple(self.negatives))  # hashable, also if made from a YAML list
+        prompts = require_prompts("negatives", self.negatives, least=0)
+        object.__setattr__(self, "negatives", prompts)  # hashable, also if made from a YAML list
 
     def __eq__(self, other: object) -> bool:
         return self._key == other._key if isinstance(other, type(self)) else NotImplemented
@@ -205,7 +203,7 @@ class LogSoftmax(_TargetWithNegatives):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0:
+        if not isinstance(self.temperature, Real) or not self.temperature > 0:
             raise ConfigError(f"temperature must be positive (got {self.temperature!r}).")
 
     @property
@@ -246,13 +244,13 @@ def target_of(target: TargetLike) -> Target:
     """Return the target of that name, or ``target`` itself if it is not a name.
 
     Raises:
-        ConfigError: no target has that name.
+        ConfigError: no target has that name, or it is no target.
     """
-    if not isinstance(target, str):
+    if isinstance(target, Target):
         return target
-    if target not in _TARGETS:
+    if not isinstance(target, str) or target not in _TARGETS:
         raise ConfigError(
-            f"target must be 'similarity', 'contrast', 'logsoftmax', Contrast(negatives=...) or "
-            f"LogSoftmax(negatives=...) (got {target!r}).{suggest(target, _TARGETS)}"
+            f"target must be 'similarity', 'contrast', 'logsoftmax', Contrast(negatives=...), "
+            f"LogSoftmax(negatives=...) or a Target of your own (got {target!r}).{suggest(target, _TARGETS)}"
         )
     return _TARGETS[target]()

@@ -1,8 +1,10 @@
 """Embed the prompts that ``explain`` is called with."""
 
+import reprlib
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,8 +14,8 @@ from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import Target
 from clipcam_lightning.errors import ConfigError
 
-Prompts: TypeAlias = Sequence[str] | Sequence[Sequence[str]] | Tensor
-"""Prompts for every image, one list of prompts per image, or embeddings ``[p, d]`` or ``[n, p, d]``."""
+Prompts: TypeAlias = str | Sequence[str] | Sequence[Sequence[str]] | Tensor
+"""One or several prompts for every image, one list per image, or embeddings ``[p, d]`` or ``[n, p, d]``."""
 
 
 def embed_prompts(clip: ClipModel, prompts: Prompts, target: Target, images: int) -> tuple[Float[Tensor, "n q d"], int]:
@@ -61,9 +63,14 @@ def _embed(clip: ClipModel, prompts: Prompts, images: int) -> Float[Tensor, "_n 
                 f"{tuple(prompts.shape)}); embed token ids with ClipModel.embed_tokens."
             )
         return _scale_to_unit(clip, prompts if prompts.ndim == 3 else prompts[None])
-    if isinstance(prompts, str) or not len(prompts):
-        raise ConfigError(f"prompts must be a list of strings, one list per image, or embeddings (got {prompts!r}).")
-    shared = all(isinstance(prompt, str) for prompt in prompts)
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    shared = _is_list(prompts) and all(isinstance(prompt, str) for prompt in prompts)
+    if not (shared or (_is_list(prompts) and all(map(_is_list, prompts)))) or not len(prompts):
+        raise ConfigError(
+            "prompts must be a string, a list of strings, one list of strings per image, or a float tensor of "
+            f"embeddings (got {reprlib.repr(prompts)})."
+        )
     rows = [[str(prompt) for prompt in prompts]] if shared else [list(row) for row in prompts]
     if (not shared and len(rows) != images) or len({len(row) for row in rows}) != 1 or not rows[0]:
         raise ConfigError(
@@ -75,6 +82,11 @@ def _embed(clip: ClipModel, prompts: Prompts, images: int) -> Float[Tensor, "_n 
         if not isinstance(prompt, str) or not prompt.strip():
             raise ConfigError(f"prompts must be non-empty strings (got {prompt!r}).")
     return clip.embed_texts(flat).reshape(len(rows), len(rows[0]), -1)
+
+
+def _is_list(prompts: object) -> bool:
+    """Check whether something holds prompts in an order: a set and a string do not."""
+    return isinstance(prompts, Sequence | np.ndarray) and not isinstance(prompts, str)
 
 
 def _scale_to_unit(clip: ClipModel, embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:

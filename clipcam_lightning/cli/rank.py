@@ -13,7 +13,13 @@ from clipcam_lightning.cli.outputs import check_outputs, writing
 from clipcam_lightning.cli.terminal import Output, sanitize, show_progress
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.atomic import write_atomically
-from clipcam_lightning.visualization.ranking_report import METRICS, format_row, ranking_as_json, ranking_report
+from clipcam_lightning.visualization.ranking_report import (
+    MEANINGS,
+    METRICS,
+    format_row,
+    ranking_as_json,
+    ranking_report,
+)
 
 
 def run(options: Any) -> int:
@@ -39,7 +45,9 @@ def run(options: Any) -> int:
             progress.advance(measuring, candidate.forwards)
     ranking = MethodRanking.of(bench, rows, left_out)
     output = Output()
-    output.print(_make_table(ranking))
+    table = _make_table(ranking)
+    output.print(table)
+    output.explain({str(column.header): MEANINGS.get(str(column.header), "") for column in table.columns})
     for name, reason in ranking.left_out.items():
         output.print(sanitize(f"left out: {name} {reason}"), style="dim", soft_wrap=True)
     output.print(sanitize(f"recommended: {ranking.best.setting}"), style="bold green", soft_wrap=True)

@@ -7,17 +7,16 @@ from textwrap import fill
 from rich.table import Table
 
 from clipcam_lightning.cli.outputs import writing
-from clipcam_lightning.cli.terminal import Output, sanitize
+from clipcam_lightning.cli.terminal import TEXT_WIDTH, Output, sanitize
 from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.storage.atomic import write_atomically
-from clipcam_lightning.visualization.report import format_metrics, html_report, report_as_json
+from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report, report_as_json
 
 PASSED, DRIFTED = 0, 1
-RULE_WIDTH = 100  # columns; longer lines are hard to read
 ROWS = 40  # probes in the table; more would scroll the verdict off the screen
-METRICS = ("Drift", "Drift / noise floor", "Shared gain", "Energy on object")
+COLUMNS = ("Drift", "Drift / noise floor", "Shared gain", "Energy on object")
 
 
 def save_snapshot(snapshot: Snapshot, file: Path) -> None:
@@ -51,10 +50,12 @@ def report_on(
         ConfigError: a file cannot be written.
     """
     output = Output()
-    output.print(_make_table(report))
+    table = _make_table(report)
+    output.print(table)
+    output.explain({str(column.header): METRICS.get(str(column.header), "") for column in table.columns})
     output.print(sanitize(str(report)), style="bold red" if report.alarm else "bold green", soft_wrap=True)
     if report.alarm:
-        output.print(_explain_rule(report.rule, min(output.width, RULE_WIDTH)), style="dim", soft_wrap=True)
+        output.print(_explain_rule(report.rule, min(output.width, TEXT_WIDTH)), style="dim", soft_wrap=True)
     write_reports(baseline, snapshot, report, json_file=json_file, html_file=html_file)
     return DRIFTED if report.alarm else PASSED
 
@@ -79,7 +80,7 @@ def _make_table(report: DriftReport) -> Table:
     """Tabulate the probes, flagged ones first, with the metrics that at least one probe has."""
     order = [report.probes[i] for i in report.flagged_first]
     rows = [format_metrics(probe) for probe in order[:ROWS]]
-    columns = [name for name in METRICS if any(name in row for row in rows)]
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
     hidden = len(order) - len(rows)
     table = Table(caption=f"and {hidden} more" if hidden else None)
     table.add_column("Probe", overflow="fold")

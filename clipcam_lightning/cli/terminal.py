@@ -2,11 +2,14 @@
 
 import os
 import sys
+from collections.abc import Mapping
+from textwrap import fill
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PIPE_WIDTH = 160  # columns of an output that is no terminal
+TEXT_WIDTH = 100  # columns of a text; longer lines are hard to read
 
 
 class Output(Console):
@@ -14,6 +17,17 @@ class Output(Console):
 
     def __init__(self) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+    def explain(self, meanings: Mapping[str, str]) -> None:
+        """Print what the columns of a table mean, one item per column.
+
+        Args:
+            meanings: by the column's name; one without meaning is left out.
+        """
+        width = min(self.width, TEXT_WIDTH)
+        for name, meaning in meanings.items():
+            if meaning:
+                self.print(fill(f"{name}: {meaning}", width, subsequent_indent="  "), style="dim", soft_wrap=True)
 
     def on_broken_pipe(self) -> None:
         """Discard what follows: a reader that closes the pipe (``| head``) must not change the exit code."""

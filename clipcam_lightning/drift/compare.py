@@ -276,8 +276,14 @@ def check_comparable(baseline: Snapshot, snapshot: Snapshot) -> None:
         snapshot: what to compare.
 
     Raises:
-        IncomparableError: with the first difference.
+        IncomparableError: with the first difference, or one of them is no snapshot.
     """
+    for each in (baseline, snapshot):
+        if not isinstance(each, Snapshot):
+            raise IncomparableError(
+                f"snapshots are compared (got {type(each).__name__}); Snapshot.load(file) reads one, and evaluate(...) "
+                "and the callback return one as .snapshot."
+            )
     before, now = (
         {**vars(each.info), "grid": "x".join(map(str, each.maps.shape[1:]))} for each in (baseline, snapshot)
     )

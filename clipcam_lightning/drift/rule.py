@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from clipcam_lightning.errors import ConfigError
 
@@ -47,10 +48,10 @@ class DriftRule:
     max_drift: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_drift is not None and not 0 <= self.max_drift <= 2:
+        if self.max_drift is not None and not (isinstance(self.max_drift, Real) and 0 <= self.max_drift <= 2):
             raise ConfigError(
                 f"max_drift must lie in 0 (nothing may change) to 2 (inverted maps are fine), or be None "
-                f"(got {self.max_drift})."
+                f"(got {self.max_drift!r})."
             )
 
     @property

@@ -1,5 +1,6 @@
 """Evaluate one probe set again and again: explain, take a snapshot, compare it with the baseline, write it."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,8 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor, nn
 
+from clipcam_lightning.cam.arguments import suggest
+from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
@@ -29,7 +32,6 @@ from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.noise_floor import noise_floor
 from clipcam_lightning.probes.prepared import PreparedProbes
-from clipcam_lightning.probes.probe import PathLike
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.tensorfile import VERSION
@@ -68,7 +70,7 @@ class Monitor:
         self._is_baseline_rolling = baseline == "previous"
         self.baseline: Snapshot | None = None
         if self._is_baseline_given:
-            self.baseline = baseline if isinstance(baseline, Snapshot) else Snapshot.load(baseline)
+            self.baseline = load_baseline(baseline)
             _require_same_probes("the baseline", self.baseline, probes)
         self.probes = probes
         self.rule = rule or DriftRule()
@@ -198,6 +200,29 @@ class Monitor:
         elif self._is_baseline_rolling:
             self.baseline = replace(snapshot, noise_floor=baseline.noise_floor, images=baseline.images)
         return snapshot, baseline, report, note
+
+
+def load_baseline(baseline: PathLike | Snapshot) -> Snapshot:
+    """Load a baseline that is given as a file.
+
+    Args:
+        baseline: a snapshot, or its file.
+
+    Raises:
+        SnapshotError: it is neither, or the file cannot be read; for a misspelt ``"start"`` or ``"previous"`` the
+            message suggests it.
+    """
+    if isinstance(baseline, Snapshot):
+        return baseline
+    if not isinstance(baseline, str | os.PathLike):
+        raise SnapshotError(
+            f"baseline must be 'start', 'previous', a Snapshot or its file (got {type(baseline).__name__}); "
+            "evaluate(...) and the callback return a Snapshot as .snapshot."
+        )
+    try:
+        return Snapshot.load(baseline)
+    except SnapshotError as error:
+        raise SnapshotError(f"{error}{suggest(baseline, ('start', 'previous'))}") from error
 
 
 def evaluate(

@@ -1,19 +1,17 @@
 """Read one probe: decode its image and mask, check every field, and copy it to the CPU."""
 
 import operator
-import os
 import reprlib
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from clipcam_lightning.errors import ProbeError, abridge
-from clipcam_lightning.probes.probe import Box, ImageLike, LoadedProbe, MaskLike, PathLike, Probe
+from clipcam_lightning.cam.decoding import ImageLike, decode, decode_rgb, read_rgb
+from clipcam_lightning.errors import ConfigError, ProbeError
+from clipcam_lightning.probes.probe import Box, LoadedProbe, MaskLike, Probe
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -33,7 +31,11 @@ def load_probe(probe: Probe, place: str) -> LoadedProbe:
     Raises:
         ProbeError: a field cannot be used; the message says where, which and why.
     """
-    if not isinstance(probe.prompt, str) or not probe.prompt.strip():
+    if not isinstance(probe.prompt, str):
+        raise ProbeError(
+            f"{place}: the prompt must be text (got {type(probe.prompt).__name__}); the image comes before the prompt."
+        )
+    if not probe.prompt.strip():
         raise ProbeError(f"{place}: the prompt is empty; it must say what to look for.")
     if not isinstance(probe.name, str):
         raise ProbeError(f"{place}: the name must be text (got {reprlib.repr(probe.name)}).")
@@ -75,11 +77,10 @@ def _load_image(image: ImageLike, place: str) -> UInt8[np.ndarray, "y x 3"] | Fl
         if not pixels.isfinite().all():
             raise ProbeError(f"{place}: the image must be finite; it holds NaN or infinity.")
         return pixels
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ProbeError(f"{place}: an array must be uint8 [y, x, 3] (got {image.dtype} {image.shape}).")
-        return np.array(image, order="C")
-    return _decode(image, "image", _read_rgb, place)
+    try:
+        return np.array(decode_rgb(image), order="C")
+    except ConfigError as error:
+        raise ProbeError(f"{place}: {error}") from error
 
 
 def _load_mask(mask: MaskLike, place: str) -> Bool[np.ndarray, "y x"]:
@@ -89,7 +90,10 @@ def _load_mask(mask: MaskLike, place: str) -> Bool[np.ndarray, "y x"]:
             raise ProbeError(f"{place}: a mask must be numbers [y, x] (got {values.dtype}).")
         mask = (values.float() if values.is_floating_point() else values).numpy()
     if not isinstance(mask, np.ndarray):
-        return _decode(mask, "mask", _read_nonblack, place)
+        try:
+            return decode(mask, "mask", _read_nonblack)
+        except ConfigError as error:
+            raise ProbeError(f"{place}: {error}") from error
     if mask.ndim != 2 or mask.dtype.kind not in "biuf":
         raise ProbeError(f"{place}: a mask must be numbers [y, x] (got {mask.dtype} {mask.shape}).")
     if not np.isfinite(mask).all():
@@ -131,52 +135,7 @@ def _copy(tensor: Tensor, noun: str, place: str) -> Tensor:
         return tensor.detach().cpu().as_subclass(Tensor).resolve_conj().resolve_neg().clone()
 
 
-def _decode(
-    image: PathLike | Image.Image, noun: str, read: Callable[[Image.Image], np.ndarray], place: str
-) -> np.ndarray:
-    """Decode an image completely and apply its EXIF orientation.
-
-    PIL opens lazily, so only decoding shows that a file is truncated.
-    """
-    if not isinstance(image, str | os.PathLike | Image.Image):
-        raise ProbeError(
-            f"{place}: the {noun} must be a file, PIL image, array or tensor (got {type(image).__name__})."
-        )
-    name = abridge(getattr(image, "filename", "") if isinstance(image, Image.Image) else os.fspath(image))
-    try:
-        if isinstance(image, Image.Image):
-            return read(_apply_orientation(image))
-        if Path(image).exists() and not Path(image).is_file():
-            raise ValueError("it is not a file")  # opening a pipe would block
-        with Image.open(image) as opened:
-            return read(_apply_orientation(opened))
-    except FileNotFoundError as error:
-        raise ProbeError(f"{place}: the {noun} {name} does not exist.") from error
-    except Exception as error:  # a damaged file can make its decoder raise almost anything
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ProbeError(f"{place}: the {noun} {name} cannot be read: {abridge(reason)}") from error
-
-
-def _apply_orientation(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF orientation says; an image with unreadable EXIF stays as it is."""
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # bytes that only claim to be EXIF can make their reader raise almost anything
-        return image
-
-
-def _read_rgb(image: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
-    if image.mode in ("I", "F"):
-        raise ValueError("the range of its 32-bit pixels is unknown; save it with 8 bits per channel")
-    if image.mode.startswith("I;16"):  # PIL would clip these values at 255, to white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if "transparency" in image.info:  # PIL warns unless the conversion goes through RGBA
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
-
-
 def _read_nonblack(image: Image.Image) -> Bool[np.ndarray, "y x"]:
     if image.mode[0] in "IF":  # in 8 bits, small labels of a 16-bit or 32-bit image would become 0
         return np.array(image).astype(bool)
-    return np.array(_read_rgb(image).any(axis=-1))
+    return np.array(read_rgb(image).any(axis=-1))

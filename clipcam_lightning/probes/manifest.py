@@ -38,12 +38,12 @@ class ManifestRow:
     place: str
 
 
-def read_manifest(folder: Path) -> list[ManifestRow]:
-    """Read the manifest of a folder.
+def read_manifest(place: Path) -> list[ManifestRow]:
+    """Read a manifest.
 
     Args:
-        folder: holds ``probes.csv`` or ``probes.jsonl`` with the columns or keys ``image``, ``prompt`` and, optionally,
-            ``name``, ``mask`` and ``box``.
+        place: the manifest, ``probes.csv`` or ``probes.jsonl`` with the columns or keys ``image``, ``prompt`` and,
+            optionally, ``name``, ``mask`` and ``box``; or the folder that holds one.
 
     Returns:
         The rows in the order of the file, at least one.
@@ -52,14 +52,7 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
         ProbeError: the folder has no manifest or both, a column is missing or appears twice, or a line cannot be read
             (the message gives its number).
     """
-    # pathlib's would raise for a name that is too long.
-    present = [folder / name for name in MANIFESTS if os.path.isfile(folder / name)]  # noqa: PTH113
-    if len(present) != 1:
-        raise ProbeError(
-            f"{abridge(folder)} must hold one manifest, {' or '.join(MANIFESTS)} "
-            f"({'both' if present else 'neither'} found). Its columns: image,prompt[,name,mask,box]."
-        )
-    (path,) = present
+    path = place if place.name in MANIFESTS else _find_manifest(place)
     read = _read_csv if path.suffix == ".csv" else _read_jsonl
     try:
         lines = read(path)
@@ -67,7 +60,18 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
         raise ProbeError(f"{path} cannot be read: {error}") from error
     if not lines:
         raise ProbeError(f"{path} lists no probes.")
-    return [_parse_row(fields, folder, f"{path.name} line {number}") for number, fields in lines]
+    return [_parse_row(fields, path.parent, f"{path.name} line {number}") for number, fields in lines]
+
+
+def _find_manifest(folder: Path) -> Path:
+    # pathlib's would raise for a name that is too long.
+    present = [folder / name for name in MANIFESTS if os.path.isfile(folder / name)]  # noqa: PTH113
+    if len(present) != 1:
+        raise ProbeError(
+            f"{abridge(folder)} must hold one manifest, {' or '.join(MANIFESTS)} "
+            f"({'both' if present else 'neither'} found). Its columns: image,prompt[,name,mask,box]."
+        )
+    return present[0]
 
 
 def _read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:

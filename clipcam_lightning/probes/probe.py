@@ -1,7 +1,6 @@
 """One image with one prompt: as the user gives it, and as it was read."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -11,10 +10,9 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from clipcam_lightning.cam.decoding import ImageLike, PathLike
 from clipcam_lightning.cam.representation import short_repr
 
-PathLike: TypeAlias = str | os.PathLike[str]
-ImageLike: TypeAlias = PathLike | Image.Image | np.ndarray | Tensor
 MaskLike: TypeAlias = PathLike | Image.Image | np.ndarray | Tensor
 Box: TypeAlias = tuple[int, int, int, int]
 

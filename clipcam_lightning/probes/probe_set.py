@@ -9,17 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clipcam_lightning.cam.decoding import ImageLike, PathLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.errors import ProbeError, SnapshotError, abridge
 from clipcam_lightning.probes.batch import SizeFilter, decode_prompt, find_images_and_prompts
 from clipcam_lightning.probes.load import load_probe
-from clipcam_lightning.probes.manifest import read_manifest
+from clipcam_lightning.probes.manifest import MANIFESTS, read_manifest
 from clipcam_lightning.probes.names import name_probes
 from clipcam_lightning.probes.prepared import PreparedProbes, prepare_probes
-from clipcam_lightning.probes.probe import ImageLike, LoadedProbe, PathLike, Probe
+from clipcam_lightning.probes.probe import LoadedProbe, Probe
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "probe set"
@@ -35,7 +37,7 @@ class ProbeSet(Sequence[LoadedProbe]):
 
     Args:
         probes: :class:`Probe` objects or ``(image, prompt)`` pairs, at least one; or another set; or the path of a
-            folder with a manifest, or of a file that :meth:`save` wrote. The manifest is ``probes.csv`` or
+            manifest, of its folder, or of a file that :meth:`save` wrote. The manifest is ``probes.csv`` or
             ``probes.jsonl`` with the columns ``image,prompt[,name,mask,box]``: paths are relative to the folder, a box
             is ``left top right bottom`` in pixels.
         places: what error messages call each probe of a sequence; by default "probe 1" and so on.
@@ -61,8 +63,8 @@ class ProbeSet(Sequence[LoadedProbe]):
     def __init__(self, probes: PathLike | Iterable[ProbeLike], *, places: Sequence[str] | None = None) -> None:
         if not isinstance(probes, str | os.PathLike):
             self._probes = _load_probes(probes, places)
-        elif os.path.isdir(probes):  # noqa: PTH112 - pathlib's raises for a name that is too long
-            self._probes = _load_folder(Path(probes))
+        elif os.path.isdir(probes) or Path(probes).name in MANIFESTS:  # noqa: PTH112 - pathlib's raises for long names
+            self._probes = _load_manifest(Path(probes))
         else:
             self._probes = _load_file(Path(probes))
 
@@ -207,6 +209,11 @@ class ProbeSet(Sequence[LoadedProbe]):
 
 
 def _load_probes(probes: Iterable[ProbeLike], places: Sequence[str] | None = None) -> tuple[LoadedProbe, ...]:
+    if not isinstance(probes, Iterable) or isinstance(probes, Mapping | Tensor | np.ndarray):
+        raise ProbeError(
+            "probes must be a list of Probe or (image, prompt), a ProbeSet, a folder with probes.csv, or a file of "
+            f"ProbeSet.save (got {reprlib.repr(probes)})."
+        )
     items = list(probes)
     if not items:
         raise ProbeError("a probe set needs at least one probe.")
@@ -228,8 +235,8 @@ def _require_probe(item: ProbeLike, place: str) -> Probe | LoadedProbe:
     return Probe(*item)
 
 
-def _load_folder(folder: Path) -> tuple[LoadedProbe, ...]:
-    rows = read_manifest(folder)
+def _load_manifest(place: Path) -> tuple[LoadedProbe, ...]:
+    rows = read_manifest(place)
     probes = [Probe(row.image, row.prompt, row.name, row.mask, row.box) for row in rows]
     return _load_probes(probes, [row.place for row in rows])
 

@@ -8,6 +8,18 @@ from torch.utils.tensorboard import SummaryWriter
 from clipcam_lightning.drift.compare import ProbeDrift
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 
+MEANINGS = {
+    "drift": "mean of 1 minus the correlation with the baseline's map: 0 for equal, 1 unrelated, 2 inverted maps",
+    "drift_max": "largest drift of a probe, 0 to 2",
+    "similarity": "mean cosine of image and prompt, -1 to 1; higher is a better match",
+    "flagged": "number of probes that violate the rule; lower is better",
+    "alarm": "1 if the evaluation is an alarm, else 0",
+    "degenerate": "number of probes with a map that carries no information; lower is better",
+    "energy_inside_mask": "mean share of a map that lies on the object, 0 to 1; higher is better",
+    "pointing": "share of the maps whose hottest pixel is on the object, 0 to 1; higher is better",
+}
+"""What the metrics of an evaluation mean."""
+
 
 class TensorBoardSink(Sink):
     """Writes scalars at each evaluation, and once a table of the probes.
@@ -44,11 +56,13 @@ class TensorBoardSink(Sink):
 
 
 def format_probe_table(evaluation: Evaluation) -> str:
-    """Format the probes as a Markdown table with one row per probe, below the settings of the maps."""
+    """Format settings, metrics and probes as Markdown: a line, a list and a table with one row per probe."""
     info = evaluation.snapshot.info
     lines = [
         f"method **{escape_markup(info.method)}**, target **{escape_markup(info.target)}**, "
         f"layer **{escape_markup(', '.join(info.layers))}**, alarm: {escape_markup(str(evaluation.report.rule))}",
+        "",
+        *(f"- **{escape_markup(name)}**: {escape_markup(MEANINGS[name])}" for name in evaluation.metrics),
         "",
         "| probe | prompt | object mask |",
         "| --- | --- | --- |",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.images import takes_size
 from clipcam_lightning.cam.model import ClipModel, ModelSpec
 from clipcam_lightning.cam.settings import MapSettings
@@ -16,8 +17,7 @@ from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import ClipCamError, describe_error
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
-from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
-from clipcam_lightning.probes.probe import PathLike
+from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor, load_baseline
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
 from clipcam_lightning.training.ranks import Ranks
@@ -163,8 +163,8 @@ class Session:
         return self.monitor.close() if self.monitor is not None else ()
 
     def _load(self) -> None:
-        if not isinstance(self._baseline, Snapshot) and self._baseline not in ("start", "previous"):
-            self._baseline = Snapshot.load(self._baseline)
+        if self._baseline not in ("start", "previous"):
+            self._baseline = load_baseline(self._baseline)
         if self.monitor is not None:
             self.monitor.close()  # a fit that was killed leaves its sinks open
         elif self._probes is not None:

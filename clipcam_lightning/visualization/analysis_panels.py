@@ -7,6 +7,7 @@ from torch import Tensor
 
 from clipcam_lightning.analysis.confusion import Confusion
 from clipcam_lightning.analysis.prompt_sensitivity import Sensitivity
+from clipcam_lightning.cam.images import require_pixels
 from clipcam_lightning.cam.map_state import map_state
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import (
@@ -26,12 +27,15 @@ def confusion_panel(
     """Draw one confused probe: input | map of its own prompt | map of the preferred prompt | difference.
 
     Args:
-        pixels: input of the model.
+        pixels: the image as the model sees it: ``find_clip(model).preprocessing.pixels(image)[0]``.
         confusion: of :func:`~clipcam_lightning.analysis.confusion.confusions`.
         mask: of the object, outlined on the input.
 
     Returns:
         The panel; each map is scaled to its own maximum.
+
+    Raises:
+        ConfigError: ``pixels`` are no uint8 tensor.
 
     Example:
         >>> import torch
@@ -41,6 +45,7 @@ def confusion_panel(
         >>> confusion_panel(torch.zeros(3, 224, 224, dtype=torch.uint8), confusion).size
         (872, 290)
     """
+    require_pixels(pixels, "3 y x")
     own, preferred = relative_saliency(torch.stack([confusion.map, confusion.preferred_map]))
     large = enlarge(pixels, TILE)
     return draw_panel(
@@ -59,11 +64,14 @@ def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) 
     """Draw one image under paraphrases: input | mean map | spread between paraphrases | mean map of absent things.
 
     Args:
-        pixels: input of the model.
+        pixels: the image as the model sees it: ``find_clip(model).preprocessing.pixels(image)[0]``.
         sensitivity: of :func:`~clipcam_lightning.analysis.prompt_sensitivity.sensitivity`.
 
     Returns:
         The panel, with the correlations in its second line.
+
+    Raises:
+        ConfigError: ``pixels`` are no uint8 tensor.
 
     Example:
         >>> import torch
@@ -73,6 +81,7 @@ def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) 
         >>> sensitivity_panel(torch.zeros(3, 64, 64, dtype=torch.uint8), result).size
         (872, 290)
     """
+    require_pixels(pixels, "3 y x")
     large = enlarge(pixels, TILE)
     means = [relative_saliency(maps).mean(0) for maps in (sensitivity.maps, sensitivity.absent_maps)]
     own, absent = relative_saliency(torch.stack(means))

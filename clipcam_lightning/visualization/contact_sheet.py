@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from clipcam_lightning.cam.images import require_pixels
 from clipcam_lightning.cam.lettering import font, wrap
 from clipcam_lightning.drift.compare import format_drift
 from clipcam_lightning.monitoring.history import HistoryEntry
@@ -49,6 +50,9 @@ def contact_sheet(
     Returns:
         The sheet, with a red frame around each map of a flagged probe.
 
+    Raises:
+        ConfigError: ``pixels`` are no uint8 tensor.
+
     Example:
         >>> from clipcam_lightning import contact_sheet, evaluate
         >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
@@ -59,6 +63,7 @@ def contact_sheet(
         >>> contact_sheet(evaluation.pixels, evaluation.snapshot.prompts, evaluation.history, order).size
         (398, 306)
     """
+    require_pixels(pixels, "n 3 y x")
     columns = [history[i] for i in np.unique(np.linspace(0, len(history) - 1, max_columns).round().astype(int))]
     rows = order[:MAX_ROWS]
     cell = SHEET_TILE + GAP

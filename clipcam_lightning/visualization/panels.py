@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from clipcam_lightning.cam.images import require_pixels
 from clipcam_lightning.cam.lettering import letter
 from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.drift.compare import ProbeDrift, format_drift
@@ -47,6 +48,9 @@ def probe_panel(
         The panel, with a red flag if the probe is flagged. Each map is scaled to its own maximum; in place of the heat
         of a degenerate map stand the words of its :class:`~clipcam_lightning.MapState`.
 
+    Raises:
+        ConfigError: ``pixels`` are no uint8 tensor.
+
     Example:
         >>> from clipcam_lightning import evaluate, probe_panel
         >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
@@ -57,6 +61,7 @@ def probe_panel(
         >>> probe_panel(evaluation.pixels[0], maps[0], maps[0], probe, steps=(0, 0)).size
         (872, 290)
     """
+    require_pixels(pixels, "3 y x")
     labels = (
         "input",
         f"baseline, step {steps[0]} (own scale)",

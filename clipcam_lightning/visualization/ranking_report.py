@@ -27,6 +27,24 @@ METRICS = {
 }
 """Titles of the metrics, with their attributes in :class:`RankedMethod`."""
 
+MEANINGS = {
+    "Pointing": "share of the probes with a mask whose hottest pixel is on the object, 0 to 1: higher is better.",
+    "Energy": "mean share of a map that lies on the object, 0 to 1: higher is better.",
+    "Agreement": "mean correlation with the map of occlusion, -1 to 1: higher is better.",
+    "Insertion": "mean margin over the other prompts, a difference of cosines, while the hottest pixels are inserted: "
+    "higher is better.",
+    "Deletion": "mean margin over the other prompts while the hottest pixels are deleted: lower is better.",
+    "Spotlight": "mean margin over the other prompts if only a disc around the hottest pixel is shown: higher is "
+    "better.",
+    "Shuffled weights": "mean correlation with the map of the same model with shuffled weights, -1 to 1: lower is "
+    "better, and from 0.5 on the map does not depend on the weights.",
+    "Other prompt": "mean correlation with the map for another prompt, -1 to 1: lower is better, and from 0.95 on the "
+    "map does not depend on the prompt.",
+    "Degenerate": "share of the maps that carry no information, 0 to 1: lower is better.",
+    "Forwards": "cost of one map in forwards of the image tower, where a backward counts as two.",
+}
+"""What the columns of a ranking mean."""
+
 
 def format_row(row: RankedMethod) -> dict[str, str]:
     """Format the metrics of a method for people.
@@ -95,7 +113,7 @@ def ranking_report(
     page = environment().from_string(files(__package__).joinpath("ranking_report.html.jinja").read_text("utf-8"))
     rows = [(row, format_row(row)) for row in ranking.rows]
     columns = [title for title in METRICS if any(title in texts for _, texts in rows)]
-    html = page.render(ranking=ranking, rows=rows, columns=columns, probes=probes)
+    html = page.render(ranking=ranking, rows=rows, columns=columns, meanings=MEANINGS, probes=probes)
     return html.encode("utf-8", "replace").decode("utf-8")  # a prompt may hold half a surrogate pair
 
 

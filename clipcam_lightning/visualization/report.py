@@ -24,16 +24,20 @@ from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles
 
 ILLUSTRATED = 200  # probes with images, of 30 kB each: a page with more opens slowly
 JPEG_QUALITY = 85
-METRICS = (
-    "Drift",
-    "Drift / noise floor",
-    "Shared gain",
-    "Top-20 % IoU",
-    "Centre shift",
-    "JS distance",
-    "Similarity",
-    "Energy on object",
-)
+METRICS = {
+    "Drift": "1 - the correlation with the baseline's map: 0 the same map, 1 an unrelated one, 2 an inverted one.",
+    "Drift / noise floor": "Drift divided by how far the map moves if the prompt is paraphrased or the image hardly "
+    "changes: up to about 2 is noise, higher is more.",
+    "Shared gain": "Share of the map that is new where the maps of the other images gained most, 0 to 100 %: the "
+    "higher, the more the model looks there in all images.",
+    "Top-20 % IoU": "Overlap of the hottest 20 % of the cells with the baseline's: 1 the same cells, 0 none in common.",
+    "Centre shift": "How far the centre of the map moved, 0 to 100 % of the image's diagonal: higher is further.",
+    "JS distance": "Jensen-Shannon distance from the baseline's map: 0 the same map, 1 one without overlap.",
+    "Similarity": "Cosine of image and prompt, -1 to 1, at the baseline → now: higher is a better match.",
+    "Energy on object": "Share of the map that lies on the object, 0 to 1, at the baseline → now: higher is better. It "
+    "needs a probe with a mask.",
+}
+"""Titles of the metrics, with what they mean."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
         rows=rows,
         illustrated=rows[:ILLUSTRATED],
         others=rows[ILLUSTRATED:],
-        columns=METRICS,
+        meanings=METRICS,
         compared=_compare_settings(baseline, snapshot),
         scales={"heat": _draw_scale(HEAT), "change": _draw_scale(CHANGE)},
     )

@@ -101,9 +101,9 @@ def test_braces_in_a_prompt_are_kept_as_text() -> None:
         ({"templates": ("a photo", "{}")}, "one '{}'"),
         ({"templates": "{} {}"}, "at least two strings"),
         ({"prompt": " "}, "not blank"),
-        ({"absent": ()}, "at least one prompt"),
-        ({"absent": "a fox"}, "at least one prompt"),
-        ({"image": torch.zeros(1, 3, 64, 64)}, r"one preprocessed image.*\(1, 3, 64, 64\)"),
+        ({"absent": ()}, "absent must be a list of prompts"),
+        ({"absent": "a fox"}, "absent must be a list of prompts"),
+        ({"image": torch.zeros(1, 3, 64, 64)}, r"\[3, height, width\].*\(1, 3, 64, 64\)"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_refused(

@@ -17,6 +17,6 @@ def test_every_method_is_listed_with_its_tower_cost_and_paper(tmp_path: Path) ->
     first_lines = {row[0]: row[1:] for row in rows if row[0]}
     assert (process.returncode, process.stderr) == (0, "")
     assert [*first_lines] == [*METHODS]
-    assert first_lines["gradcam"] == ["anything", "3", METHODS["gradcam"].source]
-    assert first_lines["rollout"][:2] == ["attention", "1"]
+    assert first_lines["gradcam"] == ["every tower", "3", "Selvaraju et al. 2017, eqs. 1-2, arXiv:1610.02391"]
+    assert first_lines["rollout"][:2] == ["ViTs, attention pools", "1"]
     assert first_lines["scorecam"][1] == "1 + 1 per channel"

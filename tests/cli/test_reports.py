@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipcam_lightning.cli.reports import RULE_WIDTH, report_on
+from clipcam_lightning.cli.reports import report_on
+from clipcam_lightning.cli.terminal import TEXT_WIDTH
 from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.visualization.report import METRICS
 from tests.support.synthetic_evaluations import snapshot_of
 
 NAMES = ("cat", "dog")
@@ -36,9 +38,19 @@ def test_the_rule_is_printed_below_an_alarm_with_one_condition_per_item(capsys: 
     assert code == 1
     assert lines[start - 1].startswith("attention drifted on 2 of 2 probes")
     rule_lines = lines[start + 1 :]
-    assert max(map(len, rule_lines)) <= RULE_WIDTH
+    assert max(map(len, rule_lines)) <= TEXT_WIDTH
     items = " ".join(line.strip() for line in rule_lines).removeprefix("- ").removesuffix(".").split("; or - ")
     assert items == list(rule.conditions)
+
+
+def test_each_column_with_a_metric_is_explained_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(LEFT, LEFT)
+
+    _, lines = printed(before, before, DriftRule(), capsys)
+
+    table_end = max(i for i, line in enumerate(lines) if line.startswith("└"))
+    text = " ".join(line.strip() for line in lines[table_end + 1 : -1])
+    assert text == " ".join(f"{name}: {METRICS[name]}" for name in ("Drift", "Drift / noise floor", "Shared gain"))
 
 
 def test_without_alarm_there_is_one_line_and_no_rule(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from clipcam_lightning.sinks.images import ImageSink
-from clipcam_lightning.sinks.tensorboard import TensorBoardSink, escape_markup, format_probe_table
+from clipcam_lightning.sinks.tensorboard import MEANINGS, TensorBoardSink, escape_markup, format_probe_table
 
 HOSTILE = "<img src=x onerror=alert(1)> **bold** | `code` [a](javascript:1) 'quotes' _x_ 猫"
 EVALUATIONS = 14  # more than the ten images per tag that TensorBoard keeps
@@ -131,6 +131,8 @@ def test_the_table_shows_method_layer_rule_and_masks(clip: ClipModel) -> None:
     assert "method **hirescam**" in table
     assert "ln&#95;1" in table
     assert escape_markup(str(kept.evaluation.report.rule)) in table
+    for name in kept.evaluation.metrics:
+        assert f"- **{escape_markup(name)}**: {escape_markup(MEANINGS[name])}" in table.splitlines()
     assert table.splitlines()[-2].endswith("| yes |")
     assert table.splitlines()[-1] == "| a&#45;red&#45;circle | a red circle | no |"
 

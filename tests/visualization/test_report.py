@@ -232,6 +232,17 @@ def test_the_metrics_are_those_of_the_comparison() -> None:
     }
 
 
+def test_each_metric_says_what_it_means_in_the_list_and_in_its_tooltip() -> None:
+    root = Tree(page_of(BEFORE, NOW)).root
+
+    (details,) = root.all("details")
+    listed = dict(zip([e.text for e in details.all("dt")], [e.text for e in details.all("dd")], strict=True))
+    assert listed == METRICS
+    rows = [row for article in root.all("article") for row in article.all("tr")]
+    assert rows
+    assert all(row.attributes["title"] == METRICS[row.all("th")[0].text] for row in rows)
+
+
 def test_unknown_metrics_are_left_out() -> None:
     vanished, unknown = compare(BEFORE, NOW, DriftRule(0.5)).probes[3:]
     assert format_metrics(vanished) == {"Drift": "1.00", "Top-20 % IoU": "0.00", "Similarity": "0.500 → 0.500"}

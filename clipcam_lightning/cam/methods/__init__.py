@@ -138,12 +138,12 @@ METHODS: dict[str, Method] = {
 
 
 def check_method(method: MethodLike) -> None:
-    """Refuse a name that no method has, before the tower is known.
+    """Refuse a name that no method has, and what is neither name nor function, before the tower is known.
 
     Raises:
         ConfigError: the message lists the names.
     """
-    if isinstance(method, str) and method not in get_args(MethodName):
+    if method not in get_args(MethodName) if isinstance(method, str) else not callable(method):
         raise ConfigError(
             f"method must be 'auto', one of {', '.join(METHODS)}, or a function (got {method!r})."
             f"{suggest(method, get_args(MethodName))}"

@@ -3,6 +3,7 @@
 import { badge } from "./badge.js";
 import { context, element } from "./dom.js";
 import { formatNumber, formatPercent } from "./format.js";
+import { METRICS } from "./metrics.js";
 import { findShift } from "./places.js";
 import { nameOf } from "./sources.js";
 import { Sparkline } from "./sparkline.js";
@@ -19,21 +20,6 @@ import { Sparkline } from "./sparkline.js";
  */
 
 const [STAGE, SMALL] = [420, 144]; // CSS pixels
-
-/** Labels of the metrics, and their digits after the point.
- *
- * @type {[string, string, number][]}
- */
-const METRICS = [
-  ["drift", "Drift from the callback's baseline", 2],
-  ["noise_ratio", "Drift in units of the noise floor", 1],
-  ["shared_gain", "Shared gain", 2],
-  ["concentration", "Concentration", 2],
-  ["top_iou", "Top-20 % IoU", 2],
-  ["center_shift", "Centre shift", 2],
-  ["similarity", "Similarity", 3],
-  ["energy_inside_mask", "Energy on the object", 2],
-];
 
 /** Movement from probe to probe.
  *
@@ -282,11 +268,11 @@ function summary(run, probe, evaluation, row, baseline) {
  * @param {number} evaluation
  */
 function table(row, evaluation) {
-  const available = METRICS.filter(([name]) => !Number.isNaN(row.metric(evaluation, name)));
-  const lines = available.map(([name, label, digits]) =>
+  const available = METRICS.filter(({ name }) => !Number.isNaN(row.metric(evaluation, name)));
+  const lines = available.map(({ name, label, digits, meaning }) =>
     element(
       "tr",
-      {},
+      { title: meaning },
       element("th", { scope: "row", text: label }),
       element("td", { text: formatNumber(row.metric(evaluation, name), digits) }),
     ),

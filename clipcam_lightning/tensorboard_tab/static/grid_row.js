@@ -3,6 +3,7 @@
 import { badge } from "./badge.js";
 import { element } from "./dom.js";
 import { formatNumber, formatPercent } from "./format.js";
+import { DRIFT } from "./metrics.js";
 import { findShift } from "./places.js";
 import { SIZE } from "./size.js";
 import { Sparkline } from "./sparkline.js";
@@ -31,7 +32,7 @@ export class GridRow {
     this.currentStrip = currentStrip;
     this.sparkline = new Sparkline(this.run, this.probe, SIZE.about, 30);
     this.shift = element("div", { class: "shift" });
-    this.metric = element("div", { class: "metric" });
+    this.metric = element("div", { class: "metric", title: DRIFT.meaning });
     this.current = element(
       "div",
       { class: "current", on: { click: () => this.open(this.board.current) } },
@@ -120,7 +121,7 @@ export class GridRow {
 
   /** @param {number} column */
   #addCell(column) {
-    const metric = element("div", { class: "metric" });
+    const metric = element("div", { class: "metric", title: DRIFT.meaning });
     const cell = element(
       "div",
       {
