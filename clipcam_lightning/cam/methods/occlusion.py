@@ -55,7 +55,7 @@ def cluster_occlusion(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
 
     Fits every tower.
 
-    Source: no paper; :func:`occlusion` with the regions of CCI, Agarwal et al. 2025, https://arxiv.org/abs/2511.12978
+    Source: no paper; occlusion with the regions of CCI, Agarwal et al. 2025, https://arxiv.org/abs/2511.12978
     """
     members = cluster_patches(capture.activations, CLUSTERS)
     size = (capture.images.shape[-2], capture.images.shape[-1])
