@@ -4,7 +4,7 @@ Occlusion asks the model itself, at the cost of 65 forwards. Scenes of both imag
 the captions of all objects in a scene are the prompts. What ``auto`` stands for on pooled towers was chosen on
 models of the first seed and on other scenes; models of the other seeds are to report on, and ViTs of 8 blocks.
 
-Run it: python -m benchmarks.default_maps  (trains the models, unless they are cached: about two hours)
+Run it: python -m benchmarks.default_maps  (trains the models, unless they are cached: about three hours)
 """
 
 import json

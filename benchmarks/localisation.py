@@ -9,7 +9,7 @@ In reported scenes with two objects, the maps of ``similarity`` are also tested 
 (of the first object), and parameter randomization. Edges of the image are graded like a map, as a baseline for each
 metric and as a control that must fail parameter randomization.
 
-Run it: python -m benchmarks.localisation  (two hours on two cores, once the models are trained; ``--quick``: a few
+Run it: python -m benchmarks.localisation  (about an hour on two cores, once the models are trained; ``--quick``: a few
 scenes, to check that it runs; writes nothing)
 """
 

@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipcam_lightning.cam.arguments import require_pixels
 from clipcam_lightning.cam.colors import overlaid
 from clipcam_lightning.cam.fuse import resize_maps
-from clipcam_lightning.cam.images import require_pixels
 from clipcam_lightning.cam.lettering import letter
 from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.cam.representation import short_repr

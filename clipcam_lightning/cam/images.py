@@ -106,26 +106,6 @@ def takes_size(tower: Tower, size: tuple[int, int]) -> bool:
     return True
 
 
-def require_pixels(pixels: object, axes: str) -> None:
-    """Refuse anything but pixels that a model saw: over a whole photograph, a map would be misplaced.
-
-    Args:
-        pixels: what a map is drawn over.
-        axes: of the tensor, ``"n 3 y x"`` or ``"3 y x"``.
-
-    Raises:
-        ConfigError: the message says how such pixels are made.
-    """
-    count = len(axes.split())
-    if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and pixels.ndim == count and pixels.shape[-3] == 3:
-        return
-    got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
-    raise ConfigError(
-        f"pixels must be a uint8 tensor [{', '.join(axes.split())}] of what the model sees (got {got}); "
-        f"find_clip(model).preprocessing.pixels(images){'[0]' if count == 3 else ''} makes it of any images."
-    )
-
-
 def _check(clip: ClipModel, images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or not len(images) or not images.is_floating_point():
         raise ConfigError(

@@ -111,7 +111,7 @@ def test_the_cell_means_of_a_linear_image_do_not_change(library: str) -> None:
     nn.init.constant_(patches.weight, 1 / patches.weight[0].numel())
     height, width = patches.kernel_size
     y, x = torch.meshgrid(torch.arange(4.0 * height), torch.arange(6.0 * width), indexing="ij")
-    images = (3 * y + x).expand(1, 3, -1, -1)
+    images = (3 * y + x).expand(1, 3, -1, -1) / 100
     method = Method(lambda capture: capture.activations[:, :1], LayerCapture)
     texts = torch.randn(1, len(clip.embed_images(images)[0]))
 

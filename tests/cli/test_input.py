@@ -93,7 +93,7 @@ def baseline(project: Path, shell: Main) -> Path:
         ((*EXPLAIN, *BEFORE, "--batch-size", "0"), "batch_size must be at least 1"),
         ((*EXPLAIN, *BEFORE, "--target", "contrast"), "--target contrast .* give at least two --prompt"),
         ((*EXPLAIN, *BEFORE, "--scales", "1", "big"), "--scales element 2: Expected a number"),
-        ((*EXPLAIN, *BEFORE, "--scales", "0"), r"scales must be positive factors, at least one \(got \(0\.0,\)\)"),
+        ((*EXPLAIN, *BEFORE, "--scales", "0"), r"scales must be positive factors, at least one \(got \[0\.0\]\)"),
         ((*EXPLAIN, *BEFORE, "--score-scale", "0"), r"score_scale must be a positive number, or None \(got 0\.0\)"),
         ((*EXPLAIN, *BEFORE, "--fuse", "sum"), "--fuse: invalid choice: 'sum'"),
         ((*EXPLAIN, *BEFORE, "--method", "gradcam", "--layers", "7"), "layer must be an index from -3 to 2"),

@@ -61,8 +61,7 @@ class _ClipTower(AttentionTower):
     @property
     def input_channels(self) -> int:
         """Number of channels that the first convolution takes."""
-        channels: int = self.visual.conv1.weight.shape[1]
-        return channels
+        return next((part.in_channels for part in self.visual.conv1.modules() if isinstance(part, nn.Conv2d)), 3)
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Divide the image into whole cells."""
