@@ -6,9 +6,6 @@ from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from clipcam_lightning.errors import ConfigError
 
 
@@ -90,23 +87,3 @@ def suggest(value: object, choices: Iterable[str]) -> str:
     names = {choice.lower(): choice for choice in choices}
     close = get_close_matches(value.lower(), names, n=1) if isinstance(value, str) else []
     return f" Did you mean {names[close[0]]!r}?" if close else ""
-
-
-def require_pixels(pixels: object, axes: str) -> None:
-    """Refuse anything but pixels that a model saw: over a whole photograph, a map would be misplaced.
-
-    Args:
-        pixels: what a map is drawn over.
-        axes: of the tensor, ``"n 3 y x"`` or ``"3 y x"``.
-
-    Raises:
-        ConfigError: the message says how such pixels are made.
-    """
-    count = len(axes.split())
-    if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and pixels.ndim == count and pixels.shape[-3] == 3:
-        return
-    got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
-    raise ConfigError(
-        f"pixels must be a uint8 tensor [{', '.join(axes.split())}] of what the model sees (got {got}); "
-        f"find_clip(model).preprocessing.pixels(images){'[0]' if count == 3 else ''} makes it of any images."
-    )

@@ -1,10 +1,11 @@
-"""Decode image files and PIL images into arrays."""
+"""Decode image files and PIL images into arrays, and check the pixels that maps are drawn over."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -99,6 +100,26 @@ def read_rgb(image: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
     if "transparency" in image.info:  # PIL warns unless the conversion goes through RGBA
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
+
+
+def require_pixels(pixels: object, axes: str) -> None:
+    """Refuse anything but pixels that a model saw: over a whole photograph, a map would be misplaced.
+
+    Args:
+        pixels: what a map is drawn over.
+        axes: of the tensor, ``"n 3 y x"`` or ``"3 y x"``.
+
+    Raises:
+        ConfigError: the message says how such pixels are made.
+    """
+    count = len(axes.split())
+    if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and pixels.ndim == count and pixels.shape[-3] == 3:
+        return
+    got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
+    raise ConfigError(
+        f"pixels must be a uint8 tensor [{', '.join(axes.split())}] of what the model sees (got {got}); "
+        f"find_clip(model).preprocessing.pixels(images){'[0]' if count == 3 else ''} makes it of any images."
+    )
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:

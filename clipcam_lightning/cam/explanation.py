@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipcam_lightning.cam.arguments import require_pixels
 from clipcam_lightning.cam.colors import overlaid
+from clipcam_lightning.cam.decoding import require_pixels
 from clipcam_lightning.cam.fuse import resize_maps
 from clipcam_lightning.cam.lettering import letter
 from clipcam_lightning.cam.map_state import MapState, map_state

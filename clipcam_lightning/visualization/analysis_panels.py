@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipcam_lightning.analysis.confusion import Confusion
 from clipcam_lightning.analysis.prompt_sensitivity import Sensitivity
-from clipcam_lightning.cam.arguments import require_pixels
+from clipcam_lightning.cam.decoding import require_pixels
 from clipcam_lightning.cam.map_state import map_state
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import (

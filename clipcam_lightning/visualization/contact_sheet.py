@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from clipcam_lightning.cam.arguments import require_pixels
+from clipcam_lightning.cam.decoding import require_pixels
 from clipcam_lightning.cam.lettering import font, wrap
 from clipcam_lightning.drift.compare import format_drift
 from clipcam_lightning.monitoring.history import HistoryEntry

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from clipcam_lightning.cam.arguments import require_pixels
+from clipcam_lightning.cam.decoding import require_pixels
 from clipcam_lightning.cam.lettering import letter
 from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.drift.compare import ProbeDrift, format_drift
