@@ -18,9 +18,9 @@ def scorecam(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
 
     with ``n`` the stretch to 0-1, and ``s`` 15 times the cosine by default (``score_scale``). Of the cosine itself the
     softmax is nearly uniform, and on ResNets every prompt gets nearly the same map; of larger logits few channels are
-    left. Small CLIPs were measured at the cosine, at 100 and at their own logit scales of 13 to 20, for which 15 stands:
-    these point far better than the cosine on ResNets, and somewhat worse on ViTs among two objects. 100 is the scale
-    of most published CLIPs. It is a constant, so that a trained temperature cannot look like drift.
+    left. Small CLIPs were measured at the cosine, at 100 and at their own logit scales of 13 to 20, for which 15
+    stands: these point far better than the cosine on ResNets, and somewhat worse on ViTs among two objects. 100 is the
+    scale of most published CLIPs. It is a constant, so that a trained temperature cannot look like drift.
 
     Perturbation-based: no gradient, and one forward per channel, shared by all prompts.
 
