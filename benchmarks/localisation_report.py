@@ -132,7 +132,7 @@ def print_tables(rows: Sequence[Row], objects: int) -> None:
         rows: of both parts.
         objects: per scene, in the first table.
     """
-    console = Console(width=150, highlight=False)
+    console = Console(width=220, highlight=False)
     console.print(f"\nReported pointing accuracy, {objects} objects per scene, target similarity, default layers:\n")
     console.print(_methods_table([row for row in rows if row.objects == objects and row.part == "report"]))
     console.print("\nSettings with the highest share of occlusion's pointing accuracy, the worst of all chosen rows:\n")
