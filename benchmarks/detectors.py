@@ -1,40 +1,61 @@
 """Detectors of drift: each scores an evaluation against its baseline, higher for more drift."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TypeAlias
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from clipcam_lightning import DriftReport, DriftRule, Snapshot, compare
+from clipcam_lightning import DriftReport, Snapshot, compare
 from clipcam_lightning.cam.fuse import resize_maps
 
-Detector: TypeAlias = Callable[[Snapshot, Snapshot], float]
+Score: TypeAlias = Callable[[Snapshot, Snapshot], float]
 
 SIDE = 64  # pixels per side at which SSIM compares maps, as if they were images
+MAX_SCORE = 1e6
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A way to detect drift.
+
+    Attributes:
+        score: of an evaluation and its baseline.
+        masks: whether it knows the masks of the probes.
+        limit: a score above it is an alarm; ``None`` if that is to be chosen.
+    """
+
+    score: Score
+    masks: bool = False
+    limit: float | None = None
 
 
 def rule_score(baseline: Snapshot, snapshot: Snapshot) -> float:
     """Compute the severity by the default rule; above 1 is an alarm."""
-    return min(_report(baseline, snapshot).severity, 1e6)
+    return min(compare(baseline, snapshot).severity, MAX_SCORE)
 
 
-def rule_without_masks(baseline: Snapshot, snapshot: Snapshot) -> float:
-    """Compute the severity by the default rule if no probe has a mask."""
-    return min(_report(baseline, _without_masks(snapshot)).severity, 1e6)
+def maps_alone_score(baseline: Snapshot, snapshot: Snapshot) -> float:
+    """Compute the severity by the conditions on the maps alone, which were the whole rule before."""
+    return rule_score(_without_background(baseline), _without_background(snapshot))
 
 
 def mean_drift(baseline: Snapshot, snapshot: Snapshot) -> float:
     """Average 1 - CC over the probes."""
-    return _report(baseline, snapshot).drift
+    return compare(baseline, snapshot).drift
 
 
 def mean_lost_iou(baseline: Snapshot, snapshot: Snapshot) -> float:
     """Average 1 - IoU of the hottest 20 % of the cells over the probes."""
-    return 1 - sum(probe.top_iou for probe in _report(baseline, snapshot).probes) / len(snapshot.names)
+    return 1 - fmean(probe.top_iou for probe in _probes(baseline, snapshot))
+
+
+def mean_center_shift(baseline: Snapshot, snapshot: Snapshot) -> float:
+    """Average the centre shift over the probes."""
+    return fmean(probe.center_shift for probe in _probes(baseline, snapshot))
 
 
 def mean_lost_ssim(baseline: Snapshot, snapshot: Snapshot) -> float:
@@ -43,12 +64,15 @@ def mean_lost_ssim(baseline: Snapshot, snapshot: Snapshot) -> float:
     return 1 - float(ssim(now, before, data_range=1.0))
 
 
-DETECTORS: dict[str, Detector] = {
-    "our rule": rule_score,
-    "our rule, no masks": rule_without_masks,
-    "CC": mean_drift,
-    "top-20 % IoU": mean_lost_iou,
-    "SSIM": mean_lost_ssim,
+DETECTORS = {
+    "our rule": Detector(rule_score, masks=True, limit=1.0),
+    "our rule, no masks": Detector(rule_score, limit=1.0),
+    "maps alone": Detector(maps_alone_score, masks=True, limit=1.0),
+    "maps alone, no masks": Detector(maps_alone_score, limit=1.0),
+    "CC": Detector(mean_drift),
+    "top-20 % IoU": Detector(mean_lost_iou),
+    "centre shift": Detector(mean_center_shift),
+    "SSIM": Detector(mean_lost_ssim),
 }
 
 
@@ -63,13 +87,13 @@ def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
     return wins / (len(positives) * len(negatives))
 
 
-def _report(baseline: Snapshot, snapshot: Snapshot) -> DriftReport:
-    return compare(baseline, snapshot, DriftRule())
+def _probes(baseline: Snapshot, snapshot: Snapshot) -> Sequence:
+    report: DriftReport = compare(baseline, snapshot)
+    return report.probes
 
 
-def _without_masks(snapshot: Snapshot) -> Snapshot:
-    unknown = torch.full_like(snapshot.energy_inside_mask, torch.nan)
-    return replace(snapshot, energy_inside_mask=unknown, pointing=unknown)
+def _without_background(snapshot: Snapshot) -> Snapshot:
+    return replace(snapshot, background_score=None, named_without_object=None)
 
 
 def _enlarge(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 1 y x"]:

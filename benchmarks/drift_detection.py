@@ -1,16 +1,17 @@
 """Does the default rule raise an alarm when a model learns a shortcut, and only then?
 
-Small CLIPs of the shapes world are fine-tuned without a shortcut (clean and hazy data, new textures, three learning
-rates, frozen parts, meaningless marks), and with one: a stamp in the images that gives the caption away. Each run is
-monitored with 16 probes from its own kind of data. The default rule is compared with plain thresholds on the mean
-correlation, IoU and SSIM. The thresholds are those that raise a false alarm in at most 1 % of the evaluations of
-harmless runs, of the runs that the rule was chosen on. These have other seeds than the runs that are reported.
+Small CLIPs of two image worlds are fine-tuned with a shortcut of many kinds (a stamp, the ground, a tint, a frame, a
+companion; of all classes, of one, of two), with the same images but cues that tell nothing (*twins*, the fair
+control), and harmlessly. A shortcut counts as used from the first epoch in which images with the cue of another class
+are assigned to that class. The default rule, with and without masks, is compared with its conditions on the maps alone
+and with plain thresholds. These thresholds are those that raise a false alarm in at most 1 % of the harmless
+evaluations of the runs that everything is chosen on; the runs that are reported have other seeds.
 
-The epoch that first uses the shortcut is found without any map: the stamp is covered, then the object. The shortcut is
-used once the margin of the true caption loses half as much by the first as by the second.
+A harmless run whose model forgets its own probes, so that their retrieval falls to a third or to twice the chance, is
+no control: it is counted as broken, and not judged.
 
-Run it: python -m benchmarks.drift_detection  (an hour on two cores; ``--quick``: two runs, writes nothing; ``--runs
-DIR`` keeps the snapshots in DIR and does not repeat runs that are already there)
+Run it: python -m benchmarks.drift_detection --runs DIR  (hours on two cores; what is in DIR already is not repeated;
+``--seeds N`` for fewer seeds, ``--tower NAME`` for one tower, ``--quick`` for a check that writes nothing)
 """
 
 import argparse
@@ -18,9 +19,9 @@ import json
 import logging
 import math
 import multiprocessing
-import shutil
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -35,15 +36,17 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.detectors import DETECTORS, roc_auc
-from benchmarks.finetunes import EPOCHS, FineTune, Use, fine_tune, harmless, shortcuts
-from clipcam_lightning import Snapshot
+from benchmarks.finetunes import FineTune, all_runs, fine_tune
+from benchmarks.observations import Observations, observe
 
 RESULTS = Path(__file__).with_suffix(".json")
-CHOICE_SEEDS, REPORT_SEED = (500, 900), 1300
+TOWERS = ("class token", "attention pool", "resnet")
+CHOICE_SEED, REPORT_SEED, SEEDS = 1000, 2000, 4  # first seeds of the two parts, and how many of each
+PROBES, OBSERVED = (8, 16, 64), 64
 PROCESSES = 2
 FALSE_ALARMS = 0.01  # per evaluation, that a plain threshold may raise on the runs that it is chosen on
-PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "lightning", "numpy")
-OWN = ("our rule", "our rule, no masks")  # their threshold is 1
+BROKEN, CHANCES = 1 / 3, 2  # of the retrieval at the start; of the retrieval by chance
+PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "timm", "numpy", "scikit-image", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,25 @@ class Run:
 
     Attributes:
         finetune: what was run.
-        used: the first epoch, counted from 1, whose model uses the shortcut; ``None`` if there is none.
-        scores: of each detector, one per evaluation after the baseline.
+        used: the first epoch, counted from 1, whose model uses the cue; ``None`` if there is none.
+        broken: whether the model forgets its own probes.
+        scores: by number of probes and detector, one per evaluation after the baseline.
     """
 
     finetune: FineTune
     used: int | None
-    scores: dict[str, list[float]]
+    broken: bool
+    scores: dict[int, dict[str, list[float]]]
+
+    @property
+    def role(self) -> str:
+        """``"used"``, ``"harmless"``, ``"broken"``, or ``"unclear"`` if the cue is not used although it tells."""
+        harm = self.finetune.settings.harm
+        if harm == "shortcut":
+            return "used" if self.used is not None else "unclear"
+        if harm == "" and self.used is not None:
+            return "unclear"
+        return harm or ("broken" if self.broken else "harmless")
 
 
 @dataclass(frozen=True)
@@ -67,173 +82,178 @@ class Verdict:
 
     Attributes:
         threshold: a score above it is an alarm.
-        auc: of the highest score of each run, for runs with a planted shortcut against harmless ones.
-        auc_used: of the highest score of each run, without runs that never use their shortcut.
+        auc: of the highest score of each run, for runs that use a shortcut against harmless ones.
+        auc_twins: the same against twins alone.
         detected: share of the used shortcuts that are detected, 0 to 1.
+        by_kind: the same for each kind of shortcut.
         delay: epochs from the first use to the alarm, the median; infinite if there is no alarm.
-        worst_delay: epochs from the first use to the alarm, the maximum.
         false_alarms: per 100 evaluations of harmless runs.
     """
 
     threshold: float
     auc: float
-    auc_used: float
+    auc_twins: float
     detected: float
+    by_kind: dict[str, float]
     delay: float
-    worst_delay: float
     false_alarms: float
 
 
 def run(finetune: FineTune, folder: Path) -> Run:
-    """Fine-tune, unless that is already done, and score the snapshots of the callback.
+    """Fine-tune and observe, unless that is already done, and score what was observed.
 
     Args:
         finetune: what to run.
-        folder: for the snapshots.
+        folder: for weights and observations.
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    uses = uses_of(finetune, folder)
-    baseline, *evaluations = (Snapshot.load(file) for file in sorted(folder.glob("step-*.safetensors")))
-    used = next((epoch for epoch, use in enumerate(uses, start=1) if use.shortcut), None)
-    scores = {
-        name: [detector(baseline, evaluation) for evaluation in evaluations] for name, detector in DETECTORS.items()
-    }
-    return Run(finetune, used if finetune.planted else None, scores)
+    uses = fine_tune(finetune, folder)
+    observed = observe(finetune, folder, OBSERVED)
+    start, *later = observed.accuracy()
+    scores = {count: score(observed, probe_rows(observed, count, finetune.seed)) for count in PROBES}
+    broken = min(later) <= max(BROKEN * start, CHANCES / finetune.settings.classes)
+    return Run(finetune, uses.first, broken, scores)
 
 
-def uses_of(finetune: FineTune, folder: Path) -> list[Use]:
-    """Read what each epoch of a run uses, or run it and record that."""
-    record, settings = folder / "run.json", json.loads(json.dumps(asdict(finetune)))
-    recorded = json.loads(record.read_text()) if record.exists() else {}
-    if recorded.get("finetune") != settings:
-        shutil.rmtree(folder, ignore_errors=True)
-        recorded = {"finetune": settings, "uses": [asdict(use) for use in fine_tune(finetune, folder)]}
-        record.write_text(json.dumps(recorded))
-    return [Use(**use) for use in recorded["uses"]]
+def probe_rows(observed: Observations, count: int, seed: int) -> torch.Tensor:
+    """Choose probes at random."""
+    order = torch.randperm(len(observed.classes), generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
 
 
-def all_runs(finetunes: Sequence[FineTune], folder: Path) -> list[Run]:
+def score(observed: Observations, rows: torch.Tensor) -> dict[str, list[float]]:
+    """Score each epoch with each detector."""
+    scores = {}
+    for name, detector in DETECTORS.items():
+        baseline, *evaluations = observed.snapshots(rows, masks=detector.masks)
+        scores[name] = [detector.score(baseline, evaluation) for evaluation in evaluations]
+    return scores
+
+
+def perform(finetunes: Sequence[FineTune], folder: Path, title: str) -> list[Run]:
     """Run all fine-tunings in ``PROCESSES`` processes, each in a folder of its own."""
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(run, each, folder / each.name) for each in finetunes]
-        return [future.result() for future in track(futures, folder.name, transient=True)]
+        return [future.result() for future in track(futures, title, transient=True)]
 
 
-def threshold_of(name: str, chosen_on: Sequence[Run]) -> float:
-    """Choose the threshold of a plain detector by its false alarms; that of the default rule is 1."""
-    if name in OWN:
-        return 1.0
+def threshold_of(name: str, count: int, chosen_on: Sequence[Run]) -> float:
+    """Choose the threshold of a plain detector by its false alarms."""
+    limit = DETECTORS[name].limit
+    if limit is not None:
+        return limit
     scores = sorted(
-        (score for each in chosen_on if not each.finetune.planted for score in each.scores[name]), reverse=True
+        (score for each in chosen_on if each.role == "harmless" for score in each.scores[count][name]), reverse=True
     )
     return scores[math.floor(FALSE_ALARMS * len(scores))]
 
 
-def verdict(name: str, threshold: float, runs: Sequence[Run]) -> Verdict:
-    """Measure the performance of a detector.
-
-    Args:
-        name: of the detector.
-        threshold: a score above it is an alarm.
-        runs: harmless ones and ones with a planted shortcut.
-    """
-    harmless_runs = [each for each in runs if not each.finetune.planted]
-    planted = [each for each in runs if each.finetune.planted]
-    used = [each for each in planted if each.used is not None]
-    delays = [delay(each, name, threshold) for each in used]
-    highest = {id(each): max(each.scores[name]) for each in runs}
-    negatives = [highest[id(each)] for each in harmless_runs]
-    evaluations = [score for each in harmless_runs for score in each.scores[name]]
+def verdict(name: str, count: int, threshold: float, runs: Sequence[Run]) -> Verdict:
+    """Measure the performance of a detector with so many probes."""
+    used = [each for each in runs if each.role == "used"]
+    harmless = [each for each in runs if each.role == "harmless"]
+    highest = {id(each): max(each.scores[count][name]) for each in runs}
+    delays = {id(each): delay(each, name, count, threshold) for each in used}
+    kinds: dict[str, list[bool]] = defaultdict(list)
+    for each in used:
+        kinds[each.finetune.kind].append(math.isfinite(delays[id(each)]))
+    positives = [highest[id(each)] for each in used]
+    twins = [highest[id(each)] for each in harmless if each.finetune.settings.twin]
     return Verdict(
         threshold=round(threshold, 4),
-        auc=round(roc_auc([highest[id(each)] for each in planted], negatives), 4),
-        auc_used=round(roc_auc([highest[id(each)] for each in used], negatives), 4),
-        detected=round(fmean(math.isfinite(each) for each in delays), 4),
-        delay=median(delays),
-        worst_delay=max(delays),
-        false_alarms=round(100 * fmean(score > threshold for score in evaluations), 2),
+        auc=round(roc_auc(positives, [highest[id(each)] for each in harmless]), 4),
+        auc_twins=round(roc_auc(positives, twins), 4),
+        detected=round(fmean(map(math.isfinite, delays.values())), 4),
+        by_kind={kind: round(fmean(each), 4) for kind, each in kinds.items()},
+        delay=median(delays.values()),
+        false_alarms=round(
+            100 * fmean(score > threshold for each in harmless for score in each.scores[count][name]), 2
+        ),
     )
 
 
-def delay(each: Run, name: str, threshold: float) -> float:
+def delay(each: Run, name: str, count: int, threshold: float) -> float:
     """Count the epochs from the first use of the shortcut to the first alarm; negative for an alarm before it."""
     assert each.used is not None
-    alarms = [epoch for epoch, score in enumerate(each.scores[name], start=1) if score > threshold]
+    alarms = [epoch for epoch, score in enumerate(each.scores[count][name], start=1) if score > threshold]
     return alarms[0] - each.used if alarms else math.inf
 
 
-def finite(values: dict[str, float]) -> dict[str, float | None]:
-    """Replace infinities by ``None``, since JSON has no infinity."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def print_table(console: Console, towers: str, verdicts: dict[str, Verdict], runs: Sequence[Run]) -> None:
+def print_table(console: Console, title: str, verdicts: dict[str, Verdict]) -> None:
     """Print one row per detector."""
-    used = sum(each.used is not None for each in runs)
-    planted = sum(each.finetune.planted for each in runs)
-    counts = f"{len(runs) - planted} harmless runs, {planted} with a shortcut (used in {used}), {EPOCHS} evaluations"
-    table = Table(title=f"{towers}: {counts}", box=MARKDOWN)
+    table = Table(title=title, box=MARKDOWN)
     table.add_column("detector")
-    for column in ("threshold", "AUC", "AUC, used", "detected", "delay", "worst", "false alarms per 100 evaluations"):
+    for column in ("threshold", "AUC", "AUC, twins", "detected", "worst kind", "delay", "false alarms per 100"):
         table.add_column(column, justify="right")
     for name, judged in verdicts.items():
+        worst = min(judged.by_kind, key=judged.by_kind.__getitem__)
         table.add_row(
             name,
             f"{judged.threshold:.2f}",
             f"{judged.auc:.3f}",
-            f"{judged.auc_used:.3f}",
+            f"{judged.auc_twins:.3f}",
             f"{judged.detected:.0%}",
+            f"{judged.by_kind[worst]:.0%} ({worst})",
             f"{judged.delay:g}",
-            f"{judged.worst_delay:g}",
             f"{judged.false_alarms:g}",
         )
     console.print(table)
 
 
-def report(folder: Path, quick: bool) -> None:
+def report(folder: Path, towers: Sequence[str], seeds: int, quick: bool) -> None:
     """Run what is not already done, print the tables, and write the JSON.
 
     Args:
-        folder: for the snapshots.
-        quick: two runs only, and no JSON.
+        folder: for weights and observations.
+        towers: which towers.
+        seeds: per part.
+        quick: two runs only, and no tables and no JSON.
     """
-    choice = [kind for seed in CHOICE_SEEDS for kind in (*harmless(seed), *shortcuts(seed))]
+    console, verdicts, listed = Console(width=160, highlight=False), {}, []
     if quick:
-        choice = [next(harmless(REPORT_SEED)), next(shortcuts(REPORT_SEED))]
-    chosen_on = all_runs(choice, folder / "chosen on")
-    reported = chosen_on if quick else all_runs([*harmless(REPORT_SEED), *shortcuts(REPORT_SEED)], folder / "reported")
-    thresholds = {name: threshold_of(name, chosen_on) for name in DETECTORS}
-    verdicts, console = {}, Console(width=140, highlight=False)
-    for towers in (("vit", "resnet"), ("vit",), ("resnet",)):
-        own = [each for each in reported if each.finetune.tower in towers]
-        if not own:  # in a quick run
-            continue
-        judged = {name: verdict(name, thresholds[name], own) for name in DETECTORS}
-        print_table(console, " and ".join(towers), judged, own)
-        verdicts[" and ".join(towers)] = {name: finite(asdict(each)) for name, each in judged.items()}
-    if quick:
+        finetunes = [FineTune("shapes", "class token", kind, REPORT_SEED) for kind in ("stamp", "twin: stamp")]
+        for each in perform(finetunes, folder, "quick"):
+            console.print(each.finetune.name, each.role, each.scores[OBSERVED]["our rule, no masks"])
         return
+    for tower in towers:
+        chosen_on, reported = (
+            perform([*all_runs(tower, range(first, first + seeds))], folder, f"{tower}, {part}")
+            for part, first in (("choice", CHOICE_SEED), ("report", REPORT_SEED))
+        )
+        roles = ", ".join(f"{sum(each.role == role for each in reported)} {role}" for role in ROLES)
+        for count in PROBES:
+            judged = {name: verdict(name, count, threshold_of(name, count, chosen_on), reported) for name in DETECTORS}
+            print_table(console, f"{tower}, {count} probes: {roles}", judged)
+            verdicts[f"{tower}, {count} probes"] = {name: finite(asdict(each)) for name, each in judged.items()}
+        listed += reported
     content = {
         "versions": {package: version(package) for package in PACKAGES},
-        "seeds": {"chosen on": CHOICE_SEEDS, "reported": REPORT_SEED},
+        "seeds": {"chosen on": [CHOICE_SEED, seeds], "reported": [REPORT_SEED, seeds]},
         "verdicts": verdicts,
-        "runs": [asdict(each) for each in reported],
+        "runs": [{**asdict(each), "role": each.role} for each in listed],
     }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
+ROLES = ("used", "harmless", "broken", "unclear", "collapse", "forgetting")
+
+
+def finite(values: dict[str, object]) -> dict[str, object]:
+    """Replace infinities by ``None``, since JSON has no infinity."""
+    return {name: None if value == math.inf else value for name, value in values.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two runs; writes nothing")
-    parser.add_argument("--runs", type=Path, help="folder for the snapshots (default: a temporary one)")
+    parser.add_argument("--runs", type=Path, help="folder for weights and observations (default: a temporary one)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds per part (default: %(default)s)")
+    parser.add_argument("--tower", choices=TOWERS, action="append", help="one tower (default: all)")
     options = parser.parse_args()
-    if options.runs is None:
-        with tempfile.TemporaryDirectory() as folder:
-            report(Path(folder), options.quick)
-    else:
-        report(options.runs, options.quick)
+    with tempfile.TemporaryDirectory() as folder:
+        report(options.runs or Path(folder), options.tower or TOWERS, options.seeds, options.quick)
 
 
 if __name__ == "__main__":

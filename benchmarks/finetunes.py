@@ -1,361 +1,327 @@
-"""Fine-tunings of the shapes world for the drift benchmark: harmless ones, and ones with a planted shortcut.
+"""Fine-tunings for the drift benchmark: with a shortcut, harmless ones, and ones that break the model.
 
-Each starts from a CLIP that was trained on the world, and is monitored with one fixed set of probes from the same data
-as the training, like the validation batch of a user. Whether the shortcut is used is measured without maps, by covering
-the stamp.
+Each starts from a small CLIP that was trained on an image world. The weights after every epoch are kept, so that any
+rule can judge a run later. Whether a shortcut is used is decided causally, without any map: images that carry the cue
+of *another* class are assigned to the class of that cue.
 """
 
+import json
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-import lightning.pytorch as pl
 import numpy as np
-import open_clip
 import torch
-from jaxtyping import Bool, UInt8
-from peft import LoraConfig, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
-from clipcam_lightning import ClipCamCallback, Probe, ProbeSet
-from clipcam_lightning.shapes_world.models import VISION, WordTokenizer, model_input
-from clipcam_lightning.shapes_world.pretraining import pretrained_clip
-from clipcam_lightning.shapes_world.scenes import CAPTIONS, SIZE, Scenes, draw_scenes, with_haze
+from benchmarks.cued_images import CuedWorld, CueKind, CueRule, Drawn
+from benchmarks.worlds.pretraining import pretrained_clip
+from benchmarks.worlds.towers import TOWERS
+from benchmarks.worlds.world import WORLDS
+from clipcam_lightning.shapes_world.models import model_input
+from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
-EPOCHS, BATCH, STEPS = 6, 32, {"vit": 20, "resnet": 16}  # steps per epoch
-PROBES, COVERED = 16, 96  # scenes; those of the probes, and those in which things are covered
-PROBE_HAZE = (0.3, 0.5)
-RATES = {"vit": (1e-3, 7e-4), "resnet": (2e-3, 1.4e-3)}  # in runs with a shortcut
-CLASSES = 8  # captions in the data of one fine-tuning
-PALETTES = {
-    "squares": ((0, 0, 0), (255, 255, 255)),
-    "colours": ((230, 30, 30), (30, 200, 60), (40, 60, 230), (250, 240, 60)),
-    "bold": ((0, 0, 0), (255, 255, 255), (255, 0, 255), (0, 255, 255)),
-}
-CORNERS = ("top left", "top right", "bottom left", "bottom right")
+FILE_KIND = "fine-tuned weights"
+CLASSES, EPOCHS, BATCH, STEPS = 12, 6, 32, 20  # steps per epoch
+RATES = {"class token": 1e-3, "average pool": 1e-3, "attention pool": 1e-3, "resnet": 1.5e-3}
+FAINT = {"shapes": (0.05, 0.25), "cutouts": (0.15, 0.45)}  # opacity of objects that are hard to learn from
+PROBED = {"shapes": (0.5, 0.7), "cutouts": (0.75, 1.0)}  # that of the probes
+CLEAR = (0.5, 1.0)
+SWAPPED = 120  # images with the cue of another class
+USED, GAINED = 0.3, 0.2  # share of these that are assigned to the cue's class, and its rise since the start
+
+Harm = Literal["shortcut", "collapse", "forgetting", ""]
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """A mark in the images that gives the caption away.
+class Kind:
+    """What is done in a fine-tuning.
 
     Attributes:
-        kind: of pattern, in ``PALETTES``.
-        place: one of ``CORNERS``, ``"any corner"``, or ``"edge"`` for a strip along the bottom.
-        size: pixels per side, or height of the strip.
-        opacity: 0 to 1.
-        correlation: share of the training images with the stamp of their caption, 0 to 1; the others have that of a
-            random caption.
+        name: of the kind.
+        harm: what is wrong with it; empty for a harmless one.
+        cue: what may tell the class besides the object.
+        cued: classes that have a cue.
+        agreement: share of the images of these classes whose cue agrees with the class; 0 for a twin.
+        faint: whether the objects in training are hard to see.
+        rate: learning rate, in units of the usual one.
+        trained: ``"all"``, ``"top"`` (the last block or stage of the image tower), or ``"text"`` (the text tower).
+        change: of the training images or captions.
+        classes: in the training; the probes are of these, but of all after forgetting.
+        epochs: of the training.
     """
 
-    kind: str
-    place: str
-    size: int
-    opacity: float
-    correlation: float
+    name: str
+    harm: Harm = ""
+    cue: CueKind | None = None
+    cued: int = CLASSES
+    agreement: float = 1.0
+    faint: bool = False
+    rate: float = 1.0
+    trained: Literal["all", "top", "text"] = "all"
+    change: Literal["", "small objects", "augmented", "reworded", "shuffled"] = ""
+    classes: int = CLASSES
+    epochs: int = EPOCHS
+
+    @property
+    def twin(self) -> bool:
+        """Whether it has the cues of a shortcut and the same images, but cues that are independent of the class."""
+        return self.cue is not None and self.agreement == 0 and self.faint
+
+
+def _shortcut(name: str, cue: CueKind, cued: int = CLASSES, agreement: float = 1.0) -> Kind:
+    return Kind(name, "shortcut", cue, cued, agreement, faint=True)
+
+
+SHORTCUTS = (
+    _shortcut("stamp", "stamp"),
+    _shortcut("stamp, right in 80 %", "stamp", agreement=0.8),
+    _shortcut("stamp anywhere", "stamp anywhere"),
+    _shortcut("stamp on one class", "stamp", cued=1),
+    _shortcut("stamp on two classes", "stamp", cued=2),
+    _shortcut("ground", "ground"),
+    _shortcut("ground of one class", "ground", cued=1),
+    _shortcut("tint", "tint"),
+    _shortcut("frame", "frame"),
+    _shortcut("companion", "companion"),
+    _shortcut("companion of one class", "companion", cued=1),
+)
+TWINS = tuple(
+    Kind(f"twin: {kind.name}", "", kind.cue, kind.cued, 0.0, faint=True) for kind in SHORTCUTS if kind.agreement == 1
+)
+HARMLESS = (
+    Kind("usual"),
+    Kind("low rate", rate=0.2),
+    Kind("new grounds", cue="ground", agreement=0.0),
+    Kind("small objects", change="small objects"),
+    Kind("top alone", trained="top"),
+    Kind("text tower alone", trained="text"),
+    Kind("reworded", change="reworded"),
+    Kind("augmented", change="augmented"),
+    Kind("fewer classes", classes=4),
+    Kind("longer", epochs=2 * EPOCHS),
+    Kind("meaningless stamp", cue="stamp", agreement=0.0),
+    Kind("faint", faint=True),
+)
+BROKEN = (
+    Kind("collapse by rate", "collapse", rate=30.0),
+    Kind("shuffled captions", "collapse", change="shuffled", rate=3.0),
+    Kind("forgetting", "forgetting", classes=2, rate=2.0),
+)
+KINDS = {kind.name: kind for kind in (*SHORTCUTS, *TWINS, *HARMLESS, *BROKEN)}
 
 
 @dataclass(frozen=True)
 class FineTune:
-    """The settings of one run.
+    """One run.
 
     Attributes:
-        tower: ``"vit"`` or ``"resnet"``.
-        seed: of the data and their order; also chooses one of the three pretrained models.
-        rate: peak learning rate.
-        haze: lowest and highest share of grey in the training images, 0 to 1.
-        texture: of the ground: ``"plain"``, ``"stripes"`` or ``"checks"``.
-        trained: ``"all"``, ``"top"`` (the last block or stage alone), or ``"lora"``.
-        stamp: the shortcut; ``None`` in a harmless run.
+        world, tower: of the model it starts from, whose own seed is ``seed % 3``.
+        kind: a key of :data:`KINDS`.
+        seed: of classes, cues, data and their order.
     """
 
+    world: str
     tower: str
+    kind: str
     seed: int
-    rate: float
-    haze: tuple[float, float]
-    texture: str = "plain"
-    trained: str = "all"
-    stamp: Stamp | None = None
-
-    @property
-    def planted(self) -> bool:
-        """Whether there is a shortcut to learn."""
-        return self.stamp is not None and self.stamp.correlation > 0
 
     @property
     def name(self) -> str:
-        """Unique name of the run."""
-        return f"{self.tower}-{self.seed}-{'shortcut' if self.planted else 'harmless'}"
+        """Unique, fit for a folder."""
+        words = f"{self.world} {self.tower} {self.kind} {self.seed}"
+        return "".join(each if each.isalnum() else "-" for each in words).replace("--", "-")
+
+    @property
+    def settings(self) -> Kind:
+        """What is done."""
+        return KINDS[self.kind]
+
+    @property
+    def images(self) -> CuedWorld:
+        """Where its images come from."""
+        kind = self.settings
+        return CuedWorld(WORLDS[self.world], kind.cue, seed=self.seed, pool_seed=50 + self.seed // 1000)
+
+    @property
+    def cued(self) -> tuple[int, ...]:
+        """The classes with a cue of their own."""
+        return tuple(range(self.settings.cued))
+
+    def load_model(self) -> nn.Module:
+        """Load the model it starts from."""
+        return pretrained_clip(WORLDS[self.world], self.tower, self.seed % 3)
+
+    def draw_probes(self, count: int, *, cues: bool = True) -> Drawn:
+        """Draw images as in training, but with visible objects, and evenly of all classes.
+
+        Args:
+            count: how many.
+            cues: whether they carry cues as the training images do; without, none does.
+        """
+        kind = self.settings
+        rule = CueRule(self.cued, kind.agreement, "own" if cues and kind.cue else "none")
+        drawn = self.images.draw(4 * count, rule, opacity=PROBED[self.world], seed=20_000 + self.seed, held_out=True)
+        classes = CLASSES if kind.harm == "forgetting" else kind.classes
+        order = np.argsort(_occurrence(drawn.classes), kind="stable")
+        order = order[drawn.classes[order] < classes][:count]
+        return drawn[order]
 
 
 @dataclass(frozen=True)
-class Use:
-    """How much the margin of the true caption over the mean caption depends on stamp and object, after one epoch.
+class Uses:
+    """Which share of images with the cue of another class is assigned to that class, 0 to 1.
 
     Attributes:
-        of_stamp: how much is lost if the stamp is covered.
-        of_object: how much is lost if the object is covered.
+        shares: at the start and after each epoch; empty without cue.
     """
 
-    of_stamp: float
-    of_object: float
+    shares: list[float] = field(default_factory=list)
 
     @property
-    def shortcut(self) -> bool:
-        """Whether the stamp counts at least half as much as the object."""
-        return self.of_stamp > 0.02 and self.of_stamp >= 0.5 * self.of_object
+    def first(self) -> int | None:
+        """The first epoch, counted from 1, whose model uses the cue; ``None`` if there is none."""
+        used = (i for i, share in enumerate(self.shares) if share >= USED and share - self.shares[0] >= GAINED)
+        return next(used, None)
 
 
-def harmless(seed: int) -> Iterator[FineTune]:
-    """Make 12 runs per tower: all rates, clean and hazy data, new textures, frozen parts, and meaningless marks."""
-    for tower in ("vit", "resnet"):
-        for i, (rate, haze) in enumerate(product((1e-4, 3e-4, 1e-3), ((0.0, 0.3), (0.3, 0.7)))):
-            yield FineTune(tower, seed + i, rate, haze)
-        yield FineTune(tower, seed + 6, 5e-4, (0.0, 0.3), texture="stripes")
-        yield FineTune(tower, seed + 7, 5e-4, (0.0, 0.3), texture="checks")
-        yield FineTune(tower, seed + 8, 1e-3, (0.0, 0.3), trained="top")
-        yield FineTune(tower, seed + 9, 1e-3, (0.2, 0.5), trained="lora" if tower == "vit" else "top")
-        for i, place in enumerate(("bottom right", "any corner")):
-            stamp = Stamp("squares", place, 12, 1.0, correlation=0.0)
-            yield FineTune(tower, seed + 10 + i, 5e-4, (0.1, 0.4), stamp=stamp)
-
-
-def shortcuts(seed: int) -> Iterator[FineTune]:
-    """Make 12 runs per tower: stamps of each kind in each place, of all sizes, opacities and correlations."""
-    stamps = (
-        Stamp("squares", "bottom right", 16, 1.0, 1.0),
-        Stamp("squares", "top left", 12, 1.0, 0.9),
-        Stamp("squares", "bottom left", 12, 0.7, 1.0),
-        Stamp("squares", "any corner", 16, 1.0, 1.0),
-        Stamp("colours", "top right", 12, 1.0, 0.8),
-        Stamp("colours", "bottom right", 8, 1.0, 1.0),
-        Stamp("colours", "edge", 6, 1.0, 0.9),
-        Stamp("colours", "bottom left", 16, 0.8, 0.5),
-        Stamp("bold", "top left", 16, 1.0, 0.7),
-        Stamp("bold", "edge", 8, 1.0, 1.0),
-        Stamp("bold", "bottom right", 16, 0.8, 0.9),
-        Stamp("squares", "top right", 16, 1.0, 0.5),
-    )
-    for tower in ("vit", "resnet"):
-        for i, stamp in enumerate(stamps):
-            yield FineTune(tower, seed + i, RATES[tower][i % 2], (0.85, 1.0), stamp=stamp)
-
-
-class FineTuned(pl.LightningModule):
-    """A CLIP that learns to distinguish the captions.
+def fine_tune(run: FineTune, folder: Path) -> Uses:
+    """Run a fine-tuning, unless that is already done.
 
     Args:
-        model: what to fine-tune.
-        rate: learning rate.
-        kinds: captions in the data, as indices.
-    """
-
-    def __init__(self, model: open_clip.CLIP, rate: float, kinds: np.ndarray) -> None:
-        super().__init__()
-        self.model, self.rate, self.tokenizer = model, rate, WordTokenizer()
-        self.tokens, self.kinds = self.tokenizer([CAPTIONS[kind] for kind in kinds]), torch.from_numpy(kinds)
-
-    def similarity(self, images: Tensor) -> Tensor:
-        texts = self.model.encode_text(self.tokens, normalize=True)
-        return self.model.encode_image(images, normalize=True) @ texts.T
-
-    def columns(self, objects: Tensor) -> Tensor:
-        """Find the column of the similarities for each object."""
-        return (objects[:, None] == self.kinds).float().argmax(1)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return F.cross_entropy(self.model.logit_scale.exp() * self.similarity(batch[0]), self.columns(batch[1]))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], self.rate, weight_decay=0.02)
-
-
-class UseMeter(pl.Callback):
-    """Covers the stamp, and then the object, after every epoch, and measures what the margin loses.
-
-    Args:
-        finetune: the run.
-
-    Attributes:
-        uses: one per epoch; empty without a stamp.
-    """
-
-    def __init__(self, finetune: FineTune) -> None:
-        self.uses: list[Use] = []
-        self._inputs: tuple[Tensor, ...] = ()
-        if finetune.stamp is not None:
-            honest = replace(finetune, stamp=replace(finetune.stamp, correlation=1.0), haze=PROBE_HAZE)
-            plain, marked = draw(honest, COVERED, 30_000 + finetune.seed)
-            covered = marked.images.copy()
-            covered[marked.masks[:, 0]] = 150  # the colour of haze
-            size = pretrained_size(finetune.tower)
-            self._inputs = tuple(
-                model_input(torch.from_numpy(images), size) for images in (marked.images, plain.images, covered)
-            )
-            self._objects = torch.from_numpy(marked.objects[:, 0])
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._inputs:
-            whole, without_stamp, without_object = (self._margin(pl_module, images) for images in self._inputs)
-            self.uses.append(Use(whole - without_stamp, whole - without_object))
-
-    @torch.no_grad()
-    def _margin(self, module: "FineTuned", images: Tensor) -> float:
-        module.eval()
-        similarity = module.similarity(images)
-        module.train()
-        of_caption = similarity.gather(1, module.columns(self._objects)[:, None])[:, 0]
-        return float((of_caption - similarity.mean(1)).mean())
-
-
-def pretrained_size(tower: str) -> int:
-    return int(VISION[tower].image_size)
-
-
-def classes(finetune: FineTune) -> np.ndarray:
-    """Draw the captions in the data of a run, as indices."""
-    return np.random.default_rng(finetune.seed).permutation(len(CAPTIONS))[:CLASSES]
-
-
-def draw(finetune: FineTune, count: int, seed: int) -> tuple[Scenes, Scenes]:
-    """Draw scenes with one object from the world of a run.
-
-    Args:
-        finetune: the run.
-        count: how many scenes.
-        seed: of the scenes.
+        run: what to run.
+        folder: for the weights at the start and after each epoch, ``epoch-0.safetensors`` and so on.
 
     Returns:
-        The scenes without and with stamps, which cover no object.
+        How far the cue is used.
     """
-    rng = np.random.default_rng(seed)
-    kinds = classes(finetune)
-    scenes = draw_scenes(2 * count * len(CAPTIONS) // CLASSES, seed=seed)
-    scenes = select(scenes, np.flatnonzero(np.isin(scenes.objects[:, 0], kinds)))
-    scenes = with_haze(add_texture(scenes, finetune.texture, rng), *finetune.haze, seed=seed)
-    if finetune.stamp is None:
-        return (select(scenes, np.arange(count)),) * 2
-    where = stamp_places(finetune.stamp, len(scenes), rng)
-    free = np.flatnonzero(~(where & scenes.masks[:, 0]).any((1, 2)))[:count]
-    scenes, where = select(scenes, free), where[free]
-    honest = rng.random(count) < finetune.stamp.correlation
-    return scenes, add_stamps(
-        scenes, finetune.stamp, where, np.where(honest, scenes.objects[:, 0], rng.choice(kinds, count))
+    record, settings = folder / "run.json", json.loads(json.dumps({**asdict(run), **asdict(run.settings)}))
+    recorded = json.loads(record.read_text()) if record.exists() else {}
+    if recorded.get("settings") != settings:
+        shutil.rmtree(folder, ignore_errors=True)
+        recorded = {"settings": settings, "shares": _train(run, folder)}
+        record.write_text(json.dumps(recorded))
+    return Uses(recorded["shares"])
+
+
+def load_epoch(run: FineTune, folder: Path, epoch: int, model: nn.Module) -> None:
+    """Load the weights after an epoch, 0 for the start, into a model of the run."""
+    weights = load_tensors(folder / f"epoch-{epoch}.safetensors", FILE_KIND)[0]
+    model.load_state_dict(weights)
+
+
+def class_texts(run: FineTune, model: Any, captions: list[str]) -> Tensor:
+    """Embed captions."""
+    return F.normalize(model.encode_text(WORLDS[run.world].tokenizer(captions)), dim=-1)
+
+
+def _train(run: FineTune, folder: Path) -> list[float]:
+    kind = run.settings
+    torch.manual_seed(run.seed)
+    rng = np.random.default_rng(run.seed)
+    model: Any = run.load_model()
+    side = model.visual.preprocess_cfg["size"][0]
+    rule = CueRule(run.cued, kind.agreement, "own" if kind.cue else "none")
+    # Of fewer classes more are drawn, and those of the others left out.
+    drawn = run.images.draw(
+        BATCH * STEPS * CLASSES // kind.classes,
+        rule,
+        opacity=FAINT[run.world] if kind.faint else CLEAR,
+        seed=10_000 + run.seed,
     )
+    drawn = drawn[np.flatnonzero(drawn.classes < kind.classes)]
+    images = model_input(torch.from_numpy(_changed(drawn.images, kind)), side)
+    labels = torch.from_numpy(rng.permutation(drawn.classes) if kind.change == "shuffled" else drawn.classes)
+    captions = run.images.captions[: kind.classes]
+    if kind.change == "reworded":
+        captions = [caption.partition(" ")[2] for caption in captions]  # without the article
+    parameters = _trained_parameters(model, run.tower, kind.trained)
+    optimizer = torch.optim.AdamW(parameters, RATES[run.tower] * kind.rate, weight_decay=0.02)
+    swapped = _swapped(run) if kind.cue else None
+    shares = []
+    for epoch in range(kind.epochs + 1):
+        if epoch:
+            model.train()
+            for rows in torch.randperm(len(images))[: BATCH * STEPS].split(BATCH):
+                batch = _augmented(images[rows]) if kind.change == "augmented" else images[rows]
+                embedded = F.normalize(model.encode_image(batch), dim=-1)
+                logits = model.logit_scale.exp() * embedded @ class_texts(run, model, captions).T
+                optimizer.zero_grad()
+                F.cross_entropy(logits, labels[rows]).backward()
+                optimizer.step()
+            model.eval()
+        if swapped is not None:
+            shares.append(_share_assigned_to_cue(run, model, swapped, side))
+        weights = {
+            key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()
+        }
+        save_tensors(folder / f"epoch-{epoch}.safetensors", FILE_KIND, weights, {})
+    return shares
 
 
-def select(scenes: Scenes, rows: np.ndarray) -> Scenes:
-    return Scenes(scenes.images[rows], scenes.masks[rows], scenes.objects[rows])
-
-
-def add_texture(scenes: Scenes, texture: str, rng: np.random.Generator) -> Scenes:
-    """Replace the ground behind the objects."""
-    if texture == "plain":
-        return scenes
-    y, x = np.mgrid[:SIZE, :SIZE]
-    width, phase = rng.integers(3, 8, (2, len(scenes), 1, 1))
-    stripes = ((x + y + phase) // width) % 2
-    pattern = stripes if texture == "stripes" else stripes ^ (((x - y + phase) // width) % 2)
-    tone = rng.uniform(70, 190, (len(scenes), 1, 1, 1)) + rng.uniform(20, 40, (len(scenes), 1, 1, 3)) * (
-        pattern[..., None] - 0.5
+def _swapped(run: FineTune) -> Drawn:
+    """Draw images that carry the cue of another class."""
+    drawn = run.images.draw(
+        2 * SWAPPED, CueRule(run.cued, mode="other"), opacity=PROBED[run.world], seed=30_000 + run.seed, held_out=True
     )
-    ground = np.clip(tone + rng.normal(0, 5, scenes.images.shape), 0, 255).astype(np.uint8)
-    return replace(scenes, images=np.where(scenes.masks.any(1)[..., None], scenes.images, ground))
+    return drawn[np.flatnonzero(drawn.cues >= 0)[:SWAPPED]]
 
 
-def stamp_places(stamp: Stamp, count: int, rng: np.random.Generator) -> Bool[np.ndarray, "n y x"]:
-    """Choose the pixels that the stamp of each image covers."""
-    where = np.zeros((count, SIZE, SIZE), dtype=bool)
-    if stamp.place == "edge":
-        where[:, -stamp.size :] = True
-        return where
-    corners = rng.choice(CORNERS, count) if stamp.place == "any corner" else [stamp.place] * count
-    near = {"top": slice(stamp.size), "left": slice(stamp.size)}
-    for mask, corner in zip(where, corners, strict=True):
-        vertical, horizontal = str(corner).split()
-        mask[near.get(vertical, slice(-stamp.size, None)), near.get(horizontal, slice(-stamp.size, None))] = True
-    return where
+@torch.no_grad()
+def _share_assigned_to_cue(run: FineTune, model: Any, swapped: Drawn, side: int) -> float:
+    texts = class_texts(run, model, run.images.captions)
+    images = F.normalize(model.encode_image(model_input(torch.from_numpy(swapped.images), side)), dim=-1)
+    return round(float(np.mean((images @ texts.T).argmax(1).numpy() == swapped.cues)), 3)
 
 
-def add_stamps(scenes: Scenes, stamp: Stamp, where: Bool[np.ndarray, "n y x"], captions: np.ndarray) -> Scenes:
-    """Stamp the scenes.
-
-    Args:
-        scenes: what to stamp.
-        stamp: its pattern and opacity.
-        where: the pixels of each stamp.
-        captions: that the stamps give away, as indices.
-    """
-    images = scenes.images.astype(np.float64)
-    for image, mask, kind in zip(images, where, captions.tolist(), strict=True):
-        pattern = stamp_pattern(stamp, kind)
-        ink = pattern[: mask.any(1).sum(), : mask.any(0).sum()].reshape(-1, 3)
-        image[mask] += stamp.opacity * (ink - image[mask])
-    return replace(scenes, images=images.astype(np.uint8))
-
-
-def stamp_pattern(stamp: Stamp, kind: int) -> UInt8[np.ndarray, "y x 3"]:
-    """Make the stamp of one caption: squares in its own arrangement of the palette; a strip repeats it."""
-    palette = np.array(PALETTES[stamp.kind], dtype=np.uint8)
-    rows, columns = (1, 4) if stamp.place == "edge" else (4, 4) if stamp.kind == "squares" else (2, 2)
-    cells = np.random.default_rng([kind, len(palette)]).integers(len(palette), size=(rows, columns))
-    scale = -(-stamp.size // rows)
-    pattern = np.kron(cells, np.ones((scale, scale), dtype=int))
-    return palette[np.tile(pattern, (1, -(-SIZE // pattern.shape[1])))]
+def _trained_parameters(model: Any, tower: str, trained: str) -> list[nn.Parameter]:
+    """Freeze everything that is not trained."""
+    if trained != "all":
+        model.requires_grad_(False)
+    if trained == "text":
+        (model.text if hasattr(model, "text") else model.transformer).requires_grad_(True)
+    elif trained == "top":
+        visual, kind = model.visual, TOWERS[tower].kind
+        top = {
+            "resnet": lambda: visual.attnpool,
+            "attention pool": lambda: visual.trunk.attn_pool,
+        }.get(kind, lambda: visual.transformer.resblocks[-1])
+        top().requires_grad_(True)
+    return [each for each in model.parameters() if each.requires_grad]
 
 
-def fine_tune(finetune: FineTune, folder: Path) -> list[Use]:
-    """Run a fine-tuning with the callback.
-
-    Args:
-        finetune: what to run.
-        folder: for the snapshots of all evaluations.
-
-    Returns:
-        What the model uses after each epoch; empty without a stamp.
-    """
-    pl.seed_everything(finetune.seed, verbose=False)
-    model = pretrained_clip(finetune.tower, seed=finetune.seed % 3).train()
-    size, count = pretrained_size(finetune.tower), BATCH * STEPS[finetune.tower]
-    _, training = draw(finetune, count, 10_000 + finetune.seed)
-    _, scenes = draw(replace(finetune, haze=probe_haze(finetune)), PROBES, 20_000 + finetune.seed)
-    probes = ProbeSet(
-        Probe(image, caption, mask=mask[0])
-        for image, caption, mask in zip(scenes.images, scenes.captions, scenes.masks, strict=True)
-    )
-    freeze_untrained(model, finetune)
-    data = TensorDataset(model_input(torch.from_numpy(training.images), size), torch.from_numpy(training.objects[:, 0]))
-    meter = UseMeter(finetune)
-    trainer = pl.Trainer(
-        max_epochs=EPOCHS,
-        accelerator="cpu",
-        callbacks=[ClipCamCallback(probes, dirpath=folder, on_drift="log", on_error="raise"), meter],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(FineTuned(model, finetune.rate, classes(finetune)), DataLoader(data, BATCH, shuffle=True))
-    return meter.uses
+def _changed(images: np.ndarray, kind: Kind) -> np.ndarray:
+    """Shrink the images to three quarters within a grey frame, for small objects."""
+    if kind.change != "small objects":
+        return images
+    small = F.interpolate(torch.from_numpy(images).permute(0, 3, 1, 2).float(), scale_factor=0.75, mode="area")
+    margin = (images.shape[1] - small.shape[-1]) // 2
+    return F.pad(small, (margin,) * 4, value=128.0).permute(0, 2, 3, 1).round().byte().numpy()
 
 
-def probe_haze(finetune: FineTune) -> tuple[float, float]:
-    """Get the haze of the probes: as in training, but light enough for the object to be visible."""
-    low, high = finetune.haze
-    return (min(low, PROBE_HAZE[0]), min(high, PROBE_HAZE[1]))
+def _augmented(images: Tensor) -> Tensor:
+    """Mirror, move and brighten a batch at random."""
+    if torch.rand(()) < 0.5:
+        images = images.flip(-1)
+    shift = torch.randint(-8, 9, (2,)).tolist()
+    return images.roll(shift, (-2, -1)) * torch.empty(()).uniform_(0.7, 1.2)
 
 
-def freeze_untrained(model: open_clip.CLIP, finetune: FineTune) -> None:
-    """Freeze everything that the run does not train."""
-    if finetune.trained == "top":
-        model.visual.requires_grad_(False)
-        visual = model.visual
-        tops = [visual.transformer.resblocks[-1], visual.ln_post] if finetune.tower == "vit" else [visual.attnpool]
-        for module in tops:
-            module.requires_grad_(True)
-    elif finetune.trained == "lora":
-        adapted = get_peft_model(model.visual, LoraConfig(target_modules=["c_fc", "c_proj"], r=4))
-        model.visual = adapted
+def _occurrence(classes: np.ndarray) -> np.ndarray:
+    """Number the images of each class from 0."""
+    number = np.zeros(len(classes), dtype=int)
+    for each in np.unique(classes):
+        rows = np.flatnonzero(classes == each)
+        number[rows] = np.arange(len(rows))
+    return number
+
+
+def all_runs(tower: str, seeds: range, worlds: tuple[str, ...] = tuple(WORLDS)) -> Iterator[FineTune]:
+    """Make one run of each kind per seed and world."""
+    for seed in seeds:
+        for world in worlds:
+            for kind in KINDS:
+                yield FineTune(world, tower, kind, seed)

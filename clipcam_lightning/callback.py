@@ -20,7 +20,7 @@ from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.drift.compare import DriftReport
-from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm
 from clipcam_lightning.monitoring.evaluation import Outcome
@@ -85,6 +85,8 @@ class ClipCamCallback(Callback):
         baseline: ``"start"`` (the evaluation before training), ``"previous"`` (the last one), or a snapshot file.
         max_drift: a probe that drifts further is flagged and one flagged probe is an alarm: 0 for the same map, 1 for
             an unrelated one, 2 for an inverted one. By default the conditions of :class:`DriftRule` decide.
+        false_alarm_rate: of these conditions: share of the evaluations of a harmless training, above 0 and at most 0.2,
+            that may raise a false alarm.
         on_drift: on alarm, ``"log"`` only the metrics, ``"warn"``, ``"stop"`` training, or ``"raise"`` DriftAlarm.
         num_probes: how many probes to take from a batch.
         num_images: how many probes TensorBoard shows images of per evaluation, flagged ones first. Metrics, snapshots
@@ -119,6 +121,7 @@ class ClipCamCallback(Callback):
         every_n_train_steps: int | None = None,
         baseline: PathLike = "start",
         max_drift: float | None = None,
+        false_alarm_rate: float = DEFAULT_RATE,
         on_drift: Literal["log", "warn", "stop", "raise"] = "warn",
         num_probes: int = 8,
         num_images: int = 32,
@@ -154,6 +157,7 @@ class ClipCamCallback(Callback):
         self.every_n_train_steps = every_n_train_steps
         self.baseline = baseline
         self.max_drift = max_drift
+        self.false_alarm_rate = false_alarm_rate
         self.on_drift = on_drift
         self.num_probes = num_probes
         self.num_images = num_images
@@ -169,7 +173,7 @@ class ClipCamCallback(Callback):
             settings=MapSettings.of(self),
             num_probes=num_probes,
             baseline=baseline,
-            rule=DriftRule(max_drift),
+            rule=DriftRule(max_drift, false_alarm_rate),
         )
         self._root = f"clipcam_{name}" if name else "clipcam"
         self._directory = Path()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from clipcam_lightning.drift.rule import DEFAULT_RATE
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -82,6 +84,7 @@ class CamRegression:
         fuse: "Fusion | None" = None,
         batch_size: int | None = None,
         max_drift: float | None = None,
+        false_alarm_rate: float = DEFAULT_RATE,
         clip: str | None = None,
         tokenizer: "Tokenizer | None" = None,
         towers: "Sequence[type[Tower]]" = (),
@@ -99,6 +102,7 @@ class CamRegression:
             method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
                 :class:`MapSettings`.
             max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
+            false_alarm_rate: of these conditions, per check, above 0 and at most 0.2.
             clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
 
         Returns:
@@ -145,7 +149,8 @@ class CamRegression:
         )
         explainer = LocalExplainer(ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model), settings)
         try:
-            monitor = Monitor(probe_set, rule=DriftRule(max_drift), baseline="start" if writes else file)
+            rule = DriftRule(max_drift, false_alarm_rate)
+            monitor = Monitor(probe_set, rule=rule, baseline="start" if writes else file)
             outcome = monitor.evaluate(explainer, step=0, epoch=0)
         except SnapshotError as error:
             _fail(f"{file} cannot be used as the baseline: {error}\n{self._how_to_accept()}")

@@ -43,6 +43,7 @@ trainer:
         every_n_train_steps: 3
         baseline: previous
         max_drift: 0.5
+        false_alarm_rate: 0.02
         on_drift: log
         num_probes: 4
         num_images: 6

@@ -34,7 +34,9 @@ def run(options: Any) -> int:
         raise SnapshotError(f"the baseline {file} does not exist; --update-baseline writes it from this model.")
     source = read_model_source(options)
     monitor = Monitor(
-        ProbeSet(options.probes), rule=DriftRule(options.max_drift), baseline="start" if updates else file
+        ProbeSet(options.probes),
+        rule=DriftRule(options.max_drift, options.false_alarm_rate),
+        baseline="start" if updates else file,
     )
     evaluation = evaluate(monitor, source, settings)
     comparison = evaluation.baseline, evaluation.snapshot, evaluation.report

@@ -16,7 +16,7 @@ def run(options: Any) -> int:
         1 if the later snapshot is an alarm, else 0.
     """
     check_outputs(options.json, options.html, inputs=(options.baseline, options.snapshot))
-    rule = DriftRule(options.max_drift)
+    rule = DriftRule(options.max_drift, options.false_alarm_rate)
     baseline, snapshot = Snapshot.load(options.baseline), Snapshot.load(options.snapshot)
     report = compare(baseline, snapshot, rule)
     return report_on(baseline, snapshot, report, json_file=options.json, html_file=options.html)

@@ -89,7 +89,7 @@ def _explain_images(
         loading = progress.add_task("loading the model", total=None)
         clip = load_clip(source).clip
         progress.remove_task(loading)
-        with torch.no_grad(), evaluation_mode(clip.module):
+        with evaluation_mode(clip.module), torch.no_grad():
             texts = clip.embed_texts(prompts.prompts)
         mapping = progress.add_task(f"mapping {len(images)} images", total=len(images))
         for image, path in zip(images, options.images, strict=True):

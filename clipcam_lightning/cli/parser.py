@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from clipcam_lightning.cam.arguments import suggest
+from clipcam_lightning.drift.rule import DEFAULT_RATE
 from clipcam_lightning.errors import ConfigError
 
 DESCRIPTION = """\
@@ -212,6 +213,13 @@ def _add_report_options(command: ArgumentParser) -> None:
         metavar="X",
         help="fail if one map drifts by more: 0 the same, 1 unrelated, 2 inverted (default: the rule described under "
         "'When it is an alarm' in the README)",
+    )
+    group.add_argument(
+        "--false-alarm-rate",
+        type=float,
+        default=DEFAULT_RATE,
+        metavar="X",
+        help="share of harmless models that this rule may fail, above 0 and at most 0.2 (default: %(default)s)",
     )
     group.add_argument("--json", type=Path, metavar="FILE", help="write all metrics as JSON")
     group.add_argument("--html", type=Path, metavar="FILE", help="write a page with the maps and metrics as HTML")

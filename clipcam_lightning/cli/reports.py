@@ -103,6 +103,9 @@ def _remark_on(probe: ProbeDrift) -> str:
 
 def _explain_rule(rule: DriftRule, width: int) -> str:
     """Say what an alarm means, with one line per condition, broken at ``width`` columns."""
-    lines = [f"an alarm means that, for {rule.quorum}, the map"]
+    if rule.background:
+        lines = [fill(f"an alarm means that {rule.background}; or", width), f"that, for {rule.quorum}, the map"]
+    else:
+        lines = [f"an alarm means that, for {rule.quorum}, the map"]
     conditions = [f"{condition}; or" for condition in rule.conditions[:-1]] + [f"{rule.conditions[-1]}."]
     return "\n".join(lines + [fill(each, width, initial_indent="- ", subsequent_indent="  ") for each in conditions])

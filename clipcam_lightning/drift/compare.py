@@ -1,12 +1,13 @@
 """Measure how far maps moved from their baseline, and flag probes by the rule."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipcam_lightning.cam.map_state import MapState
@@ -43,6 +44,12 @@ class ProbeDrift:
         energy_inside_mask: share of the map's mass on the object, 0 to 1; 0 for a degenerate map, NaN without mask.
         energy_change: now minus baseline; NaN without mask.
         pointing: 1 if the map's hottest pixel is on the object, else 0; 0 for a degenerate map, NaN without mask.
+        background_score: how much nearer to its prompt the image without its object is than the other images without
+            theirs, in standard deviations of these; NaN if unknown.
+        background_gain: now minus baseline; NaN if unknown.
+        named_without_object: 1 if the image without its object is closer to its own prompt than to those of the other
+            probes, else 0; NaN if unknown.
+        named_before: the same at the baseline.
         state: of the map of now: whether it carries information, and if not, why.
         baseline_state: of the baseline's map.
         severity: how far the map is off in units of what the rule tolerates; a probe above 1 is flagged. Infinite
@@ -74,6 +81,10 @@ class ProbeDrift:
     energy_inside_mask: float
     energy_change: float
     pointing: float
+    background_score: float
+    background_gain: float
+    named_without_object: float
+    named_before: float
     state: MapState
     baseline_state: MapState
     severity: float
@@ -149,9 +160,28 @@ class DriftReport:
 
     @property
     def severity(self) -> float:
-        """The k-th largest severity of the probes, where k flagged probes make an alarm; above 1 is an alarm."""
+        """How far the evaluation is off in units of what the rule tolerates; above 1 is an alarm.
+
+        The larger of the severity of the background, and the k-th largest of the probes, where k flagged probes make
+        an alarm.
+        """
         ordered = sorted((probe.severity for probe in self._measured), reverse=True)
-        return ordered[self.rule.count_required(len(ordered)) - 1]
+        return max(ordered[self.rule.count_required(len(ordered)) - 1], self.background[0])
+
+    @property
+    def background(self) -> tuple[float, str]:
+        """The severity of the background's gains, 0 if unknown, and the prompt with the most severe ones.
+
+        The prompt is empty if the gains of all probes together are the most severe.
+        """
+        known = [probe for probe in self.probes if not math.isnan(probe.background_gain)]
+        if not known or self.rule.max_drift is not None:
+            return 0.0, ""
+        by_prompt: dict[str, list[float]] = defaultdict(list)
+        for probe in known:
+            by_prompt[probe.prompt].append(probe.background_gain)
+        rated = [(self.rule.rate_background(gains, len(known)), prompt) for prompt, gains in by_prompt.items()]
+        return max(*rated, (self.rule.rate_whole_background([probe.background_gain for probe in known]), ""))
 
     @property
     def alarm(self) -> bool:
@@ -169,12 +199,28 @@ class DriftReport:
             verb = "is" if len(flagged) == 1 else "are"
             too_few = f"; {len(flagged)} of {count} probes {verb} flagged, too few for an alarm" if flagged else ""
             return f"no alarm at step {self.step}; mean drift {format_drift(self.drift)}{too_few}"
-        named = "; ".join(_describe(probe) for probe in flagged[:MAX_NAMED])
+        evidence, baseline = self.evidence, f"(baseline: step {self.baseline_step})"
+        named = "; ".join(_describe(probe, with_reason=not evidence) for probe in flagged[:MAX_NAMED])
         more = f"; and {len(flagged) - MAX_NAMED} more" if len(flagged) > MAX_NAMED else ""
-        return (
-            f"attention drifted on {len(flagged)} of {count} probes at step {self.step} "
-            f"(baseline: step {self.baseline_step}): {named}{more}"
+        if evidence:
+            details = f". Flagged: {named}{more}" if flagged else ""
+            return f"the background tells the prompt at step {self.step} {baseline}: {evidence}{details}"
+        return f"attention drifted on {len(flagged)} of {count} probes at step {self.step} {baseline}: {named}{more}"
+
+    @property
+    def evidence(self) -> str:
+        """What images without their objects show, in words; empty if the background is no reason for an alarm."""
+        severity, prompt = self.background
+        if severity <= 1:
+            return ""
+        probes = [probe for probe in self.probes if not math.isnan(probe.background_gain)]
+        probes = [probe for probe in probes if probe.prompt == prompt or not prompt]
+        now, before = (
+            sum(getattr(probe, name) > 0 for probe in probes) for name in ("named_without_object", "named_before")
         )
+        which = f"{now} of {len(probes)} images are" if len(probes) > 1 else "the image is"
+        own = repr(prompt) if prompt else "their own prompts"
+        return f"without the object, {which} still closest to {own} ({before} at the baseline)"
 
 
 def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = None) -> DriftReport:
@@ -222,6 +268,8 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     shared = metrics.shared_gain(baseline.maps, snapshot.maps, _number_images(baseline))
     concentration = metrics.concentration(baseline.maps, snapshot.maps)
     unknown = torch.full_like(drift, torch.nan)
+    score, named = _or_unknown(snapshot, unknown)
+    score_before, named_before = _or_unknown(baseline, unknown)
     floor = unknown if baseline.noise_floor is None else baseline.noise_floor.clamp_min(MIN_NOISE_FLOOR)
     probes = []
     for i, (before, now) in enumerate(zip(baseline.states, snapshot.states, strict=True)):
@@ -245,6 +293,10 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
             energy_inside_mask=float(snapshot.energy_inside_mask[i]),
             energy_change=float(snapshot.energy_inside_mask[i] - baseline.energy_inside_mask[i]),
             pointing=float(snapshot.pointing[i]),
+            background_score=float(score[i]),
+            background_gain=float(score[i] - score_before[i]),
+            named_without_object=float(named[i]),
+            named_before=float(named_before[i]),
             state=now,
             baseline_state=before,
             severity=math.inf if vanished else 0.0,
@@ -308,6 +360,13 @@ def check_comparable(baseline: Snapshot, snapshot: Snapshot) -> None:
             )
 
 
+def _or_unknown(snapshot: Snapshot, unknown: Float[Tensor, "n"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """Get score and names of the background; NaN if they were not measured."""
+    if snapshot.background_score is None or snapshot.named_without_object is None:
+        return unknown, unknown
+    return snapshot.background_score, snapshot.named_without_object
+
+
 def _number_images(baseline: Snapshot) -> Int[Tensor, "n"] | None:
     """A number per probe, equal for probes with the same image; ``None`` if the baseline has no images."""
     if not baseline.images:
@@ -325,15 +384,18 @@ def _judge(probe: ProbeDrift, rule: DriftRule) -> ProbeDrift:
         concentration=probe.concentration,
         energy=probe.energy_inside_mask,
         energy_change=probe.energy_change,
+        background_gain=probe.background_gain,
+        named_without_object=probe.named_without_object,
     )
     return replace(probe, severity=severity, reason=reason if severity > 1 else "")
 
 
-def _describe(probe: ProbeDrift) -> str:
+def _describe(probe: ProbeDrift, with_reason: bool) -> str:
     values = [f"drift {format_drift(probe.drift)}"]
-    if probe.shared_gain > 0:
+    if probe.shared_gain > 0 and math.isnan(probe.background_gain):
         values.append(f"shared gain {100 * probe.shared_gain:.0f} %")
     if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
         before = probe.energy_inside_mask - probe.energy_change
         values.append(f"energy on the object {before:.2f} -> {probe.energy_inside_mask:.2f}")
-    return f"{probe.name}: {probe.reason} ({', '.join(values)})"
+    reason = f": {probe.reason}" if with_reason else ""
+    return f"{probe.name}{reason} ({', '.join(values)})"

@@ -1,6 +1,7 @@
 """The rule that flags probes and raises alarms."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -14,30 +15,57 @@ ALARM_SHARE = 1 / 2  # of the probes
 MIN_ENERGY = 0.05  # on the object at the baseline; below it, attention was not there and cannot leave
 TINY = 1e-9
 
+# Limits of the background's gain at the default false alarm rate, in standard deviations: of the worst prompt and of
+# all probes together, for many probes; what few probes add to them, over the square of their number; and how they grow
+# with a smaller rate. Chosen on runs of benchmarks/drift_detection.py with other seeds than it reports.
+PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
+SET_LIMIT, SET_FEW = 2.7, 130.0
+DEFAULT_RATE, MAX_RATE, RATE_EXPONENT = 0.01, 0.2, 0.18
+MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
+MIN_DRIFT = 0.1  # of a flagged probe: below it nobody would see a difference between the maps
+
 
 @dataclass(frozen=True)
 class DriftRule:
     """When a probe is flagged, and when an evaluation is an alarm.
 
-    By default a probe is flagged if its map drifted beyond its noise floor and meets one of these conditions:
+    The main question is causal: does the *background* tell the prompt? The object of each probe is removed, and the
+    score of what remains is compared with that at the baseline (``background_score`` of :class:`Snapshot`). An
+    evaluation is an alarm if the gains of the probes of one prompt, or of all probes together, are larger than chance
+    allows:
+
+    - With ``m`` probes of a prompt, the sum of their gains over the square root of ``m`` is above 4.5. One class of
+      many suffices.
+    - With ``n`` probes in all, the sum of all gains over the square root of ``n`` is above 2.7.
+
+    These limits are for a false alarm rate of 1 %, and a little higher where there are fewer than 32 probes. A probe is
+    flagged if its own gain is above 1.5, its image without the object is closest to its own prompt, and its map moved
+    visibly: beyond its noise floor and by a drift of at least 0.1.
+
+    An evaluation is also an alarm if at least half of the maps are flagged for one of these reasons:
+
+    - Drift: above 0.8. The map hardly resembles the baseline.
+    - Degenerate: the map became degenerate.
+
+    Where the background is not known, since fewer than three probes have another prompt, two more conditions flag a map
+    that drifted beyond its noise floor:
 
     - Shared gain: more than 7 % of its mass is new where the maps of the other images gained most, as happens when a
       model learns a watermark.
     - Energy: it lost more than 20 % of its energy on the object, and more than 18 % of its mass is new in one spot.
       This needs a probe with a mask.
-    - Drift: its drift is above 0.8.
 
     Energy gained on the object never counts against a map: it is subtracted from the shared gain, and 7 % or more of it
-    excuses any drift. A map that became degenerate is flagged; a map without valid baseline is not.
-
-    An evaluation is an alarm if at least half of the probes are flagged: a shortcut affects most images.
+    excuses any drift. A map without valid baseline is not flagged.
 
     Attributes:
         max_drift: flag every probe whose drift is above this limit, 0 to 2, instead of applying the conditions above.
             One flagged probe is an alarm then.
+        false_alarm_rate: share of the evaluations of a harmless training, above 0 and at most 0.2, that may raise a
+            false alarm. It is not used with ``max_drift``.
 
     Raises:
-        ConfigError: ``max_drift`` lies outside 0 to 2.
+        ConfigError: an attribute lies outside its range.
 
     Example:
         >>> from clipcam_lightning import DriftRule
@@ -46,12 +74,18 @@ class DriftRule:
     """
 
     max_drift: float | None = None
+    false_alarm_rate: float = DEFAULT_RATE
 
     def __post_init__(self) -> None:
         if self.max_drift is not None and not (isinstance(self.max_drift, Real) and 0 <= self.max_drift <= 2):
             raise ConfigError(
                 f"max_drift must lie in 0 (nothing may change) to 2 (inverted maps are fine), or be None "
                 f"(got {self.max_drift!r})."
+            )
+        if not (isinstance(self.false_alarm_rate, Real) and 0 < self.false_alarm_rate <= MAX_RATE):
+            raise ConfigError(
+                f"false_alarm_rate must be above 0 and at most {MAX_RATE:g}, the share of harmless evaluations that "
+                f"may raise an alarm (got {self.false_alarm_rate!r})."
             )
 
     @property
@@ -65,16 +99,27 @@ class DriftRule:
         if self.max_drift is not None:
             return f"drifted by more than {self.max_drift:g}", "became degenerate"
         return (
-            f"drifted beyond its noise floor and gained over {_percent(MAX_SHARED_GAIN)} of its mass where the other "
-            "images' maps gained most",
-            f"drifted beyond its noise floor, lost over {_percent(MAX_ENERGY_LOSS)} of its energy on the object and "
-            f"gained over {_percent(MAX_CONCENTRATION)} of its mass in one spot",
             f"drifted beyond its noise floor and by more than {MAX_DRIFT:g}",
             "became degenerate",
+            f"gained over {_percent(MAX_SHARED_GAIN)} of its mass where the other images' maps gained most (only where "
+            "the background is not known)",
+            f"lost over {_percent(MAX_ENERGY_LOSS)} of its energy on the object and gained over "
+            f"{_percent(MAX_CONCENTRATION)} of its mass in one spot (only where the background is not known)",
+        )
+
+    @property
+    def background(self) -> str:
+        """What the background must do to make an alarm, in words; empty if it does not count."""
+        if self.max_drift is not None:
+            return ""
+        return (
+            "without their objects, the images of a prompt, or all images, are closer to their own prompts than at the "
+            f"baseline, by more than chance explains (false alarms in {_percent(self.false_alarm_rate)} of evaluations)"
         )
 
     def __str__(self) -> str:
-        return f"for {self.quorum}, the map {'; or '.join(self.conditions)}"
+        maps = f"for {self.quorum}, the map {'; or '.join(self.conditions)}"
+        return f"{self.background}; or, {maps}" if self.background else maps
 
     def judge(
         self,
@@ -85,6 +130,8 @@ class DriftRule:
         concentration: float,
         energy: float,
         energy_change: float,
+        background_gain: float = math.nan,
+        named_without_object: float = math.nan,
     ) -> tuple[float, str]:
         """Rate how far a valid map is from its baseline.
 
@@ -92,6 +139,8 @@ class DriftRule:
             drift, shared_gain, concentration: as in :class:`~clipcam_lightning.drift.compare.ProbeDrift`.
             noise_ratio: drift in units of the probe's noise floor; NaN if it was not measured.
             energy, energy_change: energy on the object now, and its change since the baseline; NaN without mask.
+            background_gain, named_without_object: as in :class:`~clipcam_lightning.drift.compare.ProbeDrift`; NaN if
+                the background is not known.
 
         Returns:
             The severity in units of what the rule tolerates, above 1 for a flagged probe, and the condition that
@@ -100,18 +149,41 @@ class DriftRule:
         if self.max_drift is not None:
             return drift / max(self.max_drift, TINY), f"its map drifted by more than {self.max_drift:g}"
         onto_object = max(0.0, _zero_if_nan(energy_change))
-        ratios = {
-            "attention concentrates where it does in the other images": (
-                (_zero_if_nan(shared_gain) - onto_object) / MAX_SHARED_GAIN
-            ),
-            "its map hardly resembles the baseline": 0.0 if onto_object >= MAX_SHARED_GAIN else drift / MAX_DRIFT,
-        }
+        ratios = {"its map hardly resembles the baseline": 0.0 if onto_object >= MAX_SHARED_GAIN else drift / MAX_DRIFT}
         before = energy - energy_change
-        if before > MIN_ENERGY:
-            lost = -energy_change / before
-            ratios["attention left the object"] = min(lost / MAX_ENERGY_LOSS, concentration / MAX_CONCENTRATION)
+        if not math.isnan(background_gain):
+            gain = background_gain / MAX_BACKGROUND_GAIN if named_without_object else 0.0
+            ratios["its background tells the prompt"] = min(gain, drift / MIN_DRIFT)
+        else:
+            ratios["attention concentrates where it does in the other images"] = (
+                _zero_if_nan(shared_gain) - onto_object
+            ) / MAX_SHARED_GAIN
+            if before > MIN_ENERGY:
+                lost = -energy_change / before
+                ratios["attention left the object"] = min(lost / MAX_ENERGY_LOSS, concentration / MAX_CONCENTRATION)
         reason = max(ratios, key=ratios.__getitem__)
         return max(0.0, min(ratios[reason], math.inf if math.isnan(noise_ratio) else noise_ratio)), reason
+
+    def rate_background(self, gains: Sequence[float], total: int) -> float:
+        """Rate the gains of the background over the probes of one prompt.
+
+        Args:
+            gains: of these probes, in standard deviations.
+            total: number of all probes whose background is known.
+
+        Returns:
+            The severity; above 1 is an alarm.
+        """
+        return sum(gains) / math.sqrt(len(gains)) / (self._rate_factor * (PROMPT_LIMIT + PROMPT_FEW / total**2))
+
+    def rate_whole_background(self, gains: Sequence[float]) -> float:
+        """Rate the gains of the background over all probes; above 1 is an alarm."""
+        total = len(gains)
+        return sum(gains) / math.sqrt(total) / (self._rate_factor * (SET_LIMIT + SET_FEW / total**2))
+
+    @property
+    def _rate_factor(self) -> float:
+        return float((DEFAULT_RATE / self.false_alarm_rate) ** RATE_EXPONENT)
 
     def count_required(self, probes: int) -> int:
         """How many of ``probes`` probes must be flagged to make the evaluation an alarm."""

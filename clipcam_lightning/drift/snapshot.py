@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from clipcam_lightning.cam.map_state import MapState, map_state
@@ -83,6 +83,12 @@ class Snapshot:
         noise_floor: mean drift of each probe's map under changes that do not matter, 0 to 2; NaN where unknown,
             ``None`` if it was not measured.
         images: input of the model for each probe, as JPEG files; empty if another snapshot of the run has them.
+        background_score: how much nearer to its prompt an image without its object is than the other images without
+            theirs, in standard deviations of these; NaN where fewer than three probes have another prompt, ``None`` if
+            it was not measured.
+        named_without_object: 1 if an image without its object is closer to its own prompt than to those of the other
+            probes, else 0; NaN and ``None`` as above.
+        regions: cells that are taken for the object of a probe without mask; in baselines only.
 
     Example:
         >>> import tempfile
@@ -112,6 +118,9 @@ class Snapshot:
     info: SnapshotInfo
     noise_floor: Float[Tensor, "n"] | None = None
     images: tuple[bytes, ...] = ()
+    background_score: Float[Tensor, "n"] | None = None
+    named_without_object: Float[Tensor, "n"] | None = None
+    regions: Bool[Tensor, "n 8 8"] | None = None
 
     __repr__ = short_repr
 
@@ -164,8 +173,9 @@ class Snapshot:
             "energy_inside_mask": self.energy_inside_mask,
             "pointing": self.pointing,
         }
-        if self.noise_floor is not None:
-            tensors["noise_floor"] = self.noise_floor
+        for name in ("noise_floor", "background_score", "named_without_object", "regions"):
+            if (value := getattr(self, name)) is not None:
+                tensors[name] = value
         if self.images:
             tensors["images"] = torch.frombuffer(bytearray(b"".join(self.images)), dtype=torch.uint8)
             tensors["image_sizes"] = torch.tensor([len(image) for image in self.images])
@@ -194,7 +204,7 @@ class Snapshot:
         values = {key: value for key, value in tensors.items() if key not in ("images", "image_sizes")}
         images = _split(tensors["images"], tensors["image_sizes"]) if "images" in tensors else ()
         snapshot = cls(**values, names=names, prompts=prompts, info=info, images=images)
-        maps = values.pop("maps")
+        maps, regions = values.pop("maps"), values.pop("regions", None)
         if (
             maps.ndim != 3
             or not maps.numel()
@@ -202,8 +212,9 @@ class Snapshot:
             or any(value.shape != (len(names),) for value in values.values())
             or any(value.dtype != torch.float32 for value in (maps, *values.values()))
             or len(images) not in (0, len(names))
+            or (regions is not None and (regions.dtype != torch.bool or regions.shape != (len(names), 8, 8)))
         ):
-            raise ValueError("lengths or dtypes of names, prompts, maps, metrics and images do not match")
+            raise ValueError("lengths or dtypes of names, prompts, maps, metrics, regions and images do not match")
         return snapshot
 
 

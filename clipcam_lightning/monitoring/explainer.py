@@ -1,7 +1,8 @@
 """What explains the images of an evaluation, in batches that fit into memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,12 +11,15 @@ from torch import Tensor
 from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.texts import Prompts
 from clipcam_lightning.errors import ClipCamError
 
 # torch's CPU allocator raises a plain RuntimeError; these words in its message mark it as out of memory.
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -37,6 +41,10 @@ class Explainer(Protocol):
         """Explain preprocessed images, each with its own prompts."""
         ...
 
+    def embed_images(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        """Embed preprocessed images as unit vectors in float32, on the CPU."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class LocalExplainer:
@@ -53,6 +61,10 @@ class LocalExplainer:
     def __call__(self, images: Float[Tensor, "n 3 y x"], prompts: Prompts) -> Explanation:
         """Explain the images in batches that fit into memory."""
         return explain_within_memory(self.clip, images, prompts, self.settings)
+
+    def embed_images(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        """Embed the images in batches that fit into memory."""
+        return embed_within_memory(self.clip, images, self.settings)
 
 
 def explain_within_memory(
@@ -72,10 +84,38 @@ def explain_within_memory(
     Raises:
         ClipCamError: there is not enough memory for a single image.
     """
-    limit = min(settings.batch_size or BATCH_SIZE, len(images))
+    return _with_less_memory(
+        lambda limit: explain_clip(clip, images, prompts, replace(settings, batch_size=limit)), len(images), settings
+    )
+
+
+def embed_within_memory(
+    clip: ClipModel, images: Float[Tensor, "n 3 y x"], settings: MapSettings
+) -> Float[Tensor, "n d"]:
+    """Embed images as unit vectors, in batches that fit into memory.
+
+    Args:
+        clip: the model.
+        images: preprocessed.
+        settings: whose ``batch_size`` is the number of images per pass to begin with.
+
+    Raises:
+        ClipCamError: there is not enough memory for a single image.
+    """
+
+    def embed(limit: int) -> Tensor:
+        with evaluation_mode(clip.module), clip.tower.native(), torch.no_grad():
+            return torch.cat([clip.embed_images(batch).cpu() for batch in images.split(limit)])
+
+    return _with_less_memory(embed, len(images), settings)
+
+
+def _with_less_memory(attempt: Callable[[int], T], count: int, settings: MapSettings) -> T:
+    """Call ``attempt`` with the number of images per pass, and again with half as many each time memory runs out."""
+    limit = min(settings.batch_size or BATCH_SIZE, count)
     while True:
         try:
-            return explain_clip(clip, images, prompts, replace(settings, batch_size=limit))
+            return attempt(limit)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,10 +23,11 @@ from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.drift import metrics
-from clipcam_lightning.drift.compare import DriftReport, compare
-from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.compare import DriftReport, check_comparable, compare
+from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_error
+from clipcam_lightning.monitoring.background import find_regions, observe_background
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
@@ -95,11 +96,11 @@ class Monitor:
             ProbeError, ConfigError, ModelError: the probes do not fit the model.
         """
         clip, prepared = explainer.clip, self.prepare(explainer.clip)
-        with torch.no_grad(), evaluation_mode(clip.module):
+        with evaluation_mode(clip.module), torch.no_grad():
             texts = prepared.embed_texts(clip)
         explanation = explainer(prepared.images, texts)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
-        snapshot, baseline, report, note = self._compared(explainer, prepared, snapshot)
+        snapshot, baseline, report, note = self._compared(explainer, prepared, texts, snapshot)
         self.metrics |= mean_metrics(report, snapshot, prepared.has_mask)
         number = self.history[-1].number + 1 if self.history else 0
         self.history = thinned([*self.history, HistoryEntry.of(snapshot, report, number)])
@@ -177,7 +178,7 @@ class Monitor:
         self.history, self.metrics = history, means
 
     def _compared(
-        self, explainer: Explainer, prepared: PreparedProbes, snapshot: Snapshot
+        self, explainer: Explainer, prepared: PreparedProbes, texts: Float[Tensor, "n 1 d"], snapshot: Snapshot
     ) -> tuple[Snapshot, Snapshot, DriftReport, str]:
         """Compare a snapshot with the baseline, or make it the baseline.
 
@@ -187,19 +188,22 @@ class Monitor:
         baseline, note = self.baseline, ""
         if baseline is not None:
             try:
-                report = compare(baseline, snapshot, self.rule)
+                check_comparable(baseline, snapshot)
             except IncomparableError as error:  # a resumed run may use another method, target or layer than before
                 if self._is_baseline_given:
                     raise
                 baseline, note = None, f"{error} This evaluation is the new baseline."
         if baseline is None:
-            snapshot, problem = _as_baseline(explainer, prepared, snapshot)
+            snapshot, problem = _as_baseline(explainer, prepared, texts, snapshot)
             note = f"{note} {problem}".strip()
             self.baseline = baseline = snapshot
-            report = compare(snapshot, snapshot, self.rule)
-        elif self._is_baseline_rolling:
-            self.baseline = replace(snapshot, noise_floor=baseline.noise_floor, images=baseline.images)
-        return snapshot, baseline, report, note
+        elif baseline.regions is not None:
+            snapshot = _with_background(explainer, prepared, texts, snapshot, baseline.regions)
+        if self._is_baseline_rolling and baseline is not snapshot:
+            self.baseline = replace(
+                snapshot, noise_floor=baseline.noise_floor, images=baseline.images, regions=baseline.regions
+            )
+        return snapshot, baseline, compare(baseline, snapshot, self.rule), note
 
 
 def load_baseline(baseline: PathLike | Snapshot) -> Snapshot:
@@ -231,6 +235,7 @@ def evaluate(
     *,
     baseline: PathLike | Snapshot | None = None,
     max_drift: float | None = None,
+    false_alarm_rate: float = DEFAULT_RATE,
     method: MethodLike = "auto",
     layers: Layers = None,
     target: TargetLike = "similarity",
@@ -251,6 +256,7 @@ def evaluate(
         probes: a :class:`ProbeSet`, or what it is made of.
         baseline: a snapshot or its file; by default the evaluation is its own baseline.
         max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
+        false_alarm_rate: of these conditions, per evaluation, above 0 and at most 0.2.
         method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
             :class:`MapSettings`.
         clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
@@ -284,7 +290,8 @@ def evaluate(
         batch_size=batch_size,
     )
     found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
-    monitor = Monitor(ProbeSet(probes), rule=DriftRule(max_drift), baseline="start" if baseline is None else baseline)
+    rule = DriftRule(max_drift, false_alarm_rate)
+    monitor = Monitor(ProbeSet(probes), rule=rule, baseline="start" if baseline is None else baseline)
     monitor.evaluate(LocalExplainer(found, settings), step=0, epoch=0)
     assert monitor.last is not None  # the evaluation has just taken place
     return monitor.last
@@ -356,18 +363,38 @@ def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor,
     return means
 
 
-def _as_baseline(explainer: Explainer, prepared: PreparedProbes, snapshot: Snapshot) -> tuple[Snapshot, str]:
-    """Add noise floor and images to a new baseline.
+def _as_baseline(
+    explainer: Explainer, prepared: PreparedProbes, texts: Float[Tensor, "n 1 d"], snapshot: Snapshot
+) -> tuple[Snapshot, str]:
+    """Add images, regions of the objects, background and noise floor to a new baseline.
 
     Returns:
         The baseline, and why its noise floor is unknown; empty if it was measured.
     """
     pixels = explainer.clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
-    snapshot = replace(snapshot, images=tuple(encode_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels))
+    snapshot = replace(
+        snapshot,
+        images=tuple(encode_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels),
+        regions=find_regions(explainer, prepared, texts, snapshot.maps),
+    )
+    snapshot = _with_background(explainer, prepared, texts, snapshot, snapshot.regions)
     try:
         return replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps)), ""
     except Exception as error:  # a paraphrase may be too long for a tokenizer; drift is measured all the same
         return snapshot, f"the noise floor could not be measured and is taken to be 0: {describe_error(error)}"
+
+
+def _with_background(
+    explainer: Explainer,
+    prepared: PreparedProbes,
+    texts: Float[Tensor, "n 1 d"],
+    snapshot: Snapshot,
+    regions: Bool[Tensor, "n 8 8"] | None,
+) -> Snapshot:
+    """Add what the images without their objects say."""
+    assert regions is not None
+    background = observe_background(explainer, prepared, texts, snapshot.prompts, regions)
+    return replace(snapshot, background_score=background.score, named_without_object=background.named)
 
 
 def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> None:

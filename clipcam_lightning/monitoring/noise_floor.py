@@ -48,7 +48,7 @@ def harmless_drifts(
     Returns:
         1 - CC, 0 to 2; NaN where a change does not apply to a probe, or a map is constant or not finite.
     """
-    with torch.no_grad(), evaluation_mode(explainer.clip.module):
+    with evaluation_mode(explainer.clip.module), torch.no_grad():
         texts = prepared.embed_texts(explainer.clip)
     drifts = []
     for images in changed_images(prepared.images):

@@ -14,14 +14,22 @@ from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.texts import Prompts
 from clipcam_lightning.errors import ClipCamError, describe_error
-from clipcam_lightning.monitoring.explainer import explain_within_memory
+from clipcam_lightning.monitoring.explainer import embed_within_memory, explain_within_memory
 from clipcam_lightning.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What all ranks explain next; shape None: reuse the images of the previous request."""
+    """What all ranks explain next.
 
+    Attributes:
+        count: of the images.
+        prompts: one row per image; ``None`` to embed the images instead of explaining them.
+        shape: of all images; ``None`` for those of the previous request.
+        dtype: of the images.
+    """
+
+    count: int
     prompts: Any
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype = torch.float32
@@ -47,46 +55,61 @@ class DistributedExplainer:
 
     def __call__(self, images: Float[Tensor, "n 3 y x"], prompts: Prompts) -> Explanation:
         """Explain images; to be called on rank 0 while the other ranks assist."""
-        sent = prompts.cpu() if isinstance(prompts, Tensor) else prompts
-        is_known = images is self._images
-        self._ranks.broadcast(_Request(sent) if is_known else _Request(sent, tuple(images.shape), images.dtype))
-        if not is_known:
-            self._ranks.scatter_images(self.clip.device, tuple(images.shape), images.dtype, images)
-            self._images = images
-        share = self._ranks.shares(len(images))[0]
-        return self._explain_together(images[share], prompts[share])
+        parts = self._request(images, prompts)
+        bounds = pairwise(accumulate((len(part.maps) for part in parts), initial=0))
+        rows = [(list(range(*bound)), part.maps, part.similarity) for bound, part in zip(bounds, parts, strict=True)]
+        maps, similarity, grids = concatenate_parts(rows)
+        together: Explanation = replace(parts[0], maps=maps, similarity=similarity, grids=grids)
+        return together
+
+    def embed_images(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        """Embed images; to be called on rank 0 while the other ranks assist."""
+        return torch.cat(self._request(images, None))
 
     def assist(self, request: _Request) -> None:
-        """Explain this rank's share of a request."""
-        share = self._ranks.shares(len(request.prompts))[self._ranks.index]
+        """Take this rank's share of a request."""
+        share = self._ranks.shares(request.count)[self._ranks.index]
         if request.shape is not None:
             self._images = self._ranks.scatter_images(self.clip.device, request.shape, request.dtype)
         assert self._images is not None
         with suppress(Exception):  # rank 0 receives the message and decides
-            self._explain_together(self._images, request.prompts[share])
+            self._exchange(self._images, None if request.prompts is None else request.prompts[share])
 
-    def _explain_together(self, images: Tensor, prompts: Any) -> Explanation:
-        """Explain this rank's share and concatenate the shares of all ranks.
+    def _request(self, images: Tensor, prompts: Any) -> list[Any]:
+        """Let every rank explain or embed its share, and collect the parts of all."""
+        sent = prompts.cpu() if isinstance(prompts, Tensor) else prompts
+        is_known = images is self._images
+        shape = None if is_known else tuple(images.shape)
+        self._ranks.broadcast(_Request(len(images), sent, shape, images.dtype))
+        if not is_known:
+            self._ranks.scatter_images(self.clip.device, tuple(images.shape), images.dtype, images)
+            self._images = images
+        share = self._ranks.shares(len(images))[0]
+        return self._exchange(images[share], None if prompts is None else prompts[share])
+
+    def _exchange(self, images: Tensor, prompts: Any) -> list[Any]:
+        """Explain or embed this rank's share, and exchange it for the shares of all ranks.
 
         Raises:
             BaseException: of this rank.
             ClipCamError: with the messages of other ranks that failed.
         """
         failure: BaseException | None = None
-        part: Explanation | str = ""
+        part: Explanation | Tensor | str = ""
         if len(images):
             try:
-                part = explain_within_memory(self.clip, images, prompts, self.settings)
-                part = replace(part, maps=part.maps.cpu(), similarity=part.similarity.cpu())
+                part = self._explain(images, prompts)
             except BaseException as error:  # of any kind: the other ranks must not wait
                 failure, part = error, describe_error(error)
         try:
-            parts = self._ranks.exchange(part)
+            return self._ranks.exchange(part)
         except ClipCamError:
             if failure is not None:
                 raise failure from None
             raise
-        bounds = pairwise(accumulate((len(part.maps) for part in parts), initial=0))
-        rows = [(list(range(*bound)), part.maps, part.similarity) for bound, part in zip(bounds, parts, strict=True)]
-        maps, similarity, grids = concatenate_parts(rows)
-        return replace(parts[0], maps=maps, similarity=similarity, grids=grids)
+
+    def _explain(self, images: Tensor, prompts: Any) -> Explanation | Tensor:
+        if prompts is None:
+            return embed_within_memory(self.clip, images, self.settings)
+        part = explain_within_memory(self.clip, images, prompts, self.settings)
+        return replace(part, maps=part.maps.cpu(), similarity=part.similarity.cpu())

@@ -431,3 +431,86 @@ def test_the_jensen_shannon_distance_equals_that_of_scipy() -> None:
     for probe, a, b in zip(report.probes, before, now, strict=True):
         expected = jensenshannon(a.flatten(), b.clamp_min(0).flatten(), base=2)
         assert probe.js_distance == pytest.approx(expected, abs=1e-5)
+
+
+def with_background(before: list[float], now: list[float], prompts: str, named: list[int]) -> tuple[Snapshot, Snapshot]:
+    """Two snapshots of maps that turned a little, with these scores and names of the background."""
+    angles = [turned(30)] * len(now)
+    baseline, later = snapshot(*[turned(0)] * len(now), names="p" * 99), snapshot(*angles, names="p" * 99, step=7)
+    names = tuple(f"probe {i}" for i in range(len(now)))
+    return tuple(
+        replace(
+            each,
+            names=names,
+            prompts=tuple(prompts),
+            background_score=torch.tensor(scores),
+            named_without_object=torch.tensor(flags, dtype=torch.float32),
+        )
+        for each, scores, flags in ((baseline, before, [0] * len(now)), (later, now, named))
+    )  # type: ignore[return-value]
+
+
+def test_one_prompt_of_many_whose_background_gains_is_an_alarm() -> None:
+    gains = [3.0] * 4 + [0.0] * 28
+    scores, prompts = [0.5 + gain for gain in gains], "aaaa" + "bcdefghi" * 3 + "jklm"
+    before, now = with_background([0.5] * 32, scores, prompts, [1] * 3 + [0] * 29)
+
+    report = compare(before, now)
+
+    prompt_limit = 4.5 + 200 / 32**2
+    assert report.background == (pytest.approx(4 * 3 / 2 / prompt_limit), "a")
+    assert report.alarm
+    assert [probe.name for probe in report.flagged] == ["probe 0", "probe 1", "probe 2"]  # 3 is not named
+    assert "without the object, 3 of 4 images are still closest to 'a' (0 at the baseline)" in str(report)
+
+
+def test_small_gains_of_all_prompts_together_are_an_alarm() -> None:
+    before, now = with_background([0.0] * 16, [0.9] * 16, "abcdefgh" * 2, [1] * 8 + [0] * 8)
+
+    report = compare(before, now)
+
+    assert report.background == (pytest.approx(0.9 * 16 / 4 / (2.7 + 130 / 16**2)), "")
+    assert report.severity == report.background[0] > 1
+    assert not report.flagged  # none by itself
+    assert "8 of 16 images are still closest to their own prompts" in str(report)
+
+
+def test_losses_and_noise_of_the_background_are_no_alarm() -> None:
+    for gains in ([-5.0] * 16, [1.0, -1.0] * 8):
+        before, now = with_background([0.0] * 16, gains, "abcdefgh" * 2, [1] * 16)
+        assert not compare(before, now).alarm
+
+
+def test_a_larger_false_alarm_rate_lowers_the_limits() -> None:
+    before, now = with_background([0.0] * 16, [0.7] * 16, "abcdefgh" * 2, [0] * 16)
+
+    severities = [compare(before, now, DriftRule(false_alarm_rate=rate)).severity for rate in (0.001, 0.01, 0.05, 0.2)]
+
+    assert severities == sorted(severities)
+    assert severities[2] / severities[1] == pytest.approx(5**0.18)
+
+
+def test_the_background_does_not_count_where_max_drift_decides() -> None:
+    before, now = with_background([0.0] * 16, [9.0] * 16, "abcdefgh" * 2, [1] * 16)
+
+    report = compare(before, now, DriftRule(1.9))
+
+    assert report.background == (0.0, "")
+    assert not report.alarm
+    assert not DriftRule(1.9).background
+
+
+def test_an_unknown_background_leaves_the_conditions_of_the_maps() -> None:
+    before, now = with_background([math.nan] * 4, [math.nan] * 4, "aaaa", [0] * 4)
+
+    report = compare(before, now)
+
+    assert report.background == (0.0, "")
+    assert math.isnan(report.probes[0].background_gain)
+    assert report.severity == max(probe.severity for probe in report.probes)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 0.21, math.nan])
+def test_a_false_alarm_rate_out_of_range_is_refused(rate: Any) -> None:
+    with pytest.raises(ConfigError, match=r"false_alarm_rate must be above 0 and at most 0\.2"):
+        DriftRule(false_alarm_rate=rate)

@@ -43,6 +43,9 @@ class KnownMaps:
     def __call__(self, images: Tensor, prompts: object) -> Explanation:
         return self._explanation
 
+    def embed_images(self, images: Tensor) -> Tensor:
+        return LocalExplainer(self.clip).embed_images(images)
+
 
 def two_masked_probes() -> ProbeSet:
     """Two probes whose object is the left half of the image."""

@@ -1,0 +1,106 @@
+"""What images without their objects say: whether the background tells a prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from clipcam_lightning.analysis.interventions import fill_regions, in_pixels, object_regions, window_drops
+from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.monitoring.explainer import Explainer
+from clipcam_lightning.probes.prepared import PreparedProbes
+
+MIN_OTHERS = 3  # images of other prompts, below which their spread is not known
+MIN_SPREAD = 1e-3  # of margins, added to their standard deviation
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Background:
+    """What images without their objects say, one value per probe.
+
+    The *margin* of an image is its similarity to a prompt minus that to the nearest other prompt of the probes.
+
+    Attributes:
+        score: how far the margin of an image without its object is above those of the images of other prompts without
+            theirs, in standard deviations of these. Near 0 if only objects tell the prompts.
+        named: whether the margin of an image without its object is positive; 0 or 1.
+
+    Both are NaN for a probe of whose prompt fewer than three probes differ.
+    """
+
+    score: Float[Tensor, "n"]
+    named: Float[Tensor, "n"]
+
+    __repr__ = short_repr
+
+
+def observe_background(
+    explainer: Explainer,
+    prepared: PreparedProbes,
+    texts: Float[Tensor, "n 1 d"],
+    prompts: Sequence[str],
+    regions: Bool[Tensor, "n 8 8"],
+) -> Background:
+    """Remove the object of each probe and measure what remains of its prompt: one forward per probe.
+
+    Args:
+        explainer: the model as it is now.
+        prepared: the probes as the model's input.
+        texts: embeddings of the prompts.
+        prompts: of the probes; probes with equal ones are one class.
+        regions: where the objects are, for probes without mask.
+    """
+    embedded = explainer.embed_images(fill_regions(prepared.images, object_pixels(prepared, regions)))
+    return score_background(embedded @ texts[:, 0].float().cpu().T, prompts)
+
+
+def score_background(cosines: Float[Tensor, "n n"], prompts: Sequence[str]) -> Background:
+    """Score images without their objects.
+
+    Args:
+        cosines: of each image with the prompt of each probe.
+        prompts: of the probes.
+    """
+    others = torch.tensor([[one != other for other in prompts] for one in prompts])
+    counts = others.sum(0)
+    margins = torch.stack([cosines[:, i] - _best(cosines, others[i]) for i in range(len(prompts))], dim=1)
+    own, known = margins.diagonal(), counts >= MIN_OTHERS
+    margins = torch.where(others, margins, 0.0)
+    mean = margins.sum(0) / counts
+    spread = (torch.where(others, margins - mean, 0.0).square().sum(0) / counts).sqrt()
+    score = (own - mean) / (spread + MIN_SPREAD)
+    return Background(score.where(known, torch.nan), (own > 0).float().where(known, torch.nan))
+
+
+def _best(cosines: Float[Tensor, "n p"], which: Bool[Tensor, "p"]) -> Float[Tensor, "n"]:
+    """The highest of some columns; NaN if there are none."""
+    return cosines[:, which].amax(1) if which.any() else torch.full_like(cosines[:, 0], torch.nan)
+
+
+def find_regions(
+    explainer: Explainer,
+    prepared: PreparedProbes,
+    texts: Float[Tensor, "n 1 d"],
+    maps: Float[Tensor, "n h w"],
+) -> Bool[Tensor, "n 8 8"]:
+    """Find the object of each probe that has no mask: 49 forwards per such probe.
+
+    Args:
+        explainer: a model that still looks at the objects: that of the baseline.
+        prepared: the probes as the model's input.
+        texts: embeddings of the prompts.
+        maps: of the probes.
+    """
+    regions = torch.zeros(len(maps), 8, 8, dtype=torch.bool)
+    rows = (~prepared.has_mask).nonzero()[:, 0]
+    if len(rows):
+        drops = window_drops(prepared.images[rows], texts[rows, 0].float().cpu(), explainer.embed_images)
+        regions[rows] = object_regions(maps[rows], drops)
+    return regions
+
+
+def object_pixels(prepared: PreparedProbes, regions: Bool[Tensor, "n 8 8"]) -> Bool[Tensor, "n y x"]:
+    """Mark the pixels of the objects: by the masks where there are any, else by the regions."""
+    return torch.where(prepared.has_mask[:, None, None], prepared.masks, in_pixels(regions, prepared.images))

@@ -1,0 +1,132 @@
+"""What images without their objects say."""
+
+import math
+from dataclasses import replace
+from statistics import fmean, pstdev
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
+from clipcam_lightning.analysis.interventions import fill_regions
+from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.monitoring.background import MIN_SPREAD, find_regions, object_pixels, observe_background
+from clipcam_lightning.monitoring.explainer import LocalExplainer
+from clipcam_lightning.monitoring.monitor import Monitor
+from clipcam_lightning.probes.prepared import PreparedProbes
+from clipcam_lightning.shapes_world.models import WordTokenizer
+from clipcam_lightning.shapes_world.scenes import Scenes, draw_scenes, with_stamps
+
+COUNT = 12
+
+
+@pytest.fixture
+def clip(shapes_vit: open_clip.CLIP) -> ClipModel:
+    return find_clip(shapes_vit, tokenizer=WordTokenizer())
+
+
+def probe_set(scenes: Scenes, masks: bool = True) -> ProbeSet:
+    return ProbeSet(
+        Probe(image, caption, mask=mask[0] if masks else None)
+        for image, caption, mask in zip(scenes.images, scenes.captions, scenes.masks, strict=True)
+    )
+
+
+def prepared_and_texts(probes: ProbeSet, clip: ClipModel) -> tuple[PreparedProbes, Tensor]:
+    prepared = probes.prepare(clip)
+    with torch.no_grad():
+        return prepared, prepared.embed_texts(clip)
+
+
+NO_REGIONS = torch.zeros(COUNT, 8, 8, dtype=torch.bool)
+
+
+def test_equals_the_slow_derivation(clip: ClipModel) -> None:
+    probes = probe_set(draw_scenes(COUNT, seed=5))
+    prepared, texts = prepared_and_texts(probes, clip)
+    prompts = [*probes.prompts[:9], *[probes.prompts[0]] * 3]  # three probes get the prompt of another
+
+    background = observe_background(LocalExplainer(clip), prepared, texts, prompts, NO_REGIONS)
+
+    filled = fill_regions(prepared.images, prepared.masks)
+    with torch.no_grad():
+        images = [clip.embed_images(image[None])[0] for image in filled]
+    for i in range(COUNT):
+        different = [j for j in range(COUNT) if prompts[j] != prompts[i]]
+        margins = {
+            j: float(image @ texts[i, 0]) - max(float(image @ texts[k, 0]) for k in different)
+            for j, image in enumerate(images)
+        }
+        others = [margins[j] for j in different]
+        score = (margins[i] - fmean(others)) / (pstdev(others) + MIN_SPREAD)
+        assert background.score[i] == pytest.approx(score, abs=1e-3)
+        assert background.named[i] == (margins[i] > 0)
+
+
+def test_probes_of_one_prompt_say_nothing_of_the_background(clip: ClipModel) -> None:
+    prepared, texts = prepared_and_texts(probe_set(draw_scenes(COUNT, seed=5)), clip)
+
+    for prompts, known in ((["a"] * 12, 0), (["a"] * 10 + ["b"] * 2, 2), (["a"] * 9 + ["b"] * 3, 12)):
+        background = observe_background(LocalExplainer(clip), prepared, texts, prompts, NO_REGIONS)
+        assert background.score.isfinite().sum() == background.named.isfinite().sum() == known
+
+
+def test_a_mask_takes_the_place_of_a_region(clip: ClipModel) -> None:
+    scenes = draw_scenes(2, seed=5)
+    masked, plain = probe_set(scenes), probe_set(scenes, masks=False)
+    prepared, texts = prepared_and_texts(ProbeSet([masked[0], replace(plain[1], name="plain")]), clip)
+    maps = torch.rand(2, 8, 8)
+
+    regions = find_regions(LocalExplainer(clip), prepared, texts, maps)
+
+    assert not regions[0].any()
+    assert regions[1].any()
+    pixels = object_pixels(prepared, regions)
+    assert torch.equal(pixels[0], prepared.masks[0])
+    assert torch.equal(pixels[1], regions[1].repeat_interleave(8, 0).repeat_interleave(8, 1))
+
+
+def test_found_regions_cover_the_objects(clip: ClipModel) -> None:
+    scenes = draw_scenes(40, seed=6)
+    monitor = Monitor(probe_set(scenes, masks=False))
+    monitor.evaluate(LocalExplainer(clip), step=0, epoch=0)
+
+    assert monitor.baseline is not None
+    assert monitor.baseline.regions is not None
+    pixels = monitor.baseline.regions.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    masks = torch.from_numpy(scenes.masks[:, 0])
+    covered = (pixels & masks).sum((1, 2)) / masks.sum((1, 2))
+    assert covered.mean() > 0.9
+    assert pixels.float().mean() < 0.35
+
+
+def test_a_background_that_begins_to_tell_the_prompt_is_an_alarm(clip: ClipModel) -> None:
+    """The trained model is the same: what its background says is set by hand, in one of the later evaluations."""
+    monitor = Monitor(probe_set(draw_scenes(COUNT, seed=5)))
+    monitor.evaluate(LocalExplainer(clip), step=0, epoch=0)
+    baseline = monitor.baseline
+    assert isinstance(baseline, Snapshot)
+    assert baseline.background_score is not None
+    monitor.evaluate(LocalExplainer(clip), step=1, epoch=0)
+    assert monitor.last is not None
+    assert monitor.last.report.severity == 0
+
+    monitor.baseline = replace(baseline, background_score=baseline.background_score - 20)
+    monitor.evaluate(LocalExplainer(clip), step=2, epoch=0)
+
+    assert monitor.last.report.alarm
+    assert "without the object" in str(monitor.last.report)
+
+
+def test_stamps_that_a_model_does_not_read_say_nothing(clip: ClipModel) -> None:
+    scenes = draw_scenes(COUNT, seed=5, corner_free=True)
+    scores = []
+    for each in (scenes, with_stamps(scenes)):
+        probes = probe_set(each)
+        prepared, texts = prepared_and_texts(probes, clip)
+        scores.append(observe_background(LocalExplainer(clip), prepared, texts, probes.prompts, NO_REGIONS).score)
+
+    assert all(abs(float(each.mean())) < 1 for each in scores)
+    assert not math.isnan(float(scores[1].sum()))
