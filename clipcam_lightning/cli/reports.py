@@ -16,7 +16,7 @@ from clipcam_lightning.visualization.report import METRICS, format_metrics, html
 
 PASSED, DRIFTED = 0, 1
 ROWS = 40  # probes in the table; more would scroll the verdict off the screen
-COLUMNS = ("Drift", "Drift / noise floor", "Shared gain", "Energy on object")
+COLUMNS = ("Drift", "Drift / noise floor", "Background score", "Shared gain", "Energy on object")
 
 
 def save_snapshot(snapshot: Snapshot, file: Path) -> None:

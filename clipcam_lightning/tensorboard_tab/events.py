@@ -39,6 +39,7 @@ COLUMNS = (
     "top_iou",
     "center_shift",
     "energy_inside_mask",
+    "background_score",
     "note",  # index into the evaluation's notes: why the probe is flagged or its drift unknown; -1 for none
     "scale",  # of the map in the event file
 )

@@ -28,6 +28,8 @@ METRICS = {
     "Drift": "1 - the correlation with the baseline's map: 0 the same map, 1 an unrelated one, 2 an inverted one.",
     "Drift / noise floor": "Drift divided by how far the map moves if the prompt is paraphrased or the image hardly "
     "changes: up to about 2 is noise, higher is more.",
+    "Background score": "How much nearer to its prompt the image without its object is than the other images without "
+    "theirs, in standard deviations, at the baseline → now: near 0 is good, a rise is a shortcut.",
     "Shared gain": "Share of the map that is new where the maps of the other images gained most, 0 to 100 %: the "
     "higher, the more the model looks there in all images.",
     "Top-20 % IoU": "Overlap of the hottest 20 % of the cells with the baseline's: 1 the same cells, 0 none in common.",
@@ -126,6 +128,7 @@ def report_as_json(report: DriftReport) -> dict[str, Any]:
         "alarm": report.alarm,
         "severity": _json_value(report.severity),
         "summary": str(report),
+        "evidence": report.evidence,
         "rule": str(report.rule),
         "step": report.step,
         "baseline_step": report.baseline_step,
@@ -155,6 +158,10 @@ def format_metrics(probe: ProbeDrift) -> dict[str, str]:
     metrics = {
         "Drift": (is_measured, format_drift(probe.drift)),
         "Drift / noise floor": (math.isfinite(probe.noise_ratio), f"{probe.noise_ratio:.1f}"),
+        "Background score": (
+            math.isfinite(probe.background_gain),
+            f"{probe.background_score - probe.background_gain:.1f} → {probe.background_score:.1f}",
+        ),
         "Shared gain": (math.isfinite(probe.shared_gain), f"{100 * max(0.0, probe.shared_gain):.0f} %"),
         "Top-20 % IoU": (is_measured, f"{probe.top_iou:.2f}"),
         "Centre shift": (has_place, f"{100 * probe.center_shift:.0f} %"),

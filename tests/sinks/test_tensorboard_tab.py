@@ -111,7 +111,7 @@ def test_maps_times_their_scale_are_the_raw_maps(maps: Tensor, tmp_path: Path) -
 
 COLUMNS = [
     *("drift", "similarity", "flagged", "noise_ratio", "shared_gain", "concentration", "top_iou", "center_shift"),
-    *("energy_inside_mask", "note", "scale"),
+    *("energy_inside_mask", "background_score", "note", "scale"),
 ]
 
 

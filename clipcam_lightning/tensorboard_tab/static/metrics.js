@@ -62,6 +62,14 @@ export const METRICS = [
     digits: 2,
     meaning: "Share of the map that lies on the object, 0 to 1: higher is better.",
   },
+  {
+    name: "background_score",
+    label: "Background score",
+    digits: 1,
+    meaning:
+      "How much nearer to its prompt the image without its object is than the other images without theirs, " +
+      "in standard deviations: near 0 is good, a rise is a shortcut.",
+  },
 ];
 
 export const [DRIFT] = METRICS;
