@@ -445,6 +445,7 @@ ARGUMENTS: dict[str, Any] = {
     "every_n_train_steps": 5,
     "baseline": "previous",
     "max_drift": 0.5,
+    "false_alarm_rate": 0.02,
     "on_drift": "stop",
     "num_probes": 4,
     "num_images": 6,

@@ -22,6 +22,7 @@ def test_the_readme_has_its_chapters() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::clipcam_lightning.errors.ClipCamWarning")  # the model is untrained
 def test_the_code_of_the_readme_runs_block_after_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scenes = draw_scenes(2)

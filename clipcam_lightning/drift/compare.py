@@ -172,16 +172,29 @@ class DriftReport:
     def background(self) -> tuple[float, str]:
         """The severity of the background's gains, 0 if unknown, and the prompt with the most severe ones.
 
-        The prompt is empty if the gains of all probes together are the most severe.
+        The prompt is empty if the gains of all probes together are the most severe. Gains of which no image without its
+        object is named that was not named at the baseline have severity 0.
         """
-        known = [probe for probe in self.probes if not math.isnan(probe.background_gain)]
+        known = self._with_known_background
         if not known or self.rule.max_drift is not None:
             return 0.0, ""
-        by_prompt: dict[str, list[float]] = defaultdict(list)
+        by_prompt: dict[str, list[ProbeDrift]] = defaultdict(list)
         for probe in known:
-            by_prompt[probe.prompt].append(probe.background_gain)
-        rated = [(self.rule.rate_background(gains, len(known)), prompt) for prompt, gains in by_prompt.items()]
-        return max(*rated, (self.rule.rate_whole_background([probe.background_gain for probe in known]), ""))
+            by_prompt[probe.prompt].append(probe)
+        rated = [(0.0, "")]
+        for prompt, probes in (("", known), *by_prompt.items()):
+            now, before = _count_named(probes)
+            if now > before:
+                gains = [probe.background_gain for probe in probes]
+                rate = (
+                    self.rule.rate_background(gains, len(known)) if prompt else self.rule.rate_whole_background(gains)
+                )
+                rated.append((rate, prompt))
+        return max(rated)
+
+    @property
+    def _with_known_background(self) -> list[ProbeDrift]:
+        return [probe for probe in self.probes if not math.isnan(probe.background_gain)]
 
     @property
     def alarm(self) -> bool:
@@ -213,11 +226,8 @@ class DriftReport:
         severity, prompt = self.background
         if severity <= 1:
             return ""
-        probes = [probe for probe in self.probes if not math.isnan(probe.background_gain)]
-        probes = [probe for probe in probes if probe.prompt == prompt or not prompt]
-        now, before = (
-            sum(getattr(probe, name) > 0 for probe in probes) for name in ("named_without_object", "named_before")
-        )
+        probes = [probe for probe in self._with_known_background if probe.prompt == prompt or not prompt]
+        now, before = _count_named(probes)
         which = f"{now} of {len(probes)} images are" if len(probes) > 1 else "the image is"
         own = repr(prompt) if prompt else "their own prompts"
         return f"without the object, {which} still closest to {own} ({before} at the baseline)"
@@ -365,6 +375,11 @@ def _or_unknown(snapshot: Snapshot, unknown: Float[Tensor, "n"]) -> tuple[Float[
     if snapshot.background_score is None or snapshot.named_without_object is None:
         return unknown, unknown
     return snapshot.background_score, snapshot.named_without_object
+
+
+def _count_named(probes: Sequence[ProbeDrift]) -> tuple[int, int]:
+    """How many images without their objects are closest to their own prompts, now and at the baseline."""
+    return sum(probe.named_without_object > 0 for probe in probes), sum(probe.named_before > 0 for probe in probes)
 
 
 def _number_images(baseline: Snapshot) -> Int[Tensor, "n"] | None:

@@ -481,8 +481,15 @@ def test_losses_and_noise_of_the_background_are_no_alarm() -> None:
         assert not compare(before, now).alarm
 
 
+def test_gains_that_name_no_further_image_are_no_alarm() -> None:
+    before, now = with_background([0.0] * 16, [9.0] * 16, "abcdefgh" * 2, [1] * 4 + [0] * 12)
+
+    assert compare(before, now).alarm
+    assert not compare(replace(before, named_without_object=now.named_without_object), now).alarm
+
+
 def test_a_larger_false_alarm_rate_lowers_the_limits() -> None:
-    before, now = with_background([0.0] * 16, [0.7] * 16, "abcdefgh" * 2, [0] * 16)
+    before, now = with_background([0.0] * 16, [0.7] * 16, "abcdefgh" * 2, [1] * 16)
 
     severities = [compare(before, now, DriftRule(false_alarm_rate=rate)).severity for rate in (0.001, 0.01, 0.05, 0.2)]
 

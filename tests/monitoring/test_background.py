@@ -113,7 +113,13 @@ def test_a_background_that_begins_to_tell_the_prompt_is_an_alarm(clip: ClipModel
     assert monitor.last is not None
     assert monitor.last.report.severity == 0
 
-    monitor.baseline = replace(baseline, background_score=baseline.background_score - 20)
+    assert baseline.named_without_object is not None
+    assert baseline.named_without_object.any()
+    monitor.baseline = replace(
+        baseline,
+        background_score=baseline.background_score - 20,
+        named_without_object=torch.zeros_like(baseline.named_without_object),
+    )
     monitor.evaluate(LocalExplainer(clip), step=2, epoch=0)
 
     assert monitor.last.report.alarm
