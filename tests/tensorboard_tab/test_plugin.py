@@ -303,7 +303,7 @@ ANYTHING = st.recursive(
     max_leaves=4,
 )
 KINDS = st.sampled_from([*range(1, 24), 101, 0])
-SIZES = st.lists(st.sampled_from([0, 1, 2, 3, 5, 11, -1]), max_size=4)
+SIZES = st.lists(st.sampled_from([0, 1, 2, 3, 5, 12, -1]), max_size=4)
 TENSORS = st.builds(
     lambda kind, sizes, content, strings, floats: TensorProto(
         dtype=kind,
@@ -468,10 +468,10 @@ IN_TENSORS = {
     "no image": ("image/probe-0", array([0], b"", 7), True),
     "baselines of another grid": ("baseline", array([2, 5, 3], b"\0" * 120), True),
     "baselines of other probes": ("baseline", array([3, 3, 5], b"\0" * 180), True),
-    "metrics of other probes": ("metrics", array([3, 11], b"\0" * 132), False),
-    "metrics that are not finite": ("metrics", array([2, 11], b"\0\0\xc0\x7f\0\0\x80\xff" * 11), True),
-    "metrics that do not fit their shape": ("metrics", array([2, 11], b"\0"), False),
-    "metrics of an undefined type": ("metrics", array([2, 11], b"\0" * 88, 99), False),
+    "metrics of other probes": ("metrics", array([3, 12], b"\0" * 144), False),
+    "metrics that are not finite": ("metrics", array([2, 12], b"\0\0\xc0\x7f\0\0\x80\xff" * 12), True),
+    "metrics that do not fit their shape": ("metrics", array([2, 12], b"\0"), False),
+    "metrics of an undefined type": ("metrics", array([2, 12], b"\0" * 96, 99), False),
     "an evaluation of several texts": ("evaluation", TensorProto(dtype=7, string_val=[b"{}", b"{}"]), False),
     "an evaluation that is not JSON": ("evaluation", text("{"), False),
     "an evaluation that is a list": ("evaluation", text("[]"), False),

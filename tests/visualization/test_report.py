@@ -400,6 +400,7 @@ def test_the_json_holds_the_report_with_null_for_unknown_values() -> None:
         "alarm": True,
         "severity": "inf",
         "summary": str(report),
+        "evidence": "",
         "rule": str(report.rule),
         "step": 120,
         "baseline_step": 0,
