@@ -68,7 +68,7 @@ export const METRICS = [
     digits: 1,
     meaning:
       "How much nearer to its prompt the image without its object is than the other images without theirs, " +
-      "in standard deviations: near 0 is good, a rise is a shortcut.",
+      "in standard deviations: about 0 if only the object tells the prompt, higher is worse.",
   },
 ];
 
