@@ -16,7 +16,6 @@ Run it: python -m benchmarks.drift_detection --runs DIR  (hours on two cores; wh
 
 import argparse
 import json
-import logging
 import math
 import multiprocessing
 import tempfile
@@ -108,7 +107,6 @@ def run(finetune: FineTune, folder: Path) -> Run:
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     uses = fine_tune(finetune, folder)
     observed = observe(finetune, folder, OBSERVED)
     start, *later = observed.accuracy()
@@ -128,7 +126,7 @@ def score(observed: Observations, rows: torch.Tensor) -> dict[str, list[float]]:
     scores = {}
     for name, detector in DETECTORS.items():
         baseline, *evaluations = observed.snapshots(rows, masks=detector.masks)
-        scores[name] = [detector.score(baseline, evaluation) for evaluation in evaluations]
+        scores[name] = [round(detector.score(baseline, evaluation), 4) for evaluation in evaluations]
     return scores
 
 
@@ -228,13 +226,19 @@ def report(folder: Path, towers: Sequence[str], seeds: int, quick: bool) -> None
             print_table(console, f"{tower}, {count} probes: {roles}", judged)
             verdicts[f"{tower}, {count} probes"] = {name: finite(asdict(each)) for name, each in judged.items()}
         listed += reported
-    content = {
+    head = {
         "versions": {package: version(package) for package in PACKAGES},
         "seeds": {"chosen on": [CHOICE_SEED, seeds], "reported": [REPORT_SEED, seeds]},
         "verdicts": verdicts,
-        "runs": [{**asdict(each), "role": each.role} for each in listed],
     }
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    write(head, [{**asdict(each), "role": each.role} for each in listed])
+
+
+def write(head: dict[str, object], runs: Sequence[dict[str, object]]) -> None:
+    """Write the results as JSON, with one line per run."""
+    lines = ",\n  ".join(json.dumps(each) for each in runs)
+    text = json.dumps(head, indent=1).removesuffix("\n}")
+    RESULTS.write_text(f'{text},\n "runs": [\n  {lines}\n ]\n}}\n')
 
 
 ROLES = ("used", "harmless", "broken", "unclear", "collapse", "forgetting")

@@ -155,15 +155,10 @@ class FineTune:
         """Load the model it starts from."""
         return pretrained_clip(WORLDS[self.world], self.tower, self.seed % 3)
 
-    def draw_probes(self, count: int, *, cues: bool = True) -> Drawn:
-        """Draw images as in training, but with visible objects, and evenly of all classes.
-
-        Args:
-            count: how many.
-            cues: whether they carry cues as the training images do; without, none does.
-        """
+    def draw_probes(self, count: int) -> Drawn:
+        """Draw images with cues as in training, but with visible objects, and evenly of all classes."""
         kind = self.settings
-        rule = CueRule(self.cued, kind.agreement, "own" if cues and kind.cue else "none")
+        rule = CueRule(self.cued, kind.agreement, "own" if kind.cue else "none")
         drawn = self.images.draw(4 * count, rule, opacity=PROBED[self.world], seed=20_000 + self.seed, held_out=True)
         classes = CLASSES if kind.harm == "forgetting" else kind.classes
         order = np.argsort(_occurrence(drawn.classes), kind="stable")
@@ -319,9 +314,9 @@ def _occurrence(classes: np.ndarray) -> np.ndarray:
     return number
 
 
-def all_runs(tower: str, seeds: range, worlds: tuple[str, ...] = tuple(WORLDS)) -> Iterator[FineTune]:
+def all_runs(tower: str, seeds: range) -> Iterator[FineTune]:
     """Make one run of each kind per seed and world."""
     for seed in seeds:
-        for world in worlds:
+        for world in WORLDS:
             for kind in KINDS:
                 yield FineTune(world, tower, kind, seed)

@@ -31,7 +31,6 @@ class Observations:
         masked: the same without the objects, by their masks.
         guessed: the same without the objects, by the regions found at the start.
         classes: of the objects.
-        cues: class that the cue of each image stands for; -1 without a cue.
         masks: of the objects.
     """
 
@@ -40,7 +39,6 @@ class Observations:
     masked: Float[Tensor, "e n c"]
     guessed: Float[Tensor, "e n c"]
     classes: Int[Tensor, "n"]
-    cues: Int[Tensor, "n"]
     masks: Bool[Tensor, "n y x"]
 
     def snapshots(self, rows: Int[Tensor, "m"], *, masks: bool) -> list[Snapshot]:
@@ -116,7 +114,7 @@ def _observe(run: FineTune, folder: Path, count: int) -> Observations:
         seen["masked"].append(_embed(clip, fill_regions(images, enlarged)) @ texts.T)
         seen["guessed"].append(_embed(clip, fill_regions(images, regions)) @ texts.T)
     stacked = {name: torch.stack(each) for name, each in seen.items()}
-    return Observations(**stacked, classes=classes, cues=torch.from_numpy(drawn.cues), masks=masks)
+    return Observations(**stacked, classes=classes, masks=masks)
 
 
 @torch.no_grad()

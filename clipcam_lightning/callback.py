@@ -85,8 +85,8 @@ class ClipCamCallback(Callback):
         baseline: ``"start"`` (the evaluation before training), ``"previous"`` (the last one), or a snapshot file.
         max_drift: a probe that drifts further is flagged and one flagged probe is an alarm: 0 for the same map, 1 for
             an unrelated one, 2 for an inverted one. By default the conditions of :class:`DriftRule` decide.
-        false_alarm_rate: of these conditions: share of the evaluations of a harmless training, above 0 and at most 0.2,
-            that may raise a false alarm.
+        false_alarm_rate: share of the evaluations of a harmless training, above 0 and at most 0.2, in which the
+            condition on the background is meant to raise a false alarm.
         on_drift: on alarm, ``"log"`` only the metrics, ``"warn"``, ``"stop"`` training, or ``"raise"`` DriftAlarm.
         num_probes: how many probes to take from a batch.
         num_images: how many probes TensorBoard shows images of per evaluation, flagged ones first. Metrics, snapshots

@@ -1,9 +1,9 @@
-"""Images whose object is removed or put on another ground, to test what a model relies on."""
+"""Images of which a part is removed, to test what a model relies on."""
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,24 +32,6 @@ def fill_regions(images: Float[Tensor, "n 3 y x"], regions: Bool[Tensor, "n y x"
     means = (colors @ nearness) / (weights @ nearness).clamp_min(torch.finfo(images.dtype).tiny)
     filled = F.interpolate(means.unflatten(2, side), size=images.shape[-2:], mode="bilinear", align_corners=False)
     return torch.where(regions[:, None], filled, images)
-
-
-def put_on_grounds(
-    images: Float[Tensor, "n 3 y x"],
-    regions: Bool[Tensor, "n y x"],
-    grounds: Int[Tensor, "m"],
-    objects: Int[Tensor, "m"],
-) -> Float[Tensor, "m 3 y x"]:
-    """Put the objects of some images on the grounds of others.
-
-    Args:
-        images: preprocessed.
-        regions: of the objects, in pixels.
-        grounds: numbers of the images that lose their own object.
-        objects: numbers of the images whose object is pasted where it lies in its own image.
-    """
-    empty = fill_regions(images[grounds], regions[grounds])
-    return torch.where(regions[objects][:, None], images[objects], empty)
 
 
 def window_drops(

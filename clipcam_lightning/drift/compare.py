@@ -222,7 +222,7 @@ class DriftReport:
 
     @property
     def evidence(self) -> str:
-        """What images without their objects show, in words; empty if the background is no reason for an alarm."""
+        """A sentence on what images without their objects show; empty if the background is no reason for an alarm."""
         severity, prompt = self.background
         if severity <= 1:
             return ""

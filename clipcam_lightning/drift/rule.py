@@ -7,7 +7,7 @@ from numbers import Real
 
 from clipcam_lightning.errors import ConfigError
 
-# What the default rule tolerates. Chosen on runs of benchmarks/drift_detection.py with other seeds than it reports.
+# What the conditions on the maps tolerate. Chosen on stamps in the shapes world, and on other seeds than were reported.
 MAX_SHARED_GAIN = 0.07  # of a map's mass
 MAX_ENERGY_LOSS, MAX_CONCENTRATION = 0.2, 0.18  # of the energy on the object; of a map's mass
 MAX_DRIFT = 0.8
@@ -34,13 +34,14 @@ class DriftRule:
     evaluation is an alarm if the gains of the probes of one prompt, or of all probes together, are larger than chance
     allows:
 
-    - With ``m`` probes of a prompt, the sum of their gains over the square root of ``m`` is above 4.5. One class of
-      many suffices.
-    - With ``n`` probes in all, the sum of all gains over the square root of ``n`` is above 2.7.
+    - With ``m`` of ``n`` probes of a prompt, the sum of their gains over the square root of ``m`` is above
+      ``4.5 + 200 / n ** 2``. One class of many suffices.
+    - The sum of all gains over the square root of ``n`` is above ``2.7 + 130 / n ** 2``.
 
-    These limits are for a false alarm rate of 1 %, and a little higher where there are fewer than 32 probes. A probe is
-    flagged if its own gain is above 1.5, its image without the object is closest to its own prompt, and its map moved
-    visibly: beyond its noise floor and by a drift of at least 0.1.
+    In both cases more images without their objects must be closest to their own prompts than at the baseline. The
+    limits aim at a false alarm rate of 1 %; others scale both by ``(0.01 / rate) ** 0.18``. A probe is flagged if its
+    own gain is above 1.5, its image without the object is closest to its own prompt, and its map moved visibly: beyond
+    its noise floor and by a drift of at least 0.1.
 
     An evaluation is also an alarm if at least half of the maps are flagged for one of these reasons:
 
@@ -61,8 +62,9 @@ class DriftRule:
     Attributes:
         max_drift: flag every probe whose drift is above this limit, 0 to 2, instead of applying the conditions above.
             One flagged probe is an alarm then.
-        false_alarm_rate: share of the evaluations of a harmless training, above 0 and at most 0.2, that may raise a
-            false alarm. It is not used with ``max_drift``.
+        false_alarm_rate: share of the evaluations of a harmless training, above 0 and at most 0.2, in which the
+            background is meant to raise a false alarm. It does not change the conditions on the maps, and is not used
+            with ``max_drift``.
 
     Raises:
         ConfigError: an attribute lies outside its range.
@@ -109,12 +111,12 @@ class DriftRule:
 
     @property
     def background(self) -> str:
-        """What the background must do to make an alarm, in words; empty if it does not count."""
+        """Condition on the background that makes an alarm, as a clause; empty if it does not count."""
         if self.max_drift is not None:
             return ""
         return (
             "without their objects, the images of a prompt, or all images, are closer to their own prompts than at the "
-            f"baseline, by more than chance explains (false alarms in {_percent(self.false_alarm_rate)} of evaluations)"
+            f"baseline, by more than chance explains (false alarms are meant to be {100 * self.false_alarm_rate:g} %)"
         )
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """What images without their objects say: whether the background tells a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ class Background:
             theirs, in standard deviations of these. Near 0 if only objects tell the prompts.
         named: whether the margin of an image without its object is positive; 0 or 1.
 
-    Both are NaN for a probe of whose prompt fewer than three probes differ.
+    Both are NaN for a probe from which fewer than three probes differ in prompt and image.
     """
 
     score: Float[Tensor, "n"]
@@ -53,25 +53,36 @@ def observe_background(
         regions: where the objects are, for probes without mask.
     """
     embedded = explainer.embed_images(fill_regions(prepared.images, object_pixels(prepared, regions)))
-    return score_background(embedded @ texts[:, 0].float().cpu().T, prompts)
+    images = [image.numpy().tobytes() for image in prepared.images]
+    return score_background(embedded @ texts[:, 0].float().cpu().T, prompts, images)
 
 
-def score_background(cosines: Float[Tensor, "n n"], prompts: Sequence[str]) -> Background:
+def score_background(
+    cosines: Float[Tensor, "n n"], prompts: Sequence[str], images: Sequence[Hashable] = ()
+) -> Background:
     """Score images without their objects.
 
     Args:
         cosines: of each image with the prompt of each probe.
         prompts: of the probes.
+        images: of the probes, or what tells them apart; by default all are different. Probes of one image are not
+            compared with each other: the objects of the other prompts are still there.
     """
-    others = torch.tensor([[one != other for other in prompts] for one in prompts])
+    have_other_prompts, others = _differ(prompts), _differ(prompts) & _differ(images or range(len(prompts)))
     counts = others.sum(0)
-    margins = torch.stack([cosines[:, i] - _best(cosines, others[i]) for i in range(len(prompts))], dim=1)
+    margins = torch.stack([cosines[:, i] - _best(cosines, which) for i, which in enumerate(have_other_prompts)], dim=1)
     own, known = margins.diagonal(), counts >= MIN_OTHERS
     margins = torch.where(others, margins, 0.0)
     mean = margins.sum(0) / counts
     spread = (torch.where(others, margins - mean, 0.0).square().sum(0) / counts).sqrt()
     score = (own - mean) / (spread + MIN_SPREAD)
     return Background(score.where(known, torch.nan), (own > 0).float().where(known, torch.nan))
+
+
+def _differ(values: Sequence[Hashable]) -> Bool[Tensor, "n n"]:
+    numbers = {value: i for i, value in enumerate(values)}
+    numbered = torch.tensor([numbers[value] for value in values])
+    return numbered[:, None] != numbered
 
 
 def _best(cosines: Float[Tensor, "n p"], which: Bool[Tensor, "p"]) -> Float[Tensor, "n"]:

@@ -1,4 +1,4 @@
-"""Removed objects, composites, and the search for objects."""
+"""Removed regions, and the search for objects."""
 
 import math
 
@@ -12,7 +12,6 @@ from clipcam_lightning.analysis.interventions import (
     fill_regions,
     in_pixels,
     object_regions,
-    put_on_grounds,
     window_drops,
 )
 
@@ -62,19 +61,6 @@ def test_a_filled_cell_is_the_weighted_mean_of_the_cells_around() -> None:
 
 def test_an_image_that_is_all_region_becomes_zero() -> None:
     assert torch.equal(fill_regions(torch.rand(1, 3, 32, 32), region(0, 32, 0, 32)), torch.zeros(1, 3, 32, 32))
-
-
-def test_an_object_lies_on_the_ground_of_another_image_without_that_image_s_own() -> None:
-    dark, light = torch.zeros(3, 32, 32), torch.ones(3, 32, 32)
-    dark[:, 2:8, 2:8], light[:, 20:28, 20:28] = 5.0, 7.0
-    regions = torch.cat([region(2, 8, 2, 8), region(20, 28, 20, 28)])
-
-    first, second = put_on_grounds(
-        torch.stack([dark, light]), regions, grounds=torch.tensor([0, 1]), objects=torch.tensor([1, 0])
-    )
-
-    assert_close(first, torch.zeros(3, 32, 32).masked_fill(regions[1], 7.0))
-    assert_close(second, torch.ones(3, 32, 32).masked_fill(regions[0], 5.0))
 
 
 def test_the_drop_is_that_of_the_windows_over_a_cell() -> None:

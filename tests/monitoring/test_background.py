@@ -12,7 +12,13 @@ from torch import Tensor
 from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
 from clipcam_lightning.analysis.interventions import fill_regions
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.monitoring.background import MIN_SPREAD, find_regions, object_pixels, observe_background
+from clipcam_lightning.monitoring.background import (
+    MIN_SPREAD,
+    find_regions,
+    object_pixels,
+    observe_background,
+    score_background,
+)
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.probes.prepared import PreparedProbes
@@ -63,6 +69,22 @@ def test_equals_the_slow_derivation(clip: ClipModel) -> None:
         score = (margins[i] - fmean(others)) / (pstdev(others) + MIN_SPREAD)
         assert background.score[i] == pytest.approx(score, abs=1e-3)
         assert background.named[i] == (margins[i] > 0)
+
+
+def test_probes_of_one_image_are_not_compared_with_each_other() -> None:
+    """In each image without the object of one prompt, that of the other is left, and would be taken for background."""
+    torch.manual_seed(0)
+    cosines, prompts = torch.rand(8, 8), list("abcdefgh")
+    cosines[1, 0] = 5.0  # probe 1 shows the image of probe 0 without its own object, but with that of prompt a
+
+    apart = score_background(cosines, prompts, images=[0, 0, 1, 2, 3, 4, 5, 6])
+    without = score_background(cosines, prompts).score[0]
+
+    rows = [0, 2, 3, 4, 5, 6, 7]
+    margins = [float(cosines[i, 0] - cosines[i, 1:].max()) for i in rows]
+    expected = (margins[0] - fmean(margins[1:])) / (pstdev(margins[1:]) + MIN_SPREAD)
+    assert apart.score[0] == pytest.approx(expected, abs=1e-4)
+    assert without != pytest.approx(expected, abs=0.1)
 
 
 def test_probes_of_one_prompt_say_nothing_of_the_background(clip: ClipModel) -> None:
