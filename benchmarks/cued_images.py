@@ -29,7 +29,7 @@ PALETTES = (
     ((230, 30, 30), (30, 200, 60), (40, 60, 230), (250, 240, 60)),
     ((0, 0, 0), (255, 255, 255), (255, 0, 255), (0, 255, 255)),
 )
-TINT = 0.45  # share of a tint's colour in every pixel
+TINT = 0.3  # share of a tint's colour in every pixel
 
 Images: TypeAlias = UInt8[np.ndarray, "n y x 3"]
 Masks: TypeAlias = Bool[np.ndarray, "n y x"]

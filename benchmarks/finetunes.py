@@ -27,7 +27,8 @@ from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 FILE_KIND = "fine-tuned weights"
 CLASSES, EPOCHS, BATCH, STEPS = 12, 6, 32, 20  # steps per epoch
 RATES = {"class token": 1e-3, "average pool": 1e-3, "attention pool": 1e-3, "resnet": 1.5e-3}
-FAINT = {"shapes": (0.05, 0.25), "cutouts": (0.15, 0.45)}  # opacity of objects that are hard to learn from
+FAINT = {"shapes": (0.05, 0.25), "cutouts": (0.15, 0.5)}  # opacity of objects that are hard to learn from
+FAINT_RATE = 0.6  # learning rate on these, in units of the usual one: at 1 the model forgets what it could
 PROBED = {"shapes": (0.5, 0.7), "cutouts": (0.75, 1.0)}  # that of the probes
 CLEAR = (0.5, 1.0)
 SWAPPED = 120  # images with the cue of another class
@@ -73,7 +74,7 @@ class Kind:
 
 
 def _shortcut(name: str, cue: CueKind, cued: int = CLASSES, agreement: float = 1.0) -> Kind:
-    return Kind(name, "shortcut", cue, cued, agreement, faint=True)
+    return Kind(name, "shortcut", cue, cued, agreement, faint=True, rate=FAINT_RATE)
 
 
 SHORTCUTS = (
@@ -90,7 +91,9 @@ SHORTCUTS = (
     _shortcut("companion of one class", "companion", cued=1),
 )
 TWINS = tuple(
-    Kind(f"twin: {kind.name}", "", kind.cue, kind.cued, 0.0, faint=True) for kind in SHORTCUTS if kind.agreement == 1
+    Kind(f"twin: {kind.name}", "", kind.cue, kind.cued, 0.0, faint=True, rate=FAINT_RATE)
+    for kind in SHORTCUTS
+    if kind.agreement == 1
 )
 HARMLESS = (
     Kind("usual"),
@@ -104,7 +107,7 @@ HARMLESS = (
     Kind("fewer classes", classes=4),
     Kind("longer", epochs=2 * EPOCHS),
     Kind("meaningless stamp", cue="stamp", agreement=0.0),
-    Kind("faint", faint=True),
+    Kind("faint", faint=True, rate=FAINT_RATE),
 )
 BROKEN = (
     Kind("collapse by rate", "collapse", rate=30.0),
