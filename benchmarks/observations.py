@@ -1,6 +1,6 @@
 """What is observed of a fine-tuned model after each epoch, so that any rule can judge it later without a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.snapshot import SnapshotInfo
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.background import score_background
+from clipcam_lightning.monitoring.transplants import NONE, choose_donors, embed_transplants
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 FILE_KIND = "observations"
@@ -28,45 +29,48 @@ class Observations:
     Attributes:
         maps: raw, of ``auto``.
         cosines: of each whole image with the caption of each class.
-        masked: the same without the objects, by their masks.
-        guessed: the same without the objects, by the regions found at the start.
+        without_object: the same without the objects: by their masks, and by the regions found at the start.
+        transplants: the same of other probes' objects on the ground of each probe.
+        donors: whose objects these are.
         classes: of the objects.
         masks: of the objects.
     """
 
     maps: Float[Tensor, "e n h w"]
     cosines: Float[Tensor, "e n c"]
-    masked: Float[Tensor, "e n c"]
-    guessed: Float[Tensor, "e n c"]
+    without_object: Float[Tensor, "2 e n c"]
+    transplants: Float[Tensor, "2 e n k c"]
+    donors: Int[Tensor, "2 n k"]
     classes: Int[Tensor, "n"]
     masks: Bool[Tensor, "n y x"]
 
-    def snapshots(self, rows: Int[Tensor, "m"], *, masks: bool) -> list[Snapshot]:
+    def snapshots(self, *, masks: bool) -> list[Snapshot]:
         """Make the snapshots that a monitor with these probes would take.
 
         Args:
-            rows: numbers of the probes.
             masks: whether the masks are known.
         """
-        classes = self.classes[rows]
-        prompts = tuple(str(each) for each in classes.tolist())
-        names = tuple(str(row) for row in rows.tolist())
+        prompts, names = (tuple(map(str, each)) for each in (self.classes.tolist(), range(len(self.classes))))
+        by, unknown = 0 if masks else 1, torch.full((len(names),), torch.nan)
         snapshots = []
-        for epoch, maps in enumerate(self.maps[:, rows]):
-            cosines = (self.masked if masks else self.guessed)[epoch][rows][:, classes]
-            background = score_background(cosines, prompts)
-            unknown = torch.full((len(rows),), torch.nan)
+        for epoch, maps in enumerate(self.maps):
+            similarity = self.cosines[epoch].gather(1, self.classes[:, None])[:, 0]
+            background = score_background(self.without_object[by, epoch][:, self.classes], similarity, prompts)
+            named = self.transplants[by, epoch][..., self.classes].argmax(2).where(self.donors[by] != NONE, NONE)
             snapshots.append(
                 Snapshot(
                     maps=maps,
-                    similarity=self.cosines[epoch, rows, classes],
-                    energy_inside_mask=metrics.energy_inside(maps, self.masks[rows]) if masks else unknown,
-                    pointing=metrics.pointing_hit(maps, self.masks[rows]).float() if masks else unknown,
+                    similarity=similarity,
+                    energy_inside_mask=metrics.energy_inside(maps, self.masks) if masks else unknown,
+                    pointing=metrics.pointing_hit(maps, self.masks).float() if masks else unknown,
                     names=names,
                     prompts=prompts,
                     info=_info(epoch),
                     background_score=background.score,
                     named_without_object=background.named,
+                    contrast=background.contrast,
+                    donors=self.donors[by],
+                    transplants_named=named,
                 )
             )
         return snapshots
@@ -86,11 +90,14 @@ def observe(run: FineTune, folder: Path, count: int) -> Observations:
     """
     file = folder / f"observed-{count}.safetensors"
     try:
-        return Observations(**load_tensors(file, FILE_KIND)[0])
+        tensors = load_tensors(file, FILE_KIND)[0]
     except SnapshotError:
-        observed = _observe(run, folder, count)
-        save_tensors(file, FILE_KIND, {name: value.contiguous() for name, value in vars(observed).items()}, {})
-        return observed
+        tensors = {}
+    if tensors.keys() == {field.name for field in fields(Observations)}:
+        return Observations(**tensors)
+    observed = _observe(run, folder, count)
+    save_tensors(file, FILE_KIND, {name: value.contiguous() for name, value in vars(observed).items()}, {})
+    return observed
 
 
 def _observe(run: FineTune, folder: Path, count: int) -> Observations:
@@ -99,22 +106,34 @@ def _observe(run: FineTune, folder: Path, count: int) -> Observations:
     images = torch.stack([clip.preprocessing.image(image) for image in drawn.images])
     masks, classes = torch.from_numpy(drawn.masks), torch.from_numpy(drawn.classes)
     enlarged = F.interpolate(masks[:, None].float(), size=images.shape[-2:], mode="nearest")[:, 0] > 0.5
-    captions = run.images.captions
-    regions: Tensor | None = None
-    seen: dict[str, list[Tensor]] = {"maps": [], "cosines": [], "masked": [], "guessed": []}
+    regions: list[Tensor] = []
+    donors: list[Tensor] = []
+    seen: dict[str, list[Tensor]] = {"maps": [], "cosines": [], "without_object": [], "transplants": []}
+
+    def embed(batch: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        return _embed(clip, batch)
+
     for epoch in range(run.settings.epochs + 1):
         load_epoch(run, folder, epoch, model)
-        texts = class_texts(run, model, captions).detach()
-        maps = explain(clip, images, [[captions[each]] for each in drawn.classes]).maps[:, 0]
-        if regions is None:
-            found = object_regions(maps, window_drops(images, texts[classes], lambda batch: _embed(clip, batch)))
-            regions = in_pixels(found, images)
+        texts = class_texts(run, model, run.images.captions).detach()
+        maps = explain(clip, images, [[run.images.captions[each]] for each in drawn.classes]).maps[:, 0]
+        if not regions:
+            regions = [enlarged, in_pixels(object_regions(maps, window_drops(images, texts[classes], embed)), images)]
+            donors = [choose_donors(drawn.classes.tolist(), range(count), each) for each in regions]
         seen["maps"].append(maps)
-        seen["cosines"].append(_embed(clip, images) @ texts.T)
-        seen["masked"].append(_embed(clip, fill_regions(images, enlarged)) @ texts.T)
-        seen["guessed"].append(_embed(clip, fill_regions(images, regions)) @ texts.T)
-    stacked = {name: torch.stack(each) for name, each in seen.items()}
-    return Observations(**stacked, classes=classes, masks=masks)
+        seen["cosines"].append(embed(images) @ texts.T)
+        seen["without_object"].append(torch.stack([embed(fill_regions(images, each)) for each in regions]) @ texts.T)
+        embedded = [embed_transplants(images, *each, embed) for each in zip(regions, donors, strict=True)]
+        seen["transplants"].append(torch.stack(embedded) @ texts.T)
+    return Observations(
+        maps=torch.stack(seen["maps"]),
+        cosines=torch.stack(seen["cosines"]),
+        without_object=torch.stack(seen["without_object"], dim=1),
+        transplants=torch.stack(seen["transplants"], dim=1),
+        donors=torch.stack(donors),
+        classes=classes,
+        masks=masks,
+    )
 
 
 @torch.no_grad()

@@ -33,11 +33,9 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
         Target as Target,
     )
     from clipcam_lightning.cam.towers.tower import AttentionTower as AttentionTower, Tower as Tower
-    from clipcam_lightning.drift.compare import (
-        DriftReport as DriftReport,
-        ProbeDrift as ProbeDrift,
-        compare as compare,
-    )
+    from clipcam_lightning.drift.compare import compare as compare
+    from clipcam_lightning.drift.probe_drift import ProbeDrift as ProbeDrift
+    from clipcam_lightning.drift.report import DriftReport as DriftReport
     from clipcam_lightning.drift.rule import DriftRule as DriftRule
     from clipcam_lightning.drift.snapshot import Snapshot as Snapshot, SnapshotInfo as SnapshotInfo
     from clipcam_lightning.errors import (
@@ -79,7 +77,9 @@ else:  # for Python; type checkers skip it, so that they report an unknown name
         "cam.settings": ("MapSettings",),
         "cam.targets": ("Contrast", "LogSoftmax", "Similarity", "Target"),
         "cam.towers.tower": ("AttentionTower", "Tower"),
-        "drift.compare": ("DriftReport", "ProbeDrift", "compare"),
+        "drift.compare": ("compare",),
+        "drift.probe_drift": ("ProbeDrift",),
+        "drift.report": ("DriftReport",),
         "drift.rule": ("DriftRule",),
         "drift.snapshot": ("Snapshot", "SnapshotInfo"),
         "errors": (

@@ -19,7 +19,7 @@ from clipcam_lightning.cam.model import ModelSpec, Tokenizer
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.drift.compare import DriftReport
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm

@@ -15,7 +15,7 @@ and the one category it warns with, ``ClipCamWarning``.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipcam_lightning.drift.compare import DriftReport
+    from clipcam_lightning.drift.report import DriftReport
 
 MAX_QUOTED = 200  # characters of user text quoted in a message
 

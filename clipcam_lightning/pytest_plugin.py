@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clipcam_lightning.cam.model import Tokenizer
     from clipcam_lightning.cam.targets import TargetLike
     from clipcam_lightning.cam.towers.tower import Tower
-    from clipcam_lightning.drift.compare import DriftReport
+    from clipcam_lightning.drift.report import DriftReport
     from clipcam_lightning.monitoring.evaluation import Evaluation
     from clipcam_lightning.probes.probe_set import ProbesLike
 

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from clipcam_lightning.cli.outputs import writing
 from clipcam_lightning.cli.terminal import TEXT_WIDTH, Output, sanitize
-from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
+from clipcam_lightning.drift.probe_drift import ProbeDrift
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.storage.atomic import write_atomically
@@ -103,9 +104,6 @@ def _remark_on(probe: ProbeDrift) -> str:
 
 def _explain_rule(rule: DriftRule, width: int) -> str:
     """Say what an alarm means, with one line per condition, broken at ``width`` columns."""
-    if rule.background:
-        lines = [fill(f"an alarm means that {rule.background}; or", width), f"that, for {rule.quorum}, the map"]
-    else:
-        lines = [f"an alarm means that, for {rule.quorum}, the map"]
+    lines = ["an alarm means that"]
     conditions = [f"{condition}; or" for condition in rule.conditions[:-1]] + [f"{rule.conditions[-1]}."]
     return "\n".join(lines + [fill(each, width, initial_indent="- ", subsequent_indent="  ") for each in conditions])

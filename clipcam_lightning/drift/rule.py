@@ -7,7 +7,8 @@ from numbers import Real
 
 from clipcam_lightning.errors import ConfigError
 
-# What the conditions on the maps tolerate. Chosen on stamps in the shapes world, and on other seeds than were reported.
+# What the maps may do where the background is not known. Chosen on stamps in the shapes world, and on other seeds than
+# were reported.
 MAX_SHARED_GAIN = 0.07  # of a map's mass
 MAX_ENERGY_LOSS, MAX_CONCENTRATION = 0.2, 0.18  # of the energy on the object; of a map's mass
 MAX_DRIFT = 0.8
@@ -22,6 +23,8 @@ PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT = 0.01, 0.2, 0.18
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
+PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 0.5
+MIN_CONTRAST = 0.09  # of the baseline's; below it the model has collapsed
 MIN_DRIFT = 0.1  # of a flagged probe: below it nobody would see a difference between the maps
 
 
@@ -29,42 +32,44 @@ MIN_DRIFT = 0.1  # of a flagged probe: below it nobody would see a difference be
 class DriftRule:
     """When a probe is flagged, and when an evaluation is an alarm.
 
-    The main question is causal: does the *background* tell the prompt? The object of each probe is removed, and the
-    score of what remains is compared with that at the baseline (``background_score`` of :class:`Snapshot`). An
-    evaluation is an alarm if the gains of the probes of one prompt, or of all probes together, are larger than chance
-    allows:
+    The main question is causal: does the *background* tell the prompt? It is asked in two steps.
 
-    - With ``m`` of ``n`` probes of a prompt, the sum of their gains over the square root of ``m`` is above
-      ``4.5 + 200 / n ** 2``. One class of many suffices.
-    - The sum of all gains over the square root of ``n`` is above ``2.7 + 130 / n ** 2``.
+    - The object of each probe is removed, and the score of what remains is compared with that at the baseline
+      (``background_score`` of :class:`Snapshot`). The gains of the ``m`` of ``n`` probes of a prompt, their sum over
+      the square root of ``m``, tolerate ``4.5 + 200 / n ** 2``, so that one class of many suffices; the gains of all
+      probes tolerate ``2.7 + 130 / n ** 2``. In both cases more images without their objects must be closest to their
+      own prompts than at the baseline. These limits aim at a false alarm rate of 1 %; others scale them by
+      ``(0.01 / rate) ** 0.18``.
+    - From half of a limit on, objects of other probes are put on the same background. If the share of them that is
+      closest to the prompt of the background rose by more than 0.2 for one prompt, or 0.1 on average over all, beyond
+      the rise on other backgrounds, then it is *shown* that the background makes the model choose the prompt.
 
-    In both cases more images without their objects must be closest to their own prompts than at the baseline. The
-    limits aim at a false alarm rate of 1 %; others scale both by ``(0.01 / rate) ** 0.18``. A probe is flagged if its
-    own gain is above 1.5, its image without the object is closest to its own prompt, and its map moved visibly: beyond
-    its noise floor and by a drift of at least 0.1.
+    Either is an alarm. A probe is flagged if its own gain is above 1.5, its image without the object is closest to its
+    own prompt, and its map moved visibly: beyond its noise floor and by a drift of at least 0.1.
 
-    An evaluation is also an alarm if at least half of the maps are flagged for one of these reasons:
+    An evaluation is also an alarm if the model collapsed: if the mean similarity of images to their own prompts exceeds
+    that of other images without objects by less than 12 % of what it did at the baseline; or if at least half of the
+    maps became degenerate.
+
+    Where the background is not known, since fewer than three probes have another prompt, it is an alarm if at least
+    half of the maps are flagged for one of these reasons:
 
     - Drift: above 0.8. The map hardly resembles the baseline.
-    - Degenerate: the map became degenerate.
-
-    Where the background is not known, since fewer than three probes have another prompt, two more conditions flag a map
-    that drifted beyond its noise floor:
-
     - Shared gain: more than 7 % of its mass is new where the maps of the other images gained most, as happens when a
       model learns a watermark.
     - Energy: it lost more than 20 % of its energy on the object, and more than 18 % of its mass is new in one spot.
       This needs a probe with a mask.
 
-    Energy gained on the object never counts against a map: it is subtracted from the shared gain, and 7 % or more of it
-    excuses any drift. A map without valid baseline is not flagged.
+    In all three the map must have drifted beyond its noise floor. Energy gained on the object never counts against a
+    map: it is subtracted from the shared gain, and 7 % or more of it excuses any drift. A map without valid baseline is
+    not flagged.
 
     Attributes:
         max_drift: flag every probe whose drift is above this limit, 0 to 2, instead of applying the conditions above.
             One flagged probe is an alarm then.
         false_alarm_rate: share of the evaluations of a harmless training, above 0 and at most 0.2, in which the
-            background is meant to raise a false alarm. It does not change the conditions on the maps, and is not used
-            with ``max_drift``.
+            background is meant to raise a false alarm. It does not change the other conditions, and is not used with
+            ``max_drift``.
 
     Raises:
         ConfigError: an attribute lies outside its range.
@@ -72,7 +77,7 @@ class DriftRule:
     Example:
         >>> from clipcam_lightning import DriftRule
         >>> print(DriftRule(max_drift=0.5))
-        for at least one probe, the map drifted by more than 0.5; or became degenerate
+        the map of at least one probe drifted by more than 0.5; or the map of at least one probe became degenerate
     """
 
     max_drift: float | None = None
@@ -91,37 +96,27 @@ class DriftRule:
             )
 
     @property
-    def quorum(self) -> str:
-        """How many flagged probes make an alarm, in words."""
-        return "at least half of the probes" if self.max_drift is None else "at least one probe"
-
-    @property
     def conditions(self) -> tuple[str, ...]:
-        """What flags the map of a probe, in words; any one of the conditions suffices."""
+        """What is an alarm, as clauses; any one of them suffices."""
         if self.max_drift is not None:
-            return f"drifted by more than {self.max_drift:g}", "became degenerate"
-        return (
-            f"drifted beyond its noise floor and by more than {MAX_DRIFT:g}",
-            "became degenerate",
-            f"gained over {_percent(MAX_SHARED_GAIN)} of its mass where the other images' maps gained most (only where "
-            "the background is not known)",
-            f"lost over {_percent(MAX_ENERGY_LOSS)} of its energy on the object and gained over "
-            f"{_percent(MAX_CONCENTRATION)} of its mass in one spot (only where the background is not known)",
-        )
-
-    @property
-    def background(self) -> str:
-        """Condition on the background that makes an alarm, as a clause; empty if it does not count."""
-        if self.max_drift is not None:
-            return ""
+            return (
+                f"the map of at least one probe drifted by more than {self.max_drift:g}",
+                "the map of at least one probe became degenerate",
+            )
         return (
             "without their objects, the images of a prompt, or all images, are closer to their own prompts than at the "
-            f"baseline, by more than chance explains (false alarms are meant to be {100 * self.false_alarm_rate:g} %)"
+            f"baseline, by more than chance explains (false alarms are meant to be {100 * self.false_alarm_rate:g} %)",
+            "other objects on the background of a prompt are closest to it more often than at the baseline",
+            f"the model tells the prompts apart by less than {_percent(MIN_CONTRAST)} of what it did at the baseline",
+            "at least half of the maps became degenerate",
+            f"where the background is not known, at least half of the maps drifted by more than {MAX_DRIFT:g}, gained "
+            f"over {_percent(MAX_SHARED_GAIN)} of their mass where the other images' maps gained most, or lost over "
+            f"{_percent(MAX_ENERGY_LOSS)} of their energy on the object and gained over {_percent(MAX_CONCENTRATION)} "
+            "of their mass in one spot, each beyond its noise floor",
         )
 
     def __str__(self) -> str:
-        maps = f"for {self.quorum}, the map {'; or '.join(self.conditions)}"
-        return f"{self.background}; or, {maps}" if self.background else maps
+        return "; or ".join(self.conditions)
 
     def judge(
         self,
@@ -138,11 +133,11 @@ class DriftRule:
         """Rate how far a valid map is from its baseline.
 
         Args:
-            drift, shared_gain, concentration: as in :class:`~clipcam_lightning.drift.compare.ProbeDrift`.
+            drift, shared_gain, concentration: as in :class:`~clipcam_lightning.drift.probe_drift.ProbeDrift`.
             noise_ratio: drift in units of the probe's noise floor; NaN if it was not measured.
             energy, energy_change: energy on the object now, and its change since the baseline; NaN without mask.
-            background_gain, named_without_object: as in :class:`~clipcam_lightning.drift.compare.ProbeDrift`; NaN if
-                the background is not known.
+            background_gain, named_without_object: as in :class:`~clipcam_lightning.drift.probe_drift.ProbeDrift`; NaN
+                if the background is not known.
 
         Returns:
             The severity in units of what the rule tolerates, above 1 for a flagged probe, and the condition that
@@ -151,12 +146,15 @@ class DriftRule:
         if self.max_drift is not None:
             return drift / max(self.max_drift, TINY), f"its map drifted by more than {self.max_drift:g}"
         onto_object = max(0.0, _zero_if_nan(energy_change))
-        ratios = {"its map hardly resembles the baseline": 0.0 if onto_object >= MAX_SHARED_GAIN else drift / MAX_DRIFT}
+        ratios = {}
         before = energy - energy_change
         if not math.isnan(background_gain):
             gain = background_gain / MAX_BACKGROUND_GAIN if named_without_object else 0.0
             ratios["its background tells the prompt"] = min(gain, drift / MIN_DRIFT)
         else:
+            ratios["its map hardly resembles the baseline"] = (
+                0.0 if onto_object >= MAX_SHARED_GAIN else drift / MAX_DRIFT
+            )
             ratios["attention concentrates where it does in the other images"] = (
                 _zero_if_nan(shared_gain) - onto_object
             ) / MAX_SHARED_GAIN
@@ -182,6 +180,31 @@ class DriftRule:
         """Rate the gains of the background over all probes; above 1 is an alarm."""
         total = len(gains)
         return sum(gains) / math.sqrt(total) / (self._rate_factor * (SET_LIMIT + SET_FEW / total**2))
+
+    def rate_pull(self, pull: float, transplants: int, *, everywhere: bool) -> float:
+        """Rate by how much more often other objects are named after their ground.
+
+        Args:
+            pull: rise of the share that is, beyond the rise on other grounds, -1 to 1.
+            transplants: how many images the share is of.
+            everywhere: whether it is averaged over all prompts.
+
+        Returns:
+            The severity; above 1 the background is shown to matter.
+        """
+        return max(0.0, pull) / ((WHOLE_PULL if everywhere else PROMPT_PULL) + PULL_FEW / max(1, transplants))
+
+    def rate_contrast(self, now: float, before: float) -> float:
+        """Rate by how much the model tells the prompts less apart.
+
+        Args:
+            now: mean contrast, as in :class:`~clipcam_lightning.drift.probe_drift.ProbeDrift`.
+            before: the same at the baseline.
+
+        Returns:
+            The severity; above 1 is an alarm. 0 if the model did not tell them apart at the baseline.
+        """
+        return MIN_CONTRAST * before / max(now, TINY * before) if before > 0 else 0.0
 
     @property
     def _rate_factor(self) -> float:

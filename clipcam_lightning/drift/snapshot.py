@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipcam_lightning.cam.map_state import MapState, map_state
@@ -16,6 +17,9 @@ from clipcam_lightning.errors import SnapshotError, abridge
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "snapshot"
+OPTIONAL_VALUES = ("noise_floor", "background_score", "named_without_object", "contrast")  # one per probe
+PACKED = ("images", "image_sizes", "objects", "objects_size")
+OPTIONAL_NUMBERS = ("donors", "transplants_named")  # of probes, several per probe
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,12 @@ class Snapshot:
             it was not measured.
         named_without_object: 1 if an image without its object is closer to its own prompt than to those of the other
             probes, else 0; NaN and ``None`` as above.
-        regions: cells that are taken for the object of a probe without mask; in baselines only.
+        contrast: similarity of the image to its prompt minus the mean similarity to it of the other images without
+            their objects, -2 to 2; NaN and ``None`` as above.
+        donors: numbers of the probes whose objects were put on the ground of each probe, which has lost its own; -1 for
+            none, ``None`` if that was not done.
+        transplants_named: for each of these images the number of a probe to whose prompt it is closest; -1 for none.
+        objects: pixels of the model's input that are taken for the object of each probe; in baselines only.
 
     Example:
         >>> import tempfile
@@ -120,7 +129,10 @@ class Snapshot:
     images: tuple[bytes, ...] = ()
     background_score: Float[Tensor, "n"] | None = None
     named_without_object: Float[Tensor, "n"] | None = None
-    regions: Bool[Tensor, "n 8 8"] | None = None
+    contrast: Float[Tensor, "n"] | None = None
+    donors: Int[Tensor, "n k"] | None = None
+    transplants_named: Int[Tensor, "n k"] | None = None
+    objects: Bool[Tensor, "n y x"] | None = None
 
     __repr__ = short_repr
 
@@ -173,9 +185,12 @@ class Snapshot:
             "energy_inside_mask": self.energy_inside_mask,
             "pointing": self.pointing,
         }
-        for name in ("noise_floor", "background_score", "named_without_object", "regions"):
+        for name in (*OPTIONAL_VALUES, *OPTIONAL_NUMBERS):
             if (value := getattr(self, name)) is not None:
                 tensors[name] = value
+        if self.objects is not None:
+            tensors["objects"] = torch.from_numpy(np.packbits(self.objects.numpy(), axis=2))
+            tensors["objects_size"] = torch.tensor(self.objects.shape[1:])
         if self.images:
             tensors["images"] = torch.frombuffer(bytearray(b"".join(self.images)), dtype=torch.uint8)
             tensors["image_sizes"] = torch.tensor([len(image) for image in self.images])
@@ -201,20 +216,26 @@ class Snapshot:
             KeyError, TypeError, ValueError: they are not those of a snapshot.
         """
         names, prompts, info = _texts(metadata["names"]), _texts(metadata["prompts"]), _info(metadata["info"])
-        values = {key: value for key, value in tensors.items() if key not in ("images", "image_sizes")}
+        values = {key: value for key, value in tensors.items() if key not in PACKED}
         images = _split(tensors["images"], tensors["image_sizes"]) if "images" in tensors else ()
-        snapshot = cls(**values, names=names, prompts=prompts, info=info, images=images)
-        maps, regions = values.pop("maps"), values.pop("regions", None)
+        objects = _unpack(tensors["objects"], tensors["objects_size"]) if "objects" in tensors else None
+        snapshot = cls(**values, names=names, prompts=prompts, info=info, images=images, objects=objects)
+        count, maps = len(names), values.pop("maps")
+        numbers = [values.pop(name) for name in OPTIONAL_NUMBERS if name in values]
         if (
             maps.ndim != 3
             or not maps.numel()
-            or not len(prompts) == len(maps) == len(names)
-            or any(value.shape != (len(names),) for value in values.values())
+            or not len(prompts) == len(maps) == count
+            or any(value.shape != (count,) for value in values.values())
             or any(value.dtype != torch.float32 for value in (maps, *values.values()))
-            or len(images) not in (0, len(names))
-            or (regions is not None and (regions.dtype != torch.bool or regions.shape != (len(names), 8, 8)))
+            or len(images) not in (0, count)
+            or (objects is not None and len(objects) != count)
+            or any(each.ndim != 2 or len(each) != count or each.dtype != torch.int64 for each in numbers)
+            or any(each.shape != numbers[0].shape or ((each < -1) | (each >= count)).any() for each in numbers)
         ):
-            raise ValueError("lengths or dtypes of names, prompts, maps, metrics, regions and images do not match")
+            raise ValueError(
+                "lengths, dtypes or values of names, prompts, maps, metrics, objects, donors and images do not match"
+            )
         return snapshot
 
 
@@ -250,6 +271,14 @@ def _info(fields: dict[str, Any]) -> SnapshotInfo:
     if type(info.score_scale) not in (int, float) or not 0 < info.score_scale <= sys.float_info.max:
         raise ValueError("score_scale must be a positive and finite number")
     return info
+
+
+def _unpack(packed: Tensor, size: Tensor) -> Bool[Tensor, "n y x"]:
+    """Invert the packing of eight pixels into a byte."""
+    height, width = size.tolist()
+    if packed.dtype != torch.uint8 or packed.shape[1:] != (height, -(-width // 8)):
+        raise ValueError("objects_size does not match the objects")
+    return torch.from_numpy(np.unpackbits(packed.numpy(), axis=2, count=width)).bool()
 
 
 def _split(joined: Tensor, sizes: Tensor) -> tuple[bytes, ...]:

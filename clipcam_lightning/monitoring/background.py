@@ -26,12 +26,15 @@ class Background:
         score: how far the margin of an image without its object is above those of the images of other prompts without
             theirs, in standard deviations of these. Near 0 if only objects tell the prompts.
         named: whether the margin of an image without its object is positive; 0 or 1.
+        contrast: similarity of the whole image to its prompt, minus the mean similarity to it of the images of other
+            prompts without their objects.
 
-    Both are NaN for a probe from which fewer than three probes differ in prompt and image.
+    All are NaN for a probe from which fewer than three probes differ in prompt and image.
     """
 
     score: Float[Tensor, "n"]
     named: Float[Tensor, "n"]
+    contrast: Float[Tensor, "n"]
 
     __repr__ = short_repr
 
@@ -40,8 +43,9 @@ def observe_background(
     explainer: Explainer,
     prepared: PreparedProbes,
     texts: Float[Tensor, "n 1 d"],
+    similarity: Float[Tensor, "n"],
     prompts: Sequence[str],
-    regions: Bool[Tensor, "n 8 8"],
+    objects: Bool[Tensor, "n y x"],
 ) -> Background:
     """Remove the object of each probe and measure what remains of its prompt: one forward per probe.
 
@@ -49,21 +53,30 @@ def observe_background(
         explainer: the model as it is now.
         prepared: the probes as the model's input.
         texts: embeddings of the prompts.
+        similarity: of each whole image with its prompt.
         prompts: of the probes; probes with equal ones are one class.
-        regions: where the objects are, for probes without mask.
+        objects: pixels of the objects.
     """
-    embedded = explainer.embed_images(fill_regions(prepared.images, object_pixels(prepared, regions)))
-    images = [image.numpy().tobytes() for image in prepared.images]
-    return score_background(embedded @ texts[:, 0].float().cpu().T, prompts, images)
+    embedded = explainer.embed_images(fill_regions(prepared.images, objects))
+    return score_background(embedded @ texts[:, 0].float().cpu().T, similarity, prompts, image_keys(prepared))
+
+
+def image_keys(prepared: PreparedProbes) -> list[Hashable]:
+    """Get what tells the images of the probes apart: equal for equal images."""
+    return [image.numpy().tobytes() for image in prepared.images]
 
 
 def score_background(
-    cosines: Float[Tensor, "n n"], prompts: Sequence[str], images: Sequence[Hashable] = ()
+    cosines: Float[Tensor, "n n"],
+    similarity: Float[Tensor, "n"],
+    prompts: Sequence[str],
+    images: Sequence[Hashable] = (),
 ) -> Background:
     """Score images without their objects.
 
     Args:
-        cosines: of each image with the prompt of each probe.
+        cosines: of each image without its object with the prompt of each probe.
+        similarity: of each whole image with its own prompt.
         prompts: of the probes.
         images: of the probes, or what tells them apart; by default all are different. Probes of one image are not
             compared with each other: the objects of the other prompts are still there.
@@ -76,7 +89,8 @@ def score_background(
     mean = margins.sum(0) / counts
     spread = (torch.where(others, margins - mean, 0.0).square().sum(0) / counts).sqrt()
     score = (own - mean) / (spread + MIN_SPREAD)
-    return Background(score.where(known, torch.nan), (own > 0).float().where(known, torch.nan))
+    contrast = similarity - torch.where(others, cosines, 0.0).sum(0) / counts
+    return Background(*(each.where(known, torch.nan) for each in (score, (own > 0).float(), contrast)))
 
 
 def _differ(values: Sequence[Hashable]) -> Bool[Tensor, "n n"]:
@@ -90,13 +104,13 @@ def _best(cosines: Float[Tensor, "n p"], which: Bool[Tensor, "p"]) -> Float[Tens
     return cosines[:, which].amax(1) if which.any() else torch.full_like(cosines[:, 0], torch.nan)
 
 
-def find_regions(
+def find_objects(
     explainer: Explainer,
     prepared: PreparedProbes,
     texts: Float[Tensor, "n 1 d"],
     maps: Float[Tensor, "n h w"],
-) -> Bool[Tensor, "n 8 8"]:
-    """Find the object of each probe that has no mask: 49 forwards per such probe.
+) -> Bool[Tensor, "n y x"]:
+    """Mark the pixels of the objects: by the masks where there are any, else by 49 forwards per probe.
 
     Args:
         explainer: a model that still looks at the objects: that of the baseline.
@@ -104,14 +118,10 @@ def find_regions(
         texts: embeddings of the prompts.
         maps: of the probes.
     """
-    regions = torch.zeros(len(maps), 8, 8, dtype=torch.bool)
+    objects = prepared.masks.clone()
     rows = (~prepared.has_mask).nonzero()[:, 0]
     if len(rows):
-        drops = window_drops(prepared.images[rows], texts[rows, 0].float().cpu(), explainer.embed_images)
-        regions[rows] = object_regions(maps[rows], drops)
-    return regions
-
-
-def object_pixels(prepared: PreparedProbes, regions: Bool[Tensor, "n 8 8"]) -> Bool[Tensor, "n y x"]:
-    """Mark the pixels of the objects: by the masks where there are any, else by the regions."""
-    return torch.where(prepared.has_mask[:, None, None], prepared.masks, in_pixels(regions, prepared.images))
+        images = prepared.images[rows]
+        drops = window_drops(images, texts[rows, 0].float().cpu(), explainer.embed_images)
+        objects[rows] = in_pixels(object_regions(maps[rows], drops), images)
+    return objects

@@ -8,7 +8,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from clipcam_lightning.cam.representation import short_repr
-from clipcam_lightning.drift.compare import DriftReport
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.monitoring.history import HistoryEntry
 

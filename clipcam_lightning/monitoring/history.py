@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipcam_lightning.cam.map_state import MapState
 from clipcam_lightning.cam.representation import short_repr
-from clipcam_lightning.drift.compare import DriftReport
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
 
 MAX_ENTRIES = 24  # twice the columns of a contact sheet, so that thinning always leaves enough for a full one

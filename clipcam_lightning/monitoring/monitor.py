@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,15 +23,17 @@ from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.drift import metrics
-from clipcam_lightning.drift.compare import DriftReport, check_comparable, compare
+from clipcam_lightning.drift.compare import check_comparable, compare
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_error
-from clipcam_lightning.monitoring.background import find_regions, observe_background
+from clipcam_lightning.monitoring.background import find_objects, image_keys, observe_background
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.noise_floor import noise_floor
+from clipcam_lightning.monitoring.transplants import choose_donors, name_transplants
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.storage.jpeg import encode_jpeg
@@ -197,13 +199,16 @@ class Monitor:
             snapshot, problem = _as_baseline(explainer, prepared, texts, snapshot)
             note = f"{note} {problem}".strip()
             self.baseline = baseline = snapshot
-        elif baseline.regions is not None:
-            snapshot = _with_background(explainer, prepared, texts, snapshot, baseline.regions)
-        if self._is_baseline_rolling and baseline is not snapshot:
-            self.baseline = replace(
-                snapshot, noise_floor=baseline.noise_floor, images=baseline.images, regions=baseline.regions
-            )
-        return snapshot, baseline, compare(baseline, snapshot, self.rule), note
+            return snapshot, baseline, compare(baseline, snapshot, self.rule), note
+        snapshot = _with_background(explainer, prepared, texts, snapshot, baseline.objects)
+        report = compare(baseline, snapshot, self.rule)
+        if report.suspicious and baseline.donors is not None:
+            snapshot = _with_transplants(explainer, prepared, texts, snapshot, baseline.objects, baseline.donors)
+            report = compare(baseline, snapshot, self.rule)
+        if self._is_baseline_rolling:
+            kept = ("noise_floor", "images", "objects", "donors", "transplants_named")
+            self.baseline = replace(snapshot, **{name: getattr(baseline, name) for name in kept})
+        return snapshot, baseline, report, note
 
 
 def load_baseline(baseline: PathLike | Snapshot) -> Snapshot:
@@ -366,18 +371,21 @@ def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor,
 def _as_baseline(
     explainer: Explainer, prepared: PreparedProbes, texts: Float[Tensor, "n 1 d"], snapshot: Snapshot
 ) -> tuple[Snapshot, str]:
-    """Add images, regions of the objects, background and noise floor to a new baseline.
+    """Add images, objects, background, transplants and noise floor to a new baseline.
 
     Returns:
         The baseline, and why its noise floor is unknown; empty if it was measured.
     """
     pixels = explainer.clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
+    objects = find_objects(explainer, prepared, texts, snapshot.maps)
+    donors = choose_donors(snapshot.prompts, image_keys(prepared), objects)
     snapshot = replace(
         snapshot,
         images=tuple(encode_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels),
-        regions=find_regions(explainer, prepared, texts, snapshot.maps),
+        objects=objects,
     )
-    snapshot = _with_background(explainer, prepared, texts, snapshot, snapshot.regions)
+    snapshot = _with_background(explainer, prepared, texts, snapshot, objects)
+    snapshot = _with_transplants(explainer, prepared, texts, snapshot, objects, donors)
     try:
         return replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps)), ""
     except Exception as error:  # a paraphrase may be too long for a tokenizer; drift is measured all the same
@@ -389,12 +397,31 @@ def _with_background(
     prepared: PreparedProbes,
     texts: Float[Tensor, "n 1 d"],
     snapshot: Snapshot,
-    regions: Bool[Tensor, "n 8 8"] | None,
+    objects: Bool[Tensor, "n y x"] | None,
 ) -> Snapshot:
-    """Add what the images without their objects say."""
-    assert regions is not None
-    background = observe_background(explainer, prepared, texts, snapshot.prompts, regions)
-    return replace(snapshot, background_score=background.score, named_without_object=background.named)
+    """Add what the images without their objects say, if it is known where the objects are."""
+    if objects is None or objects.shape[1:] != prepared.images.shape[2:]:
+        return snapshot
+    background = observe_background(explainer, prepared, texts, snapshot.similarity, snapshot.prompts, objects)
+    return replace(
+        snapshot,
+        background_score=background.score,
+        named_without_object=background.named,
+        contrast=background.contrast,
+    )
+
+
+def _with_transplants(
+    explainer: Explainer,
+    prepared: PreparedProbes,
+    texts: Float[Tensor, "n 1 d"],
+    snapshot: Snapshot,
+    objects: Bool[Tensor, "n y x"],
+    donors: Int[Tensor, "n k"],
+) -> Snapshot:
+    """Add what the model calls other objects on the grounds."""
+    named = name_transplants(explainer, prepared, texts, objects, donors)
+    return replace(snapshot, donors=donors, transplants_named=named)
 
 
 def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from clipcam_lightning.callback import ClipCamCallback
 from clipcam_lightning.drift import metrics
-from clipcam_lightning.drift.compare import ProbeDrift
+from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.shapes_world.pretraining import retrieval_accuracy
 from clipcam_lightning.shapes_world.scenes import draw_scenes, stamp_mask, with_haze, with_stamps
 from clipcam_lightning.sinks.images import CONTACT_SHEET

@@ -5,7 +5,7 @@ import re
 
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.drift.compare import ProbeDrift
+from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 
 MEANINGS = {

@@ -9,7 +9,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.drift.compare import ProbeDrift
+from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.tensorboard_tab import events

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipcam_lightning.cam.decoding import require_pixels
 from clipcam_lightning.cam.lettering import font, wrap
-from clipcam_lightning.drift.compare import format_drift
+from clipcam_lightning.drift.probe_drift import format_drift
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.visualization.drawing import (
     FAINT,
@@ -44,7 +44,7 @@ def contact_sheet(
         history: the evaluations, the first one on the left. Of more than ``max_columns`` the first, the last and
             evenly spread ones between them are drawn.
         order: indices of the probes, from top to bottom
-            (:attr:`~clipcam_lightning.drift.compare.DriftReport.flagged_first`). Of more than 32 the first are drawn.
+            (:attr:`~clipcam_lightning.drift.report.DriftReport.flagged_first`). Of more than 32 the first are drawn.
         max_columns: at least 2.
 
     Returns:

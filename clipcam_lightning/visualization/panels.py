@@ -10,7 +10,7 @@ from torch import Tensor
 from clipcam_lightning.cam.decoding import require_pixels
 from clipcam_lightning.cam.lettering import letter
 from clipcam_lightning.cam.map_state import MapState, map_state
-from clipcam_lightning.drift.compare import ProbeDrift, format_drift
+from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import (
     TILE,

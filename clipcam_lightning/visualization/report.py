@@ -15,14 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT
-from clipcam_lightning.drift.compare import DriftReport, ProbeDrift, format_drift
+from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization.drawing import draw_heat, to_pixels
+from clipcam_lightning.visualization.evidence import GroundPictures, draw_crop, draw_transplants
 from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles
 
 ILLUSTRATED = 200  # probes with images, of 30 kB each: a page with more opens slowly
+CROPPED = 12  # flagged probes in the crop sheet
 JPEG_QUALITY = 85
 METRICS = {
     "Drift": "1 - the correlation with the baseline's map: 0 the same map, 1 an unrelated one, 2 an inverted one.",
@@ -94,8 +97,11 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
         for rank, i in enumerate(report.flagged_first)
     ]
     page = environment().from_string(files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
+    crops, grounds = _draw_evidence(baseline, snapshot, report)
     html = page.render(
         report=report,
+        crops=crops,
+        grounds=grounds,
         rows=rows,
         illustrated=rows[:ILLUSTRATED],
         others=rows[ILLUSTRATED:],
@@ -129,17 +135,16 @@ def report_as_json(report: DriftReport) -> dict[str, Any]:
         "alarm": report.alarm,
         "severity": _json_value(report.severity),
         "summary": str(report),
-        "evidence": report.evidence,
+        "finding": report.finding,
+        "grounds": report.grounds,
+        "evidence": _json_values(asdict(report.evidence)) if report.evidence else None,
         "rule": str(report.rule),
         "step": report.step,
         "baseline_step": report.baseline_step,
         "drift": report.drift,
         "worst": report.worst.name,
         "flagged": [probe.name for probe in report.flagged],
-        "probes": [
-            {name: _json_value(value) for name, value in {**asdict(probe), "flagged": probe.flagged}.items()}
-            for probe in report.probes
-        ],
+        "probes": [_json_values({**asdict(probe), "flagged": probe.flagged}) for probe in report.probes],
     }
 
 
@@ -207,6 +212,24 @@ def _describe(snapshot: Snapshot) -> dict[str, str]:
     }
 
 
+def _draw_evidence(
+    baseline: Snapshot, snapshot: Snapshot, report: DriftReport
+) -> tuple[list[tuple[ProbeDrift, str, str]], list[GroundPictures]]:
+    """Draw what each flagged map looked at and looks at, as data URIs, and other objects on the grounds."""
+    files = snapshot.images or baseline.images
+    if not files:
+        return [], []
+    flagged = [i for i in report.flagged_first if report.probes[i].flagged][:CROPPED]
+    crops = []
+    for i in flagged:
+        pixels = _decode(files[i], snapshot.names[i])
+        crops.append((report.probes[i], *(jpeg_uri(draw_crop(pixels, each.maps[i])) for each in (baseline, snapshot))))
+    if report.evidence is None or not report.evidence.shown:
+        return crops, []
+    pixels = torch.stack([_decode(file, name) for file, name in zip(files, snapshot.names, strict=True)])
+    return crops, draw_transplants(pixels, baseline, snapshot, report)
+
+
 def _embed_images(baseline: Snapshot, snapshot: Snapshot, i: int) -> dict[str, str]:
     """Draw input (if available), baseline, now and change of a probe, as data URIs by title."""
     images = snapshot.images or baseline.images
@@ -244,13 +267,23 @@ def _data_uri(kind: str, content: bytes) -> str:
 def environment() -> Environment:
     """Make the environment of the templates, which escapes all text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(probes=_count, drift=format_drift)
+    environment.filters.update(
+        uri=jpeg_uri, probes=_count, drift=format_drift, capitalized=lambda text: text[:1].upper() + text[1:]
+    )
     return environment
 
 
 def _count(probes: Iterable[object]) -> str:
     count = len(list(probes))
     return f"{count} probe" if count == 1 else f"{count} probes"
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _json_values(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: _json_value(value) for name, value in values.items()}
 
 
 def _json_value(value: Any) -> Any:

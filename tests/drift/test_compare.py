@@ -13,7 +13,8 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
-from clipcam_lightning.drift.compare import compare, format_drift
+from clipcam_lightning.drift.compare import compare
+from clipcam_lightning.drift.probe_drift import format_drift
 from clipcam_lightning.drift.rule import (
     MAX_CONCENTRATION,
     MAX_DRIFT,

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from clipcam_lightning.cam.map_state import MapState
-from clipcam_lightning.drift.compare import ProbeDrift
+from clipcam_lightning.drift.probe_drift import ProbeDrift
 
 TEXTS = {
     "long": "a very long prompt " * 30,

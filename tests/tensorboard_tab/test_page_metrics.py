@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
-from clipcam_lightning.drift.compare import DriftReport, ProbeDrift
+from clipcam_lightning.drift.probe_drift import ProbeDrift
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from tests.support.boards import tensorboard, wait_for
 from tests.support.known_maps import (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipcam_lightning.cam.colors import overlaid
 from clipcam_lightning.cam.map_state import MapState
-from clipcam_lightning.drift.compare import DriftReport
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
 from clipcam_lightning.visualization.contact_sheet import MAX_COLUMNS, MAX_ROWS, SHEET_TILE, contact_sheet

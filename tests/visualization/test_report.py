@@ -17,7 +17,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 from torch import Tensor
 
-from clipcam_lightning.drift.compare import DriftReport, ProbeDrift, compare
+from clipcam_lightning.drift.compare import compare
+from clipcam_lightning.drift.probe_drift import ProbeDrift
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import SnapshotError

@@ -1,0 +1,164 @@
+"""The result of a comparison with the baseline: which probes are flagged, and whether it is an alarm."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from clipcam_lightning.drift.evidence import Evidence, weigh_evidence
+from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
+from clipcam_lightning.drift.rule import DriftRule
+
+MAX_NAMED = 5  # flagged probes in the message of an alarm
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """All probes of one evaluation, compared with the baseline by :func:`compare`.
+
+    Printed, it is the alarm in words, or one line that says that there is none.
+
+    Attributes:
+        probes: in the order of the probe set.
+        rule: what flags probes and makes an alarm.
+        step: of the evaluation.
+        baseline_step: of the baseline.
+
+    Example:
+        >>> from clipcam_lightning import evaluate
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> print(evaluation.report)
+        no alarm at step 0; mean drift 0.00
+    """
+
+    probes: tuple[ProbeDrift, ...]
+    rule: DriftRule
+    step: int
+    baseline_step: int
+
+    @property
+    def drift(self) -> float:
+        """Mean over all probes; always finite. A degenerate map, or one without valid baseline, counts as 1."""
+        return fmean(probe.drift for probe in self.probes)
+
+    @property
+    def worst(self) -> ProbeDrift:
+        """The probe with the largest drift; of equal ones, one whose drift is measured rather than unknown."""
+        return max(self.probes, key=lambda probe: (probe.drift, probe.has_valid_baseline))
+
+    @property
+    def flagged_first(self) -> list[int]:
+        """Indices of the probes in the order in which they are shown: flagged first, unknown last, then by drift."""
+
+        def rank(i: int) -> tuple[bool, bool, float]:
+            return not self.probes[i].flagged, not self.probes[i].has_valid_baseline, -self.probes[i].drift
+
+        return sorted(range(len(self.probes)), key=rank)
+
+    @property
+    def flagged(self) -> list[ProbeDrift]:
+        """The probes that violate the rule, in the order of :attr:`flagged_first`."""
+        return [self.probes[i] for i in self.flagged_first if self.probes[i].flagged]
+
+    @property
+    def severity(self) -> float:
+        """How far the evaluation is off in units of what the rule tolerates; above 1 is an alarm.
+
+        The largest of the severity of the background, that of a collapse, and the k-th largest of the maps, where k
+        flagged maps make an alarm.
+        """
+        ordered = sorted(map(self._rate_map, self._measured), reverse=True)
+        of_maps = ordered[self.rule.count_required(len(ordered)) - 1]
+        return max(of_maps, self.collapse, self.evidence.severity if self.evidence else 0.0)
+
+    def _rate_map(self, probe: ProbeDrift) -> float:
+        """Get the severity of a map; what its background does is rated over many probes instead."""
+        is_of_background = self.rule.max_drift is None and not math.isnan(probe.background_gain)
+        return 0.0 if is_of_background and not math.isinf(probe.severity) else probe.severity
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What speaks most for a shortcut in the background, of one prompt or of all; ``None`` if nothing does."""
+        return None if self.rule.max_drift is not None else weigh_evidence(self._with_known_background, self.rule)
+
+    @property
+    def collapse(self) -> float:
+        """How close the model is to telling the prompts apart no longer; above 1 is an alarm, 0 if unknown."""
+        known = self._with_known_background
+        if not known or self.rule.max_drift is not None:
+            return 0.0
+        now = fmean(probe.contrast for probe in known)
+        return self.rule.rate_contrast(now, now - fmean(probe.contrast_change for probe in known))
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the background deserves a closer look: other objects on it, and what the model calls them."""
+        return self.evidence is not None and self.evidence.suspicious
+
+    @property
+    def _with_known_background(self) -> list[ProbeDrift]:
+        return [probe for probe in self.probes if not math.isnan(probe.background_gain)]
+
+    @property
+    def alarm(self) -> bool:
+        """Whether enough probes are flagged."""
+        return self.severity > 1
+
+    @property
+    def _measured(self) -> Sequence[ProbeDrift]:
+        """The probes with a valid baseline, or all probes if there are none."""
+        return [probe for probe in self.probes if probe.has_valid_baseline] or self.probes
+
+    @property
+    def finding(self) -> str:
+        """What is wrong, in a few words without full stop; empty if there is no alarm."""
+        evidence = self.evidence
+        if not self.alarm:
+            return ""
+        if self.collapse > 1:
+            return "the model hardly tells the prompts of the probes apart"
+        if evidence is not None and evidence.severity > 1:
+            return f"the background {'tells' if evidence.shown else 'may tell'} the prompt"
+        return f"attention drifted on {len(self.flagged)} of {len(self._measured)} probes"
+
+    @property
+    def grounds(self) -> str:
+        """What the finding rests on, in a few words without full stop; empty if on the flagged maps alone."""
+        evidence = self.evidence
+        if self.collapse > 1:
+            return self._describe_contrast()
+        return str(evidence) if evidence is not None and evidence.severity > 1 else ""
+
+    def __str__(self) -> str:
+        flagged, count = self.flagged, len(self._measured)
+        if not self.alarm:
+            verb = "is" if len(flagged) == 1 else "are"
+            too_few = f"; {len(flagged)} of {count} probes {verb} flagged, too few for an alarm" if flagged else ""
+            return f"no alarm at step {self.step}; mean drift {format_drift(self.drift)}{too_few}"
+        grounds, more = self.grounds, f"; and {len(flagged) - MAX_NAMED} more" if len(flagged) > MAX_NAMED else ""
+        named = "; ".join(_describe(probe, with_reason=not grounds) for probe in flagged[:MAX_NAMED]) + more
+        details = f". Flagged: {named}" if grounds and flagged else named
+        return f"{self.finding} at step {self.step} (baseline: step {self.baseline_step}): {grounds}{details}"
+
+    def _describe_contrast(self) -> str:
+        known = self._with_known_background
+        now = fmean(probe.contrast for probe in known)
+        before = now - fmean(probe.contrast_change for probe in known)
+        return (
+            f"images are closer to their own prompts than other images without objects by only {now:.3f} of "
+            f"similarity ({before:.3f} at the baseline)"
+        )
+
+
+def _describe(probe: ProbeDrift, with_reason: bool) -> str:
+    values = [f"drift {format_drift(probe.drift)}"]
+    if probe.shared_gain > 0 and math.isnan(probe.background_gain):
+        values.append(f"shared gain {100 * probe.shared_gain:.0f} %")
+    if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
+        before = probe.energy_inside_mask - probe.energy_change
+        values.append(f"energy on the object {before:.2f} -> {probe.energy_inside_mask:.2f}")
+    reason = f": {probe.reason}" if with_reason else ""
+    return f"{probe.name}{reason} ({', '.join(values)})"

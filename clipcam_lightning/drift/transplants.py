@@ -1,0 +1,54 @@
+"""What a ground makes of other objects: how often images with another probe's object get the prompt of their ground."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clipcam_lightning.drift.snapshot import Snapshot
+
+NONE = -1  # in place of a probe's number
+
+
+@dataclass(frozen=True)
+class Transplants:
+    """Images with the ground of one probe and the objects of others, which have other prompts.
+
+    Attributes:
+        count: of these images.
+        named: how many are closest to the prompt of their ground.
+        elsewhere: the share of images with other grounds *and* other objects that are closest to it, 0 to 1.
+    """
+
+    count: int = 0
+    named: int = 0
+    elsewhere: float = 0.0
+
+    @property
+    def pull(self) -> float:
+        """Share that is named after its ground, minus the same elsewhere, -1 to 1; 0 without such images."""
+        return self.named / self.count - self.elsewhere if self.count else 0.0
+
+
+def count_transplants(snapshot: Snapshot, donors: Sequence[Sequence[int]]) -> list[Transplants]:
+    """Count for each probe which images with its ground get its prompt.
+
+    Args:
+        snapshot: with ``transplants_named``; without it there is nothing to count.
+        donors: numbers of the probes whose objects were put on each ground.
+    """
+    prompts = snapshot.prompts
+    if snapshot.transplants_named is None:
+        return [Transplants()] * len(prompts)
+    images = [
+        (ground, prompts[ground], prompts[donor], prompts[named])
+        for ground, pairs in enumerate(zip(donors, snapshot.transplants_named.tolist(), strict=True))
+        for donor, named in zip(*pairs, strict=True)
+        if donor != NONE
+    ]
+    own: dict[int, list[bool]] = {ground: [] for ground in range(len(prompts))}
+    for ground, prompt, _, named in images:
+        own[ground].append(named == prompt)
+    elsewhere = {}
+    for prompt in set(prompts):
+        neither = [named == prompt for _, of_ground, of_object, named in images if prompt not in (of_ground, of_object)]
+        elsewhere[prompt] = sum(neither) / max(1, len(neither))
+    return [Transplants(len(own[i]), sum(own[i]), elsewhere[prompt]) for i, prompt in enumerate(prompts)]

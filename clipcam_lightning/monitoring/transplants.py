@@ -1,0 +1,90 @@
+"""Objects of other probes on the ground of a probe: what does the model call them?"""
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from clipcam_lightning.analysis.interventions import EmbedImages, fill_regions
+from clipcam_lightning.monitoring.explainer import Explainer
+from clipcam_lightning.probes.prepared import PreparedProbes
+
+TRANSPLANTS = 6  # per ground
+NONE = -1  # in place of a number
+
+
+def choose_donors(
+    prompts: Sequence[str], images: Sequence[Hashable], objects: Bool[Tensor, "n y x"]
+) -> Int[Tensor, "n k"]:
+    """Choose whose objects are put on the ground of each probe: of other prompts and other images, evenly spread.
+
+    Args:
+        prompts: of the probes.
+        images: of the probes, or what tells them apart.
+        objects: pixels of the objects.
+
+    Returns:
+        Numbers of probes; ``-1`` where there are too few with an object, or the ground's own object is unknown.
+    """
+    numbers, known = range(len(prompts)), objects.flatten(1).any(1).tolist()
+    donors = torch.full((len(prompts), TRANSPLANTS), NONE)
+    for i in numbers:
+        others = [j for j in numbers if known[i] and known[j] and prompts[j] != prompts[i] and images[j] != images[i]]
+        others.sort(key=lambda j: (prompts[j], j))
+        count = min(TRANSPLANTS, len(others))
+        # Each ground starts elsewhere, so that all objects are used about equally often.
+        chosen = [others[(i + k * len(others) // count) % len(others)] for k in range(count)]
+        donors[i, :count] = torch.tensor(chosen, dtype=torch.int64)
+    return donors
+
+
+def name_transplants(
+    explainer: Explainer,
+    prepared: PreparedProbes,
+    texts: Float[Tensor, "n 1 d"],
+    objects: Bool[Tensor, "n y x"],
+    donors: Int[Tensor, "n k"],
+) -> Int[Tensor, "n k"]:
+    """Find the prompt that each image with another object is closest to: ``k`` forwards per probe.
+
+    Args:
+        explainer: the model as it is now.
+        prepared: the probes as the model's input.
+        texts: embeddings of the prompts.
+        objects: pixels of the objects.
+        donors: whose object is put on each ground.
+
+    Returns:
+        Numbers of probes with these prompts; ``-1`` where there is no donor.
+    """
+    embedded = embed_transplants(prepared.images, objects, donors, explainer.embed_images)
+    return (embedded @ texts[:, 0].float().cpu().T).argmax(2).where(donors != NONE, NONE)
+
+
+def embed_transplants(
+    images: Float[Tensor, "n 3 y x"],
+    objects: Bool[Tensor, "n y x"],
+    donors: Int[Tensor, "n k"],
+    embed: EmbedImages,
+) -> Float[Tensor, "n k d"]:
+    """Put objects on grounds from which the own object is removed, and embed the result: ``k`` forwards per probe.
+
+    Args:
+        images: of the probes.
+        objects: pixels of the objects.
+        donors: whose object is put on each ground; where it is ``-1``, the result means nothing.
+        embed: embeds images.
+    """
+    grounds = fill_regions(images, objects)
+    return torch.stack([embed(transplant(grounds, images, objects, each)) for each in donors.unbind(1)], dim=1)
+
+
+def transplant(
+    grounds: Float[Tensor, "n 3 y x"],
+    images: Float[Tensor, "m 3 y x"],
+    objects: Bool[Tensor, "m y x"],
+    donors: Int[Tensor, "n"],
+) -> Float[Tensor, "n 3 y x"]:
+    """Put the object of one donor on each ground, at its own place."""
+    return torch.where(objects[donors][:, None], images[donors], grounds)

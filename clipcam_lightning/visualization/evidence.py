@@ -1,0 +1,133 @@
+"""Pictures of the evidence: what the maps look at, and which prompts other objects get on a background."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipcam_lightning.analysis.interventions import fill_regions
+from clipcam_lightning.cam.lettering import letter
+from clipcam_lightning.cam.map_state import map_state
+from clipcam_lightning.drift.report import DriftReport
+from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.monitoring.transplants import NONE, transplant
+from clipcam_lightning.visualization.drawing import TILE, enlarge, to_image
+
+CROP = 1 / 3  # of the shorter side of the image
+GROUNDS, OBJECTS = 4, 5  # pictures of transplants: rows, and objects per row
+
+
+@dataclass(frozen=True, eq=False)
+class TransplantPicture:
+    """One object on a ground.
+
+    Attributes:
+        image: what the model sees.
+        called: the prompt it is closest to.
+        called_before: the same at the baseline.
+        follows: whether ``called`` is the prompt of the ground.
+    """
+
+    image: Image.Image
+    called: str
+    called_before: str
+    follows: bool
+
+
+@dataclass(frozen=True, eq=False)
+class GroundPictures:
+    """One ground with several objects.
+
+    Attributes:
+        name: of the probe whose ground it is.
+        prompt: of this probe.
+        ground: without object.
+        transplants: with other objects.
+    """
+
+    name: str
+    prompt: str
+    ground: Image.Image
+    transplants: list[TransplantPicture]
+
+
+def draw_crop(pixels: UInt8[Tensor, "3 y x"], map_: Float[Tensor, "h w"]) -> Image.Image:
+    """Cut out what a map looks at: a third of the image around its hottest place.
+
+    Args:
+        pixels: input of the model.
+        map_: raw. In place of a degenerate map stands what its state says.
+
+    Returns:
+        A square picture, enlarged.
+    """
+    state = map_state(map_)
+    if state.is_degenerate:
+        return letter(to_image(torch.full((3, TILE, TILE), 128, dtype=torch.uint8)), state.words)
+    height, width = pixels.shape[1:]
+    side = max(1, round(CROP * min(height, width)))
+    heat = F.avg_pool2d(map_.float().clamp_min(0)[None, None], 3, stride=1, padding=1)[0, 0]
+    row, column = divmod(int(heat.argmax()), heat.shape[1])
+    middles = (row + 0.5) * height / heat.shape[0], (column + 0.5) * width / heat.shape[1]
+    top, left = (
+        min(max(0, round(middle - side / 2)), length - side)
+        for middle, length in zip(middles, (height, width), strict=True)
+    )
+    return to_image(enlarge(pixels[:, top : top + side, left : left + side], TILE))
+
+
+def draw_transplants(
+    pixels: UInt8[Tensor, "n 3 y x"], baseline: Snapshot, snapshot: Snapshot, report: DriftReport
+) -> list[GroundPictures]:
+    """Draw other objects on the grounds that the evidence is about, most conspicuous first.
+
+    Args:
+        pixels: input of the model for all probes.
+        baseline: with objects and donors.
+        snapshot: with what the transplants are called.
+        report: the comparison.
+
+    Returns:
+        At most four grounds; none if no evidence is shown.
+    """
+    evidence = report.evidence
+    if evidence is None or not evidence.shown or baseline.objects is None or baseline.donors is None:
+        return []
+    probes = report.probes
+    grounds = [i for i, probe in enumerate(probes) if probe.prompt == evidence.prompt or not evidence.prompt]
+    grounds.sort(key=lambda i: probes[i].transplants_before.pull - probes[i].transplants.pull)
+    images = pixels.float()
+    filled = fill_regions(images, baseline.objects)
+    return [
+        GroundPictures(
+            name=probes[i].name,
+            prompt=probes[i].prompt,
+            ground=_draw(filled[i]),
+            transplants=[*_draw_objects(i, images, filled, baseline, snapshot)],
+        )
+        for i in grounds[:GROUNDS]
+    ]
+
+
+def _draw_objects(
+    ground: int, images: Tensor, filled: Tensor, baseline: Snapshot, snapshot: Snapshot
+) -> Iterator[TransplantPicture]:
+    assert baseline.objects is not None
+    assert baseline.donors is not None
+    assert baseline.transplants_named is not None
+    assert snapshot.transplants_named is not None
+    prompts = snapshot.prompts
+    for column, donor in enumerate(baseline.donors[ground].tolist()[:OBJECTS]):
+        if donor == NONE:
+            continue
+        called, before = (int(each.transplants_named[ground, column]) for each in (snapshot, baseline))
+        image = transplant(filled[ground][None], images, baseline.objects, torch.tensor([donor]))[0]
+        yield TransplantPicture(_draw(image), prompts[called], prompts[before], prompts[called] == prompts[ground])
+
+
+def _draw(image: Float[Tensor, "3 y x"]) -> Image.Image:
+    return to_image(enlarge(image.round().clamp(0, 255).to(torch.uint8), TILE))
