@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
@@ -28,6 +28,7 @@ from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.probe_set import ProbesLike
 from clipcam_lightning.sinks import make_sinks
+from clipcam_lightning.sinks.images import REPORT
 from clipcam_lightning.training.session import Session
 from clipcam_lightning.training.support import may_build_layers_later, unsupported_reason
 
@@ -180,6 +181,7 @@ class ClipCamCallback(Callback):
         self._fit = _FitState()
         self._report: DriftReport | None = None
         self._warned: set[str] = set()
+        self._alarm: object = None  # what the last warning was about
 
     @property
     @override
@@ -320,6 +322,8 @@ class ClipCamCallback(Callback):
         """Evaluate with all ranks, and act on the outcome on each of them."""
         sinks = partial(make_sinks, trainer.loggers, self._directory, self._root, self.num_images)
         outcome = self._session.evaluate(sinks, step=trainer.global_step, epoch=trainer.current_epoch)
+        if not self._fit.evaluations:
+            self._announce()
         self._fit.evaluations += 1
         self._fit.evaluated_at = trainer.global_step
         self._fit.metrics = outcome.metrics or self._fit.metrics
@@ -330,15 +334,32 @@ class ClipCamCallback(Callback):
             self._warn_once(outcome.note)
         self._act_on_alarm(trainer, outcome)
 
+    def _announce(self) -> None:
+        """Say in one line what is monitored, after the first evaluation."""
+        if self.monitor is None or self.monitor.last is None:
+            return
+        snapshot, is_own = self.monitor.last.snapshot, self.monitor.last.baseline is self.monitor.last.snapshot
+        origin = "of a batch" if self.probes is None else "as given"
+        rank_zero_info(
+            f"{type(self).__name__}: {len(snapshot.names)} probes {origin}; maps by {snapshot.info.method!r} of {', '.join(snapshot.info.layers)}; baseline: "
+            f"{'the model before training' if is_own else self.baseline}; files in {self._directory}"
+        )
+
     def _act_on_alarm(self, trainer: Trainer, outcome: Outcome) -> None:
         report = outcome.report
-        if report is None or not report.alarm or self.on_drift == "log":
+        if report is None or self.on_drift == "log":
+            return
+        last, self._alarm = self._alarm, report.finding and (report.finding, report.evidence and report.evidence.prompt)
+        if not report.alarm:
             return
         if self.on_drift == "raise":
             raise DriftAlarm(str(report), report)
         stops = self.on_drift == "stop"
         trainer.should_stop = trainer.should_stop or stops
-        rank_zero_warn(f"{report}{'. Training stops.' if stops else ''}", category=ClipCamWarning)
+        if stops or self._alarm != last:  # a model that follows its shortcut does so in every epoch
+            consequence = " Training stops." if stops else ""
+            text = f"{report}. Report: {self._directory / REPORT}.{consequence}"
+            rank_zero_warn(text, category=ClipCamWarning)
 
     def _resume(self) -> None:
         """Go on where a checkpoint left off, once Lightning has loaded it."""

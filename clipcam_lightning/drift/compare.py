@@ -104,7 +104,8 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
             severity=math.inf if vanished else 0.0,
             reason=f"its map is {now}" if vanished else "",
         )
-        probes.append(probe if degenerate else _judge(probe, rule))
+        is_judged = not degenerate and (baseline.has_trusted_maps or rule.max_drift is not None)
+        probes.append(_judge(probe, rule) if is_judged else probe)
     return DriftReport(tuple(probes), rule, snapshot.info.step, baseline.info.step)
 
 

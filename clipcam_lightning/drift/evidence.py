@@ -59,15 +59,12 @@ class Evidence:
     def __str__(self) -> str:
         own = repr(self.prompt) if self.prompt else "their own prompts"
         if self.shown:
-            where = (
-                f"the background of {own} are closest to it"
+            what = (
+                f"other objects on the background of {own} are now called {own}"
                 if self.prompt
-                else ("the backgrounds of the probes are closest to the prompts of these")
+                else "other objects are now called after the background they are put on"
             )
-            return (
-                f"{self.followed} of {self.transplants} other objects on {where} "
-                f"({self.followed_before} at the baseline)"
-            )
+            return f"{self.followed} of {self.transplants} {what} ({self.followed_before} at the baseline)"
         which = f"{self.named} of {self.images} images are" if self.images > 1 else "the image is"
         return f"without the object, {which} still closest to {own} ({self.named_before} at the baseline)"
 

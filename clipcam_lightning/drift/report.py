@@ -9,7 +9,7 @@ from clipcam_lightning.drift.evidence import Evidence, weigh_evidence
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.drift.rule import DriftRule
 
-MAX_NAMED = 5  # flagged probes in the message of an alarm
+MAX_NAMED = 3  # flagged probes in the message of an alarm
 
 
 @dataclass(frozen=True)

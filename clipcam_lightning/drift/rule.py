@@ -23,7 +23,7 @@ PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT = 0.01, 0.2, 0.18
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
-PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 0.5
+PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
 MIN_CONTRAST = 0.09  # of the baseline's; below it the model has collapsed
 MIN_DRIFT = 0.1  # of a flagged probe: below it nobody would see a difference between the maps
 

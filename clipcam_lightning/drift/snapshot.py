@@ -17,9 +17,12 @@ from clipcam_lightning.errors import SnapshotError, abridge
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "snapshot"
-OPTIONAL_VALUES = ("noise_floor", "background_score", "named_without_object", "contrast")  # one per probe
+TRUSTED = 0.5  # share of the maps that are on their objects, if maps alone may raise an alarm
+OPTIONAL_VALUES = ("noise_floor", "background_score", "named_without_object", "contrast", "map_agrees")
+"""Names of tensors with one value per probe."""
 PACKED = ("images", "image_sizes", "objects", "objects_size")
-OPTIONAL_NUMBERS = ("donors", "transplants_named")  # of probes, several per probe
+OPTIONAL_NUMBERS = ("donors", "transplants_named")
+"""Names of tensors with several numbers of probes per probe."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Snapshot:
         donors: numbers of the probes whose objects were put on the ground of each probe, which has lost its own; -1 for
             none, ``None`` if that was not done.
         transplants_named: for each of these images the number of a probe to whose prompt it is closest; -1 for none.
+        map_agrees: 1 if the map is on the object, by the mask or by occlusion, else 0; in baselines only.
         objects: pixels of the model's input that are taken for the object of each probe; in baselines only.
 
     Example:
@@ -132,6 +136,7 @@ class Snapshot:
     contrast: Float[Tensor, "n"] | None = None
     donors: Int[Tensor, "n k"] | None = None
     transplants_named: Int[Tensor, "n k"] | None = None
+    map_agrees: Float[Tensor, "n"] | None = None
     objects: Bool[Tensor, "n y x"] | None = None
 
     __repr__ = short_repr
@@ -140,6 +145,11 @@ class Snapshot:
     def states(self) -> tuple[MapState, ...]:
         """Whether each map carries information, and if not, why."""
         return tuple(map(map_state, self.maps))
+
+    @property
+    def has_trusted_maps(self) -> bool:
+        """Whether at least half of the maps are on their objects; ``True`` if that was not measured."""
+        return self.map_agrees is None or float(self.map_agrees.mean()) >= TRUSTED
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the snapshot to a safetensors file, which is never half written.

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
-from clipcam_lightning.analysis.interventions import fill_regions, in_pixels, object_regions, window_drops
+from clipcam_lightning.analysis.interventions import CELLS, fill_regions, in_pixels, object_regions, window_drops
 from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.drift import metrics
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.probes.prepared import PreparedProbes
 
+MIN_CONCENTRATION = 2.0  # of a map on its mask, in units of the mask's share of the image
+MIN_CORRELATION = 0.2  # of a map with occlusion
 MIN_OTHERS = 3  # images of other prompts, below which their spread is not known
 MIN_SPREAD = 1e-3  # of margins, added to their standard deviation
 
@@ -104,13 +108,29 @@ def _best(cosines: Float[Tensor, "n p"], which: Bool[Tensor, "p"]) -> Float[Tens
     return cosines[:, which].amax(1) if which.any() else torch.full_like(cosines[:, 0], torch.nan)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Objects:
+    """Where the objects of the probes are, according to masks or to a model that still looks at them.
+
+    Attributes:
+        pixels: of the objects.
+        map_agrees: whether the map of each probe is on its object; 0 or 1. With a mask, the share of the map that is on
+            it must be twice the mask's share of the image; without, the map must correlate with occlusion.
+    """
+
+    pixels: Bool[Tensor, "n y x"]
+    map_agrees: Float[Tensor, "n"]
+
+    __repr__ = short_repr
+
+
 def find_objects(
     explainer: Explainer,
     prepared: PreparedProbes,
     texts: Float[Tensor, "n 1 d"],
     maps: Float[Tensor, "n h w"],
-) -> Bool[Tensor, "n y x"]:
-    """Mark the pixels of the objects: by the masks where there are any, else by 49 forwards per probe.
+) -> Objects:
+    """Find the objects: by the masks where there are any, else by 49 forwards per probe.
 
     Args:
         explainer: a model that still looks at the objects: that of the baseline.
@@ -118,10 +138,13 @@ def find_objects(
         texts: embeddings of the prompts.
         maps: of the probes.
     """
-    objects = prepared.masks.clone()
+    pixels = prepared.masks.clone()
+    agrees = metrics.energy_inside(maps, pixels) > MIN_CONCENTRATION * pixels.float().mean((1, 2))
     rows = (~prepared.has_mask).nonzero()[:, 0]
     if len(rows):
         images = prepared.images[rows]
         drops = window_drops(images, texts[rows, 0].float().cpu(), explainer.embed_images)
-        objects[rows] = in_pixels(object_regions(maps[rows], drops), images)
-    return objects
+        pixels[rows] = in_pixels(object_regions(maps[rows], drops), images)
+        coarse = F.adaptive_avg_pool2d(maps[rows].nan_to_num(0.0, 0.0, 0.0).clamp_min(0), CELLS)
+        agrees[rows] = metrics.correlation(coarse, drops.clamp_min(0)) > MIN_CORRELATION  # False where it is NaN
+    return Objects(pixels, agrees.float())

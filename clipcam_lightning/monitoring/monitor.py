@@ -1,10 +1,12 @@
 """Evaluate one probe set again and again: explain, take a snapshot, compare it with the baseline, write it."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -39,8 +41,16 @@ from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.tensorfile import VERSION
 
-# Before the first evaluation drift counts as 1: unknown must not look like unmoved.
-UNKNOWN = {"drift": 1.0, "drift_max": 1.0, "similarity": 0.0, "flagged": 0.0, "alarm": 0.0, "degenerate": 0.0}
+# Before the first evaluation drift counts as 1: unknown must not look like unmoved. So does the background.
+UNKNOWN = {
+    "drift": 1.0,
+    "drift_max": 1.0,
+    "named_without_object": 1.0,
+    "similarity": 0.0,
+    "flagged": 0.0,
+    "alarm": 0.0,
+    "degenerate": 0.0,
+}
 UNKNOWN_WITH_MASKS = {"energy_inside_mask": 0.0, "pointing": 0.0}
 IMAGE_QUALITY = 90  # of the JPEGs in a baseline
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch")
@@ -202,11 +212,11 @@ class Monitor:
             return snapshot, baseline, compare(baseline, snapshot, self.rule), note
         snapshot = _with_background(explainer, prepared, texts, snapshot, baseline.objects)
         report = compare(baseline, snapshot, self.rule)
-        if report.suspicious and baseline.donors is not None:
+        if report.suspicious and baseline.objects is not None and baseline.donors is not None:
             snapshot = _with_transplants(explainer, prepared, texts, snapshot, baseline.objects, baseline.donors)
             report = compare(baseline, snapshot, self.rule)
         if self._is_baseline_rolling:
-            kept = ("noise_floor", "images", "objects", "donors", "transplants_named")
+            kept = ("noise_floor", "images", "objects", "map_agrees", "donors", "transplants_named")
             self.baseline = replace(snapshot, **{name: getattr(baseline, name) for name in kept})
         return snapshot, baseline, report, note
 
@@ -360,6 +370,9 @@ def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor,
         "flagged": float(len(report.flagged)),
         "alarm": float(report.alarm),
         "degenerate": float(sum(bool(probe.degenerate) for probe in report.probes)),
+        "named_without_object": fmean(
+            1.0 if math.isnan(probe.named_without_object) else probe.named_without_object for probe in report.probes
+        ),
         "similarity": float(snapshot.similarity.nan_to_num(-1.0, -1.0, -1.0).mean()),
     }
     if has_mask.any():
@@ -374,22 +387,38 @@ def _as_baseline(
     """Add images, objects, background, transplants and noise floor to a new baseline.
 
     Returns:
-        The baseline, and why its noise floor is unknown; empty if it was measured.
+        The baseline, and what to note: that its maps are not to be trusted, or why its noise floor is unknown.
     """
     pixels = explainer.clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
-    objects = find_objects(explainer, prepared, texts, snapshot.maps)
-    donors = choose_donors(snapshot.prompts, image_keys(prepared), objects)
+    found = find_objects(explainer, prepared, texts, snapshot.maps)
+    donors = choose_donors(snapshot.prompts, image_keys(prepared), found.pixels)
     snapshot = replace(
         snapshot,
         images=tuple(encode_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels),
-        objects=objects,
+        objects=found.pixels,
+        map_agrees=found.map_agrees,
     )
-    snapshot = _with_background(explainer, prepared, texts, snapshot, objects)
-    snapshot = _with_transplants(explainer, prepared, texts, snapshot, objects, donors)
+    snapshot = _with_background(explainer, prepared, texts, snapshot, found.pixels)
+    snapshot = _with_transplants(explainer, prepared, texts, snapshot, found.pixels, donors)
+    notes = [_distrust(snapshot)]
     try:
-        return replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps)), ""
+        snapshot = replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps))
     except Exception as error:  # a paraphrase may be too long for a tokenizer; drift is measured all the same
-        return snapshot, f"the noise floor could not be measured and is taken to be 0: {describe_error(error)}"
+        notes.append(f"the noise floor could not be measured and is taken to be 0: {describe_error(error)}")
+    return snapshot, " ".join(filter(None, notes))
+
+
+def _distrust(baseline: Snapshot) -> str:
+    """Say that the maps are not to be trusted; ``""`` if they are."""
+    if baseline.has_trusted_maps:
+        return ""
+    assert baseline.map_agrees is not None
+    agree, count = int(baseline.map_agrees.sum()), len(baseline.map_agrees)
+    return (
+        f"only {agree} of {count} maps of {baseline.info.method!r} are where this model looks, by the masks or by "
+        "occlusion, so that maps alone raise no alarm; images without their objects still do. "
+        "clipcam rank finds a method that fits."
+    )
 
 
 def _with_background(

@@ -1,4 +1,4 @@
-"""Write an evaluation as images: panels and contact sheet for TensorBoard, the contact sheet as a file."""
+"""Write an evaluation as images: panels and contact sheet for TensorBoard; the contact sheet and a report as files."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -16,20 +16,22 @@ from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization.contact_sheet import contact_sheet
 from clipcam_lightning.visualization.panels import probe_panel
+from clipcam_lightning.visualization.report import html_report
 
-CONTACT_SHEET = "contact_sheet.png"
+CONTACT_SHEET, REPORT = "contact_sheet.png", "report.html"
 JPEG_QUALITY, BOARD_COLUMNS = 70, 6  # 33 and 23 kB per probe and evaluation if photographs are full of detail
 PNG_LEVEL = 1  # 12 % larger than level 6, in 25 % of the time
 
 
 class ImageSink(Sink):
-    """Draws panels of the first probes in the order of the report, and the contact sheet.
+    """Draws panels of the first probes in the order of the report, the contact sheet, and the report of an alarm.
 
     TensorBoard gets a narrower sheet than the file, because an event file keeps the sheet of every evaluation: with all
     columns the sheets would take more room than the panels.
 
     Args:
-        folder: for ``contact_sheet.png``; created when the first evaluation is written.
+        folder: for ``contact_sheet.png`` and, from the first alarm on, ``report.html``; created when the first
+            evaluation is written.
         writers: one per ``TensorBoardLogger``.
         root: first word of every tag.
         num_images: probes with a panel per evaluation, flagged ones first.
@@ -42,25 +44,35 @@ class ImageSink(Sink):
         self.num_images = num_images
 
     def write(self, evaluation: Evaluation) -> None:
-        """Write the file, then all images at the step of the evaluation to every writer.
+        """Write the files, then all images at the step of the evaluation to every writer.
 
         Raises:
             Exception: one of them could not be written; the others are.
         """
         with ExitStack() as stack:  # calls all that it holds, even if one of them raises
-            stack.callback(self._write_file, evaluation)
+            stack.callback(self._write_sheet, evaluation)
+            stack.callback(self._write_report, evaluation)
             if self.writers:
                 summary = Summary(value=list(self._draw(evaluation)))
                 for writer in self.writers:
                     stack.callback(_log, writer, summary, evaluation.report.step)
 
-    def _write_file(self, evaluation: Evaluation) -> None:
+    def _write_sheet(self, evaluation: Evaluation) -> None:
         file = io.BytesIO()
         sheet = contact_sheet(
             evaluation.pixels, evaluation.snapshot.prompts, evaluation.history, evaluation.report.flagged_first
         )
         sheet.save(file, "PNG", compress_level=PNG_LEVEL)
         write_atomically(self.folder / CONTACT_SHEET, file.getvalue())
+
+    def _write_report(self, evaluation: Evaluation) -> None:
+        """Write the report of an alarm; a first evaluation removes that of another run."""
+        file = self.folder / REPORT
+        if evaluation.report.alarm:
+            page = html_report(evaluation.baseline, evaluation.snapshot, evaluation.report)
+            write_atomically(file, page.encode())
+        elif evaluation.history[-1].number == 0:
+            file.unlink(missing_ok=True)
 
     def _draw(self, evaluation: Evaluation) -> Iterator[Summary.Value]:
         report, order = evaluation.report, evaluation.report.flagged_first

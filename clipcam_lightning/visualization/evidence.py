@@ -118,13 +118,11 @@ def _draw_objects(
 ) -> Iterator[TransplantPicture]:
     assert baseline.objects is not None
     assert baseline.donors is not None
-    assert baseline.transplants_named is not None
-    assert snapshot.transplants_named is not None
-    prompts = snapshot.prompts
+    prompts, named = snapshot.prompts, [each.transplants_named for each in (snapshot, baseline)]
     for column, donor in enumerate(baseline.donors[ground].tolist()[:OBJECTS]):
         if donor == NONE:
             continue
-        called, before = (int(each.transplants_named[ground, column]) for each in (snapshot, baseline))
+        called, before = (int(each[ground, column]) for each in named if each is not None)
         image = transplant(filled[ground][None], images, baseline.objects, torch.tensor([donor]))[0]
         yield TransplantPicture(_draw(image), prompts[called], prompts[before], prompts[called] == prompts[ground])
 

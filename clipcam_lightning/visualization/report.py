@@ -220,10 +220,11 @@ def _draw_evidence(
     if not files:
         return [], []
     flagged = [i for i in report.flagged_first if report.probes[i].flagged][:CROPPED]
-    crops = []
+    crops: list[tuple[ProbeDrift, str, str]] = []
     for i in flagged:
         pixels = _decode(files[i], snapshot.names[i])
-        crops.append((report.probes[i], *(jpeg_uri(draw_crop(pixels, each.maps[i])) for each in (baseline, snapshot))))
+        before, now = (jpeg_uri(draw_crop(pixels, each.maps[i])) for each in (baseline, snapshot))
+        crops.append((report.probes[i], before, now))
     if report.evidence is None or not report.evidence.shown:
         return crops, []
     pixels = torch.stack([_decode(file, name) for file, name in zip(files, snapshot.names, strict=True)])
