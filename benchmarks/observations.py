@@ -14,9 +14,10 @@ from clipcam_lightning import ClipModel, Snapshot, explain, find_clip
 from clipcam_lightning.analysis.interventions import fill_regions, in_pixels, object_regions, window_drops
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.snapshot import SnapshotInfo
+from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.background import score_background
-from clipcam_lightning.monitoring.transplants import NONE, choose_donors, embed_transplants
+from clipcam_lightning.monitoring.transplants import choose_donors, embed_transplants
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 FILE_KIND = "observations"

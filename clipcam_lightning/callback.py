@@ -335,15 +335,24 @@ class ClipCamCallback(Callback):
         self._act_on_alarm(trainer, outcome)
 
     def _announce(self) -> None:
-        """Say in one line what is monitored, after the first evaluation."""
+        """Say in one line what is monitored, and whether its maps can be trusted, after the first evaluation."""
         if self.monitor is None or self.monitor.last is None:
             return
-        snapshot, is_own = self.monitor.last.snapshot, self.monitor.last.baseline is self.monitor.last.snapshot
+        snapshot, baseline = self.monitor.last.snapshot, self.monitor.last.baseline
         origin = "of a batch" if self.probes is None else "as given"
+        layers = snapshot.info.layers if len(snapshot.info.layers) < 3 else (f"{len(snapshot.info.layers)} layers",)
+        start = "the model before training" if baseline is snapshot else f"step {baseline.info.step} of a file"
         rank_zero_info(
-            f"{type(self).__name__}: {len(snapshot.names)} probes {origin}; maps by {snapshot.info.method!r} of {', '.join(snapshot.info.layers)}; baseline: "
-            f"{'the model before training' if is_own else self.baseline}; files in {self._directory}"
+            f"{type(self).__name__}: {len(snapshot.names)} probes {origin}; maps by {snapshot.info.method!r} of "
+            f"{' and '.join(layers)}; baseline: {start}; files in {self._directory}"
         )
+        if not baseline.has_trusted_maps and baseline.map_agrees is not None:
+            agree, count = int(baseline.map_agrees.sum()), len(baseline.map_agrees)
+            rank_zero_info(
+                f"{type(self).__name__}: {agree} of {count} maps are on the objects, by masks or by occlusion, so that "
+                "maps alone raise no alarm; images without their objects still do. clipcam rank finds a method that "
+                "fits."
+            )
 
     def _act_on_alarm(self, trainer: Trainer, outcome: Outcome) -> None:
         report = outcome.report

@@ -240,7 +240,7 @@ def _describe(report: "DriftReport") -> str:
     from clipcam_lightning.visualization.report import format_metrics
 
     flagged = report.flagged
-    lines = [f"attention drifted on {len(flagged)} of {len(report.probes)} probes (alarm: {report.rule})"]
+    lines = [": ".join(filter(None, (report.finding, report.grounds)))]
     for probe in flagged:
         metrics = ", ".join(f"{name} {text}" for name, text in format_metrics(probe).items())
         lines.append(f"  {probe.name}: {probe.reason} ({metrics})")

@@ -43,7 +43,7 @@ pytestmark = [
 ]
 
 SCENES = draw_scenes(3, seed=9)
-ALWAYS = {"drift", "drift_max", "similarity", "flagged", "alarm", "degenerate"}
+ALWAYS = {"drift", "drift_max", "named_without_object", "similarity", "flagged", "alarm", "degenerate"}
 
 
 def masked_probes() -> ProbeSet:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +32,23 @@ def fill_regions(images: Float[Tensor, "n 3 y x"], regions: Bool[Tensor, "n y x"
     means = (colors @ nearness) / (weights @ nearness).clamp_min(torch.finfo(images.dtype).tiny)
     filled = F.interpolate(means.unflatten(2, side), size=images.shape[-2:], mode="bilinear", align_corners=False)
     return torch.where(regions[:, None], filled, images)
+
+
+def transplant(
+    grounds: Float[Tensor, "n 3 y x"],
+    images: Float[Tensor, "m 3 y x"],
+    objects: Bool[Tensor, "m y x"],
+    donors: Int[Tensor, "n"],
+) -> Float[Tensor, "n 3 y x"]:
+    """Put the object of one donor on each ground, at its own place.
+
+    Args:
+        grounds: preprocessed, without their own objects.
+        images: of the donors.
+        objects: pixels of the donors' objects.
+        donors: one per ground.
+    """
+    return torch.where(objects[donors][:, None], images[donors], grounds)
 
 
 def window_drops(

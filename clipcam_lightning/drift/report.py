@@ -87,11 +87,14 @@ class DriftReport:
     @property
     def collapse(self) -> float:
         """How close the model is to telling the prompts apart no longer; above 1 is an alarm, 0 if unknown."""
-        known = self._with_known_background
-        if not known or self.rule.max_drift is not None:
+        known = [probe for probe in self._with_known_background if math.isfinite(probe.contrast_change)]
+        transplants = sum(probe.transplants_before.count for probe in known)
+        if not transplants or self.rule.max_drift is not None:
             return 0.0
         now = fmean(probe.contrast for probe in known)
-        return self.rule.rate_contrast(now, now - fmean(probe.contrast_change for probe in known))
+        before = now - fmean(probe.contrast_change for probe in known)
+        recognized = sum(probe.transplants_before.recognized for probe in known) / transplants
+        return self.rule.rate_contrast(now, before, recognized, len({probe.prompt for probe in known}))
 
     @property
     def suspicious(self) -> bool:
@@ -148,8 +151,8 @@ class DriftReport:
         now = fmean(probe.contrast for probe in known)
         before = now - fmean(probe.contrast_change for probe in known)
         return (
-            f"images are closer to their own prompts than other images without objects by only {now:.3f} of "
-            f"similarity ({before:.3f} at the baseline)"
+            f"the similarities of images to their own prompts exceed those of other images without objects by only "
+            f"{now:.3f} ({before:.3f} at the baseline)"
         )
 
 

@@ -24,6 +24,7 @@ SET_LIMIT, SET_FEW = 2.7, 130.0
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT = 0.01, 0.2, 0.18
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
+MIN_RECOGNIZED = 1 / 4  # of the objects on other grounds, by a model that tells the prompts apart
 MIN_CONTRAST = 0.09  # of the baseline's; below it the model has collapsed
 MIN_DRIFT = 0.1  # of a flagged probe: below it nobody would see a difference between the maps
 
@@ -194,17 +195,23 @@ class DriftRule:
         """
         return max(0.0, pull) / ((WHOLE_PULL if everywhere else PROMPT_PULL) + PULL_FEW / max(1, transplants))
 
-    def rate_contrast(self, now: float, before: float) -> float:
+    def rate_contrast(self, now: float, before: float, recognized: float, prompts: int) -> float:
         """Rate by how much the model tells the prompts less apart.
 
         Args:
             now: mean contrast, as in :class:`~clipcam_lightning.drift.probe_drift.ProbeDrift`.
             before: the same at the baseline.
+            recognized: share of the objects that the model recognized on other grounds at the baseline, 0 to 1.
+            prompts: how many there are.
 
         Returns:
-            The severity; above 1 is an alarm. 0 if the model did not tell them apart at the baseline.
+            The severity; above 1 is an alarm. 0 if the model did not tell the prompts apart at the baseline, so that
+            it recognized fewer than a quarter of the objects, or than twice as many as by chance.
         """
-        return MIN_CONTRAST * before / max(now, TINY * before) if before > 0 else 0.0
+        if before <= 0 or recognized < max(MIN_RECOGNIZED, 2 / prompts):
+            return 0.0
+        lost = before / max(now, TINY * before) - 1
+        return max(0.0, lost * MIN_CONTRAST / (1 - MIN_CONTRAST))
 
     @property
     def _rate_factor(self) -> float:

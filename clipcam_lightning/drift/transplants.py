@@ -15,11 +15,13 @@ class Transplants:
     Attributes:
         count: of these images.
         named: how many are closest to the prompt of their ground.
+        recognized: how many are closest to the prompt of their object.
         elsewhere: the share of images with other grounds *and* other objects that are closest to it, 0 to 1.
     """
 
     count: int = 0
     named: int = 0
+    recognized: int = 0
     elsewhere: float = 0.0
 
     @property
@@ -44,11 +46,19 @@ def count_transplants(snapshot: Snapshot, donors: Sequence[Sequence[int]]) -> li
         for donor, named in zip(*pairs, strict=True)
         if donor != NONE
     ]
-    own: dict[int, list[bool]] = {ground: [] for ground in range(len(prompts))}
-    for ground, prompt, _, named in images:
-        own[ground].append(named == prompt)
+    own: dict[int, list[tuple[bool, bool]]] = {ground: [] for ground in range(len(prompts))}
+    for ground, of_ground, of_object, named in images:
+        own[ground].append((named == of_ground, named == of_object))
     elsewhere = {}
     for prompt in set(prompts):
         neither = [named == prompt for _, of_ground, of_object, named in images if prompt not in (of_ground, of_object)]
         elsewhere[prompt] = sum(neither) / max(1, len(neither))
-    return [Transplants(len(own[i]), sum(own[i]), elsewhere[prompt]) for i, prompt in enumerate(prompts)]
+    return [
+        Transplants(
+            count=len(own[i]),
+            named=sum(by_ground for by_ground, _ in own[i]),
+            recognized=sum(by_object for _, by_object in own[i]),
+            elsewhere=elsewhere[prompt],
+        )
+        for i, prompt in enumerate(prompts)
+    ]

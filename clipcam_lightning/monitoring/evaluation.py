@@ -34,7 +34,7 @@ class Evaluation:
         >>> probes = list(zip(scenes.images, scenes.captions))
         >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
         >>> sorted(evaluation.metrics)
-        ['alarm', 'degenerate', 'drift', 'drift_max', 'flagged', 'similarity']
+        ['alarm', 'degenerate', 'drift', 'drift_max', 'flagged', 'named_without_object', 'similarity']
     """
 
     pixels: UInt8[Tensor, "n 3 y x"]

@@ -387,7 +387,7 @@ def _as_baseline(
     """Add images, objects, background, transplants and noise floor to a new baseline.
 
     Returns:
-        The baseline, and what to note: that its maps are not to be trusted, or why its noise floor is unknown.
+        The baseline, and why its noise floor is unknown; empty if it was measured.
     """
     pixels = explainer.clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
     found = find_objects(explainer, prepared, texts, snapshot.maps)
@@ -400,25 +400,10 @@ def _as_baseline(
     )
     snapshot = _with_background(explainer, prepared, texts, snapshot, found.pixels)
     snapshot = _with_transplants(explainer, prepared, texts, snapshot, found.pixels, donors)
-    notes = [_distrust(snapshot)]
     try:
-        snapshot = replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps))
+        return replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps)), ""
     except Exception as error:  # a paraphrase may be too long for a tokenizer; drift is measured all the same
-        notes.append(f"the noise floor could not be measured and is taken to be 0: {describe_error(error)}")
-    return snapshot, " ".join(filter(None, notes))
-
-
-def _distrust(baseline: Snapshot) -> str:
-    """Say that the maps are not to be trusted; ``""`` if they are."""
-    if baseline.has_trusted_maps:
-        return ""
-    assert baseline.map_agrees is not None
-    agree, count = int(baseline.map_agrees.sum()), len(baseline.map_agrees)
-    return (
-        f"only {agree} of {count} maps of {baseline.info.method!r} are where this model looks, by the masks or by "
-        "occlusion, so that maps alone raise no alarm; images without their objects still do. "
-        "clipcam rank finds a method that fits."
-    )
+        return snapshot, f"the noise floor could not be measured and is taken to be 0: {describe_error(error)}"
 
 
 def _with_background(

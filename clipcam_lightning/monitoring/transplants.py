@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipcam_lightning.analysis.interventions import EmbedImages, fill_regions
+from clipcam_lightning.analysis.interventions import EmbedImages, fill_regions, transplant
+from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.probes.prepared import PreparedProbes
 
 TRANSPLANTS = 6  # per ground
-NONE = -1  # in place of a number
 
 
 def choose_donors(
@@ -78,13 +78,3 @@ def embed_transplants(
     """
     grounds = fill_regions(images, objects)
     return torch.stack([embed(transplant(grounds, images, objects, each)) for each in donors.unbind(1)], dim=1)
-
-
-def transplant(
-    grounds: Float[Tensor, "n 3 y x"],
-    images: Float[Tensor, "m 3 y x"],
-    objects: Bool[Tensor, "m y x"],
-    donors: Int[Tensor, "n"],
-) -> Float[Tensor, "n 3 y x"]:
-    """Put the object of one donor on each ground, at its own place."""
-    return torch.where(objects[donors][:, None], images[donors], grounds)

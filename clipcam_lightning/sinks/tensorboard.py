@@ -11,6 +11,8 @@ from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 MEANINGS = {
     "drift": "mean of 1 minus the correlation with the baseline's map: 0 for equal, 1 unrelated, 2 inverted maps",
     "drift_max": "largest drift of a probe, 0 to 2",
+    "named_without_object": "share of images without their object that are still closest to their prompt, 0 to 1; "
+    "lower is better",
     "similarity": "mean cosine of image and prompt, -1 to 1; higher is a better match",
     "flagged": "number of probes that violate the rule; lower is better",
     "alarm": "1 if the evaluation is an alarm, else 0",

@@ -1,4 +1,4 @@
-"""Pictures of the evidence: what the maps look at, and which prompts other objects get on a background."""
+"""Images of the evidence: what the maps look at, and which prompts other objects get on a background."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipcam_lightning.analysis.interventions import fill_regions
+from clipcam_lightning.analysis.interventions import fill_regions, transplant
 from clipcam_lightning.cam.lettering import letter
 from clipcam_lightning.cam.map_state import map_state
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.monitoring.transplants import NONE, transplant
+from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.visualization.drawing import TILE, enlarge, to_image
 
 CROP = 1 / 3  # of the shorter side of the image
-GROUNDS, OBJECTS = 4, 5  # pictures of transplants: rows, and objects per row
+GROUNDS, OBJECTS = 4, 5  # of the images of transplants: rows, and objects per row
 
 
 @dataclass(frozen=True, eq=False)
-class TransplantPicture:
+class TransplantImage:
     """One object on a ground.
 
     Attributes:
@@ -39,7 +39,7 @@ class TransplantPicture:
 
 
 @dataclass(frozen=True, eq=False)
-class GroundPictures:
+class GroundImages:
     """One ground with several objects.
 
     Attributes:
@@ -52,7 +52,7 @@ class GroundPictures:
     name: str
     prompt: str
     ground: Image.Image
-    transplants: list[TransplantPicture]
+    transplants: list[TransplantImage]
 
 
 def draw_crop(pixels: UInt8[Tensor, "3 y x"], map_: Float[Tensor, "h w"]) -> Image.Image:
@@ -63,14 +63,15 @@ def draw_crop(pixels: UInt8[Tensor, "3 y x"], map_: Float[Tensor, "h w"]) -> Ima
         map_: raw. In place of a degenerate map stands what its state says.
 
     Returns:
-        A square picture, enlarged.
+        A square, enlarged.
     """
     state = map_state(map_)
     if state.is_degenerate:
         return letter(to_image(torch.full((3, TILE, TILE), 128, dtype=torch.uint8)), state.words)
     height, width = pixels.shape[1:]
     side = max(1, round(CROP * min(height, width)))
-    heat = F.avg_pool2d(map_.float().clamp_min(0)[None, None], 3, stride=1, padding=1)[0, 0]
+    cells = map_.float().clamp_min(0)
+    heat = cells + F.avg_pool2d(cells[None, None], 3, stride=1, padding=1)[0, 0]  # a large spot before a small one
     row, column = divmod(int(heat.argmax()), heat.shape[1])
     middles = (row + 0.5) * height / heat.shape[0], (column + 0.5) * width / heat.shape[1]
     top, left = (
@@ -82,7 +83,7 @@ def draw_crop(pixels: UInt8[Tensor, "3 y x"], map_: Float[Tensor, "h w"]) -> Ima
 
 def draw_transplants(
     pixels: UInt8[Tensor, "n 3 y x"], baseline: Snapshot, snapshot: Snapshot, report: DriftReport
-) -> list[GroundPictures]:
+) -> list[GroundImages]:
     """Draw other objects on the grounds that the evidence is about, most conspicuous first.
 
     Args:
@@ -103,7 +104,7 @@ def draw_transplants(
     images = pixels.float()
     filled = fill_regions(images, baseline.objects)
     return [
-        GroundPictures(
+        GroundImages(
             name=probes[i].name,
             prompt=probes[i].prompt,
             ground=_draw(filled[i]),
@@ -115,7 +116,7 @@ def draw_transplants(
 
 def _draw_objects(
     ground: int, images: Tensor, filled: Tensor, baseline: Snapshot, snapshot: Snapshot
-) -> Iterator[TransplantPicture]:
+) -> Iterator[TransplantImage]:
     assert baseline.objects is not None
     assert baseline.donors is not None
     prompts, named = snapshot.prompts, [each.transplants_named for each in (snapshot, baseline)]
@@ -124,7 +125,7 @@ def _draw_objects(
             continue
         called, before = (int(each[ground, column]) for each in named if each is not None)
         image = transplant(filled[ground][None], images, baseline.objects, torch.tensor([donor]))[0]
-        yield TransplantPicture(_draw(image), prompts[called], prompts[before], prompts[called] == prompts[ground])
+        yield TransplantImage(_draw(image), prompts[called], prompts[before], prompts[called] == prompts[ground])
 
 
 def _draw(image: Float[Tensor, "3 y x"]) -> Image.Image:

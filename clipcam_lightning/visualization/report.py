@@ -21,7 +21,7 @@ from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization.drawing import draw_heat, to_pixels
-from clipcam_lightning.visualization.evidence import GroundPictures, draw_crop, draw_transplants
+from clipcam_lightning.visualization.evidence import GroundImages, draw_crop, draw_transplants
 from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles
 
 ILLUSTRATED = 200  # probes with images, of 30 kB each: a page with more opens slowly
@@ -214,7 +214,7 @@ def _describe(snapshot: Snapshot) -> dict[str, str]:
 
 def _draw_evidence(
     baseline: Snapshot, snapshot: Snapshot, report: DriftReport
-) -> tuple[list[tuple[ProbeDrift, str, str]], list[GroundPictures]]:
+) -> tuple[list[tuple[ProbeDrift, str, str]], list[GroundImages]]:
     """Draw what each flagged map looked at and looks at, as data URIs, and other objects on the grounds."""
     files = snapshot.images or baseline.images
     if not files:

@@ -34,12 +34,10 @@ def test_the_rule_is_printed_below_an_alarm_with_one_condition_per_item(capsys: 
 
     code, lines = printed(snapshot(LEFT, LEFT), snapshot(RIGHT, RIGHT), rule, capsys)
 
-    start = next(i for i, line in enumerate(lines) if line.startswith("an alarm means that without their objects"))
+    start = lines.index("an alarm means that")
     assert code == 1
     assert lines[start - 1].startswith("attention drifted on 2 of 2 probes")
-    end = lines.index("that, for at least half of the probes, the map", start)
-    assert " ".join(lines[start:end]) == f"an alarm means that {rule.background}; or"
-    rule_lines = lines[end + 1 :]
+    rule_lines = lines[start + 1 :]
     assert max(map(len, rule_lines)) <= TEXT_WIDTH
     items = " ".join(line.strip() for line in rule_lines).removeprefix("- ").removesuffix(".").split("; or - ")
     assert items == list(rule.conditions)

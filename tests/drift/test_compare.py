@@ -1,7 +1,6 @@
 """Comparisons of snapshots: drift, flagged probes, alarms and refusals."""
 
 import math
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -177,17 +176,17 @@ def test_a_probe_is_flagged_if_its_drift_is_above_the_limit() -> None:
     assert report.drift == pytest.approx(sum(probe.drift for probe in report.probes) / 4)
 
 
-def test_the_message_names_the_largest_drift_first_and_at_most_five_probes() -> None:
+def test_the_message_names_the_largest_drift_first_and_at_most_three_probes() -> None:
     angles = (40, 90, 20, 180, 0, 60, 120, 150)
     report = compare(snapshot(*[turned(0)] * 8), snapshot(*map(turned, angles), step=12), DriftRule(0.05))
 
     assert [probe.name for probe in report.flagged] == list("dhgbfac")
     text = str(report)
     assert text.startswith("attention drifted on 7 of 8 probes at step 12 (baseline: step 0): ")
-    places = [text.index(f"{name}: its map drifted by more than 0.05 (drift") for name in "dhgbf"]
+    places = [text.index(f"{name}: its map drifted by more than 0.05 (drift") for name in "dhg"]
     assert places == sorted(places)
-    assert "a: its map" not in text
-    assert text.endswith("; and 2 more")
+    assert "b: its map" not in text
+    assert text.endswith("; and 4 more")
 
 
 def test_probes_are_ordered_flagged_first_unknown_last_then_by_drift() -> None:
@@ -208,16 +207,16 @@ def test_probes_of_equal_drift_keep_the_order_of_the_probe_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "quorum", "numbers"),
+    ("rule", "numbers"),
     [
-        (DriftRule(), "at least half of the probes", ["7 %", "20 %", "18 %", "0.8"]),
-        (DriftRule(0.25), "at least one probe", ["0.25"]),
+        (DriftRule(), ["false alarms are meant to be 1 %", "9 %", "7 %", "20 %", "18 %", "0.8"]),
+        (DriftRule(false_alarm_rate=0.05), ["false alarms are meant to be 5 %"]),
+        (DriftRule(0.25), ["0.25"]),
     ],
-    ids=["default", "max_drift"],
+    ids=["default", "rate", "max_drift"],
 )
-def test_a_rule_is_printed_with_one_clause_per_condition(rule: DriftRule, quorum: str, numbers: list[str]) -> None:
-    head, *clauses = re.split("the map |; or ", str(rule))
-    assert quorum in head
+def test_a_rule_is_printed_with_one_clause_per_condition(rule: DriftRule, numbers: list[str]) -> None:
+    clauses = str(rule).split("; or ")
     assert tuple(clauses) == rule.conditions
     assert [number for number in numbers if any(number in clause for clause in clauses)] == numbers
 
@@ -459,7 +458,9 @@ def test_one_prompt_of_many_whose_background_gains_is_an_alarm() -> None:
     report = compare(before, now)
 
     prompt_limit = 4.5 + 200 / 32**2
-    assert report.background == (pytest.approx(4 * 3 / 2 / prompt_limit), "a")
+    assert report.evidence is not None
+    assert report.evidence.prompt == "a"
+    assert report.severity == report.evidence.gain_severity == pytest.approx(4 * 3 / 2 / prompt_limit)
     assert report.alarm
     assert [probe.name for probe in report.flagged] == ["probe 0", "probe 1", "probe 2"]  # 3 is not named
     assert "without the object, 3 of 4 images are still closest to 'a' (0 at the baseline)" in str(report)
@@ -470,8 +471,9 @@ def test_small_gains_of_all_prompts_together_are_an_alarm() -> None:
 
     report = compare(before, now)
 
-    assert report.background == (pytest.approx(0.9 * 16 / 4 / (2.7 + 130 / 16**2)), "")
-    assert report.severity == report.background[0] > 1
+    assert report.evidence is not None
+    assert report.evidence.prompt == ""
+    assert report.severity == report.evidence.gain_severity == pytest.approx(0.9 * 16 / 4 / (2.7 + 130 / 16**2))
     assert not report.flagged  # none by itself
     assert "8 of 16 images are still closest to their own prompts" in str(report)
 
@@ -503,9 +505,8 @@ def test_the_background_does_not_count_where_max_drift_decides() -> None:
 
     report = compare(before, now, DriftRule(1.9))
 
-    assert report.background == (0.0, "")
+    assert report.evidence is None
     assert not report.alarm
-    assert not DriftRule(1.9).background
 
 
 def test_an_unknown_background_leaves_the_conditions_of_the_maps() -> None:
@@ -513,9 +514,108 @@ def test_an_unknown_background_leaves_the_conditions_of_the_maps() -> None:
 
     report = compare(before, now)
 
-    assert report.background == (0.0, "")
+    assert report.evidence is None
     assert math.isnan(report.probes[0].background_gain)
     assert report.severity == max(probe.severity for probe in report.probes)
+
+
+def with_transplants(named: list[list[int]], named_before: list[list[int]]) -> tuple[Snapshot, Snapshot]:
+    """Two snapshots of four prompts with two probes each, in which the background of prompt ``a`` is suspicious."""
+    before, now = with_background([0.0] * 8, [9.0] * 2 + [0.0] * 6, "aabbccdd", [1] * 2 + [0] * 6)
+    donors = torch.tensor([[2, 4, 6]] * 2 + [[4, 6, 0]] * 2 + [[6, 0, 2]] * 2 + [[0, 2, 4]] * 2)
+    return (
+        replace(before, donors=donors, transplants_named=torch.tensor(named_before)),
+        replace(now, donors=donors, transplants_named=torch.tensor(named)),
+    )
+
+
+AFTER_OBJECT = [[2, 4, 6]] * 2 + [[4, 6, 0]] * 2 + [[6, 0, 2]] * 2 + [[0, 2, 4]] * 2
+"""Every transplant is named after its object."""
+
+
+def test_a_background_that_other_objects_are_called_after_is_shown() -> None:
+    after_ground = [[0, 1, 6], [1, 0, 0], *AFTER_OBJECT[2:]]  # five of six are closest to prompt a
+
+    report = compare(*with_transplants(after_ground, AFTER_OBJECT))
+
+    evidence = report.evidence
+    assert evidence is not None
+    assert (evidence.prompt, evidence.transplants, evidence.followed, evidence.followed_before) == ("a", 6, 5, 0)
+    assert evidence.pull == pytest.approx(5 / 6)  # nothing else is called a without its object or ground
+    assert evidence.pull_severity == pytest.approx((5 / 6) / (0.2 + 2 / 6))
+    assert evidence.shown
+    assert report.finding == "the background tells the prompt"
+    assert "5 of 6 other objects on the background of 'a' are now called 'a' (0 at the baseline)" in str(report)
+
+
+def test_a_prompt_that_is_called_on_every_ground_is_not_shown_to_be_told_by_its_background() -> None:
+    report = compare(*with_transplants([[0, 0, 0]] * 8, AFTER_OBJECT))
+
+    assert report.evidence is not None
+    assert report.evidence.followed == 6
+    assert report.evidence.pull == 0
+    assert not report.evidence.shown
+    assert report.finding == "the background may tell the prompt"
+
+
+def test_what_was_so_at_the_baseline_is_not_shown() -> None:
+    after_ground = [[0, 1, 6], [1, 0, 0], *AFTER_OBJECT[2:]]
+
+    report = compare(*with_transplants(after_ground, after_ground))
+
+    assert report.evidence is not None
+    assert not report.evidence.shown
+
+
+def test_a_pull_without_suspicion_does_not_count() -> None:
+    before, now = with_transplants([[0, 1, 6], [1, 0, 0], *AFTER_OBJECT[2:]], AFTER_OBJECT)
+
+    report = compare(before, replace(now, background_score=torch.full((8,), 0.1)))
+
+    assert not report.suspicious
+    assert not report.alarm
+
+
+@pytest.mark.parametrize(("share", "alarm"), [(1.0, False), (0.2, False), (0.08, True), (0.0, True), (-0.3, True)])
+def test_a_model_that_no_longer_tells_prompts_apart_is_an_alarm(share: float, alarm: bool) -> None:
+    before, now = with_transplants(AFTER_OBJECT, AFTER_OBJECT)
+    now, contrast = replace(now, background_score=before.background_score), torch.linspace(0.1, 0.4, 8)
+
+    report = compare(replace(before, contrast=contrast), replace(now, contrast=share * contrast))
+
+    assert report.alarm == alarm
+    assert math.isfinite(report.severity)
+    text = f"exceed those of other images without objects by only {share * 0.25:.3f} (0.250 at the baseline)"
+    assert (text in str(report)) == alarm
+
+
+def test_a_model_that_never_told_the_prompts_apart_cannot_collapse() -> None:
+    after_next = [[3, 5, 7]] * 8  # few are named after their objects
+    before, now = with_transplants(after_next, [[6, 2, 2]] * 8)
+    contrast = torch.full((8,), 0.3)
+
+    now = replace(now, background_score=before.background_score, contrast=0 * contrast)
+    assert compare(replace(before, contrast=contrast), now).severity == 0
+
+
+def test_maps_that_were_never_on_the_objects_raise_no_alarm_by_themselves() -> None:
+    before, now = snapshot(*[turned(0)] * 4), snapshot(*[turned(90)] * 4)
+    distrusted = replace(before, map_agrees=torch.tensor([1.0, 0.0, 0.0, 0.0]))
+
+    assert compare(before, now).alarm
+    assert compare(replace(before, map_agrees=torch.tensor([1.0, 0.0, 1.0, 0.0])), now).alarm
+    assert not compare(distrusted, now).alarm
+    assert compare(distrusted, now, DriftRule(0.5)).alarm, "max_drift is a limit on the maps, whatever they are"
+
+
+def test_many_probes_with_a_gain_of_their_own_are_rated_together() -> None:
+    """Half of the probes are flagged, but their gains add up to less than chance allows for so few."""
+    before, now = with_background([0.0] * 8, [1.6] * 4 + [-1.0] * 4, "abcdefgh", [1] * 4 + [0] * 4)
+
+    report = compare(before, now)
+
+    assert len(report.flagged) == 4
+    assert not report.alarm
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 0.21, math.nan])

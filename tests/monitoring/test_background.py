@@ -12,13 +12,7 @@ from torch import Tensor
 from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
 from clipcam_lightning.analysis.interventions import fill_regions
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.monitoring.background import (
-    MIN_SPREAD,
-    find_regions,
-    object_pixels,
-    observe_background,
-    score_background,
-)
+from clipcam_lightning.monitoring.background import MIN_SPREAD, find_objects, observe_background, score_background
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.probes.prepared import PreparedProbes
@@ -46,7 +40,7 @@ def prepared_and_texts(probes: ProbeSet, clip: ClipModel) -> tuple[PreparedProbe
         return prepared, prepared.embed_texts(clip)
 
 
-NO_REGIONS = torch.zeros(COUNT, 8, 8, dtype=torch.bool)
+UNKNOWN = torch.zeros(COUNT)  # similarities that do not matter
 
 
 def test_equals_the_slow_derivation(clip: ClipModel) -> None:
@@ -54,7 +48,8 @@ def test_equals_the_slow_derivation(clip: ClipModel) -> None:
     prepared, texts = prepared_and_texts(probes, clip)
     prompts = [*probes.prompts[:9], *[probes.prompts[0]] * 3]  # three probes get the prompt of another
 
-    background = observe_background(LocalExplainer(clip), prepared, texts, prompts, NO_REGIONS)
+    similarity = torch.linspace(0.1, 0.9, COUNT)
+    background = observe_background(LocalExplainer(clip), prepared, texts, similarity, prompts, prepared.masks)
 
     filled = fill_regions(prepared.images, prepared.masks)
     with torch.no_grad():
@@ -69,6 +64,8 @@ def test_equals_the_slow_derivation(clip: ClipModel) -> None:
         score = (margins[i] - fmean(others)) / (pstdev(others) + MIN_SPREAD)
         assert background.score[i] == pytest.approx(score, abs=1e-3)
         assert background.named[i] == (margins[i] > 0)
+        contrast = float(similarity[i]) - fmean(float(images[j] @ texts[i, 0]) for j in different)
+        assert background.contrast[i] == pytest.approx(contrast, abs=1e-5)
 
 
 def test_probes_of_one_image_are_not_compared_with_each_other() -> None:
@@ -77,8 +74,8 @@ def test_probes_of_one_image_are_not_compared_with_each_other() -> None:
     cosines, prompts = torch.rand(8, 8), list("abcdefgh")
     cosines[1, 0] = 5.0  # probe 1 shows the image of probe 0 without its own object, but with that of prompt a
 
-    apart = score_background(cosines, prompts, images=[0, 0, 1, 2, 3, 4, 5, 6])
-    without = score_background(cosines, prompts).score[0]
+    apart = score_background(cosines, torch.zeros(8), prompts, images=[0, 0, 1, 2, 3, 4, 5, 6])
+    without = score_background(cosines, torch.zeros(8), prompts).score[0]
 
     rows = [0, 2, 3, 4, 5, 6, 7]
     margins = [float(cosines[i, 0] - cosines[i, 1:].max()) for i in rows]
@@ -91,23 +88,22 @@ def test_probes_of_one_prompt_say_nothing_of_the_background(clip: ClipModel) -> 
     prepared, texts = prepared_and_texts(probe_set(draw_scenes(COUNT, seed=5)), clip)
 
     for prompts, known in ((["a"] * 12, 0), (["a"] * 10 + ["b"] * 2, 2), (["a"] * 9 + ["b"] * 3, 12)):
-        background = observe_background(LocalExplainer(clip), prepared, texts, prompts, NO_REGIONS)
-        assert background.score.isfinite().sum() == background.named.isfinite().sum() == known
+        background = observe_background(LocalExplainer(clip), prepared, texts, UNKNOWN, prompts, prepared.masks)
+        values = background.score, background.named, background.contrast
+        assert [int(each.isfinite().sum()) for each in values] == [known] * 3
 
 
 def test_a_mask_takes_the_place_of_a_region(clip: ClipModel) -> None:
     scenes = draw_scenes(2, seed=5)
     masked, plain = probe_set(scenes), probe_set(scenes, masks=False)
     prepared, texts = prepared_and_texts(ProbeSet([masked[0], replace(plain[1], name="plain")]), clip)
-    maps = torch.rand(2, 8, 8)
 
-    regions = find_regions(LocalExplainer(clip), prepared, texts, maps)
+    objects = find_objects(LocalExplainer(clip), prepared, texts, torch.rand(2, 8, 8)).pixels
 
-    assert not regions[0].any()
-    assert regions[1].any()
-    pixels = object_pixels(prepared, regions)
-    assert torch.equal(pixels[0], prepared.masks[0])
-    assert torch.equal(pixels[1], regions[1].repeat_interleave(8, 0).repeat_interleave(8, 1))
+    assert torch.equal(objects[0], prepared.masks[0])
+    assert objects[1].any()
+    cells = objects[1].unflatten(0, (8, 8)).unflatten(2, (8, 8))
+    assert torch.equal(cells.amax((1, 3)), cells.amin((1, 3))), "a region is made of whole cells"
 
 
 def test_found_regions_cover_the_objects(clip: ClipModel) -> None:
@@ -116,12 +112,26 @@ def test_found_regions_cover_the_objects(clip: ClipModel) -> None:
     monitor.evaluate(LocalExplainer(clip), step=0, epoch=0)
 
     assert monitor.baseline is not None
-    assert monitor.baseline.regions is not None
-    pixels = monitor.baseline.regions.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    pixels = monitor.baseline.objects
+    assert pixels is not None
     masks = torch.from_numpy(scenes.masks[:, 0])
     covered = (pixels & masks).sum((1, 2)) / masks.sum((1, 2))
     assert covered.mean() > 0.9
     assert pixels.float().mean() < 0.35
+
+
+@pytest.mark.parametrize("masks", [True, False], ids=["masks", "no masks"])
+def test_maps_are_trusted_where_they_are_on_the_objects(clip: ClipModel, masks: bool) -> None:
+    """The maps of another image are as good as any, but not on the objects."""
+    prepared, texts = prepared_and_texts(probe_set(draw_scenes(COUNT, seed=5), masks), clip)
+    maps = LocalExplainer(clip)(prepared.images, texts).maps[:, 0]
+
+    agrees, shifted = (
+        find_objects(LocalExplainer(clip), prepared, texts, each).map_agrees for each in (maps, maps.roll(4, 2))
+    )
+
+    assert agrees.mean() > 0.9
+    assert shifted.mean() < 0.4
 
 
 def test_a_background_that_begins_to_tell_the_prompt_is_an_alarm(clip: ClipModel) -> None:
@@ -154,7 +164,9 @@ def test_stamps_that_a_model_does_not_read_say_nothing(clip: ClipModel) -> None:
     for each in (scenes, with_stamps(scenes)):
         probes = probe_set(each)
         prepared, texts = prepared_and_texts(probes, clip)
-        scores.append(observe_background(LocalExplainer(clip), prepared, texts, probes.prompts, NO_REGIONS).score)
+        scores.append(
+            observe_background(*(LocalExplainer(clip), prepared, texts), UNKNOWN, probes.prompts, prepared.masks).score
+        )
 
     assert all(abs(float(each.mean())) < 1 for each in scores)
     assert not math.isnan(float(scores[1].sum()))

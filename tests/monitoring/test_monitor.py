@@ -117,6 +117,7 @@ def test_all_means_are_finite_if_every_map_is_degenerate(clip: ClipModel) -> Non
         {
             "drift": 1,
             "drift_max": 1,
+            "named_without_object": 1,
             "similarity": (-1 + 0.3) / 2,
             "flagged": 2,
             "alarm": 1,

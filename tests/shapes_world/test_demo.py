@@ -55,17 +55,25 @@ def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> No
     assert sum(float(row[3]) for row in rows) < 0.85 * sum(float(row[2]) for row in rows), "energy leaves the objects"
     flagged = done.flagged  # 0.71 of the energy is left
     assert len(flagged) >= 4  # 6
-    pattern = (
-        r"the background tells the prompt at step (\d+) \(baseline: step 0\): without the object, (\d) of 8 images are "
-        r"still closest to their own prompts \((\d) at the baseline\)\. Flagged: (.*)"
+    suspected = re.findall(
+        r"the background may tell the prompt at step (\d+) \(baseline: step 0\): without the object, (\d) of 8 images "
+        r"are still closest to their own prompts \((\d) at the baseline\)",
+        done.stderr,
     )
-    warned = re.findall(pattern, done.stderr)
-    assert [step for step, *_ in warned] == ["40", "80", "120", "160"]
-    assert int(warned[-1][1]) >= 6  # 8
-    assert int(warned[-1][2]) <= 2  # 1
-    named = set(re.findall(r"([a-z0-9-]+) \(drift", warned[-1][3]))
+    shown = re.findall(
+        r"the background tells the prompt at step (\d+) \(baseline: step 0\): (\d+) of 48 other objects are now called "
+        r"after the background they are put on \((\d) at the baseline\)\. Flagged: (.*)\. Report: (.*)\.",
+        done.stderr,
+    )
+    assert [step for step, *_ in suspected] == ["40"]
+    assert len(shown) == 1, "what goes on is not said again"
+    assert int(suspected[0][1]) >= 5  # 6
+    assert int(shown[0][1]) >= 7  # 9
+    assert int(shown[0][2]) <= 2  # 1
+    named = set(re.findall(r"([a-z0-9-]+) \(drift", shown[0][3]))
     assert named
     assert named <= flagged
+    assert "What other objects are called" in (done.folder / shown[0][4]).read_text()
 
     (sheet,) = re.findall(r"contact sheet: (\S+)", done.stdout)
     with Image.open(done.folder / sheet) as image:

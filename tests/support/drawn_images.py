@@ -9,6 +9,7 @@ from PIL import Image, ImageFont
 
 from clipcam_lightning.cam.map_state import MapState
 from clipcam_lightning.drift.probe_drift import ProbeDrift
+from clipcam_lightning.drift.transplants import Transplants
 
 TEXTS = {
     "long": "a very long prompt " * 30,
@@ -32,7 +33,8 @@ def probe_drift(**changes: Any) -> ProbeDrift:
         "noise_ratio": 5.0, "shared_gain": 0.1, "concentration": 0.2, "similarity": 0.3, "similarity_change": 0.1,
         "energy_inside_mask": math.nan, "energy_change": math.nan, "pointing": math.nan,
         "background_score": math.nan, "background_gain": math.nan, "named_without_object": math.nan,
-        "named_before": math.nan,
+        "named_before": math.nan, "contrast": math.nan, "contrast_change": math.nan,
+        "transplants": Transplants(), "transplants_before": Transplants(),
         "state": MapState.VALID, "baseline_state": MapState.VALID, "severity": 0.5, "reason": "",
     }  # fmt: skip
     return ProbeDrift(**{**fields, **changes})

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
+from clipcam_lightning.drift.transplants import Transplants
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization import report as report_module
+from clipcam_lightning.visualization.drawing import to_pixels
+from clipcam_lightning.visualization.evidence import draw_crop
 from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report, report_as_json
 
 TOP_LEFT, BOTTOM_RIGHT = torch.zeros(8, 8), torch.zeros(8, 8)
@@ -152,8 +155,8 @@ def test_the_page_starts_with_the_verdict() -> None:
     assert f"Mean drift {report.drift:.2f}" in head
     assert "Steps 0 → 120" in head
     assert f"Largest drift, {report.worst.drift:.2f} {report.worst.name}" in head
-    assert words(root.all("p", "rule")[0].own) == "for at least one probe, the map"
-    assert words(root.all("ul")[0].text) == "drifted by more than 0.5; or became degenerate."
+    (conditions,) = root.all("ul")
+    assert words(conditions.text) == f"{DriftRule(0.5)}."
     assert "The drift of 1 probe is unknown, for lack of a valid baseline; it counts as 1 in the mean." in head
     assert root.all("title")[0].text.startswith("Drifted")
 
@@ -237,7 +240,7 @@ def test_the_metrics_are_those_of_the_comparison() -> None:
 def test_each_metric_says_what_it_means_in_the_list_and_in_its_tooltip() -> None:
     root = Tree(page_of(BEFORE, NOW)).root
 
-    (details,) = root.all("details")
+    _, details = root.all("details")
     listed = dict(zip([e.text for e in details.all("dt")], [e.text for e in details.all("dd")], strict=True))
     assert listed == METRICS
     rows = [row for article in root.all("article") for row in article.all("tr")]
@@ -402,7 +405,9 @@ def test_the_json_holds_the_report_with_null_for_unknown_values() -> None:
         "alarm": True,
         "severity": "inf",
         "summary": str(report),
-        "evidence": "",
+        "finding": str(report.finding),
+        "grounds": "",
+        "evidence": None,
         "rule": str(report.rule),
         "step": 120,
         "baseline_step": 0,
@@ -418,7 +423,7 @@ def test_the_json_holds_the_report_with_null_for_unknown_values() -> None:
             if isinstance(expected, float) and not math.isfinite(expected):
                 assert value == (None if math.isnan(expected) else "inf"), name
             else:
-                assert value == expected, name
+                assert value == (asdict(expected) if isinstance(expected, Transplants) else expected), name
     assert probes[1]["energy_inside_mask"] is None
 
 
@@ -468,7 +473,7 @@ def test_a_page_of_hostile_texts_runs_and_loads_nothing_and_fits_the_screen(open
     assert [url for url in opened.noise if not url.startswith(("file:", "data:"))] == []
     assert len([url for url in opened.noise if url.startswith("file:")]) == 1
     widths = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
-    assert len(widths) == 4 * len(TEXTS) + 2
+    assert len(widths) == 4 * len(TEXTS) + 2 * opened.page.locator("article.flagged").count() + 2
     assert min(widths) > 0
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     headings = page.locator("h3").all_text_contents()
@@ -545,3 +550,89 @@ def test_a_report_of_one_probe_is_a_page() -> None:
     before, now = snapshot(TOP_LEFT), snapshot(BOTTOM_RIGHT)
     report: DriftReport = compare(before, now, DriftRule(0.5))
     assert words(Tree(html_report(before, now, report)).root.all("h1")[0].text) == "1 of 1 probe is flagged"
+
+
+def evidence_of(named: list[list[int]]) -> tuple[Snapshot, Snapshot]:
+    """Four probes, on whose grounds other objects are named as given, and after themselves at the baseline."""
+    file = encode_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90)
+    donors = torch.tensor([[1, 2], [2, 3], [3, 0], [0, 1]])
+    objects = torch.zeros(4, *GREY.shape[1:], dtype=torch.bool)
+    objects[:, :20, :20] = True
+    before = snapshot(
+        *[TOP_LEFT] * 4,
+        images=(file,) * 4,
+        objects=objects,
+        donors=donors,
+        transplants_named=donors,
+        background_score=torch.zeros(4),
+        named_without_object=torch.zeros(4),
+        contrast=torch.ones(4),
+    )
+    now = replace(
+        before,
+        maps=torch.stack([BOTTOM_RIGHT] * 4),
+        images=(),
+        objects=None,
+        transplants_named=torch.tensor(named),
+        background_score=torch.full((4,), 20.0),
+        named_without_object=torch.ones(4),
+    )
+    return before, now
+
+
+def test_the_page_opens_with_what_the_flagged_maps_look_at() -> None:
+    before, now = evidence_of([[0, 0], [1, 3], [2, 2], [3, 3]])
+    root = Tree(page_of(before, now, None)).root
+
+    assert [words(each.text) for each in root.all("h2")][:3] == [
+        "What the flagged maps look at",
+        "What other objects are called on these backgrounds",
+        "Probes",
+    ]
+    (sheet,) = root.all("div", "sheet")
+    crops = sheet.all("img")
+    assert [image.attributes["alt"] for image in crops[:2]] == [
+        "Hottest place of probe-0, baseline",
+        "Hottest place of probe-0, now",
+    ]
+    assert len(crops) == 2 * 4
+    (reasons,) = root.all("header")[0].all("p", "reasons")
+    assert words(reasons.text) == (
+        "The background tells the prompt: 7 of 8 other objects are now called after the background they are put on "
+        "(0 at the baseline)."
+    )
+
+
+def test_objects_that_are_called_after_their_ground_are_marked() -> None:
+    before, now = evidence_of([[0, 0], [1, 3], [2, 2], [3, 3]])
+    root = Tree(page_of(before, now, None)).root
+
+    rows = root.all("div", "ground")
+    assert len(rows) == 4
+    assert [len(row.all("figure", "follows")) for row in rows] == [2, 2, 2, 1], "the most conspicuous grounds first"
+    last = rows[-1].all("figure")
+    names = [[each.text for each in item.all("bdi")] for item in last]
+    assert names == [["prompt 1", "probe-1"], ["prompt 1", "prompt 2"], ["prompt 3", "prompt 3"]]
+
+
+def test_without_evidence_no_transplants_are_drawn() -> None:
+    before, now = evidence_of([[1, 2], [2, 3], [3, 0], [0, 1]])
+    root = Tree(page_of(before, now, None)).root
+
+    assert compare(before, now).alarm
+    assert not root.all("div", "ground")
+
+
+def test_a_crop_shows_a_third_of_the_image_around_the_hottest_place() -> None:
+    pixels = torch.zeros(3, 90, 120, dtype=torch.uint8)
+    pixels[0, 60:, 80:] = 200
+    corner = torch.zeros(6, 6)
+    corner[5, 5] = 1.0
+
+    crop = to_pixels(draw_crop(pixels, corner))
+    vanished = to_pixels(draw_crop(pixels, torch.zeros(6, 6)))
+
+    assert crop.shape == (3, 208, 208)
+    assert crop[0].min() > 150, "the corner alone, which is a third of the shorter side"
+    assert not vanished[0].gt(220).all(), "in place of the crop stand the words of the state"
+    assert (vanished.float().std(dim=(1, 2)) > 5).all()

@@ -1,0 +1,144 @@
+"""Objects of other probes on the ground of a probe."""
+
+from dataclasses import replace
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
+from clipcam_lightning.analysis.interventions import fill_regions, transplant
+from clipcam_lightning.drift.transplants import NONE
+from clipcam_lightning.monitoring.background import image_keys
+from clipcam_lightning.monitoring.explainer import LocalExplainer
+from clipcam_lightning.monitoring.monitor import Monitor
+from clipcam_lightning.monitoring.transplants import TRANSPLANTS, choose_donors, name_transplants
+from clipcam_lightning.shapes_world.models import WordTokenizer
+from clipcam_lightning.shapes_world.scenes import draw_scenes, with_stamps
+
+ALL = torch.ones(40, 4, 4, dtype=torch.bool)
+
+
+@pytest.fixture
+def clip(shapes_vit: open_clip.CLIP) -> ClipModel:
+    return find_clip(shapes_vit, tokenizer=WordTokenizer())
+
+
+class Counting(LocalExplainer):
+    """Counts the images that are embedded."""
+
+    embedded = 0
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        type(self).embedded += len(images)
+        return super().embed_images(images)
+
+
+def probe_set(count: int = 8) -> ProbeSet:
+    scenes = draw_scenes(count, seed=5)
+    return ProbeSet(
+        Probe(image, caption, mask=mask[0])
+        for image, caption, mask in zip(scenes.images, scenes.captions, scenes.masks, strict=True)
+    )
+
+
+def test_donors_have_another_prompt_and_another_image_and_are_used_equally_often() -> None:
+    prompts = [f"prompt {i % 10}" for i in range(40)]
+    images = [i // 2 for i in range(40)]
+
+    donors = choose_donors(prompts, images, ALL)
+
+    assert donors.shape == (40, TRANSPLANTS)
+    for i, row in enumerate(donors.tolist()):
+        assert len(set(row)) == TRANSPLANTS
+        assert all(prompts[j] != prompts[i] and images[j] != images[i] for j in row)
+    uses = torch.bincount(donors.flatten(), minlength=40)
+    assert uses.max() <= 2 * TRANSPLANTS
+    assert (uses > 0).float().mean() > 0.9
+
+
+def test_there_are_no_donors_where_an_object_is_unknown_and_fewer_where_there_are_few() -> None:
+    objects = ALL[:4].clone()
+    objects[3] = False
+
+    donors = choose_donors(list("abca"), range(4), objects)
+
+    assert sorted(donors[0].tolist()) == [NONE] * (TRANSPLANTS - 2) + [1, 2]
+    assert donors[3].eq(NONE).all()
+    assert (donors != 3).all(), "what has no known object gives none"
+
+
+def test_transplants_are_named_as_by_a_slow_loop(clip: ClipModel) -> None:
+    probes = probe_set()
+    prepared = probes.prepare(clip)
+    with torch.no_grad():
+        texts = prepared.embed_texts(clip)
+    donors = choose_donors(probes.prompts, image_keys(prepared), prepared.masks)
+
+    named = name_transplants(LocalExplainer(clip), prepared, texts, prepared.masks, donors)
+
+    for i, row in enumerate(donors.tolist()):
+        ground = fill_regions(prepared.images[i : i + 1], prepared.masks[i : i + 1])[0]
+        for column, j in enumerate(row):
+            if j == NONE:
+                assert named[i, column] == NONE
+                continue
+            image = torch.where(prepared.masks[j], prepared.images[j], ground)
+            with torch.no_grad():
+                closest = int((clip.embed_images(image[None])[0] @ texts[:, 0].T).argmax())
+            assert probes.prompts[int(named[i, column])] == probes.prompts[closest]
+
+
+def test_an_object_lies_at_its_own_place_on_the_ground() -> None:
+    grounds, images = torch.zeros(1, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    objects = torch.zeros(2, 4, 4, dtype=torch.bool)
+    objects[1, :2, 2:] = True
+
+    image = transplant(grounds, images, objects, torch.tensor([1]))
+
+    assert torch.equal(image[0, 0] > 0, objects[1])
+
+
+def test_transplants_are_made_at_the_baseline_and_then_only_on_suspicion(clip: ClipModel) -> None:
+    monitor, explainer = Monitor(probe_set()), Counting(clip)
+    Counting.embedded = 0
+    monitor.evaluate(explainer, step=0, epoch=0)
+    assert Counting.embedded == 8 + 8 * TRANSPLANTS  # without object, and with others'
+
+    Counting.embedded = 0
+    monitor.evaluate(explainer, step=1, epoch=0)
+    assert Counting.embedded == 8
+    assert monitor.last is not None
+    assert monitor.last.snapshot.transplants_named is None
+
+    assert monitor.baseline is not None
+    assert monitor.baseline.background_score is not None
+    assert monitor.baseline.named_without_object is not None
+    monitor.baseline = replace(
+        monitor.baseline,
+        background_score=monitor.baseline.background_score - 20,
+        named_without_object=torch.zeros_like(monitor.baseline.named_without_object),
+    )
+    Counting.embedded = 0
+    monitor.evaluate(explainer, step=2, epoch=0)
+    assert Counting.embedded == 8 + 8 * TRANSPLANTS
+    assert monitor.last.snapshot.transplants_named is not None
+
+
+def test_a_trained_model_calls_an_object_by_its_name_on_any_ground(clip: ClipModel) -> None:
+    scenes = draw_scenes(16, seed=5, corner_free=True)
+    stamped = with_stamps(scenes)
+    probes = ProbeSet(
+        Probe(image, caption, mask=mask[0])
+        for image, caption, mask in zip(stamped.images, stamped.captions, stamped.masks, strict=True)
+    )
+    monitor = Monitor(probes)
+    monitor.evaluate(LocalExplainer(clip), step=0, epoch=0)
+
+    assert monitor.baseline is not None
+    named, donors = monitor.baseline.transplants_named, monitor.baseline.donors
+    assert named is not None
+    assert donors is not None
+    pairs = [(i, j) for i, j in zip(donors.flatten().tolist(), named.flatten().tolist(), strict=True) if i != NONE]
+    assert sum(probes.prompts[i] == probes.prompts[j] for i, j in pairs) / len(pairs) > 0.7
