@@ -76,6 +76,7 @@ def _describe(evaluation: Evaluation) -> dict[str, object]:
         "epoch": info.epoch,
         "baseline_step": evaluation.baseline.info.step,
         "alarm": evaluation.report.alarm,
+        "reason": ": ".join(filter(None, (evaluation.report.finding, evaluation.report.grounds))),
         "digest": _digest(evaluation),
         "method": info.method,
         "target": info.target,

@@ -11,7 +11,7 @@ from clipcam_lightning.tensorboard_tab import events
 
 MAX_SIDE = 4096  # of a grid
 REQUIRED = {  # keys and types of an evaluation's JSON
-    **{"epoch": int, "baseline_step": int, "alarm": bool, "stored_baseline": bool, "notes": list},
+    **{"epoch": int, "baseline_step": int, "alarm": bool, "reason": str, "stored_baseline": bool, "notes": list},
     **{"digest": str, "method": str, "target": str, "layers": list, "grid": list},
     **{"states": dict, "baseline_states": dict, "state_words": dict},
 }

@@ -39,6 +39,7 @@ def encode_evaluations(evaluations: Evaluations, names: Sequence[str], rows: Row
         "rule": str(evaluations.probes.get("rule", "")),
         "settings": {key: last[key] for key in ("method", "target", "layers")},
         "metrics": events.COLUMNS,
+        "reasons": [description["reason"] for description in descriptions],
         "notes": [description["notes"] for description in descriptions],
         "states": [description["states"] for description in descriptions],
         "baseline_states": [description["baseline_states"] for description in descriptions],

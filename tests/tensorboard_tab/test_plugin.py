@@ -426,6 +426,7 @@ IN_JSON = {
     "an epoch beyond 64 bits": ("evaluation", {"epoch": 10**400}, False),
     "a baseline beyond 64 bits": ("evaluation", {"baseline_step": -(10**400)}, False),
     "an alarm that is a number": ("evaluation", {"alarm": 1}, False),
+    "a reason that is a list": ("evaluation", {"reason": []}, False),
     "layers that are no list": ("evaluation", {"layers": "visual"}, False),
     "layers that are numbers": ("evaluation", {"layers": [float("nan")]}, False),
     "notes that are lists": ("evaluation", {"notes": [[]]}, False),

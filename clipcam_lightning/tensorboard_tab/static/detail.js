@@ -1,6 +1,7 @@
 /** The large view of one probe at one evaluation: baseline and now under a wipe, metrics, and where the map went. */
 
 import { badge } from "./badge.js";
+import { drawCrop } from "./crop.js";
 import { context, element } from "./dom.js";
 import { formatNumber, formatPercent } from "./format.js";
 import { METRICS } from "./metrics.js";
@@ -140,6 +141,18 @@ export class Detail {
         element("figcaption", { text: withState(view, board.stateText(run, probe, evaluation, view)) }),
       ),
     );
+    const input = board.image(run, probe, evaluation, { image: small, view: "input" });
+    const crops = [
+      ["looked at, baseline", run.baselineMap(probe, evaluation, baseline)],
+      ["looks at, now", row.map(evaluation)],
+    ].map(([caption, map]) =>
+      element(
+        "figure",
+        { class: "tile" },
+        input && map ? drawCrop(input, map, row.shape) : canvasOf(null),
+        element("figcaption", { text: caption }),
+      ),
+    );
     const { method, target, layers } = run.settings;
     node.append(
       element(
@@ -153,6 +166,7 @@ export class Detail {
         "div",
         {},
         element("div", { class: "tiles" }, ...tiles),
+        element("div", { class: "tiles" }, ...crops),
         summary(run, probe, evaluation, row, baseline),
         table(row, evaluation),
         element("p", { class: "quiet", text: `Maps: ${method}, ${target}, ${layers.join(", ")}` }),

@@ -22,6 +22,7 @@ export function headline(runs) {
       ": ",
       element("span", { text: describeFlagged(run), title: `The rule: ${run.rule}.` }),
       ". ",
+      ...(hasAlarm ? [element("span", { text: describeReason(run) })] : []),
       // Isolated, because a name may change the direction of the text that follows.
       ...(name ? [element("strong", {}, element("bdi", { text: name }))] : []),
       text,
@@ -38,6 +39,15 @@ export function describeAlarm({ alarm, last, steps }) {
   if (alarm[last]) return `Alarm since step ${steps[alarm.lastIndexOf(0) + 1]}`;
   const earlier = alarm.indexOf(1);
   return `No alarm at the last evaluation${earlier < 0 ? "" : `, but one at step ${steps[earlier]}`}`;
+}
+
+/** Why the last evaluation is an alarm, as a sentence; empty if it is none.
+ *
+ * @param {Pick<Run, "last" | "reasons">} run
+ */
+export function describeReason({ last, reasons }) {
+  const reason = reasons[last];
+  return reason ? `${reason[0].toUpperCase()}${reason.slice(1)}. ` : "";
 }
 
 /** How many probes are flagged at the last evaluation.

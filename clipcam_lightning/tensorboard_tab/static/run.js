@@ -68,6 +68,7 @@ export class Run {
     this.prompts = about.probes.prompts;
     this.digests = about.probes.digests;
     this.metricNames = about.metrics;
+    this.reasons = about.reasons;
     this.notes = about.notes;
     this.states = about.states;
     this.baselineStates = about.baseline_states;

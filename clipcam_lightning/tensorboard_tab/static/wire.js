@@ -37,6 +37,7 @@
  * @property {string} rule
  * @property {{method: string, target: string, layers: string[]}} settings of the maps
  * @property {string[]} metrics names of the columns of `row_metrics`
+ * @property {string[]} reasons of the alarm at each evaluation; empty without alarm
  * @property {string[][]} notes of each evaluation
  * @property {Record<string, string>[]} states of each evaluation: names of the states of degenerate maps, by probe
  * @property {Record<string, string>[]} baseline_states of the maps that each evaluation is compared with

@@ -50,6 +50,7 @@ export function makeResponse({
       rule: "drift above 0.5",
       settings: { method: "hirescam", target: "similarity", layers: ["visual.ln_1"] },
       metrics: ["drift", "scale"],
+      reasons: steps.map(() => ""),
       notes: steps.map(() => []),
       states,
       baseline_states: baselineStates,
