@@ -142,10 +142,12 @@ export class Detail {
       ),
     );
     const input = board.image(run, probe, evaluation, { image: small, view: "input" });
-    const crops = [
+    /** @type {[string, Float32Array | null][]} */
+    const looked = [
       ["looked at, baseline", run.baselineMap(probe, evaluation, baseline)],
       ["looks at, now", row.map(evaluation)],
-    ].map(([caption, map]) =>
+    ];
+    const crops = looked.map(([caption, map]) =>
       element(
         "figure",
         { class: "tile" },
