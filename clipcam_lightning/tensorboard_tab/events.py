@@ -8,8 +8,8 @@ An evaluation is one event. The tags of its values begin with ``<root>/tab/`` an
     map/<probe>    float16 [h, w]: the raw map divided by the probe's ``scale``, a column of the metrics
     metrics        float32 [n, c]: one row per probe, one column for each of ``COLUMNS``
     evaluation     JSON: epoch, step of the baseline, whether that is the newest ``baseline`` or the evaluation at that
-                   step, whether the evaluation is an alarm and why, how the maps were made, and by probe the names of the
-                   states of degenerate maps (``states``, ``baseline_states``), with what they say (``state_words``)
+                   step, whether the evaluation is an alarm and why, how the maps were made, and by probe the names of
+                   the states of degenerate maps (``states``, ``baseline_states``), with what they say (``state_words``)
 
 The metadata of each value names the plugin; its content is the format version.
 """
