@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.writer import FileWriter
 
 from clipcam_lightning import ClipCamCallback
-from clipcam_lightning.monitoring import explainer, monitor
+from clipcam_lightning.monitoring import explainer, monitor, snapshots
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.sinks import files, images, tensorboard
 
@@ -69,7 +69,7 @@ class Stopwatch:
 
         self._patches.enter_context(patch.object(ClipCamCallback, "_evaluate", evaluate_anew))
         if not self.measures_noise:
-            self._patches.enter_context(patch.object(monitor, "noise_floor", _unknown_noise_floor))
+            self._patches.enter_context(patch.object(snapshots, "noise_floor", _unknown_noise_floor))
         return self
 
     def __exit__(self, *_: object) -> None:

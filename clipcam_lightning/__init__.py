@@ -49,9 +49,9 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
         SnapshotError as SnapshotError,
         TowerError as TowerError,
     )
+    from clipcam_lightning.monitoring.evaluate import evaluate as evaluate
     from clipcam_lightning.monitoring.evaluation import Evaluation as Evaluation, Sink as Sink
     from clipcam_lightning.monitoring.history import HistoryEntry as HistoryEntry
-    from clipcam_lightning.monitoring.monitor import evaluate as evaluate
     from clipcam_lightning.probes.probe import LoadedProbe as LoadedProbe, Probe as Probe
     from clipcam_lightning.probes.probe_set import ProbeSet as ProbeSet
     from clipcam_lightning.visualization.analysis_panels import (
@@ -93,9 +93,9 @@ else:  # for Python; type checkers skip it, so that they report an unknown name
             "SnapshotError",
             "TowerError",
         ),
+        "monitoring.evaluate": ("evaluate",),
         "monitoring.evaluation": ("Evaluation", "Sink"),
         "monitoring.history": ("HistoryEntry",),
-        "monitoring.monitor": ("evaluate",),
         "probes.probe": ("LoadedProbe", "Probe"),
         "probes.probe_set": ("ProbeSet",),
         "visualization.analysis_panels": ("confusion_panel", "sensitivity_panel"),

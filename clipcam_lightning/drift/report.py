@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 
 from clipcam_lightning.drift.evidence import Evidence, weigh_evidence
@@ -63,7 +64,7 @@ class DriftReport:
         """The probes that violate the rule, in the order of :attr:`flagged_first`."""
         return [self.probes[i] for i in self.flagged_first if self.probes[i].flagged]
 
-    @property
+    @cached_property
     def severity(self) -> float:
         """How far the evaluation is off in units of what the rule tolerates; above 1 is an alarm.
 
@@ -79,7 +80,7 @@ class DriftReport:
         is_of_background = self.rule.max_drift is None and not math.isnan(probe.background_gain)
         return 0.0 if is_of_background and not math.isinf(probe.severity) else probe.severity
 
-    @property
+    @cached_property
     def evidence(self) -> Evidence | None:
         """What speaks most for a shortcut in the background, of one prompt or of all; ``None`` if nothing does."""
         return None if self.rule.max_drift is not None else weigh_evidence(self._with_known_background, self.rule)
@@ -101,7 +102,7 @@ class DriftReport:
         """Whether the background deserves a closer look: other objects on it, and what the model calls them."""
         return self.evidence is not None and self.evidence.suspicious
 
-    @property
+    @cached_property
     def _with_known_background(self) -> list[ProbeDrift]:
         return [probe for probe in self.probes if not math.isnan(probe.background_gain)]
 

@@ -49,7 +49,7 @@ class DriftRule:
     own prompt, and its map moved visibly: beyond its noise floor and by a drift of at least 0.1.
 
     An evaluation is also an alarm if the model collapsed: if the mean similarity of images to their own prompts exceeds
-    that of other images without objects by less than 12 % of what it did at the baseline; or if at least half of the
+    that of other images without objects by less than 9 % of what it did at the baseline; or if at least half of the
     maps became degenerate.
 
     Where the background is not known, since fewer than three probes have another prompt, it is an alarm if at least

@@ -1,5 +1,6 @@
 """What a ground makes of other objects: how often images with another probe's object get the prompt of their ground."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,18 +48,17 @@ def count_transplants(snapshot: Snapshot, donors: Sequence[Sequence[int]]) -> li
         if donor != NONE
     ]
     own: dict[int, list[tuple[bool, bool]]] = {ground: [] for ground in range(len(prompts))}
+    with_prompt, named_elsewhere = Counter[str](), Counter[str]()
     for ground, of_ground, of_object, named in images:
         own[ground].append((named == of_ground, named == of_object))
-    elsewhere = {}
-    for prompt in set(prompts):
-        neither = [named == prompt for _, of_ground, of_object, named in images if prompt not in (of_ground, of_object)]
-        elsewhere[prompt] = sum(neither) / max(1, len(neither))
+        with_prompt.update((of_ground, of_object))
+        named_elsewhere[named] += named not in (of_ground, of_object)
     return [
         Transplants(
             count=len(own[i]),
             named=sum(by_ground for by_ground, _ in own[i]),
             recognized=sum(by_object for _, by_object in own[i]),
-            elsewhere=elsewhere[prompt],
+            elsewhere=named_elsewhere[prompt] / max(1, len(images) - with_prompt[prompt]),
         )
         for i, prompt in enumerate(prompts)
     ]

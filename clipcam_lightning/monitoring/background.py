@@ -65,9 +65,9 @@ def observe_background(
     return score_background(embedded @ texts[:, 0].float().cpu().T, similarity, prompts, image_keys(prepared))
 
 
-def image_keys(prepared: PreparedProbes) -> list[Hashable]:
+def image_keys(prepared: PreparedProbes) -> list[int]:
     """Get what tells the images of the probes apart: equal for equal images."""
-    return [image.numpy().tobytes() for image in prepared.images]
+    return [hash(image.numpy().tobytes()) for image in prepared.images]
 
 
 def score_background(

@@ -4,41 +4,28 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
-from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from PIL import Image
-from torch import Tensor, nn
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.decoding import PathLike
-from clipcam_lightning.cam.explanation import Explanation
-from clipcam_lightning.cam.fuse import Fusion
-from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
-from clipcam_lightning.cam.settings import MapSettings
-from clipcam_lightning.cam.targets import TargetLike
-from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.compare import check_comparable, compare
 from clipcam_lightning.drift.report import DriftReport
-from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
-from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
+from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_error
-from clipcam_lightning.monitoring.background import find_objects, image_keys, observe_background
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
-from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
+from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
-from clipcam_lightning.monitoring.noise_floor import noise_floor
-from clipcam_lightning.monitoring.transplants import choose_donors, name_transplants
+from clipcam_lightning.monitoring.snapshots import add_background, add_transplants, complete_baseline, take_snapshot
 from clipcam_lightning.probes.prepared import PreparedProbes
-from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
-from clipcam_lightning.storage.jpeg import encode_jpeg
+from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.tensorfile import VERSION
 
 # Before the first evaluation drift counts as 1: unknown must not look like unmoved. So does the background.
@@ -52,9 +39,6 @@ UNKNOWN = {
     "degenerate": 0.0,
 }
 UNKNOWN_WITH_MASKS = {"energy_inside_mask": 0.0, "pointing": 0.0}
-IMAGE_QUALITY = 90  # of the JPEGs in a baseline
-PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch")
-_version = cache(version)  # importlib reads files
 
 
 class Monitor:
@@ -206,14 +190,14 @@ class Monitor:
                     raise
                 baseline, note = None, f"{error} This evaluation is the new baseline."
         if baseline is None:
-            snapshot, problem = _as_baseline(explainer, prepared, texts, snapshot)
+            snapshot, problem = complete_baseline(explainer, prepared, texts, snapshot)
             note = f"{note} {problem}".strip()
             self.baseline = baseline = snapshot
             return snapshot, baseline, compare(baseline, snapshot, self.rule), note
-        snapshot = _with_background(explainer, prepared, texts, snapshot, baseline.objects)
+        snapshot = add_background(explainer, prepared, texts, snapshot, baseline.objects)
         report = compare(baseline, snapshot, self.rule)
         if report.suspicious and baseline.objects is not None and baseline.donors is not None:
-            snapshot = _with_transplants(explainer, prepared, texts, snapshot, baseline.objects, baseline.donors)
+            snapshot = add_transplants(explainer, prepared, texts, snapshot, baseline.objects, baseline.donors)
             report = compare(baseline, snapshot, self.rule)
         if self._is_baseline_rolling:
             kept = ("noise_floor", "images", "objects", "map_agrees", "donors", "transplants_named")
@@ -244,115 +228,6 @@ def load_baseline(baseline: PathLike | Snapshot) -> Snapshot:
         raise SnapshotError(f"{error}{suggest(baseline, ('start', 'previous'))}") from error
 
 
-def evaluate(
-    model: nn.Module | ClipModel,
-    probes: ProbesLike,
-    *,
-    baseline: PathLike | Snapshot | None = None,
-    max_drift: float | None = None,
-    false_alarm_rate: float = DEFAULT_RATE,
-    method: MethodLike = "auto",
-    layers: Layers = None,
-    target: TargetLike = "similarity",
-    score_scale: float | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    shift: bool = False,
-    fuse: Fusion | None = None,
-    batch_size: int | None = None,
-    clip: str | None = None,
-    tokenizer: Tokenizer | None = None,
-    towers: Sequence[type[Tower]] = (),
-) -> Evaluation:
-    """Evaluate a probe set once, without a training.
-
-    Args:
-        model: any module that holds a CLIP, or a :class:`ClipModel`.
-        probes: a :class:`ProbeSet`, or what it is made of.
-        baseline: a snapshot or its file; by default the evaluation is its own baseline.
-        max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
-        false_alarm_rate: of these conditions, per evaluation, above 0 and at most 0.2.
-        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
-            :class:`MapSettings`.
-        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
-
-    Returns:
-        Snapshot, comparison and metrics; :func:`contact_sheet`, :func:`probe_panel` and :func:`html_report` draw them.
-
-    Raises:
-        ModelError, TowerError: ``model`` holds no CLIP, several, or an unknown one.
-        ProbeError, ConfigError: the probes or settings do not fit the model.
-        SnapshotError: the baseline cannot be read, or was made with other probes or settings.
-
-    Example:
-        >>> from clipcam_lightning import evaluate
-        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
-        >>> scenes = draw_scenes(2)
-        >>> probes = list(zip(scenes.images, scenes.captions))
-        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
-        >>> evaluation.snapshot.maps.shape, evaluation.report.alarm
-        (torch.Size([2, 8, 8]), False)
-    """
-    settings = MapSettings(
-        method=method,
-        layers=layers,
-        target=target,
-        score_scale=score_scale,
-        scales=scales,
-        flip=flip,
-        shift=shift,
-        fuse=fuse,
-        batch_size=batch_size,
-    )
-    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
-    rule = DriftRule(max_drift, false_alarm_rate)
-    monitor = Monitor(ProbeSet(probes), rule=rule, baseline="start" if baseline is None else baseline)
-    monitor.evaluate(LocalExplainer(found, settings), step=0, epoch=0)
-    assert monitor.last is not None  # the evaluation has just taken place
-    return monitor.last
-
-
-def take_snapshot(
-    explanation: Explanation, probes: ProbeSet, prepared: PreparedProbes, clip: ClipModel, *, step: int, epoch: int
-) -> Snapshot:
-    """Turn the explanation of a probe set into a snapshot, graded where there are masks.
-
-    Args:
-        explanation: of one prompt per image.
-        probes: what was explained.
-        prepared: the probes as the model's input.
-        clip: the model.
-        step: optimizer steps taken.
-        epoch: counted from 0.
-    """
-    maps = explanation.maps[:, 0].float().cpu()
-    energy, pointing = metrics.energy_inside(maps, prepared.masks), metrics.pointing_hit(maps, prepared.masks).float()
-    return Snapshot(
-        maps=maps,
-        similarity=explanation.similarity[:, 0].float().cpu(),
-        energy_inside_mask=energy.where(prepared.has_mask, torch.nan),
-        pointing=pointing.where(prepared.has_mask, torch.nan),
-        names=tuple(probes.names),
-        prompts=tuple(probes.prompts),
-        info=SnapshotInfo(
-            digest=probes.digest,
-            step=step,
-            epoch=epoch,
-            method=explanation.method,
-            target=explanation.target,
-            score_scale=explanation.score_scale,
-            scales=explanation.scales,
-            flip=explanation.flip,
-            shift=explanation.shift,
-            fuse=explanation.fuse,
-            layers=explanation.layers,
-            fingerprint=clip.fingerprint,
-            dtype=str(clip.dtype).removeprefix("torch."),
-            versions={package: _version(package) for package in PACKAGES},
-        ),
-    )
-
-
 def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor, "n"]) -> dict[str, float]:
     """Average over the probes; where a map is degenerate, the worst value counts.
 
@@ -379,63 +254,6 @@ def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor,
         for name in UNKNOWN_WITH_MASKS:
             means[name] = float(getattr(snapshot, name)[has_mask].mean())
     return means
-
-
-def _as_baseline(
-    explainer: Explainer, prepared: PreparedProbes, texts: Float[Tensor, "n 1 d"], snapshot: Snapshot
-) -> tuple[Snapshot, str]:
-    """Add images, objects, background, transplants and noise floor to a new baseline.
-
-    Returns:
-        The baseline, and why its noise floor is unknown; empty if it was measured.
-    """
-    pixels = explainer.clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
-    found = find_objects(explainer, prepared, texts, snapshot.maps)
-    donors = choose_donors(snapshot.prompts, image_keys(prepared), found.pixels)
-    snapshot = replace(
-        snapshot,
-        images=tuple(encode_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels),
-        objects=found.pixels,
-        map_agrees=found.map_agrees,
-    )
-    snapshot = _with_background(explainer, prepared, texts, snapshot, found.pixels)
-    snapshot = _with_transplants(explainer, prepared, texts, snapshot, found.pixels, donors)
-    try:
-        return replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps)), ""
-    except Exception as error:  # a paraphrase may be too long for a tokenizer; drift is measured all the same
-        return snapshot, f"the noise floor could not be measured and is taken to be 0: {describe_error(error)}"
-
-
-def _with_background(
-    explainer: Explainer,
-    prepared: PreparedProbes,
-    texts: Float[Tensor, "n 1 d"],
-    snapshot: Snapshot,
-    objects: Bool[Tensor, "n y x"] | None,
-) -> Snapshot:
-    """Add what the images without their objects say, if it is known where the objects are."""
-    if objects is None or objects.shape[1:] != prepared.images.shape[2:]:
-        return snapshot
-    background = observe_background(explainer, prepared, texts, snapshot.similarity, snapshot.prompts, objects)
-    return replace(
-        snapshot,
-        background_score=background.score,
-        named_without_object=background.named,
-        contrast=background.contrast,
-    )
-
-
-def _with_transplants(
-    explainer: Explainer,
-    prepared: PreparedProbes,
-    texts: Float[Tensor, "n 1 d"],
-    snapshot: Snapshot,
-    objects: Bool[Tensor, "n y x"],
-    donors: Int[Tensor, "n k"],
-) -> Snapshot:
-    """Add what the model calls other objects on the grounds."""
-    named = name_transplants(explainer, prepared, texts, objects, donors)
-    return replace(snapshot, donors=donors, transplants_named=named)
 
 
 def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> None:

@@ -27,11 +27,11 @@ def choose_donors(
     Returns:
         Numbers of probes; ``-1`` where there are too few with an object, or the ground's own object is unknown.
     """
-    numbers, known = range(len(prompts)), objects.flatten(1).any(1).tolist()
+    known = objects.flatten(1).any(1).nonzero()[:, 0].tolist()
+    known.sort(key=lambda j: (prompts[j], j))
     donors = torch.full((len(prompts), TRANSPLANTS), NONE)
-    for i in numbers:
-        others = [j for j in numbers if known[i] and known[j] and prompts[j] != prompts[i] and images[j] != images[i]]
-        others.sort(key=lambda j: (prompts[j], j))
+    for i in known:
+        others = [j for j in known if prompts[j] != prompts[i] and images[j] != images[i]]
         count = min(TRANSPLANTS, len(others))
         # Each ground starts elsewhere, so that all objects are used about equally often.
         chosen = [others[(i + k * len(others) // count) % len(others)] for k in range(count)]
@@ -58,6 +58,8 @@ def name_transplants(
     Returns:
         Numbers of probes with these prompts; ``-1`` where there is no donor.
     """
+    if (donors == NONE).all():
+        return donors
     embedded = embed_transplants(prepared.images, objects, donors, explainer.embed_images)
     return (embedded @ texts[:, 0].float().cpu().T).argmax(2).where(donors != NONE, NONE)
 

@@ -9,7 +9,7 @@ from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.monitoring.monitor import take_snapshot
+from clipcam_lightning.monitoring.snapshots import take_snapshot
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 
