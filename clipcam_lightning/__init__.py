@@ -22,9 +22,10 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from clipcam_lightning.cam.capture import AttentionCapture as AttentionCapture, Capture as Capture
     from clipcam_lightning.cam.explain import explain as explain
     from clipcam_lightning.cam.explanation import Explanation as Explanation
+    from clipcam_lightning.cam.finding import ModelSpec as ModelSpec, find_clip as find_clip
     from clipcam_lightning.cam.map_state import MapState as MapState, map_state as map_state
     from clipcam_lightning.cam.methods import METHODS as METHODS, Method as Method
-    from clipcam_lightning.cam.model import ClipModel as ClipModel, ModelSpec as ModelSpec, find_clip as find_clip
+    from clipcam_lightning.cam.model import ClipModel as ClipModel
     from clipcam_lightning.cam.settings import MapSettings as MapSettings
     from clipcam_lightning.cam.targets import (
         Contrast as Contrast,
@@ -71,9 +72,10 @@ else:  # for Python; type checkers skip it, so that they report an unknown name
         "cam.capture": ("AttentionCapture", "Capture"),
         "cam.explain": ("explain",),
         "cam.explanation": ("Explanation",),
+        "cam.finding": ("ModelSpec", "find_clip"),
         "cam.map_state": ("MapState", "map_state"),
         "cam.methods": ("METHODS", "Method"),
-        "cam.model": ("ClipModel", "ModelSpec", "find_clip"),
+        "cam.model": ("ClipModel",),
         "cam.settings": ("MapSettings",),
         "cam.targets": ("Contrast", "LogSoftmax", "Similarity", "Target"),
         "cam.towers.tower": ("AttentionTower", "Tower"),

@@ -13,9 +13,11 @@ from typing_extensions import override
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
 from clipcam_lightning.cam.decoding import PathLike
+from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
+from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ModelSpec, Tokenizer
+from clipcam_lightning.cam.model import Tokenizer
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
 from clipcam_lightning.cam.towers.tower import Tower
@@ -92,7 +94,8 @@ class ClipCamCallback(Callback):
         num_probes: how many probes to take from a batch.
         num_images: how many probes TensorBoard shows images of per evaluation, flagged ones first. Metrics, snapshots
             and history cover all probes.
-        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
+        clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
+            :class:`ModelSpec`.
         dirpath: for snapshots, history and the contact sheet; by default ``clipcam`` in the trainer's log directory.
         name: distinguishes several of these callbacks in one trainer; part of every tag and of the default directory.
         on_error: what a failed evaluation does: ``"warn"`` once and let the training go on, or ``"raise"``.
@@ -129,6 +132,8 @@ class ClipCamCallback(Callback):
         clip: str | None = None,
         tokenizer: Tokenizer | None = None,
         towers: Sequence[type[Tower]] = (),
+        encode_image: EncodeImage | None = None,
+        encode_text: EncodeText | None = None,
         dirpath: PathLike | None = None,
         name: str | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -170,7 +175,9 @@ class ClipCamCallback(Callback):
         self.on_error = on_error
         self._session = Session(
             probes,
-            spec=ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers),
+            spec=ModelSpec(
+                clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
+            ),
             settings=MapSettings.of(self),
             num_probes=num_probes,
             baseline=baseline,

@@ -19,6 +19,7 @@ from clipcam_lightning.drift.rule import DEFAULT_RATE
 if TYPE_CHECKING:
     from torch import nn
 
+    from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
     from clipcam_lightning.cam.fuse import Fusion
     from clipcam_lightning.cam.methods import Layers, MethodLike
     from clipcam_lightning.cam.model import Tokenizer
@@ -88,6 +89,8 @@ class CamRegression:
         clip: str | None = None,
         tokenizer: "Tokenizer | None" = None,
         towers: "Sequence[type[Tower]]" = (),
+        encode_image: "EncodeImage | None" = None,
+        encode_text: "EncodeText | None" = None,
     ) -> "DriftReport":
         """Fail the test if the maps of ``probes`` drifted from their baseline.
 
@@ -103,7 +106,8 @@ class CamRegression:
                 :class:`MapSettings`.
             max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
             false_alarm_rate: of these conditions, per check, above 0 and at most 0.2.
-            clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
+            clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
+                :class:`ModelSpec`.
 
         Returns:
             The comparison that passed; if the baseline was just written, its comparison with itself.
@@ -118,7 +122,7 @@ class CamRegression:
                 def test_the_maps_stay(cam_regression):
                     cam_regression.check(load_my_model(), "probes/", max_drift=0.3)
         """
-        from clipcam_lightning.cam.model import ModelSpec
+        from clipcam_lightning.cam.finding import ModelSpec
         from clipcam_lightning.cam.settings import MapSettings
         from clipcam_lightning.drift.rule import DriftRule
         from clipcam_lightning.errors import ClipCamWarning, SnapshotError
@@ -147,7 +151,12 @@ class CamRegression:
             fuse=fuse,
             batch_size=batch_size,
         )
-        explainer = LocalExplainer(ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model), settings)
+        explainer = LocalExplainer(
+            ModelSpec(
+                clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
+            ).find(model),
+            settings,
+        )
         try:
             rule = DriftRule(max_drift, false_alarm_rate)
             monitor = Monitor(probe_set, rule=rule, baseline="start" if writes else file)

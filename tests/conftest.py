@@ -14,7 +14,8 @@ import torch
 from PIL import ImageDraw
 from playwright.sync_api import Browser, sync_playwright
 
-from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.finding import find_clip
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, trained_clip
 
 # Compiled code depends on the vector instructions in use, by which torch's own cache does not distinguish it.

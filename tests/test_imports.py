@@ -53,7 +53,7 @@ def test_the_package_keeps_every_import_contract() -> None:
         ("drift/metrics.py", "from clipcam_lightning.callback import ClipCamCallback", LAYERS),
         ("drift/metrics.py", "from clipcam_lightning import callback", LAYERS),
         ("drift/metrics.py", "import clipcam_lightning.callback", LAYERS),
-        ("errors.py", "from clipcam_lightning.cam.model import find_clip", LAYERS),
+        ("errors.py", "from clipcam_lightning.cam.finding import find_clip", LAYERS),
         ("storage/jpeg.py", "from clipcam_lightning.tensorboard_tab import events", LAYERS),
         ("helpers.py", "import math", LAYERS),  # the contract names every module at the root
         ("drift/metrics.py", "from clipcam_lightning import ClipCamCallback", NO_ROOT),

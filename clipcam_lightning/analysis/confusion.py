@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.arguments import require_prompts
+from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
+from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.settings import MapSettings
@@ -73,6 +75,8 @@ def confusions(
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,
     towers: Sequence[type[Tower]] = (),
+    encode_image: EncodeImage | None = None,
+    encode_text: EncodeText | None = None,
 ) -> list[Confusion]:
     """Find the probes that the model would caption with another prompt, and explain both prompts.
 
@@ -85,7 +89,8 @@ def confusions(
             is never preferred to itself.
         method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
             :class:`MapSettings`.
-        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
+        clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
+            :class:`ModelSpec`.
 
     Returns:
         One :class:`Confusion` per confused probe, the largest difference of similarities first.
@@ -120,7 +125,9 @@ def confusions(
         fuse=fuse,
         batch_size=batch_size,
     )
-    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    found = ModelSpec(
+        clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
+    ).find(model)
     probe_set = ProbeSet(probes)
     prepared = probe_set.prepare(found)
     with evaluation_mode(found.module), found.tower.native(), torch.no_grad():

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from clipcam_lightning.analysis.method_measurement import BUDGET, MethodBench, RankedMethod
+from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
+from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.methods import MethodLike
-from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
@@ -72,6 +74,8 @@ def rank_methods(
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,
     towers: Sequence[type[Tower]] = (),
+    encode_image: EncodeImage | None = None,
+    encode_text: EncodeText | None = None,
 ) -> MethodRanking:
     """Measure which CAM method is to be trusted on a model, with probes of one's own. Masks are welcome, not needed.
 
@@ -97,7 +101,8 @@ def rank_methods(
         budget: the most forwards that a map may cost, where a backward counts as two. Forwards, because they do not
             depend on the machine; per map, because that is what one pays in each evaluation of a training.
         batch_size: images per pass, by default 32.
-        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
+        clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
+            :class:`ModelSpec`.
 
     Returns:
         The ranking. The model is copied for the test with shuffled weights, and comes back as it was.
@@ -121,7 +126,9 @@ def rank_methods(
         >>> ranking.best.method, ranking.rows[-1].problems
         ('decomposition', ('does not depend on the prompt',))
     """
-    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    found = ModelSpec(
+        clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
+    ).find(model)
     bench = MethodBench(found, ProbeSet(probes), budget, batch_size)
     candidates, left_out = bench.choose_candidates(methods)
     return MethodRanking.of(bench, [bench.measure(candidate) for candidate in candidates], left_out)

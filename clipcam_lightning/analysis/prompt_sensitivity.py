@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from clipcam_lightning.cam.arguments import require_prompts
 from clipcam_lightning.cam.decoding import ImageLike
+from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.explain import explain_clip
+from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Similarity, TargetLike, target_of
@@ -126,6 +128,8 @@ def sensitivity(
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,
     towers: Sequence[type[Tower]] = (),
+    encode_image: EncodeImage | None = None,
+    encode_text: EncodeText | None = None,
 ) -> Sensitivity:
     """Explain one image with paraphrases of a prompt, and with prompts of things that are not in the image.
 
@@ -139,7 +143,8 @@ def sensitivity(
         absent: prompts of things that are not in the image, as a control.
         method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
             :class:`MapSettings`.
-        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
+        clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
+            :class:`ModelSpec`.
 
     Returns:
         The maps, and how alike they are.
@@ -173,7 +178,9 @@ def sensitivity(
         fuse=fuse,
         batch_size=batch_size,
     )
-    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    found = ModelSpec(
+        clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
+    ).find(model)
     explanation = explain_clip(found, [image], [*prompts, *control], settings)
     maps, similarity = explanation.maps[0].cpu(), explanation.similarity[0].cpu()
     count = len(prompts)

@@ -1,4 +1,4 @@
-"""Adapters for the APIs of open_clip, whose method names OpenAI's ``clip`` shares, and of transformers."""
+"""Adapters for the APIs of open_clip, whose method names OpenAI's ``clip`` shares, of transformers, and of a pair."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -8,6 +8,8 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from clipcam_lightning.cam.encoders import EncoderPair, extract_embedding
 
 Tokens: TypeAlias = Int[Tensor, "n l"] | Mapping[str, Int[Tensor, "n l"]]
 """Token ids, or the mapping that a transformers tokenizer returns: ``input_ids``, ``attention_mask``, ..."""
@@ -24,11 +26,13 @@ class Adapter(ABC):
         methods: names of the methods that embed images and texts.
         vision: name of the submodule that holds the image tower.
         pads_to_context_length: whether every text is padded to the full context length, or only to the longest text.
+        takes_strings: whether texts may be strings where there is no tokenizer.
     """
 
     methods: ClassVar[tuple[str, str]]
     vision: ClassVar[str]
     pads_to_context_length: bool
+    takes_strings: ClassVar[bool] = False
 
     def __init__(self, clip: nn.Module) -> None:
         self.clip: Any = clip
@@ -49,7 +53,11 @@ class Adapter(ABC):
         """Maximum number of tokens per text; ``None`` where the model does not define it."""
 
     @abstractmethod
-    def encode_text(self, tokens: Tokens) -> Float[Tensor, "n d"]:
+    def encode_image(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        """Embed images of the model's own size, without scaling the embeddings to unit length."""
+
+    @abstractmethod
+    def encode_text(self, tokens: Any) -> Float[Tensor, "n d"]:
         """Embed texts, without scaling the embeddings to unit length."""
 
     def tokenize(self, tokenizer: Tokenizer, prompts: list[str]) -> Tokens:
@@ -99,6 +107,11 @@ class OpenClipAdapter(Adapter):
         """``context_length`` of the text tower."""
         return getattr(self.text, "context_length", None)
 
+    def encode_image(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        """Embed images."""
+        features: Tensor = self.clip.encode_image(images)
+        return features
+
     def encode_text(self, tokens: Tokens) -> Float[Tensor, "n d"]:
         """Embed texts from the token ids alone.
 
@@ -129,6 +142,10 @@ class TransformersAdapter(Adapter):
         """``max_position_embeddings`` of the text configuration."""
         return getattr(self.clip.config.text_config, "max_position_embeddings", None)
 
+    def encode_image(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        """Embed images."""
+        return extract_embedding(self.clip.get_image_features(pixel_values=images))
+
     def encode_text(self, tokens: Tokens) -> Float[Tensor, "n d"]:
         """Embed texts from those tensors in ``tokens`` that the model accepts.
 
@@ -151,7 +168,33 @@ class TransformersAdapter(Adapter):
         return next((part.padding_idx for part in embeddings if part.padding_idx is not None), None)
 
 
-ADAPTERS: tuple[type[Adapter], ...] = (TransformersAdapter, OpenClipAdapter)
+class PairAdapter(Adapter):
+    """The encoders of an :class:`EncoderPair`, which define neither a vocabulary nor a context length."""
+
+    methods = ("encode_image", "encode_text")
+    vision = "visual"
+    pads_to_context_length = False
+    takes_strings = True
+    vocabulary_size = None
+    context_length = None
+
+    @classmethod
+    def is_supported_by(cls, module: nn.Module) -> bool:
+        """Check whether ``module`` is such a pair."""
+        return isinstance(module, EncoderPair)
+
+    def encode_image(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        """Embed images."""
+        features: Tensor = self.clip.encode_image(images)
+        return features
+
+    def encode_text(self, tokens: Any) -> Float[Tensor, "n d"]:
+        """Embed texts from all that the tokenizer returned, or from strings."""
+        features: Tensor = self.clip.encode_text(tokens)
+        return features
+
+
+ADAPTERS: tuple[type[Adapter], ...] = (PairAdapter, TransformersAdapter, OpenClipAdapter)
 
 
 def find_adapter(module: nn.Module) -> Adapter | None:
@@ -162,14 +205,3 @@ def find_adapter(module: nn.Module) -> Adapter | None:
 def has_sigmoid_loss(clip: nn.Module) -> bool:
     """Check whether ``clip`` is a SigLIP, by the bias that only the sigmoid loss needs."""
     return getattr(clip, "logit_bias", None) is not None
-
-
-def extract_embedding(output: Any) -> Float[Tensor, "n d"]:
-    """Return the embedding in the output of ``get_*_features``.
-
-    transformers 4 returns the tensor itself, transformers 5 an object with ``pooler_output``, or a tuple if the model
-    is configured with ``return_dict=False``.
-    """
-    if isinstance(output, tuple):
-        return output[1]  # type: ignore[no-any-return]
-    return output if isinstance(output, Tensor) else output.pooler_output

@@ -10,11 +10,13 @@ from torch import nn
 
 from clipcam_lightning.cam.capture import AttentionCapture
 from clipcam_lightning.cam.decoding import Images
+from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.explanation import Explanation, concatenate_parts
+from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion, fuse_maps
 from clipcam_lightning.cam.images import compute_scaled_sizes, group_by_size, resize_images
 from clipcam_lightning.cam.methods import Layers, Method, MethodLike
-from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.model_state import checkpointed, evaluation_mode
 from clipcam_lightning.cam.passes import Pass, Result, compute_maps
 from clipcam_lightning.cam.settings import MapSettings
@@ -45,6 +47,8 @@ def explain(
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,
     towers: Sequence[type[Tower]] = (),
+    encode_image: EncodeImage | None = None,
+    encode_text: EncodeText | None = None,
 ) -> Explanation:
     """Map which regions of each image raise its similarity to each prompt.
 
@@ -66,7 +70,8 @@ def explain(
             :class:`MapSettings`.
         checkpointing: recompute the blocks after the layer instead of keeping their activations, for deep layers
             of a method that reads the true gradient of a layer.
-        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
+        clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
+            :class:`ModelSpec`.
 
     Returns:
         An :class:`Explanation` of ``n`` images and ``p`` prompts.
@@ -103,7 +108,9 @@ def explain(
         fuse=fuse,
         batch_size=batch_size,
     )
-    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    found = ModelSpec(
+        clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
+    ).find(model)
     return explain_clip(found, images, prompts, settings, checkpointing=checkpointing)
 
 

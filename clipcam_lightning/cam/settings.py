@@ -9,7 +9,15 @@ from typing import Any
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
 from clipcam_lightning.cam.fuse import FUSIONS, Fusion
-from clipcam_lightning.cam.methods import Layers, Method, MethodLike, check_method, resolve_layers, resolve_method
+from clipcam_lightning.cam.methods import (
+    Layers,
+    Method,
+    MethodLike,
+    check_method,
+    recipe_of,
+    resolve_layers,
+    resolve_method,
+)
 from clipcam_lightning.cam.targets import TargetLike, target_of
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ConfigError
@@ -87,8 +95,8 @@ class MapSettings:
         """
         method = resolve_method(self.method, tower)
         follows_recipe = self.method == "auto" and self.layers is None
-        layers = resolve_layers(method, tower, tower.recipe.layers_of(tower) if follows_recipe else self.layers)
-        return method, layers, self.fuse or (tower.recipe.fuse if follows_recipe else "mean")
+        layers = resolve_layers(method, tower, recipe_of(tower).layers_of(tower) if follows_recipe else self.layers)
+        return method, layers, self.fuse or (recipe_of(tower).fuse if follows_recipe else "mean")
 
     def resolve_score_scale(self, method: Method) -> float:
         """The factor on the cosine before the target of a method of :meth:`resolve`."""

@@ -13,7 +13,8 @@ from jsonargparse import get_loader
 from torch import nn
 
 from clipcam_lightning.cam.arguments import suggest
-from clipcam_lightning.cam.model import ClipModel, Tokenizer, find_clip
+from clipcam_lightning.cam.finding import find_clip
+from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cli.checkpoints import Checkpoint, load_weights, read_checkpoint, select_clip_weights
 from clipcam_lightning.cli.objects import build_object, describe_failure
 from clipcam_lightning.errors import ConfigError, ModelError, describe_error

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from clipcam_lightning.cam.decoding import PathLike
+from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
+from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ClipModel, ModelSpec, Tokenizer
+from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.towers.tower import Tower
@@ -38,6 +40,8 @@ def evaluate(
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,
     towers: Sequence[type[Tower]] = (),
+    encode_image: EncodeImage | None = None,
+    encode_text: EncodeText | None = None,
 ) -> Evaluation:
     """Evaluate a probe set once, without a training.
 
@@ -49,7 +53,8 @@ def evaluate(
         false_alarm_rate: of these conditions, per evaluation, above 0 and at most 0.2.
         method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
             :class:`MapSettings`.
-        clip, tokenizer, towers: where the CLIP is and how it is read, as in :class:`ModelSpec`.
+        clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
+            :class:`ModelSpec`.
 
     Returns:
         Snapshot, comparison and metrics; :func:`contact_sheet`, :func:`probe_panel` and :func:`html_report` draw them.
@@ -79,7 +84,9 @@ def evaluate(
         fuse=fuse,
         batch_size=batch_size,
     )
-    found = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers).find(model)
+    found = ModelSpec(
+        clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
+    ).find(model)
     rule = DriftRule(max_drift, false_alarm_rate)
     monitor = Monitor(ProbeSet(probes), rule=rule, baseline="start" if baseline is None else baseline)
     monitor.evaluate(LocalExplainer(found, settings), step=0, epoch=0)

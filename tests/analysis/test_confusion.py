@@ -8,7 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from clipcam_lightning import Probe, ProbeSet, confusions, explain
-from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.finding import find_clip
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, draw_scenes

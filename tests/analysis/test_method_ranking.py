@@ -14,8 +14,9 @@ from clipcam_lightning import explain
 from clipcam_lightning.analysis.method_measurement import MethodBench, RankedMethod, shuffle_weights
 from clipcam_lightning.analysis.method_ranking import MethodRanking, order_methods, rank_methods, sum_ranks
 from clipcam_lightning.cam.capture import Capture
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
-from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from clipcam_lightning import explain
 from clipcam_lightning.analysis import prompt_sensitivity as prompts
-from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.finding import find_clip
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.shapes_world.models import WordTokenizer, model_input
 from clipcam_lightning.shapes_world.scenes import draw_scenes

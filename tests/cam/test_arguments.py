@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from clipcam_lightning.cam.arguments import require_choice, suggest
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import resolve_method
-from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.targets import target_of
 from clipcam_lightning.errors import ClipCamError
 from tests.support.zoo.open_clip import vit

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.explanation import Explanation
-from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.finding import find_clip
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.targets import Contrast
 from clipcam_lightning.errors import ConfigError

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import CLIPImageProcessor, CLIPProcessor
 
 from clipcam_lightning.cam.explain import explain
-from clipcam_lightning.cam.model import find_clip
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.errors import ModelError
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from tests.support.zoo import huggingface

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
-from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.precision import PromotedTypes, find_input_type
 from clipcam_lightning.errors import ModelError, TowerError

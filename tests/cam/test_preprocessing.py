@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from clipcam_lightning.cam.model import find_clip
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.shapes_world.models import build_clip
 from tests.support.zoo import huggingface

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from clipcam_lightning.cam.capture import LayerCapture
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.fuse import resize_maps
 from clipcam_lightning.cam.methods import METHODS, Method
-from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.views import half_a_cell, shift_images, unshift_maps
 from tests.oracles.randomize import randomize_parameters
 from tests.support.zoo import huggingface, timm

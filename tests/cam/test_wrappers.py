@@ -17,8 +17,8 @@ import tests.support.zoo.open_clip
 import tests.support.zoo.openai
 import tests.support.zoo.timm
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
-from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.towers import find_tower
 
 pytestmark = pytest.mark.slow

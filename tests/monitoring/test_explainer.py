@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods.gradcam import gradcam
-from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.errors import ClipCamError
 from clipcam_lightning.monitoring.explainer import explain_within_memory

@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning import ClipCamCallback
 from clipcam_lightning.analysis.prompt_sensitivity import TEMPLATES, paraphrases
-from clipcam_lightning.cam.model import find_clip
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cli.reports import report_on
 from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo

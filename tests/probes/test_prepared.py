@@ -9,7 +9,8 @@ import torch
 from open_clip.model import set_model_preprocess_cfg
 from torch.testing import assert_close
 
-from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.finding import find_clip
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet

@@ -33,7 +33,7 @@ EVALUATIONS = 14  # more than the ten images per tag that TensorBoard keeps
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """Responses of a real TensorBoard with the evaluations of one run."""
-    from clipcam_lightning.cam.model import find_clip
+    from clipcam_lightning.cam.finding import find_clip
     from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 
     folder = tmp_path_factory.mktemp("logs")

@@ -46,7 +46,17 @@ from clipcam_lightning.cam.methods.scorecam import SCORE_SCALE, scorecam
 from clipcam_lightning.cam.methods.shapleycam import shapleycam
 from clipcam_lightning.cam.methods.xgradcam import xgradcam
 from clipcam_lightning.cam.rules import AttnLrpRules, ConstantNormalizers
-from clipcam_lightning.cam.towers.tower import ATTENTION, BLOCKS, ONE_QUERY, RESIDUAL, AttentionTower, Tower
+from clipcam_lightning.cam.towers.tower import (
+    ATTENTION,
+    BLOCKS,
+    CLASS_TOKEN_RECIPE,
+    HEAD,
+    ONE_QUERY,
+    RESIDUAL,
+    AttentionTower,
+    Recipe,
+    Tower,
+)
 from clipcam_lightning.errors import ConfigError
 
 __all__ = [
@@ -56,6 +66,7 @@ __all__ = [
     "MethodLike",
     "MethodName",
     "check_method",
+    "recipe_of",
     "resolve_layers",
     "resolve_method",
 ]
@@ -126,12 +137,12 @@ METHODS: dict[str, Method] = {
         ),
         Method(gae, WeightCapture, needs=(ATTENTION,), blocks=1),
         Method(rollout, AttentionCapture, needs=(ATTENTION,)),
-        Method(legrad, AttentionCapture, needs=(BLOCKS,), blocks=2),
+        Method(legrad, AttentionCapture, needs=(BLOCKS, HEAD), blocks=2),
         Method(grad_eclip, HeadCapture, needs=(ONE_QUERY,), blocks=1, one_block=True),
         Method(decomposition, ClassTokenCapture, needs=(RESIDUAL,)),
-        Method(maskclip, AttentionCapture, needs=(ATTENTION,), blocks=1, one_block=True),
-        Method(clip_surgery, WholeCapture, needs=(BLOCKS,), blocks=6),
-        Method(gem, WholeCapture, needs=(BLOCKS,), blocks=6),
+        Method(maskclip, AttentionCapture, needs=(ATTENTION, HEAD), blocks=1, one_block=True),
+        Method(clip_surgery, WholeCapture, needs=(BLOCKS, HEAD), blocks=6),
+        Method(gem, WholeCapture, needs=(BLOCKS, HEAD), blocks=6),
     )
 }
 """The methods of the package by name; :class:`MapSettings` takes the names, and ``"auto"``."""
@@ -163,7 +174,7 @@ def resolve_method(method: MethodLike, tower: Tower) -> Method:
     """
     check_method(method)
     if isinstance(method, str):
-        method = METHODS[tower.recipe.method if method == "auto" else method]
+        method = METHODS[recipe_of(tower).method if method == "auto" else method]
     elif not isinstance(method, Method):
         method = Method(method)
     missing = method.missing(tower)
@@ -173,6 +184,12 @@ def resolve_method(method: MethodLike, tower: Tower) -> Method:
             f"{method.name} does not fit {type(tower).__name__}: it needs {' and '.join(missing)}. Fitting: {fitting}."
         )
     return method
+
+
+def recipe_of(tower: Tower) -> Recipe:
+    """What ``"auto"`` stands for on a tower: its own recipe, or one that fits whatever follows the tower."""
+    fits = not METHODS[tower.recipe.method].missing(tower)
+    return tower.recipe if fits else CLASS_TOKEN_RECIPE
 
 
 def resolve_layers(method: Method, tower: Tower, layers: Layers) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from clipcam_lightning.cam.towers.open_clip import OpenClipResNet, OpenClipViT
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
 from clipcam_lightning.cam.towers.timm import TimmStages, TimmViT
 from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.cam.towers.traced import TracedTower
 from clipcam_lightning.errors import TowerError
 
 TOWERS: tuple[type[Tower], ...] = (
@@ -25,7 +26,7 @@ TOWERS: tuple[type[Tower], ...] = (
 
 
 def find_tower(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
-    """Find the tower that fits ``clip``.
+    """Find the tower that fits ``clip``; of an unknown kind of image encoder, by tracing one pass.
 
     Args:
         clip: the CLIP itself, without wrappers.
@@ -36,7 +37,7 @@ def find_tower(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
 
     Raises:
         TowerError: the image encoder is a TorchScript program, or takes images of another number of channels than
-            three, or no tower fits; the message describes how to add one.
+            three, or no tower fits and it cannot be traced; the message describes how to add a tower.
     """
     visual = getattr(clip, "visual", None)
     if isinstance(clip, torch.jit.ScriptModule) or isinstance(visual, torch.jit.ScriptModule):
@@ -47,12 +48,16 @@ def find_tower(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
     for tower in (*towers, *TOWERS):
         if tower.fits(clip):
             return _require_rgb(tower(clip))
-    encoder = "" if visual is None else f" with a {type(visual).__name__} as its `visual`"
-    raise TowerError(
-        f"no tower fits {type(clip).__name__}{encoder}; supported: {', '.join(tower.__name__ for tower in TOWERS)}. "
-        "To add one, derive a class from clipcam_lightning.Tower with its layers, fits, input_size, to_grid, "
-        "scaled_size, and pass towers=[YourTower] to find_clip or ClipCamCallback, as examples/add_a_tower.py does."
-    )
+    try:
+        return TracedTower(clip)
+    except TowerError as error:
+        encoder = "" if visual is None else f" with a {type(visual).__name__} as its `visual`"
+        raise TowerError(
+            f"no tower fits {type(clip).__name__}{encoder}, and its layers could not be found by tracing it: {error} "
+            f"Supported: {', '.join(tower.__name__ for tower in TOWERS)}. "
+            "To add one, derive a class from clipcam_lightning.Tower with its layers, fits, input_size, to_grid, "
+            "scaled_size, and pass towers=[YourTower] to find_clip or ClipCamCallback, as examples/add_a_tower.py does."
+        ) from error
 
 
 def _require_rgb(tower: Tower) -> Tower:

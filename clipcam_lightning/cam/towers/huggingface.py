@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipcam_lightning.cam.adapters import TransformersAdapter, extract_embedding
+from clipcam_lightning.cam.adapters import TransformersAdapter
+from clipcam_lightning.cam.encoders import EncoderPair, extract_embedding
 from clipcam_lightning.cam.towers.shared import round_to_cells, tokens_to_grid
 from clipcam_lightning.cam.towers.tower import ADDITIVE_CLASS_TOKEN_RECIPE, POOLED_PATCHES_RECIPE, AttentionTower
 from clipcam_lightning.errors import ConfigError
@@ -54,7 +55,8 @@ class HuggingFaceViT(AttentionTower):
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        side: int = self.vision.embeddings.image_size
+        embeddings = self.vision.embeddings
+        side: int = getattr(embeddings, "image_size", None) or embeddings.config.image_size
         return side, side
 
     @property
@@ -75,11 +77,23 @@ class HuggingFaceViT(AttentionTower):
         """Embed images; for another size, the model itself interpolates the positions."""
         other_size = tuple(images.shape[-2:]) != self.input_size
         positions = {"interpolate_pos_encoding": True} if other_size else {}
+        if isinstance(self.clip, EncoderPair):
+            return super().encode(images)
         return extract_embedding(self.clip.get_image_features(pixel_values=images, **positions))
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """Round to whole patches."""
-        return round_to_cells(size, scale, (self.patch_size, self.patch_size))
+        """Round to whole patches.
+
+        Raises:
+            ConfigError: of a pair of encoders, which call the tower in a way of their own, for another size.
+        """
+        scaled = round_to_cells(size, scale, (self.patch_size, self.patch_size))
+        if isinstance(self.clip, EncoderPair) and scaled != self.input_size:
+            raise ConfigError(
+                f"{type(self.clip.owner).__name__} encodes images of {self.input_size[0]}x{self.input_size[1]} pixels "
+                "only: resize them and leave scales at (1.0,)."
+            )
+        return scaled
 
     def unpack(self, batch: Mapping[str, Tensor]) -> list[Float[Tensor, "3 _y _x"]]:
         """Extract the images from the output of the model's image processor.
@@ -114,7 +128,9 @@ class HuggingFaceViT(AttentionTower):
         """Apply final norm and attention pool."""
         assert self.pool is not None  # the tower pools by attention
         pooled: Tensor = self.pool(self.vision.post_layernorm(tokens))
-        return pooled
+        # Only a VisionTextDualEncoder projects what an attention pool returns.
+        projected: Tensor = getattr(self.clip, "visual_projection", nn.Identity())(pooled)
+        return projected
 
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Apply the output projection."""
@@ -234,9 +250,10 @@ def _find_vision(clip: nn.Module) -> tuple[str, Any]:
     Returns:
         Dotted name below ``clip`` and the module; ``""`` and ``None`` if there is none.
     """
-    if TransformersAdapter.is_supported_by(clip):
+    vision = "visual" if isinstance(clip, EncoderPair) else TransformersAdapter.vision
+    if isinstance(clip, EncoderPair) or TransformersAdapter.is_supported_by(clip):
         for path, part in clip.named_modules():
-            if f"{path}.".startswith(f"{TransformersAdapter.vision}.") and _is_vision(part):
+            if f"{path}.".startswith(f"{vision}.") and _is_vision(part):
                 return path, part
     return "", None
 
@@ -261,4 +278,6 @@ def _has_class_token(vision: Any) -> bool:
 
 
 def _takes_patches(clip: Any) -> bool:
-    return "spatial_shapes" in inspect.signature(clip.get_image_features).parameters
+    return not isinstance(clip, EncoderPair) and (
+        "spatial_shapes" in inspect.signature(clip.get_image_features).parameters
+    )

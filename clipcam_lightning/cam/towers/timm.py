@@ -1,4 +1,4 @@
-"""Towers of timm in open_clip's ``TimmModel``: ViTs of many kinds, and all networks whose stages end in a grid."""
+"""Towers of timm, in open_clip's ``TimmModel`` or alone: ViTs of many kinds, and networks of stages."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,7 +33,7 @@ POOLINGS: dict[str, Literal["cls", "mean", "attention"]] = {"token": "cls", "avg
 
 
 class TimmViT(AttentionTower):
-    """A CLIP whose ``visual.trunk`` is a ViT: SigLIP, EVA, PE-Core, ViTamin, MobileCLIP-B and plain ones.
+    """A CLIP whose ``visual`` is or holds a ViT: SigLIP, EVA, PE-Core, ViTamin, MobileCLIP-B and plain ones.
 
     A ViT with an unknown kind of attention or pooling offers only its grid.
     """
@@ -41,6 +41,7 @@ class TimmViT(AttentionTower):
     def __init__(self, clip: nn.Module) -> None:
         super().__init__(clip)
         self.visual: Any = find_in_visual(clip, _is_timm)[1]
+        self.has_known_head = self.visual is not None
         path, trunk = find_in_visual(clip, _is_vit)
         self.trunk: Any = trunk
         self.blocks: Sequence[Any] = list(trunk.blocks)
@@ -76,13 +77,13 @@ class TimmViT(AttentionTower):
 
     @classmethod
     def fits(cls, clip: nn.Module) -> bool:
-        """Check whether ``clip.visual`` is a ``TimmModel`` with a ViT, or wraps one."""
-        return all(find_in_visual(clip, is_wanted)[1] is not None for is_wanted in (_is_timm, _is_vit))
+        """Check whether ``clip.visual`` is such a ViT, or wraps one."""
+        return find_in_visual(clip, _is_vit)[1] is not None
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return as_pair(self.visual.image_size)
+        return _find_input_size(self.visual, self.trunk)
 
     @property
     def input_channels(self) -> int:
@@ -173,8 +174,8 @@ class TimmViT(AttentionTower):
 
     def head(self, normalized: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
         """Apply timm's classifier and open_clip's projection, one of which is the identity."""
-        projected: Tensor = self.visual.head(self.trunk.head(normalized))
-        return projected
+        projected: Tensor = self.trunk.head(normalized)
+        return projected if self.visual is None else self.visual.head(projected)
 
     def _affine_final_norm(self) -> nn.LayerNorm | None:
         """Return the norm of a pooled class token if everything around it is affine, else ``None``."""
@@ -183,13 +184,14 @@ class TimmViT(AttentionTower):
             self.pooling == "cls"
             and not self.post_norm
             and all(isinstance(getattr(each, "norm", nn.Identity()), nn.Identity) for each in self.attentions)
+            and self.visual is not None
             and not any(isinstance(module, Mlp) for module in self.visual.head.modules())
         )
         return norms[0] if is_affine and len(norms) == 1 and isinstance(norms[0], nn.LayerNorm) else None
 
 
 class TimmStages(Tower):
-    """A CLIP whose ``visual.trunk`` is a sequence of stages with coarser and coarser grids.
+    """A CLIP whose ``visual`` is or holds a sequence of stages with coarser and coarser grids.
 
     ConvNeXt, FastViT (MobileCLIP-S), Swin and ResNet are such networks.
     """
@@ -211,13 +213,13 @@ class TimmStages(Tower):
 
     @classmethod
     def fits(cls, clip: nn.Module) -> bool:
-        """Check whether ``clip.visual`` is a ``TimmModel`` with a network of stages, or wraps one."""
-        return all(find_in_visual(clip, is_wanted)[1] is not None for is_wanted in (_is_timm, _ends_in_grid))
+        """Check whether ``clip.visual`` is such a network, or wraps one."""
+        return find_in_visual(clip, _ends_in_grid)[1] is not None
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return as_pair(self.visual.image_size)
+        return _find_input_size(self.visual, self.trunk)
 
     @property
     def input_channels(self) -> int:
@@ -244,6 +246,14 @@ class TimmStages(Tower):
             raise _one_size_only(self.trunk, self.input_size)
         stride = self.trunk.feature_info[-1]["reduction"]
         return round_to_cells(size, scale, (stride, stride))
+
+
+def _find_input_size(visual: Any, trunk: Any) -> tuple[int, int]:
+    """Get the size that open_clip built a model for, or timm."""
+    if visual is not None:
+        return as_pair(visual.image_size)
+    built_for = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    return as_pair(built_for or trunk.default_cfg["input_size"][1:])
 
 
 def _is_timm(part: Any) -> bool:

@@ -18,6 +18,7 @@ ATTENTION = "attention"
 BLOCKS = "attention between patches"
 ONE_QUERY = "an embedding that one query reads"
 RESIDUAL = "a class token that is a sum over the blocks"
+HEAD = "a known way from its tokens to the embedding"
 
 
 class Recipe(NamedTuple):
@@ -60,6 +61,7 @@ class Tower(ABC):
         default_layer: the one of ``layers`` that Grad-CAM uses by default.
         blocks: modules that run one after the other, first to last, each on the output of the one before.
         channel_dim, batch_dim: dimensions of channels and images in the output of ``layers``.
+        has_known_head: whether nothing that the tower does not know follows it, such as an adapter or a projection.
         recipe: what ``method="auto"`` stands for.
 
     Example:
@@ -94,6 +96,7 @@ class Tower(ABC):
     blocks: Sequence[nn.Module] = ()
     channel_dim: int = 1
     batch_dim: int = 0
+    has_known_head: bool = True
     recipe: Recipe = CLASSIC_RECIPE
 
     def __init__(self, clip: nn.Module) -> None:
@@ -206,7 +209,7 @@ class Tower(ABC):
         layers = layers or self.layers
         if isinstance(layer, int) and -len(layers) <= layer < len(layers):
             return layers[layer]
-        names = [name for name, _ in self.clip.named_modules() if name]
+        names = [name for name, _ in self.clip.named_modules(remove_duplicate=False) if name]
         if isinstance(layer, str) and layer in names:
             return layer
         raise ConfigError(
@@ -261,7 +264,8 @@ class AttentionTower(Tower):
             ATTENTION: True,
             BLOCKS: bool(self.attentions),
             ONE_QUERY: self.pooling in ("cls", "attention"),
-            RESIDUAL: self.final_norm is not None,
+            RESIDUAL: self.final_norm is not None and self.has_known_head,
+            HEAD: self.has_known_head,
         }
         return frozenset(need for need, offered in has.items() if offered)
 

@@ -22,9 +22,10 @@ from torch.testing import assert_close
 from clipcam_lightning.cam.attention import Attention, intercepted_attention
 from clipcam_lightning.cam.capture import LayerCapture, ScoreCapture
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS, Method
 from clipcam_lightning.cam.methods.occlusion import MIN_CELLS
-from clipcam_lightning.cam.model import ClipModel, find_clip
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.towers.tower import AttentionTower, Tower
 from clipcam_lightning.errors import ConfigError
 from tests.support.tolerances import MAP, SCORE, assert_equal_up_to_rounding

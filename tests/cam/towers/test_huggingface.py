@@ -18,8 +18,8 @@ from transformers.models.siglip2.image_processing_siglip2 import convert_image_t
 
 from clipcam_lightning.cam.capture import Capture
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
-from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.huggingface import (
     HuggingFaceNaFlexViT,
@@ -446,7 +446,7 @@ def test_patches_that_do_not_match_their_shapes_are_rejected(values: int, shape:
 
 @pytest.mark.slow
 def test_the_towers_do_not_import_transformers() -> None:
-    program = "import sys; sys.modules['transformers'] = None; import clipcam_lightning.cam.model"
+    program = "import sys; sys.modules['transformers'] = None; import clipcam_lightning.cam.finding"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 from clipcam_lightning.cam.attention import Attention, intercepted_attention
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
-from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.open_clip import OpenClipViT
 from clipcam_lightning.cam.towers.openai import OpenAiViT

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from clipcam_lightning.cam.capture import ScoreCapture
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
-from clipcam_lightning.cam.model import find_clip
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
 from clipcam_lightning.errors import TowerError

@@ -1,0 +1,419 @@
+"""Find the CLIP in any module: by its methods, by functions of the user, or by conventional names of two encoders."""
+
+import reprlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import open_clip
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from clipcam_lightning.cam.adapters import Tokenizer, find_adapter
+from clipcam_lightning.cam.arguments import suggest
+from clipcam_lightning.cam.encoders import EncodeImage, EncoderPair, EncodeText
+from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.cam.naming import find_conventional_encoders
+from clipcam_lightning.cam.preprocessing import Preprocessing
+from clipcam_lightning.cam.towers import TOWERS, find_tower
+from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.cam.tracing import depends_on, embed_twice, trace_encoder
+from clipcam_lightning.errors import ConfigError, ModelError, TowerError, describe_error
+
+__all__ = ["ModelSpec", "find_clip"]
+
+CLIP_VOCABULARY = 49408
+COPIES = ("teacher", "ema", "momentum", "target", "reference", "frozen")  # names of models that follow the trained one
+SAME = 1e-4  # distance of unit embeddings below which two functions embed alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Where the CLIP is in a module, and how it is read.
+
+    Attributes:
+        clip: dotted name of the CLIP below the module, or of a module around it that has ``encode_image`` and
+            ``encode_text`` of its own; needed only if there are several.
+        tokenizer: a function from strings to token ids, or a transformers tokenizer or processor. By default the
+            attribute ``tokenizer`` or ``processor`` of the CLIP or of a module around it, else open_clip's own where
+            the vocabulary is CLIP's.
+        towers: image towers of your own, tried before the package's.
+        encode_image: for a module without such a method: a function of the module (or of the one that ``clip`` names)
+            and model input ``[n, 3, y, x]`` that returns embeddings ``[n, d]``, or the name of a method.
+        encode_text: the same for texts: token ids ``[n, l]``, the mapping of a transformers tokenizer, or where there
+            is no tokenizer a list of strings.
+
+    Raises:
+        ConfigError: ``tokenizer`` is no function, ``towers`` is no list of classes, or one of the encode functions is
+            neither function nor name.
+
+    Example:
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
+        >>> ModelSpec(tokenizer=WordTokenizer()).find(trained_clip("vit")).tokenize(["a red circle"]).shape
+        torch.Size([1, 12])
+    """
+
+    clip: str | None = None
+    tokenizer: Tokenizer | None = None
+    towers: Sequence[type[Tower]] = ()
+    encode_image: EncodeImage | None = None
+    encode_text: EncodeText | None = None
+
+    def __post_init__(self) -> None:
+        _check_reading(self)
+
+    def find(self, model: nn.Module | ClipModel) -> ClipModel:
+        """Find the CLIP in a module, as :func:`find_clip` does.
+
+        Raises:
+            ModelError: none found, several found, or nothing under ``clip``.
+            TowerError: found, but its image tower is unknown and cannot be traced.
+            ConfigError: an encode function does not return embeddings.
+        """
+        return _find(model, self)
+
+
+def find_clip(
+    module: nn.Module | ClipModel,
+    clip: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    towers: Sequence[type[Tower]] = (),
+    encode_image: EncodeImage | None = None,
+    encode_text: EncodeText | None = None,
+) -> ClipModel:
+    """Find the CLIP inside a module, whatever its name and wrappers.
+
+    A CLIP is a submodule with ``encode_image`` and ``encode_text``, or with ``get_image_features`` and
+    ``get_text_features``. Of nested ones the innermost is meant, unless a module around it has such methods of its own
+    that embed images differently, as with an adapter or a projection after the CLIP: then the outer one is meant. Of
+    several the one that is trained is meant, and a copy that follows another model (``teacher``, ``ema``, ...) gives
+    way to that model.
+
+    A module without such methods may hold two encoders under conventional names (``image_encoder`` and
+    ``text_encoder`` with ``image_projection`` and ``text_projection``, for example), or ``encode_image`` and
+    ``encode_text`` say how it embeds.
+
+    Args:
+        module: a LightningModule, a CLIP, or any wrapper of one. A :class:`ClipModel` is returned, with ``tokenizer``
+            if that is given.
+        clip, tokenizer, towers, encode_image, encode_text: as in :class:`ModelSpec`.
+
+    Returns:
+        The CLIP with its tower, tokenizer and preprocessing.
+
+    Raises:
+        ModelError: none found, several found (they are listed), or nothing under ``clip``.
+        TowerError: found, but its image tower is unknown and cannot be traced.
+        ConfigError: an argument cannot be used, or an encode function does not return embeddings.
+
+    Example:
+        >>> from clipcam_lightning.shapes_world import trained_clip
+        >>> find_clip(trained_clip("resnet")).preprocessing.size
+        (160, 160)
+    """
+    spec = ModelSpec(clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text)
+    return spec.find(module)
+
+
+def _find(module: nn.Module | ClipModel, spec: ModelSpec) -> ClipModel:
+    if isinstance(module, ClipModel):
+        return replace(module, tokenizer=spec.tokenizer) if spec.tokenizer else module
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"the model must be a torch module that holds a CLIP (got {reprlib.repr(module)}); "
+            "open_clip.create_model('ViT-B-32', pretrained=...) makes one."
+        )
+    if spec.encode_image is not None or spec.encode_text is not None:
+        return _find_by_functions(module, spec)
+    path = _choose(module, spec.clip)
+    if path is None:
+        return _find_by_names(module, spec)
+    outer = _find_outer(module, path, spec)
+    if outer is not None:
+        return _read_outer(module, outer, path, spec)
+    part = module.get_submodule(path)
+    try:
+        tower = find_tower(part, spec.towers)
+    except TowerError:
+        # The methods may belong to a module whose image tower is known, but under another name.
+        if isinstance(part, torch.jit.ScriptModule) or not _has_own_methods(part):
+            raise
+        return _read_outer(module, path, path, spec)
+    return ClipModel(
+        module=part,
+        tower=tower,
+        tokenizer=spec.tokenizer or _tokenizer_near(module, path) or _default_tokenizer(part),
+        preprocessing=Preprocessing.of(part, tower.input_size, _image_processor_near(module, path)),
+        name=path,
+    )
+
+
+def _check_reading(spec: ModelSpec) -> None:
+    if spec.tokenizer is not None and not callable(spec.tokenizer):
+        raise ConfigError(
+            "tokenizer must be a function from a list of strings to token ids, or a transformers tokenizer (got "
+            f"{spec.tokenizer!r}); open_clip.get_tokenizer('ViT-B-32') makes one."
+        )
+    if isinstance(spec.towers, type) or not all(isinstance(tower, type) for tower in spec.towers):
+        raise ConfigError(f"towers must be a list of classes, such as [MyTower] (got {spec.towers!r}).")
+    for argument in ("encode_image", "encode_text"):
+        function = getattr(spec, argument)
+        if function is not None and not callable(function) and not isinstance(function, str):
+            raise ConfigError(f"{argument} must be a function or the name of a method (got {function!r}).")
+
+
+def _choose(module: nn.Module, clip: str | None) -> str | None:
+    """Choose among the CLIPs in a module; ``None`` if there is none."""
+    found = _candidates(module)
+    if clip is not None:
+        inside = {path: part for path, part in found.items() if path == clip or path.startswith(f"{clip}.")}
+        named = dict(module.named_modules(remove_duplicate=False)).get(clip)
+        if named is not None and find_adapter(named) is not None and _has_own_methods(named):
+            return clip
+        if not inside:
+            raise ModelError(
+                f"clip={clip!r} names no CLIP in {type(module).__name__}; found: {_listed(found)}."
+                f"{suggest(clip, found)}"
+            )
+        found = inside
+    if not found:
+        return None
+    found = {path: part for path, part in found.items() if not _is_copy(path)} or found
+    found = {path: part for path, part in found.items() if _is_trained(part)} or found
+    if len(found) > 1:
+        if find_adapter(module) is not None and _has_own_methods(module):
+            return ""
+        raise ModelError(
+            f"{len(found)} CLIPs in {type(module).__name__}: {_listed(found)}. Choose one with clip='dotted.name'."
+        )
+    return next(iter(found))
+
+
+def _candidates(module: nn.Module) -> dict[str, nn.Module]:
+    """List the innermost submodules that embed both images and texts by dotted name, shared ones once."""
+    able = {path: part for path, part in module.named_modules() if find_adapter(part) is not None}
+    return {
+        path: clip
+        for path, clip in able.items()
+        if not any(inner is not clip and inner in set(clip.modules()) for inner in able.values())
+    }
+
+
+def _has_own_methods(module: nn.Module) -> bool:
+    """Whether a module embeds by methods of its own, rather than forwarding the calls as a wrapper does."""
+    adapter = find_adapter(module)
+    return adapter is not None and all(
+        getattr(getattr(module, name), "__self__", None) is module for name in adapter.methods
+    )
+
+
+def _is_trained(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def _find_outer(module: nn.Module, path: str, spec: ModelSpec) -> str | None:
+    """Find the outermost module around a CLIP that embeds images differently; ``None`` if there is none."""
+    inner = module.get_submodule(path)
+    adapter = find_adapter(inner)
+    if adapter is None or path == "" or spec.clip == path:
+        return None
+    parts = path.split(".")
+    for depth in range(len(parts)):
+        outer_path = ".".join(parts[:depth])
+        if spec.clip is not None and not f"{outer_path}.".startswith(f"{spec.clip}."):
+            continue
+        outer = module.get_submodule(outer_path)
+        if find_adapter(outer) is not None and _has_own_methods(outer) and _embeds_differently(outer, inner, spec):
+            return outer_path
+    return None
+
+
+def _embeds_differently(outer: nn.Module, inner: nn.Module, spec: ModelSpec) -> bool:
+    """Whether a module embeds images otherwise than the CLIP in it, or can learn to."""
+    around, own = (partial(_encode_image, each) for each in (outer, inner))
+    try:
+        size = find_tower(inner, spec.towers).input_size
+        first, second = embed_twice(outer, around, own, size)
+        if first.ndim != 2 or not len(first):
+            return False
+        if first.shape != second.shape:
+            return True
+        distance = (F.normalize(first, dim=-1) - F.normalize(second, dim=-1)).norm(dim=-1).max()
+        outside = [each for each in outer.parameters() if each.requires_grad and not _is_any(each, inner.parameters())]
+        return bool(distance > SAME) or depends_on(outer, around, size, outside)
+    except Exception:  # of any kind: a method of that name may take something else than images
+        return False
+
+
+def _encode_image(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    adapter = find_adapter(module)
+    assert adapter is not None
+    return adapter.encode_image(images)
+
+
+def _is_any(value: object, others: Iterator[object]) -> bool:
+    return any(value is other for other in others)
+
+
+def _read_outer(module: nn.Module, outer: str, inner: str, spec: ModelSpec) -> ClipModel:
+    """Read a module that embeds by methods of its own, with the tokenizer of the CLIP in it."""
+    owner = module.get_submodule(outer)
+    adapter = find_adapter(owner)
+    assert adapter is not None
+    found = _read_pair(module, outer, owner, *adapter.methods, spec)
+    if found.tokenizer is None and inner != outer:
+        return replace(found, tokenizer=_default_tokenizer(module.get_submodule(inner)))
+    return found
+
+
+def _find_by_functions(module: nn.Module, spec: ModelSpec) -> ClipModel:
+    owner = module
+    if spec.clip is not None:
+        parts = dict(module.named_modules(remove_duplicate=False))
+        if spec.clip not in parts:
+            raise ModelError(f"clip={spec.clip!r} names no part of {type(module).__name__}.{suggest(spec.clip, parts)}")
+        owner = parts[spec.clip]
+    functions = []
+    for argument in ("encode_image", "encode_text"):
+        function = getattr(spec, argument)
+        if function is None:
+            if not callable(getattr(owner, argument, None)):
+                other = "encode_text" if argument == "encode_image" else "encode_image"
+                raise ConfigError(
+                    f"{other} is given, but {argument} is not, and {type(owner).__name__} has no such method: "
+                    "maps need both."
+                )
+            function = argument
+        functions.append(function)
+    return _read_pair(module, spec.clip or "", owner, functions[0], functions[1], spec)
+
+
+def _find_by_names(module: nn.Module, spec: ModelSpec) -> ClipModel:
+    """Read two encoders under conventional names.
+
+    Raises:
+        ModelError: there are none, or they do not give embeddings of one length.
+    """
+    problem = ""
+    for path, owner in module.named_modules():
+        encoders = find_conventional_encoders(owner)
+        if encoders is None or (spec.clip is not None and path != spec.clip):
+            continue
+        try:
+            found = _read_pair(module, path, owner, encoders.encode_image, encoders.encode_text, spec)
+            _check_widths(found)
+            return found
+        except Exception as error:  # of any kind: the names may mean something else
+            problem = f" Its {encoders} could not be used: {describe_error(error)}"
+    names = ", ".join(name for name, _ in module.named_children()) or "none"
+    raise ModelError(
+        f"no CLIP in {type(module).__name__}: none of its submodules has both encode_image and encode_text, or "
+        f"both get_image_features and get_text_features.{problem} Say how it embeds, with functions of the module: "
+        "encode_image=lambda module, images: ... and encode_text=lambda module, texts: ..., each of which returns "
+        f"[n, d] (its parts are {names}). Without a text encoder, encode_text may return a row per prompt, such as "
+        "those of a linear head."
+    )
+
+
+def _check_widths(found: ClipModel) -> None:
+    """Embed an image and a text, and refuse embeddings of different lengths."""
+    with evaluation_mode(found.module), torch.no_grad():
+        images = torch.zeros(1, 3, *found.tower.input_size)
+        texts = found.embed_texts(["a photo"]) if found.tokenizer else found.embed_tokens(_placeholder_tokens())
+        widths = found.features(images).shape[-1], texts.shape[-1]
+    if widths[0] != widths[1]:
+        raise ConfigError(f"image embeddings have {widths[0]} numbers, text embeddings {widths[1]}.")
+
+
+def _placeholder_tokens() -> dict[str, torch.Tensor]:
+    ids = torch.ones(1, 8, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _read_pair(
+    root: nn.Module, path: str, owner: nn.Module, encode_image: EncodeImage, encode_text: EncodeText, spec: ModelSpec
+) -> ClipModel:
+    """Read a module that embeds by two functions."""
+    pair = _with_known_tower(EncoderPair(owner, encode_image, encode_text), spec.towers)
+    tower = find_tower(pair, spec.towers)
+    tower.has_known_head = False  # whatever else the functions do with its output
+    found = ClipModel(
+        module=pair,
+        tower=tower,
+        tokenizer=spec.tokenizer or _tokenizer_near(root, path),
+        preprocessing=Preprocessing.of(pair, tower.input_size, _image_processor_near(root, path)),
+        name=path,
+    )
+    return found if spec.tokenizer or _takes_tokens(found) else replace(found, tokenizer=None)
+
+
+def _takes_tokens(found: ClipModel) -> bool:
+    """Whether the text encoder takes what the tokenizer that was found near it returns, rather than strings."""
+    if found.tokenizer is None:
+        return True
+    try:
+        with evaluation_mode(found.module), torch.no_grad():
+            found.embed_texts(["a photo"])
+    except Exception:  # of any kind: it may tokenize by itself
+        return False
+    return True
+
+
+def _with_known_tower(pair: EncoderPair, towers: Sequence[type[Tower]]) -> EncoderPair:
+    """Mark as ``visual`` the smallest part that runs when an image is encoded and that a tower fits, if any."""
+    if any(tower.fits(pair) for tower in towers):
+        return pair
+    trace = trace_encoder(pair, pair.encode_image)
+    parts = [pair.get_submodule(name) for name in trace.outputs if name]
+    for part in sorted(parts, key=lambda part: sum(1 for _ in part.modules())):
+        marked = pair.with_visual(part)
+        if any(tower.fits(marked) for tower in (*towers, *TOWERS)):
+            return marked
+    return pair
+
+
+def _is_copy(path: str) -> bool:
+    return any(word in part.lower().split("_") for part in path.split(".") for word in COPIES)
+
+
+def _listed(found: dict[str, nn.Module]) -> str:
+    return ", ".join(f"{path or '(itself)'} ({type(clip).__name__})" for path, clip in found.items()) or "none"
+
+
+def _owners(module: nn.Module, path: str) -> Iterator[Any]:
+    """Iterate over the CLIP and the modules around it, the nearest first."""
+    parts = path.split(".") if path else []
+    return (module.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
+
+
+def _tokenizer_near(module: nn.Module, path: str) -> Tokenizer | None:
+    """Find the attribute ``tokenizer``, or the tokenizer of ``processor``, of the nearest module with one."""
+    for owner in _owners(module, path):
+        tokenizer, processor = getattr(owner, "tokenizer", None), getattr(owner, "processor", None)
+        for found in (tokenizer, getattr(processor, "tokenizer", None)):
+            if callable(found) and not isinstance(found, nn.Module):
+                nearest: Tokenizer = found
+                return nearest
+    return None
+
+
+def _image_processor_near(module: nn.Module, path: str) -> Any:
+    """Find the attribute ``image_processor``, or that of ``processor``, of the nearest module with one."""
+    for owner in _owners(module, path):
+        processor = getattr(owner, "processor", None)
+        for found in (getattr(owner, "image_processor", None), getattr(processor, "image_processor", None), processor):
+            if hasattr(found, "image_mean"):
+                return found
+    return None
+
+
+def _default_tokenizer(clip: nn.Module) -> Tokenizer | None:
+    """Make CLIP's byte-pair tokenizer for a model with CLIP's vocabulary."""
+    adapter = find_adapter(clip)
+    if adapter is None or adapter.vocabulary_size != CLIP_VOCABULARY:
+        return None
+    tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=adapter.context_length)
+    return tokenizer
