@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from weakref import ref
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -13,21 +14,31 @@ from typing_extensions import override
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
 from clipcam_lightning.cam.decoding import PathLike
-from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
+from clipcam_lightning.cam.encoders import EncodeImage, EncoderPair, EncodeText
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import Tokenizer
+from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
 from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.cam.towers.traced import TracedTower
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.errors import ClipCamError, ClipCamWarning, ConfigError, DriftAlarm
+from clipcam_lightning.errors import (
+    ClipCamError,
+    ClipCamWarning,
+    ConfigError,
+    DriftAlarm,
+    ModelError,
+    TowerError,
+    describe_error,
+)
 from clipcam_lightning.monitoring.evaluation import Outcome
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
+from clipcam_lightning.probes.batch import ClassNames
 from clipcam_lightning.probes.probe_set import ProbesLike
 from clipcam_lightning.sinks import make_sinks
 from clipcam_lightning.sinks.images import REPORT
@@ -94,6 +105,9 @@ class ClipCamCallback(Callback):
         num_probes: how many probes to take from a batch.
         num_images: how many probes TensorBoard shows images of per evaluation, flagged ones first. Metrics, snapshots
             and history cover all probes.
+        prompts: what integer labels of a batch stand for: names of the classes, or prompts such as "a photo of a fox".
+            By default an attribute ``prompts``, ``class_names``, ``classes`` or ``classnames`` of the module or the
+            datamodule.
         clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
             :class:`ModelSpec`.
         dirpath: for snapshots, history and the contact sheet; by default ``clipcam`` in the trainer's log directory.
@@ -129,6 +143,7 @@ class ClipCamCallback(Callback):
         on_drift: Literal["log", "warn", "stop", "raise"] = "warn",
         num_probes: int = 8,
         num_images: int = 32,
+        prompts: ClassNames | None = None,
         clip: str | None = None,
         tokenizer: Tokenizer | None = None,
         towers: Sequence[type[Tower]] = (),
@@ -167,9 +182,12 @@ class ClipCamCallback(Callback):
         self.on_drift = on_drift
         self.num_probes = num_probes
         self.num_images = num_images
+        self.prompts = prompts
         self.clip = clip
         self.tokenizer = tokenizer
         self.towers = towers
+        self.encode_image = encode_image
+        self.encode_text = encode_text
         self.dirpath = dirpath
         self.name = name
         self.on_error = on_error
@@ -180,6 +198,7 @@ class ClipCamCallback(Callback):
             ),
             settings=MapSettings.of(self),
             num_probes=num_probes,
+            prompts=prompts,
             baseline=baseline,
             rule=DriftRule(max_drift, false_alarm_rate),
         )
@@ -189,6 +208,10 @@ class ClipCamCallback(Callback):
         self._report: DriftReport | None = None
         self._warned: set[str] = set()
         self._alarm: object = None  # what the last warning was about
+        self._module: ref[LightningModule] | None = None  # of the last fit
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_module": None}  # a weak reference cannot be sent to another process
 
     @property
     @override
@@ -229,9 +252,12 @@ class ClipCamCallback(Callback):
             self._warn_once(reason, " The training goes on without evaluations.")
             return
         self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
+        if self._module is not None and self._module() is not pl_module:
+            self._forget()
+        self._module = ref(pl_module)
         self._session.begin(trainer.world_size)
         if not may_build_layers_later(pl_module):
-            self._session.find_clip(pl_module, trainer.strategy.model or pl_module)
+            self._find_clip(trainer, pl_module)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -242,7 +268,7 @@ class ClipCamCallback(Callback):
         if not self._fit.evaluates:
             return
         # Again: a module may have been built, compiled, wrapped or sharded since setup.
-        self._session.find_clip(pl_module, trainer.strategy.model or pl_module)
+        self._find_clip(trainer, pl_module)
         self._resume()
 
     @override
@@ -254,16 +280,18 @@ class ClipCamCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.sanity_checking and trainer.is_global_zero and self._fit.evaluates:
-            self._fit.problem = self._session.take_probes(batch)
+            # If it fails, training's first batch is tried: only that may hold text.
+            self._session.take_probes(batch, _list_owners(trainer))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._fit.evaluates:
             return
         self._resume()
-        self._share_problem()
+        if self._fit.evaluates and (note := self._session.describe_untrained(pl_module)):
+            self._warn_once(note)
         if self._fit.evaluations:  # resumed
-            self._fit.evaluated_at = trainer.global_step
+            self._fit.evaluated_at = _count_steps(trainer)
         elif self._session.has_probes():
             self._evaluate(trainer)
 
@@ -273,7 +301,7 @@ class ClipCamCallback(Callback):
             return
         self._fit.tried_batch = True
         if trainer.is_global_zero:
-            self._fit.problem = self._session.take_probes(batch)
+            self._fit.problem = self._session.take_probes(batch, _list_owners(trainer))
         self._share_problem()
         if self._session.has_probes():
             self._evaluate(trainer)
@@ -285,7 +313,7 @@ class ClipCamCallback(Callback):
         every = self.every_n_train_steps
         if not every or not self._fit.evaluates or not self._fit.evaluations:
             return
-        if trainer.global_step // every != self._fit.evaluated_at // every:
+        if _count_steps(trainer) // every != self._fit.evaluated_at // every:
             self._evaluate(trainer)
 
     @override
@@ -295,7 +323,7 @@ class ClipCamCallback(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._fit.logged_at != trainer.global_step:  # no validation, or steps were taken since
+        if self._fit.logged_at != _count_steps(trainer):  # no validation, or steps were taken since
             self._end_epoch(trainer, pl_module)
 
     @override
@@ -317,9 +345,9 @@ class ClipCamCallback(Callback):
         if not self._fit.logs:
             return
         due = not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if due and self._fit.evaluations and trainer.global_step != self._fit.evaluated_at:
+        if due and self._fit.evaluations and _count_steps(trainer) != self._fit.evaluated_at:
             self._evaluate(trainer)
-        self._fit.logged_at = trainer.global_step
+        self._fit.logged_at = _count_steps(trainer)
         for metric, value in self._fit.metrics.items():
             # Not to the logger: a sink writes them there, at the same step as the images.
             name = f"{self._root}/{metric}"
@@ -328,11 +356,11 @@ class ClipCamCallback(Callback):
     def _evaluate(self, trainer: Trainer) -> None:
         """Evaluate with all ranks, and act on the outcome on each of them."""
         sinks = partial(make_sinks, trainer.loggers, self._directory, self._root, self.num_images)
-        outcome = self._session.evaluate(sinks, step=trainer.global_step, epoch=trainer.current_epoch)
+        outcome = self._session.evaluate(sinks, step=_count_steps(trainer), epoch=trainer.current_epoch)
         if not self._fit.evaluations:
             self._announce()
         self._fit.evaluations += 1
-        self._fit.evaluated_at = trainer.global_step
+        self._fit.evaluated_at = _count_steps(trainer)
         self._fit.metrics = outcome.metrics or self._fit.metrics
         self._report = outcome.report or self._report
         for problem in outcome.problems:
@@ -341,17 +369,36 @@ class ClipCamCallback(Callback):
             self._warn_once(outcome.note)
         self._act_on_alarm(trainer, outcome)
 
+    def _find_clip(self, trainer: Trainer, module: LightningModule) -> None:
+        """Find the CLIP; if there is none and the user did not say where it is, go on without evaluations."""
+        try:
+            self._session.find_clip(module, trainer.strategy.model or module)
+        except (ModelError, TowerError) as error:
+            if self.on_error == "raise" or self.clip or self.encode_image or self.encode_text:
+                raise
+            self._fit.evaluates = False
+            self._warn_once(describe_error(error), " The training goes on without evaluations.")
+
+    def _forget(self) -> None:
+        """Start anew with another module: its maps have nothing to do with the baseline of the one before."""
+        self._session.forget()
+        self._fit.evaluations, self._fit.metrics = 0, UNKNOWN
+        self._report = self._alarm = None
+        self._warned.clear()
+
     def _announce(self) -> None:
         """Say in one line what is monitored, and whether its maps can be trusted, after the first evaluation."""
         if self.monitor is None or self.monitor.last is None:
             return
         snapshot, baseline = self.monitor.last.snapshot, self.monitor.last.baseline
         origin = "of a batch" if self.probes is None else "as given"
+        clip = self._session.clip
+        assert clip is not None
         layers = snapshot.info.layers if len(snapshot.info.layers) < 3 else (f"{len(snapshot.info.layers)} layers",)
         start = "the model before training" if baseline is snapshot else f"step {baseline.info.step} of a file"
         rank_zero_info(
             f"{type(self).__name__}: {len(snapshot.names)} probes {origin}; maps by {snapshot.info.method!r} of "
-            f"{' and '.join(layers)}; baseline: {start}; files in {self._directory}"
+            f"{' and '.join(layers)}{_describe_origin(clip)}; baseline: {start}; files in {self._directory}"
         )
         if not baseline.has_trusted_maps and baseline.map_agrees is not None:
             agree, count = int(baseline.map_agrees.sum()), len(baseline.map_agrees)
@@ -404,6 +451,28 @@ class ClipCamCallback(Callback):
         if kind not in self._warned:
             self._warned.add(kind)
             rank_zero_warn(f"{type(self).__name__}: {text.rstrip('.')}.{consequence}", category=ClipCamWarning)
+
+
+def _count_steps(trainer: Trainer) -> int:
+    """Count the optimizer steps, or the batches of a manual optimization that Lightning does not see step."""
+    module = trainer.lightning_module
+    if trainer.global_step == 0 and module is not None and not module.automatic_optimization:
+        return int(trainer.fit_loop.epoch_loop.total_batch_idx) + 1
+    return int(trainer.global_step)
+
+
+def _list_owners(trainer: Trainer) -> list[Any]:
+    """List what may know the names of the classes: the module, the datamodule, and the dataset."""
+    loader = trainer.train_dataloader
+    return [trainer.lightning_module, getattr(trainer, "datamodule", None), getattr(loader, "dataset", None)]
+
+
+def _describe_origin(clip: ClipModel) -> str:
+    """Say which part of the module is monitored where that is not a CLIP that was found by its methods."""
+    if not isinstance(clip.module, EncoderPair):
+        return ""
+    kind = ", whose layers were found by tracing one pass" if isinstance(clip.tower, TracedTower) else ""
+    return f"; images are embedded by {clip.module}{kind}"
 
 
 def _require_negatives(target: TargetLike) -> None:

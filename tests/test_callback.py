@@ -281,11 +281,29 @@ def test_a_second_fit_goes_on_with_the_baseline_of_the_first(tmp_path: Path) -> 
 
 
 def test_a_second_fit_with_as_many_steps_as_the_first_is_evaluated_too(tmp_path: Path) -> None:
-    callback = ClipCamCallback(masked_probes(), method="hirescam")
+    callback, module = ClipCamCallback(masked_probes(), method="hirescam"), FineTuning()
+    for run in ("a", "b"):
+        fit(module, tmp_path / run, callback, max_epochs=1)
+
+    assert [event.step for event in events(tmp_path / "b").Scalars("clipcam/drift")] == [4]
+
+
+@pytest.mark.parametrize("probes", [None, masked_probes()], ids=["of a batch", "of the user"])
+def test_a_second_fit_with_another_module_starts_anew(probes: Any, tmp_path: Path) -> None:
+    callback = ClipCamCallback(probes, method="hirescam", every_n_train_steps=4)
     for run in ("a", "b"):
         fit(FineTuning(), tmp_path / run, callback, max_epochs=1)
 
-    assert [event.step for event in events(tmp_path / "b").Scalars("clipcam/drift")] == [4]
+    assert [entry.step for entry in callback.history] == [0, 4]
+    assert [event.step for event in events(tmp_path / "b").Scalars("clipcam/drift")] == [0, 4]
+    assert callback.history[0].drift.max() == 0
+
+
+def test_a_callback_that_was_fitted_can_be_copied(tmp_path: Path) -> None:
+    callback = ClipCamCallback(masked_probes(), method="hirescam")
+    fit(FineTuning(), tmp_path, callback, max_epochs=1)
+    assert pickle.loads(pickle.dumps(ClipCamCallback(num_probes=3))).num_probes == 3
+    assert callback.__getstate__()["_module"] is None
 
 
 def test_after_an_interrupted_fit_the_next_writes_to_its_own_folder(tmp_path: Path) -> None:
@@ -449,9 +467,12 @@ ARGUMENTS: dict[str, Any] = {
     "on_drift": "stop",
     "num_probes": 4,
     "num_images": 6,
+    "prompts": ["a red circle", "a blue star"],
     "clip": "model",
     "tokenizer": WordTokenizer(),
     "towers": (OpenClipViT,),
+    "encode_image": "encode_image",
+    "encode_text": "encode_text",
     "dirpath": "evaluations",
     "name": "mine",
     "on_error": "raise",
@@ -474,13 +495,17 @@ class TestBadInput:
 
     def test_no_clip_in_the_module(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="no CLIP in FineTuning"):
-            fit(FineTuning(clip=nn.Linear(2, 2)), tmp_path, ClipCamCallback())
+            fit(FineTuning(clip=nn.Linear(2, 2)), tmp_path, ClipCamCallback(on_error="raise"))
 
     def test_two_clips_of_which_none_is_chosen(self, tmp_path: Path) -> None:
         module = FineTuning()
         module.other = build_clip("vit")
         with pytest.raises(ModelError, match=r"model \(CLIP\), other \(CLIP\).*clip='dotted"):
-            fit(module, tmp_path, ClipCamCallback())
+            fit(module, tmp_path, ClipCamCallback(on_error="raise"))
+        with pytest.warns(ClipCamWarning, match=r"clip='dotted.*training goes on without evaluations"):
+            trainer = fit(module, tmp_path, ClipCamCallback())
+        assert trainer.global_step == 8
+        assert trainer.callback_metrics["clipcam/drift"] == 1
         assert "clipcam/drift" in fit(module, tmp_path, ClipCamCallback(clip="model")).callback_metrics
 
     @pytest.mark.parametrize(
@@ -531,7 +556,7 @@ class TestBadInput:
         assert callback.snapshot.maps.shape[1:] == (2, 2)
 
     def test_a_batch_without_prompts(self, tmp_path: Path) -> None:
-        with pytest.warns(ClipCamWarning, match=r"no probes could be taken.*Give probes=.*The training goes on"):
+        with pytest.warns(ClipCamWarning, match=r"no probes could be taken.*give probes=.*The training goes on"):
             trainer = fit(FineTuning(), tmp_path, ClipCamCallback(), form="labels")
         assert trainer.global_step == 8
         assert trainer.callback_metrics["clipcam/drift"] == 1

@@ -54,6 +54,9 @@ trainer:
             texts: null
             context_length: 12
         towers: [tests.support.modules.OwnTower]
+        prompts: [a red circle, a blue star]
+        encode_image: encode_image
+        encode_text: encode_text
         dirpath: {folder}/evaluations
         name: from-yaml
         on_error: raise

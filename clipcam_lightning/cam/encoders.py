@@ -58,6 +58,12 @@ class EncoderPair(nn.Module):
         for argument, function in (("encode_image", encode_image), ("encode_text", encode_text)):
             _find_function(owner, function, argument)
 
+    def __str__(self) -> str:
+        function = self._functions[0]
+        if not isinstance(function, str):
+            function = getattr(function, "__qualname__", type(function).__name__).rpartition(".")[2]
+        return f"{function} of {type(self.owner).__name__}"
+
     def with_visual(self, visual: nn.Module) -> "EncoderPair":
         """Return the same pair with one of its parts as the image tower."""
         return EncoderPair(self.owner, *self._functions, visual=visual)

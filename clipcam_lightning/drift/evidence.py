@@ -9,6 +9,8 @@ from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.rule import DriftRule
 
 SUSPICION = 0.5  # severity of a background's gain above which other objects are put on it
+MIN_TRANSPLANTS = 24  # of which a pull is needed for an alarm: fewer prove nothing
+MIN_PULL = 0.5  # severity of the pull below which so many other objects speak against a shortcut
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,14 @@ class Evidence:
 
     @property
     def severity(self) -> float:
-        """How far the background is off in units of what the rule tolerates; above 1 is an alarm."""
-        return max(self.gain_severity, self.pull_severity if self.suspicious else 0.0)
+        """How far the background is off in units of what the rule tolerates; above 1 is an alarm.
+
+        What the images without their objects say is withdrawn as far as enough other objects say the opposite.
+        """
+        gain = self.gain_severity
+        if self.transplants >= MIN_TRANSPLANTS:
+            gain = min(gain, self.pull_severity / MIN_PULL)
+        return max(gain, self.pull_severity if self.suspicious else 0.0)
 
     @property
     def suspicious(self) -> bool:

@@ -43,7 +43,8 @@ class DriftRule:
       ``(0.01 / rate) ** 0.18``.
     - From half of a limit on, objects of other probes are put on the same background. If the share of them that is
       closest to the prompt of the background rose by more than 0.2 for one prompt, or 0.1 on average over all, beyond
-      the rise on other backgrounds, then it is *shown* that the background makes the model choose the prompt.
+      the rise on other backgrounds, then it is *shown* that the background makes the model choose the prompt. If the
+      share of 24 or more rose by less than half of that, the suspicion is withdrawn in proportion.
 
     Either is an alarm. A probe is flagged if its own gain is above 1.5, its image without the object is closest to its
     own prompt, and its map moved visibly: beyond its noise floor and by a drift of at least 0.1.

@@ -97,6 +97,7 @@ class Monitor:
         explanation = explainer(prepared.images, texts)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
         snapshot, baseline, report, note = self._compared(explainer, prepared, texts, snapshot)
+        stuck = _describe_stuck(self.last, snapshot)
         self.metrics |= mean_metrics(report, snapshot, prepared.has_mask)
         number = self.history[-1].number + 1 if self.history else 0
         self.history = thinned([*self.history, HistoryEntry.of(snapshot, report, number)])
@@ -111,7 +112,9 @@ class Monitor:
             metrics=dict(self.metrics),
         )
         problems = tuple(problem for sink in self.sinks for problem in _failures(sink.write, self.last))
-        return Outcome(dict(self.metrics), report, " ".join(filter(None, (note, _missing_baselines(report)))), problems)
+        return Outcome(
+            dict(self.metrics), report, " ".join(filter(None, (note, stuck, _missing_baselines(report)))), problems
+        )
 
     def prepare(self, clip: ClipModel) -> PreparedProbes:
         """Preprocess the probes for a model, once per model.
@@ -271,6 +274,20 @@ def _failures(action: Callable[..., None], *arguments: object) -> list[str]:
     except Exception as error:
         return [f"an evaluation could not be written ({describe_error(error)})."]
     return []
+
+
+def _describe_stuck(last: Evaluation | None, snapshot: Snapshot) -> str:
+    """Say that nothing at all changed in a training; ``""`` if something did, or if there was no step."""
+    if last is None or last.snapshot.info.step >= snapshot.info.step:
+        return ""
+    before = last.snapshot
+    if not (torch.equal(before.maps, snapshot.maps) and torch.equal(before.similarity, snapshot.similarity)):
+        return ""
+    return (
+        f"the maps and similarities of all probes are to the last bit those of step {before.info.step}, although "
+        f"training went on to step {snapshot.info.step}: the model that is monitored is not what is trained. Name it "
+        "with clip='dotted.name', or say how it embeds with encode_image=... and encode_text=..."
+    )
 
 
 def _missing_baselines(report: DriftReport) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.analysis.prompt_sensitivity import paraphrases
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.monitoring.explainer import Explainer
@@ -54,10 +55,10 @@ def harmless_drifts(
     for images in changed_images(prepared.images):
         changed = explainer(images, texts).maps[:, 0].cpu()
         drifts.append(1 - metrics.correlation(maps, changed))
-    others = _other_prompts(prepared.texts)
+    others = _embed_other_prompts(explainer.clip, prepared.texts)
     for k in range(max(map(len, others))):
         rows = [i for i, prompts in enumerate(others) if len(prompts) > k]
-        changed = explainer(prepared.images[rows], [[others[i][k]] for i in rows]).maps[:, 0].cpu()
+        changed = explainer(prepared.images[rows], torch.stack([others[i][k] for i in rows])[:, None]).maps[:, 0].cpu()
         drift = torch.full((len(maps),), torch.nan)
         drift[rows] = 1 - metrics.correlation(maps[rows], changed)
         drifts.append(drift)
@@ -79,9 +80,20 @@ def changed_images(images: Float[Tensor, "n 3 y x"]) -> Iterator[Float[Tensor, "
         yield (unit * factor).clamp(0, 1) * span + low
 
 
-def _other_prompts(texts: Sequence[str | Tensor]) -> list[list[str]]:
-    """Paraphrase each prompt; token ids have no paraphrase."""
-    return [[other for other in paraphrases(text) if other != text] if isinstance(text, str) else [] for text in texts]
+def _embed_other_prompts(clip: ClipModel, texts: Sequence[object]) -> list[list[Float[Tensor, "d"]]]:
+    """Embed the paraphrases of each prompt; tokens have none, nor a prompt that must be the name of a class."""
+    others = [[each for each in paraphrases(text) if each != text] if isinstance(text, str) else [] for text in texts]
+    prompts = list(dict.fromkeys(other for each in others for other in each))
+    if not prompts:
+        return [[] for _ in texts]
+    try:
+        with evaluation_mode(clip.module), torch.no_grad():
+            embedded = dict(zip(prompts, clip.embed_texts(prompts), strict=True))
+    except Exception:
+        if not clip.adapter.takes_strings:
+            raise
+        return [[] for _ in texts]
+    return [[embedded[other] for other in each] for each in others]
 
 
 def _compressed(image: Float[Tensor, "3 y x"]) -> Float[Tensor, "3 y x"]:

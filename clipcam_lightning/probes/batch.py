@@ -2,17 +2,25 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
+from clipcam_lightning.cam.decoding import ImageLike
+from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.load import is_dense
+from clipcam_lightning.probes.probe import TokensLike
 
-Prompts: TypeAlias = list[str | Int[Tensor, "l"]]
+Prompts: TypeAlias = list[str | TokensLike]
+ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
+Selection: TypeAlias = Callable[[str, Any, tuple[int, int]], Prompts | None]
 SizeFilter: TypeAlias = Callable[[tuple[int, int]], bool]
 NON_PROMPT_WORDS = {  # a key with one of these words holds something other than prompts
     "mask",
@@ -31,57 +39,162 @@ NON_PROMPT_WORDS = {  # a key with one of these words holds something other than
     "bbox",
     "type",
 }
+TOKENIZER_OUTPUTS = ("attention_mask", "token_type_ids")
+NAMES_OF_CLASSES = ("prompts", "class_prompts", "class_names", "classes", "classnames")  # prompts before bare names
+LABEL_WORDS = "label|target|class|category|^y$|^$"
 MIN_TOKENS = 5  # rows of four numbers are boxes
 LEAF_SEQUENCES = (str, bytes, bytearray, memoryview, range)  # sequences that hold no images
 
 
-def find_images_and_prompts(
-    batch: object, size: tuple[int, int], other_sizes: SizeFilter | None = None
-) -> tuple[Float[Tensor, "n 3 y x"], Prompts]:
-    """Find the first images of one size in a batch, and the strings or token ids that go with them.
+@dataclass(frozen=True, eq=False, repr=False)
+class BatchProbes:
+    """Images and prompts of a batch.
 
-    Candidates for the prompts have as many entries as there are images. Those under a key such as "caption" or
-    "input_ids" take precedence, then token ids, then strings that are not file names.
+    Attributes:
+        images: copies: of preprocessed pixels as float32 tensors on the CPU, or of images that the model's own
+            transform takes.
+        prompts: one string, row of token ids, or row of each tensor of a tokenizer, per image.
+        texts: strings that stand beside token ids, for display; else empty.
+        is_resized: whether the images were larger or smaller than the model takes, and were resized.
+    """
+
+    images: list[ImageLike]
+    prompts: Prompts
+    texts: list[str]
+    is_resized: bool = False
+
+    __repr__ = short_repr
+
+
+def find_images_and_prompts(
+    batch: object, size: tuple[int, int], other_sizes: SizeFilter | None = None, names: ClassNames | None = None
+) -> BatchProbes:
+    """Find the first images in a batch, and the strings, token ids or labels that go with them.
+
+    Images of the model's size take precedence, then of a size that it takes besides, then uint8 and PIL images, then
+    float images of another size, which are resized. Candidates for the prompts have as many entries as there are
+    images. Those under a key such as "caption" or "input_ids" take precedence, then token ids, then strings that are
+    not file names, then labels that index ``names``.
 
     Args:
-        batch: mappings, sequences, dataclasses and named tuples, nested in any way.
-        size: height and width of the images, in pixels.
-        other_sizes: predicate of the images to take if there are none of ``size``.
-
-    Returns:
-        Float32 pixels on the CPU, and one string or row of token ids per image; both are copies.
+        batch: mappings, sequences, dataclasses and named tuples, nested in any way; or a list of samples.
+        size: height and width of the model's input, in pixels.
+        other_sizes: predicate of the sizes that the model takes besides.
+        names: what labels stand for.
 
     Raises:
-        ProbeError: the batch holds no images of such a size, or no prompts to go with them; the message lists what it
-            holds.
+        ProbeError: the batch holds no images, or no prompts to go with them; the message lists what it holds.
     """
     leaves = list(_walk(batch))
-    candidates = [images for _, leaf in leaves if (images := _select_images(leaf)) is not None]
-    fitting = [images for images in candidates if tuple(images.shape[-2:]) == size]
-    if not fitting and other_sizes is not None:
-        fitting = [images for images in candidates if other_sizes((images.shape[-2], images.shape[-1]))]
-    if not fitting:
-        sizes = ", ".join(f"{images.shape[-2]}x{images.shape[-1]}" for images in candidates)
-        raise ProbeError(
-            f"the batch holds no float images [n, 3, {size[0]}, {size[1]}]"
-            + (f"; it has images of {sizes}" if candidates else f"; it has {_describe(leaves)}")
-            + ". Give probes=... instead."
-        )
-    images = fitting[0]
-    size = (images.shape[-2], images.shape[-1])
-    for select in (_select_named_prompts, _select_tokens, _select_strings):
+    images, is_resized = _find_images(leaves, size, other_sizes)
+    kept = [i for i, image in enumerate(images) if image is not None]
+    shape = tuple(images[kept[0]].shape[-2:]) if isinstance(images[kept[0]], Tensor) else size
+    selected: list[Selection] = [_select_named_prompts, _select_tokens, _select_strings]
+    if names is not None:
+        selected.append(partial(_select_labels, names))
+    for select in selected:
         for key, leaf in leaves:
-            prompts = select(key, leaf, size)
+            prompts = select(key, leaf, shape)
             if prompts is not None and len(prompts) == len(images):
-                with torch.inference_mode(False):
-                    return images.detach().float().cpu().clone(), prompts
+                texts = [] if isinstance(prompts[0], str) else _find_texts(leaves, shape, len(images))
+                rows = _add_masks(key, prompts, leaves)
+                return BatchProbes(
+                    images=[_copy_image(images[i]) for i in kept],
+                    prompts=[rows[i] for i in kept],
+                    texts=[texts[i] for i in kept] if texts else [],
+                    is_resized=is_resized,
+                )
+    labels = "" if names is not None else " If its labels are class numbers, name the classes with prompts=[...]."
     raise ProbeError(
         f"the batch holds {len(images)} images but no {len(images)} strings or token ids to go with them "
-        f"(it has {_describe(leaves)}). Give probes=... with prompts of your own."
+        f"(it has {_describe(leaves)}).{labels} Or give probes=... with prompts of your own."
     )
 
 
-def decode_prompt(prompt: str | Int[Tensor, "l"], tokenizer: object) -> str:
+def _find_images(
+    leaves: Sequence[tuple[str, Any]], size: tuple[int, int], other_sizes: SizeFilter | None
+) -> tuple[list[Any], bool]:
+    """Find the images to take, with ``None`` for samples without one, and whether they were resized."""
+    tensors = [images for _, leaf in leaves if (images := _select_images(leaf)) is not None]
+    fitting = [images for images in tensors if tuple(images.shape[-2:]) == size]
+    if not fitting and other_sizes is not None:
+        fitting = [images for images in tensors if other_sizes((images.shape[-2], images.shape[-1]))]
+    if fitting:
+        return list(fitting[0]), False
+    raw = next((listed for _, leaf in leaves if (listed := _list_raw_images(leaf))), None)
+    if raw is not None:
+        return raw, False
+    if tensors:
+        return list(_resize(tensors[0], size)), True
+    raise ProbeError(f"the batch holds no images [n, 3, y, x]; it has {_describe(leaves)}. Give probes=... instead.")
+
+
+def _resize(images: Float[Tensor, "n 3 y x"], size: tuple[int, int]) -> Float[Tensor, "n 3 v u"]:
+    """Resize the shorter side and crop the centre, as most models' own transforms do."""
+    height, width = images.shape[-2:]
+    scale = max(size[0] / height, size[1] / width)
+    whole = [max(round(side * scale), wanted) for side, wanted in zip((height, width), size, strict=True)]
+    resized = F.interpolate(images.detach().float(), size=whole, mode="bicubic", antialias=True)
+    top, left = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
+    return resized[..., top : top + size[0], left : left + size[1]]
+
+
+def _copy_image(image: Any) -> ImageLike:
+    if not isinstance(image, Tensor):
+        copied: ImageLike = image.copy()
+        return copied
+    with torch.inference_mode(False):
+        return image.detach().float().cpu().clone()
+
+
+def _find_texts(leaves: Sequence[tuple[str, Any]], shape: tuple[int, int], count: int) -> list[str]:
+    """Find the strings that stand beside token ids."""
+    for select in (_select_named_strings, _select_strings):
+        for key, leaf in leaves:
+            texts = select(key, leaf, shape)
+            if texts is not None and len(texts) == count:
+                return texts  # type: ignore[return-value]
+    return []
+
+
+def _add_masks(key: str, prompts: Prompts, leaves: Sequence[tuple[str, Any]]) -> Prompts:
+    """Add what else a tokenizer returned to its ``input_ids``: attention masks and token types."""
+    if key != "input_ids" or isinstance(prompts[0], str):
+        return prompts
+    others = {
+        name: rows
+        for name, leaf in leaves
+        if name in TOKENIZER_OUTPUTS
+        and (rows := _select_rows(leaf)) is not None
+        and [len(row) for row in rows] == [len(row) for row in prompts]
+    }
+    if not others:
+        return prompts
+    return [
+        {"input_ids": row, **{name: rows[i] for name, rows in others.items()}}  # type: ignore[dict-item]
+        for i, row in enumerate(prompts)
+    ]
+
+
+def find_class_names(owners: Sequence[object]) -> ClassNames | None:
+    """Find the names of the classes, or a prompt of each, among the attributes of a module or a dataset.
+
+    Args:
+        owners: the first that has them counts.
+
+    Returns:
+        Strings by class number; ``None`` if there are none.
+    """
+    for owner in owners:
+        for attribute in NAMES_OF_CLASSES:
+            names: Any = getattr(owner, attribute, None)
+            values = list(names.values()) if isinstance(names, Mapping) else names
+            if _is_strings(values):
+                return names  # type: ignore[no-any-return]
+    return None
+
+
+def decode_prompt(prompt: str | TokensLike, tokenizer: object) -> str:
     """Return a prompt as text, for display and for the name of its probe.
 
     Args:
@@ -93,7 +206,8 @@ def decode_prompt(prompt: str | Int[Tensor, "l"], tokenizer: object) -> str:
     """
     if isinstance(prompt, str):
         return prompt if prompt.strip() else "(empty prompt)"
-    ids = [int(token) for token in prompt if int(token)]
+    row = prompt["input_ids"] if isinstance(prompt, Mapping) else prompt
+    ids = [int(token) for token in row if int(token)]
     decode: Callable[[list[int]], str] | None = getattr(tokenizer, "decode", None) or getattr(
         getattr(tokenizer, "tokenizer", None), "decode", None
     )
@@ -126,9 +240,41 @@ def _list_children(key: str, value: Any) -> list[tuple[str, Any]] | None:
         return [(field.name, getattr(value, field.name)) for field in fields(value)]
     if isinstance(value, tuple) and hasattr(value, "_asdict"):  # a named tuple
         return list(value._asdict().items())
-    if isinstance(value, Sequence) and not isinstance(value, LEAF_SEQUENCES) and not _is_strings(value):
+    if isinstance(value, Sequence) and not isinstance(value, LEAF_SEQUENCES) and not _is_leaf_list(value):
+        samples = [sample for sample in value if sample is not None]
+        if _are_samples(samples):
+            return _transpose(key, samples)
         return [(key, child) for child in value]
     return None
+
+
+def _is_leaf_list(value: Any) -> bool:
+    """Whether a list holds one string, number or image per sample."""
+    return _is_strings(value) or _is_images(value) or (len(value) > 0 and all(type(item) is int for item in value))
+
+
+def _is_images(value: Any) -> bool:
+    present = [item for item in value if item is not None] if isinstance(value, list | tuple) else []
+    return bool(present) and all(map(_is_image, present))
+
+
+def _is_image(item: Any) -> bool:
+    return isinstance(item, Image.Image) or (isinstance(item, Tensor) and item.ndim == 3 and item.shape[0] == 3)
+
+
+def _are_samples(items: Sequence[Any]) -> bool:
+    """Whether a list holds samples that nothing collated: mappings or tuples of one form, each with an image."""
+    if not items or not all(isinstance(item, Mapping | tuple | list) and len(item) == len(items[0]) for item in items):
+        return False
+    parts = [list(item.values()) if isinstance(item, Mapping) else list(item) for item in items]
+    return all(any(map(_is_image, part)) for part in parts) and len({type(item) for item in items}) == 1
+
+
+def _transpose(key: str, samples: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Collate samples into one list per part."""
+    if isinstance(samples[0], Mapping):
+        return [(str(name), [sample.get(name) for sample in samples]) for name in samples[0]]
+    return [(key, list(part)) for part in zip(*samples, strict=True)]
 
 
 def _is_strings(value: Any) -> bool:
@@ -138,9 +284,22 @@ def _is_strings(value: Any) -> bool:
 def _select_images(leaf: Any) -> Float[Tensor, "n 3 y x"] | None:
     if not isinstance(leaf, Tensor) or not is_dense(leaf) or not leaf.is_floating_point() or not leaf.numel():
         return None
-    if leaf.ndim == 5:  # several images per sample: take the first
-        leaf = leaf[:, 0]
+    if leaf.ndim == 5:  # several images per sample, or the frames of a video: take the first
+        leaf = leaf[:, 0] if leaf.shape[2] == 3 else leaf[:, :, 0]
     return leaf if leaf.ndim == 4 and leaf.shape[1] == 3 else None
+
+
+def _list_raw_images(leaf: Any) -> list[Any]:
+    """List images that are not preprocessed, or one tensor per sample; empty if there are none."""
+    if isinstance(leaf, Tensor) and is_dense(leaf) and leaf.dtype == torch.uint8 and leaf.ndim == 4 and leaf.numel():
+        if leaf.shape[1] == 3:
+            leaf = leaf.permute(0, 2, 3, 1)
+        return list(leaf.cpu().numpy()) if leaf.shape[3] == 3 else []
+    if not _is_images(leaf):
+        return []
+    if any(isinstance(image, Tensor) and image.dtype == torch.uint8 for image in leaf):
+        leaf = [image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image for image in leaf]
+    return list(leaf)
 
 
 def _select_named_prompts(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
@@ -148,6 +307,30 @@ def _select_named_prompts(key: str, leaf: Any, size: tuple[int, int]) -> Prompts
     if not re.search("caption|prompt|text|sentence|token|input_ids", key.lower()):
         return None
     return _select_strings(key, leaf, size) or _select_tokens(key, leaf, size)
+
+
+def _select_named_strings(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
+    return _select_named_prompts(key, leaf, size) if _is_strings(leaf) else None
+
+
+def _select_labels(names: ClassNames, key: str, leaf: Any, _size: tuple[int, int]) -> Prompts | None:
+    """Select class numbers, and name them.
+
+    Raises:
+        ProbeError: there are fewer names than classes.
+    """
+    if isinstance(leaf, Tensor):
+        is_labels = is_dense(leaf) and leaf.ndim == 1 and leaf.dtype in (torch.int32, torch.int64)
+        numbers = leaf.tolist() if is_labels else []
+    else:
+        numbers = leaf if isinstance(leaf, list) and leaf and all(type(item) is int for item in leaf) else []
+    if not numbers or not re.search(LABEL_WORDS, key.lower()):
+        return None
+    named = names if isinstance(names, Mapping) else dict(enumerate(names))
+    missing = [number for number in numbers if number not in named]
+    if missing:
+        raise ProbeError(f"prompts has {len(named)} class names, but the batch has the label {missing[0]}.")
+    return [named[number] for number in numbers]
 
 
 def _select_strings(key: str, leaf: Any, _size: tuple[int, int]) -> Prompts | None:
@@ -158,13 +341,20 @@ def _select_strings(key: str, leaf: Any, _size: tuple[int, int]) -> Prompts | No
 
 
 def _select_tokens(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
+    if NON_PROMPT_WORDS & set(key.lower().split("_")):
+        return None
+    if isinstance(leaf, Tensor) and leaf.ndim == 3 and tuple(leaf.shape[1:]) == size:
+        return None
+    return _select_rows(leaf)  # type: ignore[return-value]
+
+
+def _select_rows(leaf: Any) -> list[Int[Tensor, "l"]] | None:
+    """Select rows of token ids, or of what goes with them; of several captions per sample the first."""
     if not isinstance(leaf, Tensor) or not is_dense(leaf) or leaf.dtype not in (torch.int32, torch.int64):
         return None
-    if not leaf.numel():
-        return None
-    if leaf.ndim == 3 and tuple(leaf.shape[1:]) != size:  # several captions per sample: take the first
+    if leaf.ndim == 3 and leaf.numel():
         leaf = leaf[:, 0]
-    if leaf.ndim != 2 or leaf.shape[1] < MIN_TOKENS or NON_PROMPT_WORDS & set(key.lower().split("_")):
+    if not leaf.numel() or leaf.ndim != 2 or leaf.shape[1] < MIN_TOKENS:
         return None
     with torch.inference_mode(False):
         return list(leaf.detach().cpu().clone())

@@ -2,6 +2,7 @@
 
 import operator
 import reprlib
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from clipcam_lightning.cam.decoding import ImageLike, decode, decode_rgb, read_rgb
 from clipcam_lightning.errors import ConfigError, ProbeError
-from clipcam_lightning.probes.probe import Box, LoadedProbe, MaskLike, Probe
+from clipcam_lightning.probes.probe import Box, LoadedProbe, MaskLike, Probe, TokensLike
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -56,7 +57,10 @@ def load_probe(probe: Probe, place: str) -> LoadedProbe:
     if mask is not None and not mask.any():
         raise ProbeError(f"{place}: the mask is empty; leave it out if the object's position is unknown.")
     tokens = None if probe.tokens is None else _load_tokens(probe.tokens, place)
-    return LoadedProbe(image, probe.prompt, probe.name, mask, tokens)
+    embedding = None if probe.embedding is None else _load_embedding(probe.embedding, place)
+    if tokens is not None and embedding is not None:
+        raise ProbeError(f"{place}: give tokens or an embedding, not both.")
+    return LoadedProbe(image, probe.prompt, probe.name, mask, tokens, embedding)
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -118,13 +122,31 @@ def _fill_box(box: Box, height: int, width: int, place: str) -> Bool[np.ndarray,
     return mask
 
 
-def _load_tokens(tokens: Tensor, place: str) -> Int[Tensor, "l"]:
+def _load_tokens(tokens: TokensLike, place: str) -> TokensLike:
+    if isinstance(tokens, Mapping):
+        if "input_ids" not in tokens:
+            raise ProbeError(f"{place}: tokens by name must have input_ids (got {', '.join(map(str, tokens))}).")
+        return {name: _load_ids(rows, place) for name, rows in tokens.items()}
+    return _load_ids(tokens, place)
+
+
+def _load_ids(tokens: Tensor, place: str) -> Int[Tensor, "l"]:
     if not isinstance(tokens, Tensor):
         raise ProbeError(f"{place}: token ids must be a tensor [l] (got {type(tokens).__name__}).")
     ids = _copy(tokens, "row of token ids", place)
     if ids.ndim != 1 or not len(ids) or ids.dtype not in (torch.int32, torch.int64):
         raise ProbeError(f"{place}: token ids must be integers [l] (got {ids.dtype} {tuple(ids.shape)}).")
     return ids
+
+
+def _load_embedding(embedding: Tensor, place: str) -> Float32[Tensor, "d"]:
+    values = _copy(embedding, "embedding", place).float() if isinstance(embedding, Tensor) else torch.empty(0)
+    if values.ndim != 1 or not values.isfinite().all() or not values.any():
+        got = (
+            f"{embedding.dtype} {tuple(embedding.shape)}" if isinstance(embedding, Tensor) else type(embedding).__name__
+        )
+        raise ProbeError(f"{place}: an embedding must be finite numbers [d], not all zero (got {got}).")
+    return values
 
 
 def _copy(tensor: Tensor, noun: str, place: str) -> Tensor:

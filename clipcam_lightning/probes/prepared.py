@@ -1,18 +1,21 @@
 """Turn probes into the input of one model."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from clipcam_lightning.cam.images import require_size
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import ConfigError, ProbeError
-from clipcam_lightning.probes.probe import LoadedProbe
+from clipcam_lightning.probes.probe import LoadedProbe, TokensLike, name_tokens
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -21,13 +24,13 @@ class PreparedProbes:
 
     Attributes:
         images: preprocessed pixels, on the CPU.
-        texts: one prompt or row of token ids per probe, to be embedded.
+        texts: per probe one prompt or its tokens, to be embedded, or an embedding.
         masks: at the size of ``images``; all ``False`` where a probe has no mask.
         has_mask: whether each probe has a mask.
     """
 
     images: Float[Tensor, "n 3 y x"]
-    texts: list[str | Int[Tensor, "l"]]
+    texts: list[str | TokensLike | Float[Tensor, "d"]]
     masks: Bool[Tensor, "n y x"]
     has_mask: Bool[Tensor, "n"]
 
@@ -42,11 +45,13 @@ class PreparedProbes:
         Returns:
             One unit embedding per probe, on the model's device.
         """
-        prompts = [text for text in self.texts if isinstance(text, str)]
-        tokens = [text for text in self.texts if not isinstance(text, str)]
-        of_prompts = iter(clip.embed_texts(prompts)) if prompts else iter(())
-        of_tokens = iter(clip.embed_tokens(torch.stack(tokens))) if tokens else iter(())
-        return torch.stack([next(of_prompts if isinstance(text, str) else of_tokens) for text in self.texts])[:, None]
+        groups: dict[object, list[int]] = defaultdict(list)
+        for i, text in enumerate(self.texts):
+            groups[_find_form(text)].append(i)
+        rows: dict[int, Tensor] = {}
+        for form, numbers in groups.items():
+            rows |= zip(numbers, _embed(clip, form, [self.texts[i] for i in numbers]), strict=True)
+        return torch.stack([rows[i] for i in range(len(self.texts))])[:, None]
 
 
 def prepare_probes(probes: Sequence[LoadedProbe], clip: ClipModel) -> PreparedProbes:
@@ -63,7 +68,7 @@ def prepare_probes(probes: Sequence[LoadedProbe], clip: ClipModel) -> PreparedPr
         ProbeError: the model does not take images of a probe's size, or the probes have several sizes; token ids have
             several lengths; or a mask lies outside of what the model sees.
     """
-    lengths = {probe.name: len(probe.tokens) for probe in probes if probe.tokens is not None}
+    lengths = {probe.name: len(name_tokens(probe.tokens)["input_ids"]) for probe in probes if probe.tokens is not None}
     if len(set(lengths.values())) > 1:
         raise ProbeError(f"all token ids must have the same length (got {lengths}).")
     images = [_prepare_image(probe, clip) for probe in probes]
@@ -73,10 +78,33 @@ def prepare_probes(probes: Sequence[LoadedProbe], clip: ClipModel) -> PreparedPr
     height, width = images[0].shape[1:]
     return PreparedProbes(
         images=torch.stack(images),
-        texts=[probe.prompt if probe.tokens is None else probe.tokens for probe in probes],
+        texts=[_get_text(probe) for probe in probes],
         masks=torch.stack([_prepare_mask(probe, clip.preprocessing, (height, width)) for probe in probes]),
         has_mask=torch.tensor([probe.mask is not None for probe in probes]),
     )
+
+
+def _get_text(probe: LoadedProbe) -> str | TokensLike | Float[Tensor, "d"]:
+    if probe.embedding is not None:
+        return probe.embedding
+    return probe.prompt if probe.tokens is None else probe.tokens
+
+
+def _find_form(text: str | TokensLike | Tensor) -> object:
+    """What texts must have in common to be embedded together."""
+    if isinstance(text, str | Tensor):
+        return "prompt" if isinstance(text, str) else "embedding" if text.is_floating_point() else "ids"
+    return tuple(text)
+
+
+def _embed(clip: ClipModel, form: object, texts: list[Any]) -> Float[Tensor, "n d"]:
+    if form == "prompt":
+        return clip.embed_texts(texts)
+    if form == "ids":
+        return clip.embed_tokens(torch.stack(texts))
+    if form == "embedding":
+        return F.normalize(torch.stack(texts).to(clip.device), dim=-1)
+    return clip.embed_tokens({name: torch.stack([text[name] for text in texts]) for name in texts[0]})
 
 
 def _prepare_image(probe: LoadedProbe, clip: ClipModel) -> Float[Tensor, "3 y x"]:

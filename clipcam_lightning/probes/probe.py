@@ -1,6 +1,7 @@
 """One image with one prompt: as the user gives it, and as it was read."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from clipcam_lightning.cam.decoding import ImageLike, PathLike
 from clipcam_lightning.cam.representation import short_repr
+
+TokensLike: TypeAlias = Int[Tensor, "l"] | Mapping[str, Int[Tensor, "l"]]
+"""Token ids, or by name all that a transformers tokenizer returns for one text."""
 
 MaskLike: TypeAlias = PathLike | Image.Image | np.ndarray | Tensor
 Box: TypeAlias = tuple[int, int, int, int]
@@ -32,13 +36,17 @@ class Probe:
             file or PIL image (not black is object).
         box: the object as ``(left, top, right, bottom)`` in pixels of ``image``, instead of a mask; ``right`` and
             ``bottom`` lie just outside.
-        tokens: token ids ``[l]`` that are embedded instead of ``prompt``; by default the tokenizer makes them.
+        tokens: token ids ``[l]`` that are embedded instead of ``prompt``, or a mapping with ``input_ids`` and all else
+            that a tokenizer returns; by default the tokenizer makes them.
+        embedding: ``[d]``, compared with the image instead of an embedding of ``prompt``, such as a row of a linear
+            head.
 
     Example:
         >>> import numpy as np
         >>> from clipcam_lightning import Probe
-        >>> Probe(np.zeros((40, 60, 3), np.uint8), "a fox", box=(10, 5, 50, 35))
-        Probe(image=uint8[40, 60, 3], prompt='a fox', name='', mask=None, box=(10, 5, 50, 35), tokens=None)
+        >>> probe = Probe(np.zeros((40, 60, 3), np.uint8), "a fox", box=(10, 5, 50, 35))
+        >>> probe.prompt, probe.box
+        ('a fox', (10, 5, 50, 35))
     """
 
     image: ImageLike
@@ -46,7 +54,8 @@ class Probe:
     name: str = ""
     mask: MaskLike | None = None
     box: Box | None = None
-    tokens: Int[Tensor, "l"] | None = None
+    tokens: TokensLike | None = None
+    embedding: Float32[Tensor, "d"] | None = None
 
     __repr__ = short_repr
 
@@ -60,7 +69,9 @@ class LoadedProbe:
         prompt: the text that the map explains.
         name: unique in its set.
         mask: where the object is; ``None`` if that is unknown.
-        tokens: token ids that are embedded instead of ``prompt``; ``None`` if the tokenizer makes them.
+        tokens: token ids, or all that a tokenizer returns, embedded instead of ``prompt``; ``None`` if the tokenizer
+            makes them.
+        embedding: compared with the image instead of an embedding of ``prompt``; ``None`` if there is none.
 
     Example:
         >>> import numpy as np
@@ -73,17 +84,29 @@ class LoadedProbe:
     prompt: str
     name: str
     mask: Bool[np.ndarray, "y x"] | None = None
-    tokens: Int[Tensor, "l"] | None = None
+    tokens: TokensLike | None = None
+    embedding: Float32[Tensor, "d"] | None = None
 
     __repr__ = short_repr
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of pixels, mask, token ids and prompt, as 64 hex digits; the name does not count."""
+        """SHA-256 of pixels, mask, tokens, embedding and prompt, as 64 hex digits; the name does not count."""
         pixels = self.image.numpy() if isinstance(self.image, Tensor) else self.image
-        tokens = None if self.tokens is None else self.tokens.numpy()
+        others = [] if self.embedding is None else [self.embedding]
+        tokens = [*name_tokens(self.tokens).values(), *others]
         sha = hashlib.sha256()
-        for array in (pixels, self.mask, tokens):
+        arrays: list[np.ndarray | None] = [pixels, self.mask, *(each.numpy() for each in tokens)]
+        for array in arrays if tokens else [*arrays, None]:
             sha.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode() + array.tobytes())
         sha.update(self.prompt.encode("utf-8", "surrogatepass") + b"\0")
         return sha.hexdigest()
+
+
+def name_tokens(tokens: TokensLike | None) -> dict[str, Int[Tensor, "l"]]:
+    """Get the tensors of the tokens of a probe by the names that transformers tokenizers give them."""
+    if tokens is None:
+        return {}
+    if not isinstance(tokens, Mapping):
+        return {"input_ids": tokens}
+    return {"input_ids": tokens["input_ids"], **{name: tokens[name] for name in sorted(tokens) if name != "input_ids"}}

@@ -16,12 +16,12 @@ from torch import Tensor
 from clipcam_lightning.cam.decoding import ImageLike, PathLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.errors import ProbeError, SnapshotError, abridge
-from clipcam_lightning.probes.batch import SizeFilter, decode_prompt, find_images_and_prompts
+from clipcam_lightning.probes.batch import BatchProbes, ClassNames, SizeFilter, decode_prompt, find_images_and_prompts
 from clipcam_lightning.probes.load import load_probe
 from clipcam_lightning.probes.manifest import MANIFESTS, read_manifest
 from clipcam_lightning.probes.names import name_probes
 from clipcam_lightning.probes.prepared import PreparedProbes, prepare_probes
-from clipcam_lightning.probes.probe import LoadedProbe, Probe
+from clipcam_lightning.probes.probe import LoadedProbe, Probe, TokensLike, name_tokens
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "probe set"
@@ -77,16 +77,19 @@ class ProbeSet(Sequence[LoadedProbe]):
         other_sizes: SizeFilter | None = None,
         count: int = 8,
         tokenizer: Tokenizer | None = None,
+        names: ClassNames | None = None,
     ) -> "ProbeSet":
         """Take the first images and prompts of a training batch, however it is nested.
 
         Args:
-            batch: anything that holds a float tensor ``[n, 3, y, x]`` and token ids ``[n, l]`` or ``n`` strings.
+            batch: anything that holds images (float or uint8 tensors, PIL images) and for each a string, token ids or
+                a label; or a list of samples.
             size: height and width that the model expects, in pixels.
             other_sizes: whether the model takes images of another height and width; asked only if the batch holds no
-                images of ``size``. By default it takes none.
+                images of ``size``. By default it takes none, and float images of another size are resized.
             count: how many probes to take; fewer if the batch is smaller.
             tokenizer: decodes token ids for the names of the probes, where it can.
+            names: of the classes that integer labels stand for, where a batch holds no text.
 
         Returns:
             A set that shares no memory with the batch.
@@ -101,10 +104,15 @@ class ProbeSet(Sequence[LoadedProbe]):
             >>> ProbeSet.from_batch(batch, size=(8, 8), count=2).prompts
             ['an owl', 'a fox']
         """
-        images, prompts = find_images_and_prompts(batch, size, other_sizes)
+        return cls._of_batch(find_images_and_prompts(batch, size, other_sizes, names), count, tokenizer)
+
+    @classmethod
+    def _of_batch(cls, found: BatchProbes, count: int, tokenizer: Tokenizer | None) -> "ProbeSet":
+        prompts = found.prompts[:count]
+        texts = found.texts[:count] or [decode_prompt(prompt, tokenizer) for prompt in prompts]
         return cls(
-            Probe(image, decode_prompt(prompt, tokenizer), tokens=prompt if isinstance(prompt, Tensor) else None)
-            for image, prompt in zip(images[:count], prompts[:count], strict=True)
+            Probe(image, decode_prompt(text, tokenizer), tokens=None if isinstance(prompt, str) else prompt)
+            for image, text, prompt in zip(found.images[:count], texts, prompts, strict=True)
         )
 
     @classmethod
@@ -112,7 +120,7 @@ class ProbeSet(Sequence[LoadedProbe]):
         """Make a set of what :meth:`to_tensors` returned.
 
         Args:
-            tensors: pixels, masks and token ids.
+            tensors: pixels, masks, tokens and embeddings.
             rows: name and prompt per probe.
 
         Returns:
@@ -196,15 +204,17 @@ class ProbeSet(Sequence[LoadedProbe]):
         """Take the set apart for a file or a checkpoint.
 
         Returns:
-            Pixels, masks and token ids as tensors by name, and the name and prompt of each probe.
+            Pixels, masks, tokens and embeddings as tensors by name, and the name and prompt of each probe.
         """
         tensors = {}
         for i, probe in enumerate(self):
             tensors[f"image.{i}"] = probe.image if isinstance(probe.image, Tensor) else torch.from_numpy(probe.image)
             if probe.mask is not None:
                 tensors[f"mask.{i}"] = torch.from_numpy(probe.mask)
-            if probe.tokens is not None:
-                tensors[f"tokens.{i}"] = probe.tokens
+            for name, row in name_tokens(probe.tokens).items():
+                tensors[f"tokens.{i}" if name == "input_ids" else f"tokens.{i}.{name}"] = row
+            if probe.embedding is not None:
+                tensors[f"embedding.{i}"] = probe.embedding
         return tensors, [{"name": probe.name, "prompt": probe.prompt} for probe in self]
 
 
@@ -262,10 +272,17 @@ def _probes_from(tensors: Mapping[str, Tensor], rows: Sequence[Mapping[str, str]
                 prompt=row["prompt"],
                 name=row["name"],
                 mask=mask,
-                tokens=tensors.get(f"tokens.{i}"),
+                tokens=_tokens_from(tensors, i),
+                embedding=tensors.get(f"embedding.{i}"),
             )
         )
     return probes
+
+
+def _tokens_from(tensors: Mapping[str, Tensor], i: int) -> TokensLike | None:
+    ids, prefix = tensors.get(f"tokens.{i}"), f"tokens.{i}."
+    others = {name.removeprefix(prefix): row for name, row in tensors.items() if name.startswith(prefix)}
+    return ids if ids is None or not others else {"input_ids": ids, **others}
 
 
 def _digest(probes: Iterable[LoadedProbe]) -> str:

@@ -1,12 +1,12 @@
 """Per-rank state of a monitored run: the CLIP on every rank, probes and baseline on the first."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.finding import ModelSpec
@@ -19,10 +19,11 @@ from clipcam_lightning.errors import ClipCamError, describe_error
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor, load_baseline
+from clipcam_lightning.probes.batch import ClassNames, find_class_names
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
 from clipcam_lightning.training.ranks import Ranks
-from clipcam_lightning.training.sharded import gathered_parameters, without_wrappers
+from clipcam_lightning.training.sharded import gathered_parameters, is_sharded
 
 
 class Session:
@@ -36,6 +37,7 @@ class Session:
         spec: where the CLIP is in the module.
         settings: how maps are made.
         num_probes: how many probes to take from a batch.
+        prompts: what integer labels of a batch stand for.
         baseline, rule: as in :class:`Monitor`.
 
     Attributes:
@@ -52,6 +54,7 @@ class Session:
         spec: ModelSpec,
         settings: MapSettings,
         num_probes: int,
+        prompts: ClassNames | None,
         baseline: PathLike,
         rule: DriftRule,
     ) -> None:
@@ -66,6 +69,7 @@ class Session:
         self._spec = spec
         self._settings = settings
         self._num_probes = num_probes
+        self._prompts = prompts
         self._baseline: PathLike | Snapshot = baseline
         self._rule = rule
 
@@ -82,14 +86,36 @@ class Session:
             root: the strategy's wrapper around it, or the module itself.
         """
         self._root = root
-        with without_wrappers(root):
+        # The search may embed an image, which takes whole parameters.
+        with gathered_parameters(module, root) if is_sharded(root) else nullcontext():
             self.clip = clip = self._spec.find(module)
         self._explainer = None
         self._settings.resolve(clip.tower)
         self.ranks.on_rank_zero(partial(self._prepare_probes, clip))
 
-    def take_probes(self, batch: Any) -> str:
+    def describe_untrained(self, module: nn.Module) -> str:
+        """Say that the CLIP is not what is trained; ``""`` if it is, or if nothing is trained."""
+        assert self.clip is not None
+        trained = sum(parameter.requires_grad for parameter in module.parameters())
+        if not trained or any(parameter.requires_grad for parameter in self.clip.module.parameters()):
+            return ""
+        name = f" {self.clip.name!r}" if self.clip.name else ""
+        return (
+            f"no parameter of the CLIP{name} is trained, but {trained} others of {type(module).__name__} are: its maps "
+            "cannot change. If images pass through more than this CLIP, say how they are embedded, with "
+            "encode_image=lambda module, images: ... and encode_text=lambda module, texts: ..."
+        )
+
+    def forget(self) -> None:
+        """Forget the baseline and history of another module, and probes that were taken from its batches."""
+        self.monitor = self.clip = self._root = self._explainer = None
+
+    def take_probes(self, batch: Any, owners: Sequence[Any] = ()) -> str:
         """Build the probe set from a batch if there is none yet.
+
+        Args:
+            batch: of any form.
+            owners: what may know the names of the classes, if the batch holds labels.
 
         Returns:
             An error message, or ``""``.
@@ -105,6 +131,7 @@ class Session:
                 other_sizes=partial(takes_size, clip.tower),
                 count=self._num_probes,
                 tokenizer=clip.tokenizer,
+                names=self._prompts or find_class_names(owners),
             )
             self._size_note = _describe_other_size(probes, size)
             self._make_monitor(probes)
@@ -230,7 +257,10 @@ class Session:
 
 def _describe_other_size(probes: ProbeSet, size: tuple[int, int]) -> str:
     """Say that the images of a batch have another size than the model's own ``size``; ``""`` if they have not."""
-    height, width = probes[0].image.shape[-2:]
+    image = probes[0].image
+    if not isinstance(image, Tensor):
+        return "the images of the batch are not preprocessed; they go through the model's own transform."
+    height, width = image.shape[-2:]
     if (height, width) == size:
         return ""
     return (

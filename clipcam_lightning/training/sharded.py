@@ -38,6 +38,13 @@ def gathered_parameters(module: nn.Module, root: nn.Module) -> Iterator[None]:
         yield
 
 
+def is_sharded(root: nn.Module) -> bool:
+    """Whether parameters below ``root`` are sharded, so that no rank can call the model by itself."""
+    return any(isinstance(part, FSDPModule | FullyShardedDataParallel) for part in root.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in root.parameters()
+    )
+
+
 @contextmanager
 def without_wrappers(root: nn.Module) -> Iterator[None]:
     """Put the wrapped modules in the place of their ``FullyShardedDataParallel`` wrappers below ``root``."""

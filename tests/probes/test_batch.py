@@ -3,13 +3,15 @@
 from collections import UserDict, namedtuple
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from clipcam_lightning.errors import ProbeError
-from clipcam_lightning.probes.batch import decode_prompt, find_images_and_prompts
+from clipcam_lightning.probes.batch import SizeFilter, decode_prompt, find_images_and_prompts
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer
@@ -48,43 +50,48 @@ TEXT_BATCHES = {
 }
 
 
+def find(batch: Any, size: tuple[int, int], other_sizes: SizeFilter | None = None) -> tuple[Tensor, list[Any]]:
+    """Find the images of a batch as one tensor, and its strings or token ids."""
+    found = find_images_and_prompts(batch, size, other_sizes)
+    ids = [prompt["input_ids"] if isinstance(prompt, dict) else prompt for prompt in found.prompts]
+    return torch.stack(found.images), ids  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 def test_images_and_token_ids_are_found(batch: Any) -> None:
-    images, prompts = find_images_and_prompts(batch, SIZE)
+    images, prompts = find(batch, SIZE)
     assert torch.equal(images, IMAGES)
     assert torch.equal(torch.stack(prompts), TOKENS)
 
 
 @pytest.mark.parametrize("batch", TEXT_BATCHES.values(), ids=TEXT_BATCHES)
 def test_images_and_strings_are_found(batch: Any) -> None:
-    images, prompts = find_images_and_prompts(batch, SIZE)
+    images, prompts = find(batch, SIZE)
     assert torch.equal(images, IMAGES)
     assert prompts == TEXTS
 
 
 def test_token_types_are_not_taken_for_token_ids() -> None:
     batch = {"image": IMAGES, "token_type_ids": 0 * TOKENS, "input_ids": TOKENS}
-    assert torch.equal(torch.stack(find_images_and_prompts(batch, SIZE)[1]), TOKENS)
+    assert torch.equal(torch.stack(find(batch, SIZE)[1]), TOKENS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_pixels_are_converted_to_float32_and_detached(dtype: torch.dtype) -> None:
     pixels = IMAGES.to(dtype).requires_grad_()
-    images, _ = find_images_and_prompts((pixels, TOKENS), SIZE)
+    images, _ = find((pixels, TOKENS), SIZE)
     assert torch.equal(images, pixels.detach().float())
     assert not images.requires_grad
 
 
 def test_a_segmentation_is_not_taken_for_token_ids() -> None:
-    _, prompts = find_images_and_prompts((IMAGES, torch.ones(4, *SIZE, dtype=torch.long), TOKENS), SIZE)
+    _, prompts = find((IMAGES, torch.ones(4, *SIZE, dtype=torch.long), TOKENS), SIZE)
     assert torch.equal(torch.stack(prompts), TOKENS)
 
 
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((torch.rand(4, 3, 12, 8), TOKENS), r"no float images \[n, 3, 8, 12\]; it has images of 12x8"),
-        ((torch.zeros(4, 3, *SIZE, dtype=torch.uint8), TOKENS), r"it has uint8 \(4, 3, 8, 12\), int64 \(4, 5\)"),
         ((torch.rand(4, *SIZE, 3), TOKENS), r"it has float32 \(4, 8, 12, 3\)"),
         ([], "it has nothing"),
         (None, "it has NoneType"),
@@ -99,8 +106,8 @@ def test_a_segmentation_is_not_taken_for_token_ids() -> None:
     ],
 )
 def test_a_batch_without_images_or_prompts_is_refused_with_a_list_of_what_it_holds(batch: Any, message: str) -> None:
-    with pytest.raises(ProbeError, match=f"{message}.*Give probes="):
-        find_images_and_prompts(batch, SIZE)
+    with pytest.raises(ProbeError, match=f"{message}.*ive probes="):
+        find(batch, SIZE)
 
 
 def test_images_of_another_size_are_taken_only_if_there_are_none_of_the_first_and_the_model_takes_them() -> None:
@@ -109,16 +116,98 @@ def test_images_of_another_size_are_taken_only_if_there_are_none_of_the_first_an
     def is_wide(size: tuple[int, int]) -> bool:
         return size[1] > 6
 
-    assert find_images_and_prompts(batch, SIZE, is_wide)[0].shape[2:] == SIZE
-    assert find_images_and_prompts(batch, (4, 6), is_wide)[0].shape[2:] == (4, 6)
-    assert find_images_and_prompts(batch, (16, 16), is_wide)[0].shape[2:] == SIZE
-    with pytest.raises(ProbeError, match="images of 4x6, 8x12"):
-        find_images_and_prompts(batch, (16, 16), lambda size: False)
+    assert find(batch, SIZE, is_wide)[0].shape[2:] == SIZE
+    assert find(batch, (4, 6), is_wide)[0].shape[2:] == (4, 6)
+    assert find(batch, (16, 16), is_wide)[0].shape[2:] == SIZE
+
+
+def test_images_of_a_size_that_the_model_does_not_take_are_resized() -> None:
+    batch = {"image": IMAGES, "caption": TEXTS}
+    found = find_images_and_prompts(batch, (16, 16), lambda size: False)
+    assert found.is_resized
+    assert [tuple(image.shape) for image in found.images] == [(3, 16, 16)] * 4  # type: ignore[union-attr]
+    assert not find_images_and_prompts(batch, SIZE).is_resized
+
+
+BYTES = (IMAGES * 255).to(torch.uint8)
+PICTURES = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in BYTES]
+RAW_BATCHES = {
+    "bytes": (BYTES, TEXTS),
+    "bytes, channels last": (BYTES.permute(0, 2, 3, 1), TEXTS),
+    "PIL images": {"image": PICTURES, "caption": TEXTS},
+    "samples": list(zip(PICTURES, TEXTS, strict=True)),
+    "samples by name": [{"image": image, "caption": text} for image, text in zip(PICTURES, TEXTS, strict=True)],
+}
+
+
+@pytest.mark.parametrize("batch", RAW_BATCHES.values(), ids=RAW_BATCHES)
+def test_images_that_are_not_preprocessed_are_found_as_they_are(batch: Any) -> None:
+    found = find_images_and_prompts(batch, (16, 16))
+    assert [np.array(image).tolist() for image in found.images] == BYTES.permute(0, 2, 3, 1).tolist()
+    assert found.prompts == TEXTS
+
+
+def test_samples_without_an_image_are_left_out_with_their_prompts() -> None:
+    batch = {"image": [IMAGES[0], None, IMAGES[2], None], "caption": TEXTS}
+    found = find_images_and_prompts(batch, SIZE)
+    assert torch.equal(torch.stack(found.images), IMAGES[::2])  # type: ignore[arg-type]
+    assert found.prompts == TEXTS[::2]
+
+
+def test_samples_that_are_none_are_left_out() -> None:
+    batch = [(IMAGES[0], "a cat"), None, (IMAGES[1], "a dog")]
+    assert find_images_and_prompts(batch, SIZE).prompts == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("frames", [IMAGES[:, None].expand(4, 7, 3, *SIZE), IMAGES[:, :, None].expand(4, 3, 7, *SIZE)])
+def test_of_a_video_the_first_frame_is_taken(frames: Tensor) -> None:
+    images, _ = find((frames, TEXTS), SIZE)
+    assert torch.equal(images, IMAGES)
+
+
+def test_of_crops_in_several_sizes_those_of_the_model_are_taken() -> None:
+    images, _ = find(([torch.rand(4, 3, 4, 4), IMAGES, torch.rand(4, 3, 4, 4)], TEXTS), SIZE)
+    assert torch.equal(images, IMAGES)
+
+
+def test_token_ids_keep_what_else_the_tokenizer_returned() -> None:
+    batch = {"pixel_values": IMAGES, "input_ids": TOKENS, "token_type_ids": 0 * TOKENS, "attention_mask": MASK}
+    first = find_images_and_prompts(batch, SIZE).prompts[0]
+    assert isinstance(first, dict)
+    assert {name: row.tolist() for name, row in first.items()} == {
+        "input_ids": TOKENS[0].tolist(),
+        "token_type_ids": [0] * 5,
+        "attention_mask": [1] * 5,
+    }
+
+
+def test_strings_beside_token_ids_are_shown_and_the_ids_embedded() -> None:
+    texts = ["a cat", "a dog", "a cow", "an owl"]
+    probes = ProbeSet.from_batch({"image": IMAGES, "input_ids": TOKENS, "caption": texts}, size=SIZE)
+    assert probes.prompts == texts
+    assert [probe.tokens.tolist() for probe in probes] == TOKENS.tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("names", [["cat", "dog", "owl"], {0: "cat", 1: "dog", 2: "owl"}])
+@pytest.mark.parametrize("labels", [torch.tensor([2, 0, 1, 2]), [2, 0, 1, 2]])
+def test_labels_are_named(names: Any, labels: Any) -> None:
+    probes = ProbeSet.from_batch((IMAGES, labels), size=SIZE, names=names)
+    assert probes.prompts == ["owl", "cat", "dog", "owl"]
+
+
+def test_fewer_class_names_than_labels_are_refused() -> None:
+    with pytest.raises(ProbeError, match="prompts has 2 class names, but the batch has the label 2"):
+        ProbeSet.from_batch((IMAGES, torch.tensor([0, 2, 1, 0])), size=SIZE, names=["cat", "dog"])
+
+
+def test_labels_without_names_are_refused_with_how_to_name_them() -> None:
+    with pytest.raises(ProbeError, match=r"name the classes with prompts=\[...\]"):
+        ProbeSet.from_batch((IMAGES, torch.arange(4)), size=SIZE)
 
 
 def test_the_set_does_not_change_when_the_batch_does() -> None:
     images, tokens = IMAGES.clone(), TOKENS.clone()
-    copies, prompts = find_images_and_prompts((images, tokens), SIZE)
+    copies, prompts = find((images, tokens), SIZE)
     probes = ProbeSet.from_batch((images, tokens), size=SIZE)
     digest = probes.digest
 

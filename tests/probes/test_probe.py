@@ -45,7 +45,8 @@ def test_a_loaded_probe_shows_dtype_and_shape_of_its_arrays() -> None:
     probe = load_probe(Probe(PIXELS, "a cat", box=(0, 0, 5, 5)), "probe 1")
     assert (
         repr(probe)
-        == "LoadedProbe(image=uint8[300, 400, 3], prompt='a cat', name='', mask=bool[300, 400], tokens=None)"
+        == "LoadedProbe(image=uint8[300, 400, 3], prompt='a cat', name='', mask=bool[300, 400], tokens=None, "
+        "embedding=None)"
     )
 
 

@@ -571,8 +571,8 @@ def test_a_training_that_ends_early_leaves_whole_files_and_a_callback_that_can_b
     assert snapshots_in(evaluations) == steps_in(evaluations) == steps
     assert [event.step for event in events(tmp_path / "a").Scalars("clipcam/drift")] == steps
     train(tmp_path / "b", callback)
-    assert [entry.step for entry in callback.history] == [*steps, 2, 4, 6]
-    assert snapshots_in(tmp_path / "b" / "run" / "clipcam") == STEPS[1:]
+    assert [entry.step for entry in callback.history] == STEPS
+    assert snapshots_in(tmp_path / "b" / "run" / "clipcam") == STEPS
 
 
 @pytest.mark.parametrize(("room", "steps"), [(1, STEPS), (0, [])], ids=["for one image", "for no image"])
