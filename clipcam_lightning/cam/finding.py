@@ -21,7 +21,7 @@ from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import TOWERS, find_tower
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.cam.tracing import depends_on, embed_twice, trace_encoder
-from clipcam_lightning.errors import ConfigError, ModelError, TowerError, describe_error
+from clipcam_lightning.errors import ConfigError, ModelError, describe_error
 
 __all__ = ["ModelSpec", "find_clip"]
 
@@ -135,13 +135,9 @@ def _find(module: nn.Module | ClipModel, spec: ModelSpec) -> ClipModel:
     if outer is not None:
         return _read_outer(module, outer, path, spec)
     part = module.get_submodule(path)
-    try:
-        tower = find_tower(part, spec.towers)
-    except TowerError:
-        # The methods may belong to a module whose image tower is known, but under another name.
-        if isinstance(part, torch.jit.ScriptModule) or not _has_own_methods(part):
-            raise
+    if not _is_of_a_library(part, spec):
         return _read_outer(module, path, path, spec)
+    tower = find_tower(part, spec.towers)
     return ClipModel(
         module=part,
         tower=tower,
@@ -208,6 +204,13 @@ def _has_own_methods(module: nn.Module) -> bool:
     return adapter is not None and all(
         getattr(getattr(module, name), "__self__", None) is module for name in adapter.methods
     )
+
+
+def _is_of_a_library(part: nn.Module, spec: ModelSpec) -> bool:
+    """Whether a module has the parts of a CLIP of a library, and not only methods of the same names."""
+    adapter = find_adapter(part)
+    has_parts = hasattr(part, "config" if adapter and adapter.vision == "vision_model" else "visual")
+    return has_parts or isinstance(part, torch.jit.ScriptModule) or any(tower.fits(part) for tower in spec.towers)
 
 
 def _is_trained(part: nn.Module) -> bool:

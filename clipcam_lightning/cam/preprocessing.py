@@ -1,13 +1,20 @@
 """Convert images to model input, and model input back to pixels for display."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from open_clip.constants import INCEPTION_MEAN, INCEPTION_STD
+from open_clip.constants import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INCEPTION_MEAN,
+    INCEPTION_STD,
+    OPENAI_DATASET_MEAN,
+    OPENAI_DATASET_STD,
+)
 from open_clip.model import get_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -18,6 +25,14 @@ from clipcam_lightning.cam.decoding import ImageLike, Images, decode_rgb, list_i
 from clipcam_lightning.errors import ConfigError
 
 BILINEAR = 2  # as Pillow and transformers number it
+MAX_ROUNDING = 0.02  # mean distance from whole numbers; 0.25 for any
+Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+USUAL_NORMALISATIONS: tuple[Normalisation, ...] = (
+    (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD),
+    (IMAGENET_MEAN, IMAGENET_STD),
+    (INCEPTION_MEAN, INCEPTION_STD),
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+)
 
 
 @dataclass(frozen=True)
@@ -104,19 +119,47 @@ class Preprocessing:
 
         Args:
             images: model input, whose normalisation is undone; or images that :meth:`batch` converts to model input.
-                Model input that cannot be brought into the range of pixels was normalised differently; it is stretched
-                to its own minimum and maximum instead.
+                If it was normalised in another usual way (as for CLIP or ImageNet, to -1 to 1, or not at all), that
+                shows: only the right way gives whole numbers. Model input that cannot be brought into the range of
+                pixels is stretched to its own minimum and maximum instead.
 
         Raises:
             ConfigError: an image cannot be used, or model input has several sizes.
         """
         images = self.batch(images).detach().float().cpu()
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.config.mean, self.config.std))
-        restored = images * std + mean
+        own = tuple(self.config.mean), tuple(self.config.std)
+        restored = next((each for each in _restorations(images, own) if _is_of_bytes(each)), None)
+        if restored is None:  # resampled or augmented as floats
+            restored = next((each for each in _restorations(images, own) if _fits(each).all()), _restore(images, own))
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         stretched = (images - low) / (high - low).clamp_min(1e-12)
-        fits = (restored.amin((1, 2, 3), keepdim=True) > -0.02) & (restored.amax((1, 2, 3), keepdim=True) < 1.02)
-        return (torch.where(fits, restored, stretched).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
+        return (
+            (torch.where(_fits(restored), restored, stretched).nan_to_num(0.0).clamp(0, 1) * 255)
+            .round()
+            .to(torch.uint8)
+        )
+
+
+def _restorations(images: Float[Tensor, "n 3 y x"], own: Normalisation) -> Iterator[Float[Tensor, "n 3 y x"]]:
+    """Undo each usual normalisation, the model's own first."""
+    return (_restore(images, each) for each in (own, *USUAL_NORMALISATIONS))
+
+
+def _restore(images: Float[Tensor, "n 3 y x"], normalisation: Normalisation) -> Float[Tensor, "n 3 y x"]:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
+    return images * std + mean
+
+
+def _fits(restored: Float[Tensor, "n 3 y x"]) -> Bool[Tensor, "n 1 1 1"]:
+    """Whether the values of each image are in the range of pixels, 0 to 1."""
+    low, high = restored.amin((1, 2, 3), keepdim=True), restored.amax((1, 2, 3), keepdim=True)
+    return (low > -0.02) & (high < 1.02)
+
+
+def _is_of_bytes(restored: Float[Tensor, "n 3 y x"]) -> bool:
+    """Whether values are whole numbers from 0 to 255, divided by 255, to the precision of the images."""
+    levels = restored * 255
+    return bool(_fits(restored).all() and (levels - levels.round()).abs().mean() < MAX_ROUNDING)
 
 
 def _require_model_input(image: Tensor) -> Float[Tensor, "3 y x"]:

@@ -16,7 +16,7 @@ from clipcam_lightning.cam.decoding import ImageLike
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.load import is_dense
-from clipcam_lightning.probes.probe import TokensLike
+from clipcam_lightning.probes.probe import Probe, TokensLike
 
 Prompts: TypeAlias = list[str | TokensLike]
 ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
@@ -64,6 +64,15 @@ class BatchProbes:
     is_resized: bool = False
 
     __repr__ = short_repr
+
+    def list_probes(self, count: int, tokenizer: object = None) -> list[Probe]:
+        """List the first ``count`` probes; ``tokenizer`` decodes token ids for their prompts, where it can."""
+        prompts = self.prompts[:count]
+        texts = self.texts[:count] or [decode_prompt(prompt, tokenizer) for prompt in prompts]
+        return [
+            Probe(image, decode_prompt(text, tokenizer), tokens=None if isinstance(prompt, str) else prompt)
+            for image, text, prompt in zip(self.images, texts, prompts, strict=False)
+        ]
 
 
 def find_images_and_prompts(

@@ -16,7 +16,7 @@ from torch import Tensor
 from clipcam_lightning.cam.decoding import ImageLike, PathLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.errors import ProbeError, SnapshotError, abridge
-from clipcam_lightning.probes.batch import BatchProbes, ClassNames, SizeFilter, decode_prompt, find_images_and_prompts
+from clipcam_lightning.probes.batch import ClassNames, SizeFilter, find_images_and_prompts
 from clipcam_lightning.probes.load import load_probe
 from clipcam_lightning.probes.manifest import MANIFESTS, read_manifest
 from clipcam_lightning.probes.names import name_probes
@@ -104,16 +104,8 @@ class ProbeSet(Sequence[LoadedProbe]):
             >>> ProbeSet.from_batch(batch, size=(8, 8), count=2).prompts
             ['an owl', 'a fox']
         """
-        return cls._of_batch(find_images_and_prompts(batch, size, other_sizes, names), count, tokenizer)
-
-    @classmethod
-    def _of_batch(cls, found: BatchProbes, count: int, tokenizer: Tokenizer | None) -> "ProbeSet":
-        prompts = found.prompts[:count]
-        texts = found.texts[:count] or [decode_prompt(prompt, tokenizer) for prompt in prompts]
-        return cls(
-            Probe(image, decode_prompt(text, tokenizer), tokens=None if isinstance(prompt, str) else prompt)
-            for image, text, prompt in zip(found.images[:count], texts, prompts, strict=True)
-        )
+        found = find_images_and_prompts(batch, size, other_sizes, names)
+        return cls(found.list_probes(count, tokenizer))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], rows: Sequence[Mapping[str, str]]) -> "ProbeSet":

@@ -19,7 +19,7 @@ from clipcam_lightning.errors import ClipCamError, describe_error
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor, load_baseline
-from clipcam_lightning.probes.batch import ClassNames, find_class_names
+from clipcam_lightning.probes.batch import BatchProbes, ClassNames, find_class_names, find_images_and_prompts
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
 from clipcam_lightning.training.ranks import Ranks
@@ -125,16 +125,10 @@ class Session:
             return ""
         try:
             clip, size = self.clip, self.clip.preprocessing.size
-            probes = ProbeSet.from_batch(
-                batch,
-                size=size,
-                other_sizes=partial(takes_size, clip.tower),
-                count=self._num_probes,
-                tokenizer=clip.tokenizer,
-                names=self._prompts or find_class_names(owners),
-            )
-            self._size_note = _describe_other_size(probes, size)
-            self._make_monitor(probes)
+            names = self._prompts or find_class_names(owners)
+            found = find_images_and_prompts(batch, size, partial(takes_size, clip.tower), names)
+            self._size_note = _describe_images(found, size)
+            self._make_monitor(ProbeSet(found.list_probes(self._num_probes, clip.tokenizer)))
         except Exception as error:
             self.error = error
             return f"no probes could be taken from a batch: {describe_error(error)}"
@@ -255,9 +249,14 @@ class Session:
         return evaluations, dict(self.monitor.metrics), ""
 
 
-def _describe_other_size(probes: ProbeSet, size: tuple[int, int]) -> str:
-    """Say that the images of a batch have another size than the model's own ``size``; ``""`` if they have not."""
-    image = probes[0].image
+def _describe_images(found: BatchProbes, size: tuple[int, int]) -> str:
+    """Say that the images of a batch are not input of the model's own ``size``; ``""`` if they are."""
+    image = found.images[0]
+    if found.is_resized:
+        return (
+            f"the images of the batch have another size than the model takes; they are resized to {size[0]}x{size[1]} "
+            "pixels and cropped; if training resizes them otherwise, give probes=... instead."
+        )
     if not isinstance(image, Tensor):
         return "the images of the batch are not preprocessed; they go through the model's own transform."
     height, width = image.shape[-2:]

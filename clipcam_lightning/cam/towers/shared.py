@@ -120,7 +120,8 @@ def encode_with(
         Image embeddings of any length.
     """
     named = {f"clip.{name}": value for name, value in parameters.items()}
-    features: Tensor = torch.func.functional_call(_ImageEncoder(clip), named, (images,))
+    # A part of an EncoderPair has two names, and would be replaced twice if weights were tied.
+    features: Tensor = torch.func.functional_call(_ImageEncoder(clip), named, (images,), tie_weights=False)
     return features
 
 
