@@ -370,7 +370,7 @@ def _with_known_tower(pair: EncoderPair, towers: Sequence[type[Tower]]) -> Encod
     if any(tower.fits(pair) for tower in towers):
         return pair
     trace = trace_encoder(pair, pair.encode_image)
-    parts = [pair.get_submodule(name) for name in trace.outputs if name]
+    parts = [pair.get_submodule(name) for name in sorted(trace.ran) if name]
     for part in sorted(parts, key=lambda part: sum(1 for _ in part.modules())):
         marked = pair.with_visual(part)
         if any(tower.fits(marked) for tower in (*towers, *TOWERS)):

@@ -1,6 +1,8 @@
 """Trace one pass of an image encoder: which modules run, in which order, and what they return."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -27,13 +29,16 @@ class Trace:
     Attributes:
         size: height and width of the images in pixels.
         embeddings: of the images.
-        outputs: dotted name of each module that ran, with the tensor that it returned first; in the order in which the
-            modules finished, each once.
-        read: by the same names, how much the embeddings depend on each number of such a tensor; ``None`` if not at all.
+        ran: dotted name of each module that ran.
+        outputs: dotted name of each module that ran and returned one tensor, with that tensor; in the order in which
+            the modules finished, each once.
+        read: by the same names, how much the embeddings depend on each number of such a tensor; ``None`` for not at
+            all.
     """
 
     size: tuple[int, int]
     embeddings: Float[Tensor, "n d"]
+    ran: frozenset[str]
     outputs: dict[str, Tensor]
     read: dict[str, Tensor | None]
 
@@ -96,12 +101,44 @@ def depends_on(module: nn.Module, encode: Encode, size: tuple[int, int], paramet
     return any(gradient is not None for gradient in gradients)
 
 
+def find_moved_tokens(module: nn.Module, encode: Encode, trace: Trace, name: str, cell: tuple[int, int]) -> list[int]:
+    """Find which token changes when the second cell of the first row changes, and the first cell of the second.
+
+    Args:
+        module, encode: as in :func:`trace_encoder`.
+        trace: of both.
+        name: of a module that returns tokens ``[n, t, d]`` or ``[t, n, d]``, the earlier the better.
+        cell: height and width of a cell in pixels.
+
+    Returns:
+        The index of the token, for either cell; ``-1`` where no single token changes more than all others together.
+    """
+    image = _random_images(module, trace.size)[:1]
+    changed = image.repeat(3, 1, 1, 1)
+    height, width = cell
+    changed[1, :, :height, width : 2 * width] += 3
+    changed[2, :, height : 2 * height, :width] += 3
+    outputs: list[Tensor] = []
+    handle = module.get_submodule(name).register_forward_hook(
+        lambda _module, _inputs, output: outputs.append(output[0] if isinstance(output, tuple) else output)
+    )
+    try:
+        with evaluation_mode(module), torch.no_grad():
+            encode(changed)
+    finally:
+        handle.remove()
+    tokens = outputs[0] if len(outputs[0]) == len(changed) else outputs[0].transpose(0, 1)
+    changes = [(tokens[i] - tokens[0]).float().norm(dim=-1) for i in (1, 2)]
+    return [int(change.argmax()) if change.max() > change.sum() / 2 else -1 for change in changes]
+
+
 def _trace(module: nn.Module, encode: Encode, size: tuple[int, int]) -> Trace:
     outputs: dict[str, Tensor] = {}
-    names = {part: name for name, part in module.named_modules()}
+    names, ran = {part: name for name, part in module.named_modules()}, set()
 
     def record(part: nn.Module, _inputs: object, output: Any) -> None:
-        tensor = _find_first_tensor(output)
+        ran.add(names[part])
+        tensor = _find_only_tensor(output)
         if tensor is not None and tensor.is_floating_point():
             outputs.pop(names[part], None)
             outputs[names[part]] = tensor
@@ -122,7 +159,7 @@ def _trace(module: nn.Module, encode: Encode, size: tuple[int, int]) -> Trace:
         gradients = torch.autograd.grad(score, [outputs[name] for name in able], allow_unused=True)
     read = dict.fromkeys(outputs, None) | dict(zip(able, gradients, strict=True))
     detached = {name: tensor.detach() for name, tensor in outputs.items()}
-    return Trace(size, embeddings.detach(), detached, read)
+    return Trace(size, embeddings.detach(), frozenset(ran), detached, read)
 
 
 def _random_images(module: nn.Module, size: tuple[int, int]) -> Float[Tensor, "n 3 y x"]:
@@ -131,18 +168,33 @@ def _random_images(module: nn.Module, size: tuple[int, int]) -> Float[Tensor, "n
     return images.to(device, find_input_type(module))
 
 
-def _find_first_tensor(output: Any) -> Tensor | None:
-    """The tensor that a module returns, or the first one of a tuple or mapping."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return next((value for value in values if isinstance(value, Tensor)), None)
+def _find_only_tensor(output: Any) -> Tensor | None:
+    """The tensor that a module returns, alone or first in a tuple without others: what a layer can be cut at."""
+    first, *others = output if isinstance(output, tuple) and output else (output,)
+    return first if isinstance(first, Tensor) and not any(isinstance(other, Tensor) for other in others) else None
 
 
 def _list_sizes(module: nn.Module) -> list[tuple[int, int]]:
     """List the sizes that parts of the module declare, from the outside in, then usual ones."""
     declared = [size for part in module.modules() for size in _declared_sizes(part)]
-    return list(dict.fromkeys([*declared, *((side, side) for side in USUAL_SIZES)]))
+    derived = _derive_sizes(module)
+    return list(dict.fromkeys([*declared, *((side, side) for side in (*derived, *USUAL_SIZES))]))
+
+
+def _derive_sizes(module: nn.Module) -> list[int]:
+    """Derive the side of a square image from the number of learned positions and the size of a patch."""
+    positions = [
+        each.shape[-2]
+        for name, each in module.named_parameters()
+        if re.search("pos.*emb", name) and each.ndim in (2, 3)
+    ]
+    patches = [
+        part.kernel_size[0]
+        for part in module.modules()
+        if isinstance(part, nn.Conv2d) and part.kernel_size == part.stride and part.stride[0] > 1
+    ]
+    sides = ((math.isqrt(count - prefix), count - prefix) for count in positions for prefix in (0, 1) if count > 1)
+    return [side * patch for side, cells in sides if side**2 == cells and side > 1 for patch in patches]
 
 
 def _declared_sizes(part: Any) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """The tower for every image encoder of an unknown kind: its layers are found by tracing one pass."""
 
 import math
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from clipcam_lightning.cam.adapters import find_adapter
 from clipcam_lightning.cam.towers.shared import round_to_cells
 from clipcam_lightning.cam.towers.tower import Recipe, Tower
-from clipcam_lightning.cam.tracing import COUNT, Trace, can_embed, trace_encoder
+from clipcam_lightning.cam.tracing import COUNT, Trace, can_embed, find_moved_tokens, trace_encoder
 from clipcam_lightning.errors import ConfigError, TowerError
 
 MAX_PREFIX = 16  # tokens before the patches: class token, registers
@@ -67,6 +68,7 @@ class TracedTower(Tower):
         self._layout = self._lay_out(trace.outputs[self.default_layer], trace.size)
         if trace.outputs[self.default_layer].ndim == 3:
             self.recipe = TOKENS_RECIPE
+            self._require_order(trace)
         self._takes = lru_cache(lambda size: can_embed(clip, adapter.encode_image, size))
 
     @classmethod
@@ -124,12 +126,36 @@ class TracedTower(Tower):
         kind = type(module)
         if read is None or (is_leaf and (kind.__name__.startswith(SKIPPED) or kind.__module__ == _ACTIVATIONS)):
             return False
+        if any(_ATTENTION.search(type(owner).__name__) for owner in self._list_owners(name)):
+            return False  # keys or values alone, which say half of what a block does
         layout = self._lay_out(output, trace.size)
         if layout is None:
             return False
         batch_dim, prefix = layout
         of_patches = read if output.ndim == 4 else read.transpose(0, batch_dim)[:, prefix:]
         return bool(of_patches.any())
+
+    def _require_order(self, trace: Trace) -> None:
+        """Refuse tokens that are not the patches row by row, by the first tokens that any module returns."""
+        for name, output in trace.outputs.items():
+            found = self._lay_out(output, trace.size) if output.ndim == 3 else None
+            if found is None:
+                continue
+            batch_dim, prefix = found
+            _, (rows, columns) = self._find_patches(output.shape[1 - batch_dim], trace.size) or (0, (1, 1))
+            cell = trace.size[0] // rows, trace.size[1] // columns
+            moved = find_moved_tokens(self.clip, self.adapter.encode_image, trace, name, cell)
+            if -1 not in moved and moved != [prefix + 1, prefix + columns]:
+                raise TowerError(
+                    f"the tokens that {name} returns are not the patches row by row: the second patch of the first row "
+                    f"is token {moved[0]}, and the first patch of the second row is token {moved[1]} (expected "
+                    f"{prefix + 1} and {prefix + columns})."
+                )
+            return
+
+    def _list_owners(self, name: str) -> list[nn.Module]:
+        parts = name.split(".")
+        return [self.clip.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts))]
 
     def _lay_out(self, output: Tensor, size: tuple[int, int]) -> Any:
         """Find the dimension of the images, and how many tokens come before the patches; ``None`` without a grid."""
@@ -145,12 +171,15 @@ class TracedTower(Tower):
 
     def _find_patches(self, tokens: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]] | None:
         """Find how many of so many tokens come before the patches, and the grid of the patches."""
-        grids = ((size[0] // height, size[1] // width) for height, width in self._cells)
+        # Stages of tokens merge cells by twos.
+        cells = [(height * k, width * k) for height, width in self._cells for k in (1, 2, 4, 8)]
+        grids = ((size[0] // height, size[1] // width) for height, width in cells)
         fitting = [(tokens - h * w, (h, w)) for h, w in grids if h * w > 1 and 0 <= tokens - h * w <= MAX_PREFIX]
         return min(fitting, default=None)
 
 
 _ACTIVATIONS = "torch.nn.modules.activation"
+_ATTENTION = re.compile("(Attention|Attn)$")  # a class; the norm in an attention pool is worth a map
 
 
 def _list_cells(trace: Trace) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
-from clipcam_lightning.errors import TowerError
+from clipcam_lightning.cam.towers.traced import TracedTower
 from tests.support.tolerances import SCORE, assert_equal_up_to_rounding
 from tests.support.zoo.openai import (
     CLIP,
@@ -204,9 +204,11 @@ def test_texts_are_tokenized_by_the_tokenizer_of_clip_if_the_vocabulary_is_that_
 
 
 @pytest.mark.parametrize("build", [vit, resnet])
-def test_a_model_that_lacks_a_part_fits_no_tower(build: type) -> None:
+def test_a_model_that_lacks_a_part_fits_no_tower_and_is_traced(build: type) -> None:
     model = build()
+    expected = find_clip(model).tower
     del model.visual.input_resolution
 
-    with pytest.raises(TowerError, match="no tower fits CLIP"):
-        find_clip(model)
+    tower = find_clip(model).tower
+    assert type(tower) is TracedTower
+    assert tower.default_layer == expected.default_layer

@@ -1,6 +1,7 @@
 """Small CLIPs of transformers, and a tokenizer that needs no download."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer
@@ -11,15 +12,21 @@ from torch import nn
 from transformers import (
     AltCLIPConfig,
     AltCLIPModel,
+    AutoConfig,
+    BertConfig,
     ChineseCLIPConfig,
     ChineseCLIPModel,
     CLIPConfig,
     CLIPModel,
+    OwlViTConfig,
+    OwlViTModel,
     PreTrainedTokenizerFast,
     Siglip2Config,
     Siglip2Model,
     SiglipConfig,
     SiglipModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
 )
 
 WIDTH = 16  # of the embedding
@@ -62,6 +69,19 @@ def siglip2(**vision: object) -> Siglip2Model:
     return _randomize(Siglip2Model(Siglip2Config(text_config=TEXT, vision_config={**positions, **vision})))
 
 
+def owlvit(**vision: object) -> OwlViTModel:
+    config = OwlViTConfig(text_config=TEXT, vision_config={**VISION, **vision}, projection_dim=WIDTH)
+    return _randomize(OwlViTModel(config))
+
+
+def dual_encoder(vision: str = "siglip_vision_model", **options: object) -> VisionTextDualEncoderModel:
+    """A text encoder beside the image tower of another model; the projection changes the width."""
+    text = BertConfig(**{name: value for name, value in TEXT.items() if name != "bos_token_id"})
+    tower = AutoConfig.for_model(vision, **{**VISION, "hidden_size": 2 * WIDTH, **options})
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(tower, text, projection_dim=WIDTH)
+    return _randomize(VisionTextDualEncoderModel(config))
+
+
 def tokenizer(**options: object) -> PreTrainedTokenizerFast:
     words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
@@ -87,4 +107,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "alt clip": alt_clip,
     "siglip": siglip,
     "siglip 2": siglip2,
+    "owlvit": owlvit,
+    "dual encoder, siglip": dual_encoder,
+    "dual encoder, clip": partial(dual_encoder, "clip_vision_model"),
 }
