@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
         SnapshotError as SnapshotError,
         TowerError as TowerError,
     )
+    from clipcam_lightning.monitor import ClipCamMonitor as ClipCamMonitor
     from clipcam_lightning.monitoring.evaluate import evaluate as evaluate
     from clipcam_lightning.monitoring.evaluation import Evaluation as Evaluation, Sink as Sink
     from clipcam_lightning.monitoring.history import HistoryEntry as HistoryEntry
@@ -95,6 +96,7 @@ else:  # for Python; type checkers skip it, so that they report an unknown name
             "SnapshotError",
             "TowerError",
         ),
+        "monitor": ("ClipCamMonitor",),
         "monitoring.evaluate": ("evaluate",),
         "monitoring.evaluation": ("Evaluation", "Sink"),
         "monitoring.history": ("HistoryEntry",),

@@ -51,3 +51,11 @@ def test_a_training_stops_on_drift_and_keeps_the_weights_with_the_most_energy_on
     assert float(drift) >= 0.15  # two digits of a drift above 0.15
     assert int(kept) <= int(stopped)
     assert float(energy) > 0.5  # 0.77
+
+
+@pytest.mark.parametrize("name", ["a_pytorch_loop", "fabric", "open_clip_training", "transformers_trainer"])
+def test_a_training_without_lightning_is_monitored(name: str, tmp_path: Path) -> None:
+    output = output_of(f"monitor_{name}.py", tmp_path)
+
+    assert re.search(r"^no alarm at step 8; mean drift 0\.0", output, flags=re.M)
+    assert re.search(r"^no alarm at step 16; mean drift 0\.0", output, flags=re.M)

@@ -144,7 +144,7 @@ class TransformersAdapter(Adapter):
 
     def encode_image(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
         """Embed images."""
-        return extract_embedding(self.clip.get_image_features(pixel_values=images))
+        return _select_first(extract_embedding(self.clip.get_image_features(pixel_values=images)))
 
     def encode_text(self, tokens: Tokens) -> Float[Tensor, "n d"]:
         """Embed texts from those tensors in ``tokens`` that the model accepts.
@@ -157,7 +157,7 @@ class TransformersAdapter(Adapter):
             tensors.setdefault("attention_mask", (tensors["input_ids"] != padding_id).long())
         accepted = inspect.signature(self.clip.get_text_features).parameters
         features = self.clip.get_text_features(**{name: tensors[name] for name in tensors if name in accepted})
-        return extract_embedding(features)
+        return _select_first(extract_embedding(features))
 
     @property
     def _padding_id(self) -> int | None:
@@ -166,6 +166,11 @@ class TransformersAdapter(Adapter):
         # padding_idx.
         embeddings = (part for part in self.clip.text_model.modules() if isinstance(part, nn.Embedding))
         return next((part.padding_idx for part in embeddings if part.padding_idx is not None), None)
+
+
+def _select_first(features: Float[Tensor, "n *t d"]) -> Float[Tensor, "n d"]:
+    """Select the first of a sequence, which is what a FLAVA compares."""
+    return features[:, 0] if features.ndim == 3 else features
 
 
 class PairAdapter(Adapter):

@@ -99,7 +99,7 @@ class EncoderPair(nn.Module):
             return _require_embeddings(encode(ids), len(ids), "encode_text")
 
 
-def extract_embedding(output: Any) -> Float[Tensor, "n d"]:
+def extract_embedding(output: Any) -> Tensor:
     """Return the embedding in the output of a transformers model, or a tensor as it is.
 
     transformers 4 returns the tensor itself, transformers 5 an object with ``pooler_output``, or a tuple if the model

@@ -36,6 +36,7 @@ class ModelSource:
         init_args: arguments of that class.
         config: a file that LightningCLI wrote, with the arguments and usually the class.
         clip: dotted name of the CLIP inside the module; with ``model``, inside the checkpoint.
+        encode_image, encode_text: names of the methods of the class that embed images and texts.
         device: where the model computes.
 
     Raises:
@@ -50,6 +51,8 @@ class ModelSource:
     init_args: Mapping[str, Any] | None = None
     config: Path | None = None
     clip: str | None = None
+    encode_image: str | None = None
+    encode_text: str | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -73,6 +76,8 @@ class ModelSource:
                 "maps of random weights mean nothing; give the model's weights with --checkpoint FILE"
                 + ("." if has_class else " or --pretrained TAG.")
             )
+        if (self.encode_image or self.encode_text) and not has_class:
+            raise ConfigError("--encode-image and --encode-text go with --class-path or --config, not with --model.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu.")
 
@@ -117,7 +122,12 @@ def load_clip(source: ModelSource) -> LoadedClip:
     else:
         assert checkpoint is not None  # ModelSource refuses a class without one
         module = _build_module(_read_class_and_arguments(source), checkpoint)
-        clip = find_clip(module.to(source.device).eval(), source.clip)
+        clip = find_clip(
+            module.to(source.device).eval(),
+            source.clip,
+            encode_image=source.encode_image,
+            encode_text=source.encode_text,
+        )
     if checkpoint is None:
         return LoadedClip(clip)
     return LoadedClip(clip, checkpoint.counter("global_step"), checkpoint.counter("epoch"))

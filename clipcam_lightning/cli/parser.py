@@ -303,6 +303,12 @@ def _add_model_options(command: ArgumentParser) -> None:
     group.add_argument(
         "--clip", metavar="NAME", help="dotted name of the CLIP inside; needed only if there are several"
     )
+    group.add_argument(
+        "--encode-image",
+        metavar="NAME",
+        help="method of the class that embeds images, where no CLIP is found; with --encode-text",
+    )
+    group.add_argument("--encode-text", metavar="NAME", help="the same for texts")
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
 
 

@@ -164,15 +164,16 @@ class Monitor:
         try:
             if "baseline" in state:
                 baseline = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
+                _require_same_probes("the checkpoint", baseline, self.probes)
             history = [HistoryEntry.from_state(entry) for entry in state["history"]]
             means = {name: float(state["metrics"].get(name, value)) for name, value in self.metrics.items()}
             parts = (part for each in history for part in (each.maps, each.drift, each.flagged, each.states))
             if any(len(part) != len(self.probes) for part in parts):
                 raise ValueError("an evaluation in the history has another number of maps than there are probes")
+        except IncomparableError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SnapshotError(f"the callback's state in the checkpoint is damaged: {error!r}.") from error
-        if baseline is not None:
-            _require_same_probes("the checkpoint", baseline, self.probes)
         self.baseline = self.baseline or baseline  # a baseline file takes precedence
         self.history, self.metrics = history, means
 

@@ -18,7 +18,7 @@ def make_sinks(loggers: Iterable[object], folder: Path, root: str, num_images: i
     """Make the sinks of a run.
 
     Args:
-        loggers: of the Trainer; those that have no TensorBoard writer get nothing.
+        loggers: of the Trainer, or writers of TensorBoard; loggers that have no such writer get nothing.
         folder: of the files.
         root: first word of every TensorBoard tag; each callback of a run needs its own.
         num_images: probes with a panel per evaluation.
@@ -30,7 +30,7 @@ def make_sinks(loggers: Iterable[object], folder: Path, root: str, num_images: i
     writers = []
     for logger in loggers:
         try:
-            writer = getattr(logger, "experiment", None)
+            writer = logger if isinstance(logger, SummaryWriter) else getattr(logger, "experiment", None)
         except Exception as error:  # a logger that fails must not stop the file sink
             sinks.append(UnreachableSink(error))
             continue

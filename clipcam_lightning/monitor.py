@@ -1,0 +1,228 @@
+"""Monitor a training that has no Lightning Trainer."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from clipcam_lightning.cam.arguments import require_choice, require_positive
+from clipcam_lightning.cam.decoding import PathLike
+from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
+from clipcam_lightning.cam.finding import ModelSpec
+from clipcam_lightning.cam.fuse import Fusion
+from clipcam_lightning.cam.methods import Layers, MethodLike
+from clipcam_lightning.cam.model import Tokenizer
+from clipcam_lightning.cam.settings import MapSettings
+from clipcam_lightning.cam.targets import TargetLike
+from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.drift.report import DriftReport
+from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
+from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.errors import ClipCamError, ClipCamWarning, DriftAlarm, describe_error
+from clipcam_lightning.monitoring.evaluation import Evaluation
+from clipcam_lightning.monitoring.explainer import LocalExplainer
+from clipcam_lightning.monitoring.history import HistoryEntry
+from clipcam_lightning.monitoring.monitor import Monitor
+from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
+from clipcam_lightning.sinks import make_sinks
+from clipcam_lightning.sinks.images import REPORT
+
+
+class ClipCamMonitor:
+    """Monitor where a CLIP looks in any training loop, as :class:`ClipCamCallback` does under a Lightning Trainer.
+
+    The first call of :meth:`evaluate` makes the baseline; each later one compares with it. Snapshots, history, contact
+    sheet and, at an alarm, a report are written to ``dirpath``, and all that TensorBoard shows to ``writer``. The model
+    comes back as it was, to the bit. On several ranks call it on one of them, with a model that is whole there.
+
+    Args:
+        probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
+            ``(image, prompt)`` pairs.
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+            :class:`MapSettings`.
+        baseline: ``"start"`` (the first evaluation), ``"previous"`` (the last one), or a snapshot file.
+        max_drift, false_alarm_rate: what is an alarm, as in :class:`DriftRule`.
+        on_drift: on alarm ``"warn"``, ``"raise"`` DriftAlarm, or only ``"log"`` it.
+        num_images: how many probes TensorBoard shows images of per evaluation, flagged ones first.
+        clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
+            :class:`ModelSpec`.
+        dirpath: folder for all files.
+        writer: TensorBoard's writer of the run.
+        name: first word of every tag in TensorBoard.
+        on_error: what a failed evaluation does: ``"warn"`` once and let the training go on, or ``"raise"``.
+
+    Raises:
+        ConfigError, ProbeError, SnapshotError: an argument cannot be used; the message lists what can.
+
+    Example:
+        >>> import tempfile
+        >>> from clipcam_lightning import ClipCamMonitor
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes, model = draw_scenes(2), trained_clip("vit")
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> with ClipCamMonitor(probes, tokenizer=WordTokenizer(), dirpath=tempfile.mkdtemp()) as monitor:
+        ...     for step in (0, 100):  # a training would come in between
+        ...         report = monitor.evaluate(model, step)
+        >>> report.alarm, report.drift
+        (False, 0.0)
+    """
+
+    def __init__(
+        self,
+        probes: ProbesLike,
+        *,
+        method: MethodLike = "auto",
+        layers: Layers = None,
+        target: TargetLike = "similarity",
+        score_scale: float | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        shift: bool = False,
+        fuse: Fusion | None = None,
+        batch_size: int | None = None,
+        baseline: PathLike = "start",
+        max_drift: float | None = None,
+        false_alarm_rate: float = DEFAULT_RATE,
+        on_drift: Literal["log", "warn", "raise"] = "warn",
+        num_images: int = 32,
+        clip: str | None = None,
+        tokenizer: Tokenizer | None = None,
+        towers: Sequence[type[Tower]] = (),
+        encode_image: EncodeImage | None = None,
+        encode_text: EncodeText | None = None,
+        dirpath: PathLike = "clipcam",
+        writer: SummaryWriter | None = None,
+        name: str = "clipcam",
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        require_positive(num_images=num_images)
+        require_choice("on_drift", on_drift, ("log", "warn", "raise"))
+        require_choice("on_error", on_error, ("warn", "raise"))
+        self.on_drift = on_drift
+        self.on_error = on_error
+        self.dirpath = Path(dirpath)
+        self._spec = ModelSpec(
+            clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
+        )
+        self._settings = MapSettings(
+            method=method,
+            layers=layers,
+            target=target,
+            score_scale=score_scale,
+            scales=scales,
+            flip=flip,
+            shift=shift,
+            fuse=fuse,
+            batch_size=batch_size,
+        )
+        self._monitor = Monitor(ProbeSet(probes), rule=DriftRule(max_drift, false_alarm_rate), baseline=baseline)
+        writers = [] if writer is None else [writer]
+        self._make_sinks = partial(make_sinks, writers, self.dirpath, name, num_images)
+        self._warned: set[str] = set()
+        self._alarm: object = None  # what the last warning was about
+
+    @property
+    def report(self) -> DriftReport | None:
+        """The comparison of the last evaluation with the baseline; ``None`` before the first."""
+        return self._last.report if self._last else None
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """Maps and metrics of the last evaluation; ``None`` before the first."""
+        return self._last.snapshot if self._last else None
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Means of the last evaluation by name, all finite, for any logger; before the first the worst values."""
+        return dict(self._monitor.metrics)
+
+    @property
+    def history(self) -> Sequence[HistoryEntry]:
+        """The evaluations so far; of many the first and evenly spaced later ones."""
+        return self._monitor.history
+
+    @property
+    def _last(self) -> Evaluation | None:
+        return self._monitor.last
+
+    def evaluate(self, model: nn.Module, step: int, epoch: int = 0) -> DriftReport | None:
+        """Explain the probes with the model as it is now, compare the maps with the baseline, and write both.
+
+        Args:
+            model: any module that holds the CLIP, in any mode.
+            step: optimizer steps taken.
+            epoch: counted from 0.
+
+        Returns:
+            The comparison; ``None`` if the evaluation failed, which is a warning.
+
+        Raises:
+            DriftAlarm: with ``on_drift="raise"``, on an alarm.
+            ClipCamError: with ``on_error="raise"``, if the evaluation failed.
+        """
+        try:
+            if not self._monitor.sinks:
+                self._monitor.sinks = self._make_sinks()
+            outcome = self._monitor.evaluate(
+                LocalExplainer(self._spec.find(model), self._settings), step=step, epoch=epoch
+            )
+        except Exception as error:  # of any kind: an evaluation must not stop a training
+            if self.on_error == "raise":
+                raise
+            self._warn_once(f"an evaluation failed: {describe_error(error)}")
+            return None
+        for problem in outcome.problems:
+            if self.on_error == "raise":
+                raise ClipCamError(problem)
+            self._warn_once(problem)
+        if outcome.note:
+            self._warn_once(outcome.note)
+        assert outcome.report is not None  # the evaluation did not fail
+        self._act_on_alarm(outcome.report)
+        return outcome.report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return baseline, history and metrics as tensors and primitives, for a checkpoint."""
+        return self._monitor.state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; if that fails, nothing is changed.
+
+        Raises:
+            IncomparableError: the probes differ.
+            SnapshotError: the state is of a later version, or damaged.
+        """
+        self._monitor.restore(state)
+
+    def close(self) -> None:
+        """Wait until everything is written, and release the model. The monitor can be used again."""
+        for problem in self._monitor.close():
+            self._warn_once(problem)
+
+    def __enter__(self) -> "ClipCamMonitor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _act_on_alarm(self, report: DriftReport) -> None:
+        last, self._alarm = self._alarm, report.finding and (report.finding, report.evidence and report.evidence.prompt)
+        if not report.alarm or self.on_drift == "log":
+            return
+        if self.on_drift == "raise":
+            raise DriftAlarm(str(report), report)
+        if self._alarm != last:  # a model that follows its shortcut does so in every epoch
+            warnings.warn(f"{report}. Report: {self.dirpath / REPORT}.", ClipCamWarning, stacklevel=3)
+
+    def _warn_once(self, text: str) -> None:
+        kind, _, _ = text.partition(":")
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(f"{type(self).__name__}: {text.rstrip('.')}.", ClipCamWarning, stacklevel=4)

@@ -1,0 +1,165 @@
+"""Encode functions of the user: what they may return, and what is said if they return something else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipcam_lightning import ConfigError, ModelError, TowerError, explain, find_clip
+from clipcam_lightning.cam.finding import ModelSpec
+from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
+
+
+class Encoders(nn.Module):
+    """Two encoders under names that nobody can guess."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        clip = trained_clip("vit")
+        self.eye, self.ear = clip.visual, clip
+
+    def see(self, images: Tensor) -> Tensor:
+        features: Tensor = self.eye(images)
+        return features
+
+    def hear(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.ear.encode_text(tokens)
+        return features
+
+
+def see(module: Any, images: Tensor) -> Tensor:
+    features: Tensor = module.eye(images)
+    return features
+
+
+def hear(module: Any, tokens: Tensor) -> Tensor:
+    features: Tensor = module.ear.encode_text(tokens)
+    return features
+
+
+IMAGES = torch.rand(2, 3, 64, 64)
+PROMPTS = ["a red circle", "a blue star"]
+
+
+@pytest.mark.parametrize(("encode_image", "encode_text"), [(see, hear), ("see", "hear"), ("see", hear)])
+def test_maps_equal_those_of_the_clip_itself(encode_image: Any, encode_text: Any) -> None:
+    functions = {"encode_image": encode_image, "encode_text": encode_text, "tokenizer": WordTokenizer()}
+    expected = explain(trained_clip("vit"), IMAGES, PROMPTS, method="hirescam", tokenizer=WordTokenizer())
+    explanation = explain(Encoders(), IMAGES, PROMPTS, method="hirescam", **functions)
+    torch.testing.assert_close(explanation.maps, expected.maps)
+    torch.testing.assert_close(explanation.similarity, expected.similarity)
+
+
+def test_auto_stands_for_a_method_that_needs_no_projection() -> None:
+    clip = find_clip(Encoders(), tokenizer=WordTokenizer(), encode_image=see, encode_text=hear)
+    assert explain(clip, IMAGES, PROMPTS).method == "hirescam"
+    with pytest.raises(ConfigError, match=r"decomposition does not fit.*a class token that is a sum"):
+        explain(clip, IMAGES, PROMPTS, method="decomposition")
+    with pytest.raises(ConfigError, match=r"maskclip does not fit.*a known way from its tokens to the embedding"):
+        explain(clip, IMAGES, PROMPTS, method="maskclip")
+
+
+def test_images_of_another_size_are_embedded_by_the_functions() -> None:
+    clip = find_clip(Encoders(), tokenizer=WordTokenizer(), encode_image=see, encode_text=hear)
+    maps = explain(clip, torch.rand(1, 3, 96, 128), PROMPTS, method="hirescam").maps
+    expected = explain(trained_clip("vit"), torch.rand(1, 3, 96, 128), PROMPTS, tokenizer=WordTokenizer()).maps
+    assert maps.shape == expected.shape
+
+
+def without_gradient(module: Any, images: Tensor) -> Tensor:
+    return see(module, images).detach()
+
+
+def raising(module: Any, inputs: Tensor) -> Tensor:
+    raise RuntimeError("the disk is full")
+
+
+WRONG_IMAGES: dict[str, tuple[Callable[..., Any], str]] = {
+    "a grid": (lambda module, images: images, r"encode_image must return one embedding per input.*float32 \(2, 3,"),
+    "one row": (
+        lambda module, images: see(module, images)[:1],
+        r"encode_image must return .*\[2, d\] \(got float32 \(1",
+    ),
+    "integers": (lambda module, images: see(module, images).long(), r"encode_image must return .*int64"),
+    "nothing": (lambda module, images: None, "encode_image must return .*NoneType"),
+}
+
+
+@pytest.mark.parametrize(("encode_image", "message"), WRONG_IMAGES.values(), ids=WRONG_IMAGES)
+def test_what_is_no_embedding_of_the_images_is_refused(encode_image: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_clip(Encoders(), encode_image=encode_image, encode_text=hear)
+
+
+def test_embeddings_without_gradient_are_refused_with_what_to_do() -> None:
+    with pytest.raises(TowerError, match=r"no gradient.*requires_grad_\(False\)"):
+        find_clip(Encoders(), encode_image=without_gradient, encode_text=hear)
+
+
+def test_a_function_that_raises_is_named_with_its_error() -> None:
+    with pytest.raises(TowerError, match=r"could not embed images of any usual size.*the disk is full"):
+        find_clip(Encoders(), encode_image=raising, encode_text=hear)
+
+
+@pytest.mark.parametrize(
+    ("encode_text", "message"),
+    [
+        (lambda module, tokens: hear(module, tokens)[None], r"encode_text must return .*\(1, 2, 64\)"),
+        (lambda module, tokens: hear(module, tokens)[:, :5], r"must have 64 numbers.*\(got 5\)"),
+    ],
+    ids=["three dimensions", "another width"],
+)
+def test_what_is_no_embedding_of_the_texts_is_refused(encode_text: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        explain(Encoders(), IMAGES, PROMPTS, tokenizer=WordTokenizer(), encode_image=see, encode_text=encode_text)
+
+
+def test_names_that_are_no_methods_are_refused_with_the_nearest(unchecked: None) -> None:
+    with pytest.raises(ConfigError, match=r"encode_image='sea' is no method of Encoders.*'see'"):
+        find_clip(Encoders(), encode_image="sea", encode_text="hear")
+    with pytest.raises(ConfigError, match="encode_text must be a function or the name of a method"):
+        ModelSpec(encode_image=see, encode_text=3)  # type: ignore[arg-type]
+
+
+def test_one_function_without_the_other_is_refused() -> None:
+    with pytest.raises(ConfigError, match="encode_image is given, but encode_text is not, and Encoders has no such"):
+        find_clip(Encoders(), encode_image=see)
+    with pytest.raises(ConfigError, match="encode_text is given, but encode_image is not"):
+        find_clip(Encoders(), encode_text=hear)
+
+
+def test_the_functions_are_of_the_module_that_clip_names() -> None:
+    model = nn.ModuleDict({"inner": Encoders()})
+    clip = find_clip(model, clip="inner", tokenizer=WordTokenizer(), encode_image="see", encode_text="hear")
+    assert F.cosine_similarity(clip.embed_images(IMAGES), clip.embed_images(IMAGES)).shape == (2,)
+    with pytest.raises(ModelError, match=r"clip='innr' names no part of ModuleDict.*'inner'"):
+        find_clip(model, clip="innr", encode_image="see", encode_text="hear")
+
+
+def test_a_text_function_may_take_the_tensors_of_a_tokenizer_by_name() -> None:
+    seen: dict[str, Tensor] = {}
+
+    def by_name(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        seen.update(input_ids=input_ids, attention_mask=attention_mask)
+        return hear(module, input_ids)
+
+    def tokenizer(texts: list[str]) -> dict[str, Tensor]:
+        ids = WordTokenizer()(texts)
+        return {"input_ids": ids, "attention_mask": ids.ne(0).long(), "special": ids}
+
+    clip = find_clip(Encoders(), tokenizer=tokenizer, encode_image=see, encode_text=by_name)
+    assert clip.embed_texts(PROMPTS).shape == (2, 64)
+    assert torch.equal(seen["attention_mask"], seen["input_ids"].ne(0).long())
+
+
+def test_rows_of_a_head_stand_for_prompts() -> None:
+    names, rows = ["cat", "dog"], torch.eye(64)[:2]
+    clip = find_clip(
+        Encoders(),
+        encode_image=see,
+        encode_text=lambda module, prompts: rows[[names.index(prompt) for prompt in prompts]],
+    )
+    assert torch.equal(clip.embed_texts(["dog", "cat", "dog"]), rows[[1, 0, 1]])

@@ -1,0 +1,116 @@
+"""The monitor of trainings without a Lightning Trainer."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from clipcam_lightning import ClipCamError, ClipCamMonitor, ClipCamWarning, DriftAlarm, IncomparableError
+from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.shapes_world import WordTokenizer, demo, draw_scenes, trained_clip
+from tests.support.modules import events
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return trained_clip("vit").train()
+
+
+def shaken(model: nn.Module, by: float = 0.05) -> nn.Module:
+    """A copy of a model whose weights moved."""
+    torch.manual_seed(0)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(by * torch.randn_like(parameter))
+    return other
+
+
+def make_monitor(folder: Path, **arguments: Any) -> ClipCamMonitor:
+    arguments = {"method": "hirescam", "tokenizer": WordTokenizer(), "dirpath": folder, "on_drift": "log", **arguments}
+    return ClipCamMonitor(demo.demo_probes(), **arguments)
+
+
+def test_the_first_evaluation_is_the_baseline_of_the_later_ones(model: nn.Module, tmp_path: Path) -> None:
+    with make_monitor(tmp_path) as monitor:
+        first, second = (monitor.evaluate(each, step) for step, each in ((0, model), (10, shaken(model))))
+    assert first is not None
+    assert second is not None
+    assert (first.drift, second.baseline_step, second.step) == (0.0, 0, 10)
+    assert monitor.report is second
+    assert monitor.metrics["drift"] == second.drift > 0
+    assert [entry.step for entry in monitor.history] == [0, 10]
+    assert len(list(tmp_path.glob("step-*.safetensors"))) == 2
+    assert (tmp_path / "contact_sheet.png").exists()
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_model_comes_back_as_it_was(model: nn.Module, tmp_path: Path) -> None:
+    before, state, mode = copy.deepcopy(model.state_dict()), torch.get_rng_state(), model.training
+    with make_monitor(tmp_path) as monitor:
+        monitor.evaluate(model, 0)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training == mode
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_tensorboard_gets_what_the_callback_writes(model: nn.Module, tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path / "run"))
+    with make_monitor(tmp_path / "files", writer=writer) as monitor:
+        monitor.evaluate(model, 0)
+    writer.close()
+    tags = events(tmp_path).Tags()
+    assert "clipcam/drift" in tags["scalars"]
+    assert "clipcam/tab/evaluation" in tags["tensors"]
+
+
+def test_an_alarm_warns_once_or_is_raised(model: nn.Module, tmp_path: Path) -> None:
+    with make_monitor(tmp_path / "a", max_drift=0.0, on_drift="warn") as monitor:
+        monitor.evaluate(model, 0)
+        with pytest.warns(ClipCamWarning, match=r"attention drifted on .*Report: .*report\.html"):
+            monitor.evaluate(shaken(model), 10)
+        with warnings.catch_warnings(action="error"):
+            assert monitor.evaluate(shaken(model, 0.06), 20) is not None
+    assert (tmp_path / "a" / "report.html").exists()
+    with make_monitor(tmp_path / "b", max_drift=0.0, on_drift="raise") as monitor:
+        monitor.evaluate(model, 0)
+        with pytest.raises(DriftAlarm):
+            monitor.evaluate(shaken(model), 10)
+
+
+def test_a_failed_evaluation_warns_once_or_is_raised(model: nn.Module, tmp_path: Path) -> None:
+    monitor = make_monitor(tmp_path)
+    with pytest.warns(ClipCamWarning, match="an evaluation failed: no CLIP in Linear") as caught:
+        assert [monitor.evaluate(nn.Linear(2, 2), step) for step in (0, 1)] == [None, None]
+    assert len(caught) == 1
+    assert monitor.metrics["drift"] == 1, "unknown is not unmoved"
+    with pytest.raises(ClipCamError, match="no CLIP in Linear"):
+        make_monitor(tmp_path, on_error="raise").evaluate(nn.Linear(2, 2), 0)
+
+
+def test_a_monitor_goes_on_from_a_state(model: nn.Module, tmp_path: Path) -> None:
+    with make_monitor(tmp_path / "a") as first:
+        first.evaluate(model, 0)
+        state = first.state_dict()
+    with make_monitor(tmp_path / "b") as second:
+        second.load_state_dict(state)
+        report = second.evaluate(shaken(model), 10)
+    assert report is not None
+    assert report.baseline_step == 0
+    assert report.drift > 0
+
+    scenes = draw_scenes(2)
+    other = ClipCamMonitor(list(zip(scenes.images, scenes.captions, strict=True)), dirpath=tmp_path)
+    with pytest.raises(IncomparableError, match="other probes"):
+        other.load_state_dict(state)
+
+
+def test_an_argument_that_cannot_be_used_is_refused_at_once(tmp_path: Path, unchecked: None) -> None:
+    with pytest.raises(ConfigError, match="log, warn, raise"):
+        make_monitor(tmp_path, on_drift="stop")
