@@ -42,6 +42,7 @@ benchmarks: .venv/.installed-test
 	$(BIN)/python -m benchmarks.tensorboard_tab
 	$(BIN)/python -m benchmarks.ranks
 	$(BIN)/python -m benchmarks.drift_detection
+	$(BIN)/python -m benchmarks.coverage
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -6,14 +6,23 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
+import torch
+from lightning.pytorch import LightningModule
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader
+from transformers import BertConfig, BertModel
 
+from clipcam_lightning import ClipCamCallback, explain, find_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from tests.support.modules import FineTuning, Pairs
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README, MODULES = ((ROOT / name).read_text() for name in ("README.md", "docs/modules.md"))
+BLOCKS, MODULE_BLOCKS = (
+    re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL) for text in (README, MODULES)
+)
 
 
 def test_the_readme_has_its_chapters() -> None:
@@ -42,3 +51,33 @@ def test_the_code_of_the_readme_runs_block_after_block(tmp_path: Path, monkeypat
     assert names["explanation"].maps.shape == (1, 2, 7, 7)
     assert names["callback"].max_drift == 0.5
     assert {"result", "test_attention_stays"} <= names.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", MODULE_BLOCKS, ids=[re.findall(r"class (\w+)", block)[0] for block in MODULE_BLOCKS])
+def test_each_module_of_the_guide_is_read_with_the_line_beside_it(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_model = open_clip.create_model
+    monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: create_model(name))
+    names: dict[str, Any] = {
+        **{each.__name__: each for each in (ClipCamCallback, LightningModule, BertModel, BertConfig)},
+        **{"nn": nn, "timm": timm, "open_clip": open_clip},
+    }
+    exec(compile(block, "modules.md", "exec"), names)
+    module = next(
+        value
+        for value in names.values()
+        if isinstance(value, type) and issubclass(value, LightningModule) and value is not LightningModule
+    )()
+    callback = names["callback"]
+    clip = find_clip(module, encode_image=callback.encode_image, encode_text=callback.encode_text)
+    images = torch.rand(2, 3, *clip.tower.input_size)
+    embeddings = clip.embed_images(images)
+    assert explain(clip, images, torch.rand(2, embeddings.shape[1])).maps.isfinite().all()
+    if names.get("NAMES"):
+        assert clip.embed_texts(names["NAMES"]).shape == embeddings.shape
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{link} in {page.name}"

@@ -130,13 +130,13 @@ def test_images_of_a_size_that_the_model_does_not_take_are_resized() -> None:
 
 
 BYTES = (IMAGES * 255).to(torch.uint8)
-PICTURES = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in BYTES]
+PIL_IMAGES = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in BYTES]
 RAW_BATCHES = {
     "bytes": (BYTES, TEXTS),
     "bytes, channels last": (BYTES.permute(0, 2, 3, 1), TEXTS),
-    "PIL images": {"image": PICTURES, "caption": TEXTS},
-    "samples": list(zip(PICTURES, TEXTS, strict=True)),
-    "samples by name": [{"image": image, "caption": text} for image, text in zip(PICTURES, TEXTS, strict=True)],
+    "PIL images": {"image": PIL_IMAGES, "caption": TEXTS},
+    "samples": list(zip(PIL_IMAGES, TEXTS, strict=True)),
+    "samples by name": [{"image": image, "caption": text} for image, text in zip(PIL_IMAGES, TEXTS, strict=True)],
 }
 
 
