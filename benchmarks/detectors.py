@@ -38,6 +38,18 @@ def rule_score(baseline: Snapshot, snapshot: Snapshot) -> float:
     return min(compare(baseline, snapshot).severity, MAX_SCORE)
 
 
+def background_score(baseline: Snapshot, snapshot: Snapshot) -> float:
+    """Compute the severity of the background alone; above 1 the rule says that it may tell the prompt, or tells it."""
+    evidence = compare(baseline, snapshot).evidence
+    return min(evidence.severity, MAX_SCORE) if evidence else 0.0
+
+
+def pull_score(baseline: Snapshot, snapshot: Snapshot) -> float:
+    """Compute by how much other objects follow the background; above 1 it is shown that it tells the prompt."""
+    evidence = compare(baseline, snapshot).evidence
+    return evidence.pull_severity if evidence and evidence.suspicious else 0.0
+
+
 def maps_alone_score(baseline: Snapshot, snapshot: Snapshot) -> float:
     """Compute the severity by the conditions on the maps alone, which were the whole rule before."""
     return rule_score(_without_background(baseline), _without_background(snapshot))
@@ -67,6 +79,10 @@ def mean_lost_ssim(baseline: Snapshot, snapshot: Snapshot) -> float:
 DETECTORS = {
     "our rule": Detector(rule_score, masks=True, limit=1.0),
     "our rule, no masks": Detector(rule_score, limit=1.0),
+    "the background": Detector(background_score, masks=True, limit=1.0),
+    "the background, no masks": Detector(background_score, limit=1.0),
+    "shown": Detector(pull_score, masks=True, limit=1.0),
+    "shown, no masks": Detector(pull_score, limit=1.0),
     "maps alone": Detector(maps_alone_score, masks=True, limit=1.0),
     "maps alone, no masks": Detector(maps_alone_score, limit=1.0),
     "CC": Detector(mean_drift),

@@ -5,13 +5,15 @@ companion; of all classes, of one, of two), with the same images but cues that t
 control), and harmlessly. A shortcut counts as used from the first epoch in which images with the cue of another class
 are assigned to that class. The default rule, with and without masks, is compared with its conditions on the maps alone
 and with plain thresholds. These thresholds are those that raise a false alarm in at most 1 % of the harmless
-evaluations of the runs that everything is chosen on; the runs that are reported have other seeds.
+evaluations of the runs that everything is chosen on: class-token ViTs of one part of the seeds. Reported are
+class-token ViTs of the other part, and both parts of the other towers, on which nothing was chosen.
 
 A harmless run whose model forgets its own probes, so that their retrieval falls to a third or to twice the chance, is
 no control: it is counted as broken, and not judged.
 
 Run it: python -m benchmarks.drift_detection --runs DIR  (hours on two cores; what is in DIR already is not repeated;
-``--seeds N`` for fewer seeds, ``--tower NAME`` for one tower, ``--quick`` for a check that writes nothing)
+``--seeds N`` for fewer seeds, ``--judge`` for the runs that are in DIR and no others, ``--quick`` for a check that
+writes nothing)
 """
 
 import argparse
@@ -36,10 +38,11 @@ from rich.table import Table
 
 from benchmarks.detectors import DETECTORS, roc_auc
 from benchmarks.finetunes import FineTune, all_runs, fine_tune
-from benchmarks.observations import Observations, observe
+from benchmarks.observations import Observations, is_observed, observe
 
 RESULTS = Path(__file__).with_suffix(".json")
 TOWERS = ("class token", "attention pool", "resnet")
+CHOSEN_ON = "class token"  # the tower
 CHOICE_SEED, REPORT_SEED, SEEDS = 1000, 2000, 4  # first seeds of the two parts, and how many of each
 PROBES = (8, 16, 64)
 PROCESSES = 2
@@ -124,8 +127,10 @@ def score(observed: Observations) -> dict[str, list[float]]:
     return scores
 
 
-def perform(finetunes: Sequence[FineTune], folder: Path, title: str) -> list[Run]:
-    """Run all fine-tunings in ``PROCESSES`` processes, each in a folder of its own."""
+def perform(finetunes: Sequence[FineTune], folder: Path, title: str, judge: bool) -> list[Run]:
+    """Run fine-tunings in ``PROCESSES`` processes, each in a folder of its own; or ``judge`` those that are done."""
+    if judge:
+        finetunes = [each for each in finetunes if is_observed(each, folder / each.name, PROBES)]
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(run, each, folder / each.name) for each in finetunes]
         return [future.result() for future in track(futures, title, transient=True)]
@@ -194,26 +199,22 @@ def print_table(console: Console, title: str, verdicts: dict[str, Verdict]) -> N
     console.print(table)
 
 
-def report(folder: Path, towers: Sequence[str], seeds: int, quick: bool) -> None:
+def report(folder: Path, seeds: int, judge: bool) -> None:
     """Run what is not already done, print the tables, and write the JSON.
 
     Args:
         folder: for weights and observations.
-        towers: which towers.
         seeds: per part.
-        quick: two runs only, and no tables and no JSON.
+        judge: run nothing, and take what is done.
     """
     console, verdicts, listed = Console(width=160, highlight=False), {}, []
-    if quick:
-        finetunes = [FineTune("shapes", "class token", kind, REPORT_SEED) for kind in ("stamp", "twin: stamp")]
-        for each in perform(finetunes, folder, "quick"):
-            console.print(each.finetune.name, each.role, each.scores[max(PROBES)]["our rule, no masks"])
-        return
-    for tower in towers:
-        chosen_on, reported = (
-            perform([*all_runs(tower, range(first, first + seeds))], folder, f"{tower}, {part}")
-            for part, first in (("choice", CHOICE_SEED), ("report", REPORT_SEED))
-        )
+    choice, rest = range(CHOICE_SEED, CHOICE_SEED + seeds), range(REPORT_SEED, REPORT_SEED + seeds)
+    chosen_on = perform([*all_runs(CHOSEN_ON, choice)], folder, f"{CHOSEN_ON}, choice", judge)
+    for tower in TOWERS:
+        parts = (rest,) if tower == CHOSEN_ON else (choice, rest)
+        reported = perform([each for part in parts for each in all_runs(tower, part)], folder, tower, judge)
+        if not any(each.role == "used" for each in reported):
+            continue
         roles = ", ".join(f"{sum(each.role == role for each in reported)} {role}" for role in ROLES)
         for count in PROBES:
             judged = {name: verdict(name, count, threshold_of(name, count, chosen_on), reported) for name in DETECTORS}
@@ -222,10 +223,18 @@ def report(folder: Path, towers: Sequence[str], seeds: int, quick: bool) -> None
         listed += reported
     head = {
         "versions": {package: version(package) for package in PACKAGES},
-        "seeds": {"chosen on": [CHOICE_SEED, seeds], "reported": [REPORT_SEED, seeds]},
+        "chosen on": {"tower": CHOSEN_ON, "runs": len(chosen_on), "seeds": [*choice]},
         "verdicts": verdicts,
     }
     write(head, [{**asdict(each), "role": each.role} for each in listed])
+
+
+def check() -> None:
+    """Run two fine-tunings and print their scores."""
+    finetunes = [FineTune("shapes", CHOSEN_ON, kind, REPORT_SEED) for kind in ("stamp", "twin: stamp")]
+    with tempfile.TemporaryDirectory() as folder:
+        for each in perform(finetunes, Path(folder), "quick", judge=False):
+            print(each.finetune.name, each.role, each.scores[max(PROBES)]["our rule, no masks"])
 
 
 def write(head: dict[str, object], runs: Sequence[dict[str, object]]) -> None:
@@ -248,10 +257,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two runs; writes nothing")
     parser.add_argument("--runs", type=Path, help="folder for weights and observations (default: a temporary one)")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds per part (default: %(default)s)")
-    parser.add_argument("--tower", choices=TOWERS, action="append", help="one tower (default: all)")
+    parser.add_argument("--judge", action="store_true", help="judge the runs in the folder, and run no others")
     options = parser.parse_args()
+    if options.quick:
+        check()
+        return
     with tempfile.TemporaryDirectory() as folder:
-        report(options.runs or Path(folder), options.tower or TOWERS, options.seeds, options.quick)
+        report(options.runs or Path(folder), options.seeds, options.judge)
 
 
 if __name__ == "__main__":

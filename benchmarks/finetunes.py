@@ -24,6 +24,7 @@ from benchmarks.worlds.world import WORLDS
 from clipcam_lightning.shapes_world.models import model_input
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
+RECORD = "run.json"  # of a run, beside its weights
 FILE_KIND = "fine-tuned weights"
 CLASSES, EPOCHS, BATCH, STEPS = 12, 6, 32, 20  # steps per epoch
 RATES = {"class token": 1e-3, "average pool": 1e-3, "attention pool": 1e-3, "resnet": 1.5e-3}
@@ -196,13 +197,22 @@ def fine_tune(run: FineTune, folder: Path) -> Uses:
     Returns:
         How far the cue is used.
     """
-    record, settings = folder / "run.json", json.loads(json.dumps({**asdict(run), **asdict(run.settings)}))
-    recorded = json.loads(record.read_text()) if record.exists() else {}
-    if recorded.get("settings") != settings:
+    if not is_done(run, folder):
         shutil.rmtree(folder, ignore_errors=True)
-        recorded = {"settings": settings, "shares": _train(run, folder)}
-        record.write_text(json.dumps(recorded))
-    return Uses(recorded["shares"])
+        recorded = {"settings": _list_settings(run), "shares": _train(run, folder)}
+        (folder / RECORD).write_text(json.dumps(recorded))
+    return Uses(json.loads((folder / RECORD).read_text())["shares"])
+
+
+def is_done(run: FineTune, folder: Path) -> bool:
+    """Whether a folder holds a run with its present settings."""
+    record = folder / RECORD
+    return record.exists() and json.loads(record.read_text()).get("settings") == _list_settings(run)
+
+
+def _list_settings(run: FineTune) -> object:
+    """List all settings of a run as JSON gives them back."""
+    return json.loads(json.dumps({**asdict(run), **asdict(run.settings)}))
 
 
 def load_epoch(run: FineTune, folder: Path, epoch: int, model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """What is observed of a fine-tuned model after each epoch, so that any rule can judge it later without a model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.finetunes import FineTune, class_texts, load_epoch
+from benchmarks.finetunes import FineTune, class_texts, is_done, load_epoch
 from benchmarks.worlds.world import WORLDS
 from clipcam_lightning import ClipModel, Snapshot, explain, find_clip
 from clipcam_lightning.analysis.interventions import fill_regions, in_pixels, object_regions, window_drops
@@ -99,6 +100,16 @@ def observe(run: FineTune, folder: Path, count: int) -> Observations:
     observed = _observe(run, folder, count)
     save_tensors(file, FILE_KIND, {name: value.contiguous() for name, value in vars(observed).items()}, {})
     return observed
+
+
+def is_observed(run: FineTune, folder: Path, counts: Sequence[int]) -> bool:
+    """Whether a run with its present settings, and its observations on so many probes, are in a folder."""
+    try:
+        files = [load_tensors(folder / f"observed-{count}.safetensors", FILE_KIND)[0] for count in counts]
+    except SnapshotError:
+        return False
+    names = {field.name for field in fields(Observations)}
+    return all(file.keys() == names for file in files) and is_done(run, folder)
 
 
 def _observe(run: FineTune, folder: Path, count: int) -> Observations:
