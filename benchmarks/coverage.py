@@ -128,7 +128,8 @@ def list_open_clip() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     for name in open_clip.list_models():
         build = partial(open_clip.create_model, name, load_weights=False, pretrained_text=False)
         try:
-            size = sum(parameter.numel() for parameter in build(device="meta").parameters())
+            with torch.device("meta"):
+                size = sum(parameter.numel() for parameter in build(device="meta").parameters())
         except Exception as error:  # its text tower is described on a hub
             print(f"{name} cannot be built here: {type(error).__name__}", flush=True)
             continue

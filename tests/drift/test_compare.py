@@ -558,6 +558,23 @@ def test_a_prompt_that_is_called_on_every_ground_is_not_shown_to_be_told_by_its_
     assert report.finding == "the background may tell the prompt"
 
 
+@pytest.mark.parametrize(("count", "alarm"), [(2, True), (3, False)], ids=["18 objects", "27 objects"])
+def test_a_suspicion_is_withdrawn_if_enough_other_objects_keep_their_names(count: int, alarm: bool) -> None:
+    # Three probes of each of three prompts; the objects of the other prompts on each ground, named after the object.
+    prompts = "aaabbbccc"
+    donors = torch.tensor([[j for j in range(9) if prompts[j] != prompts[i]][:6] for i in range(9)])
+    donors = torch.cat([donors, donors[:, : 3 * (count - 2)]], dim=1) if count > 2 else donors
+    before, now = with_background([0.0] * 9, [9.0] * 3 + [0.0] * 6, prompts, [1] * 3 + [0] * 6)
+    before, now = (replace(each, donors=donors, transplants_named=donors) for each in (before, now))
+
+    evidence = compare(before, now).evidence
+
+    assert evidence is not None
+    assert evidence.gain_severity > 1
+    assert evidence.transplants == 3 * donors.shape[1]
+    assert (evidence.severity > 1) is alarm
+
+
 def test_what_was_so_at_the_baseline_is_not_shown() -> None:
     after_ground = [[0, 1, 6], [1, 0, 0], *AFTER_OBJECT[2:]]
 

@@ -69,6 +69,16 @@ def test_there_are_no_donors_where_an_object_is_unknown_and_fewer_where_there_ar
     assert (donors != 3).all(), "what has no known object gives none"
 
 
+def test_without_donors_nothing_is_embedded(clip: ClipModel) -> None:
+    probes = ProbeSet([(scene, "a red circle") for scene in draw_scenes(4).images])
+    prepared, counting = probes.prepare(clip), Counting(clip)
+    donors = choose_donors(probes.prompts, range(4), torch.ones(4, *clip.preprocessing.size, dtype=torch.bool))
+    before = Counting.embedded
+    named = name_transplants(counting, prepared, torch.ones(4, 1, 64), prepared.masks, donors)
+    assert named.eq(NONE).all()
+    assert Counting.embedded == before
+
+
 def test_transplants_are_named_as_by_a_slow_loop(clip: ClipModel) -> None:
     probes = probe_set()
     prepared = probes.prepare(clip)
