@@ -19,8 +19,8 @@ from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.naming import find_conventional_encoders
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import TOWERS, find_tower
-from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.cam.tracing import depends_on, embed_twice, trace_encoder
+from clipcam_lightning.cam.towers.tower import AttentionTower, Tower
+from clipcam_lightning.cam.tracing import Trace, depends_on, embed_twice, trace_encoder
 from clipcam_lightning.errors import ConfigError, ModelError, describe_error
 
 __all__ = ["ModelSpec", "find_clip"]
@@ -373,9 +373,22 @@ def _with_known_tower(pair: EncoderPair, towers: Sequence[type[Tower]]) -> Encod
     parts = [pair.get_submodule(name) for name in sorted(trace.ran) if name]
     for part in sorted(parts, key=lambda part: sum(1 for _ in part.modules())):
         marked = pair.with_visual(part)
-        if any(tower.fits(marked) for tower in (*towers, *TOWERS)):
-            return marked
+        kind = next((tower for tower in (*towers, *TOWERS) if tower.fits(marked)), None)
+        if kind is not None:
+            return marked if _reads_patches_as_known(kind(marked), pair, trace) else pair
     return pair
+
+
+def _reads_patches_as_known(tower: Tower, pair: EncoderPair, trace: Trace) -> bool:
+    """Whether the functions read of the last block what the tower knows: the class token, or patches."""
+    if not isinstance(tower, AttentionTower) or not tower.attentions:
+        return True
+    names = {module: name for name, module in pair.named_modules()}
+    read = trace.read.get(names.get(tower.blocks[-1], ""))
+    if read is None or read.ndim != 3:
+        return True
+    patches = read.transpose(0, tower.batch_dim)[:, tower.prefix :]
+    return bool(patches.any()) == (tower.pooling != "cls")
 
 
 def _is_copy(path: str) -> bool:

@@ -506,3 +506,13 @@ def test_demo_runs_in_its_folder_and_an_interrupted_one_exits_with_130(
 
     assert shell("demo", "--out", "logs")[0] == code
     assert folders == [Path("logs")]
+
+
+def test_a_class_may_have_its_methods_named(shell: Main, refused: Callable[..., str]) -> None:
+    names = ("--class-path", "eyes.OtherNames", "--checkpoint", "before.pt", "--encode-image", "see", "--encode-text")
+    code, _, err = shell(*SNAPSHOT[:-1], "named.safetensors", *names, "hear")
+    assert (code, err) == (0, "")
+    assert Snapshot.load("named.safetensors").info.method == "hirescam"
+    assert "encode_text='here' is no method of OtherNames. Did you mean 'hear'?" in refused(*SNAPSHOT, *names, "here")
+    with_model = ("--model", "ViT-B-32", "--checkpoint", "before.pt", "--encode-image", "see")
+    assert "go with --class-path or --config" in refused(*SNAPSHOT, *with_model)

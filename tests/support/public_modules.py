@@ -16,7 +16,17 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    ViTConfig,
+    ViTModel,
+)
 
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
 from clipcam_lightning.shapes_world.scenes import draw_scenes
@@ -122,7 +132,7 @@ class Contrastive(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(trained, 1e-2)
+        return torch.optim.AdamW(trained, 2e-3)
 
 
 class WholeClip(Contrastive):
@@ -337,6 +347,17 @@ class TwoEncodersOfUnknownKind(TwoEncodersOfTransformers):
         self.vision_model = small_vit()
 
 
+class VisionWithProjection(TwoEncodersOfTransformers):
+    """C: an image encoder of transformers that projects by itself."""
+
+    def build(self) -> None:
+        super().build()
+        self.vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**SMALL_VIT, projection_dim=16))
+
+    def images_of(self, batch: Any) -> Tensor:
+        return self.vision(batch["pixel_values"]).image_embeds
+
+
 class EncodersUnderOtherNames(TwoEncoders):
     """C: two encoders under names that nobody can guess."""
 
@@ -421,6 +442,17 @@ class LinearHead(Contrastive):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch
         return F.cross_entropy(self.head(self.encoder(images)), labels)
+
+
+class ImageClassifier(LinearHead):
+    """D: a classifier of transformers, which takes the mean of the patches."""
+
+    def build(self) -> None:
+        self.net = CLIPForImageClassification(CLIPConfig(vision_config=SMALL_VIT, num_labels=len(NAMES)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(self.net(images).logits, labels)
 
 
 class ClassEmbeddings(LinearHead):
@@ -609,6 +641,15 @@ CASES = {
     "C, a network of torchvision": Case(TwoEncodersOfTorchvision, tower="TracedTower"),
     "C, models of transformers": Case(TwoEncodersOfTransformers, of_transformers, tower="HuggingFaceViT"),
     "C, an unknown ViT": Case(TwoEncodersOfUnknownKind, of_transformers, tower="TracedTower"),
+    "C, a vision model with projection": Case(
+        VisionWithProjection,
+        of_transformers,
+        {
+            "encode_image": lambda module, images: module.vision(images),
+            "encode_text": lambda module, tokens: module.text_projection(module.text_model(**tokens).pooler_output),
+        },
+        tower="HuggingFaceViT",
+    ),
     "C, functions": Case(EncodersUnderOtherNames, arguments=BY_FUNCTIONS, tower="TracedTower"),
     "C, names of methods": Case(
         EncodersUnderOtherNames,
@@ -620,6 +661,16 @@ CASES = {
     "C', strings": Case(MethodsThatTokenize),
     "C', methods of transformers": Case(MethodsOfTransformers, of_transformers, tower="HuggingFaceViT"),
     "D, a linear head": Case(LinearHead, labelled, OF_HEAD, tower="TracedTower"),
+    "D, a classifier of transformers": Case(
+        ImageClassifier,
+        labelled,
+        {
+            "encode_image": lambda module, images: module.net.vision_model(images).last_hidden_state[:, 1:].mean(1),
+            "encode_text": lambda module, names: module.net.classifier.weight[[NAMES.index(name) for name in names]],
+            "prompts": NAMES,
+        },
+        tower="TracedTower",
+    ),
     "D, class embeddings": Case(ClassEmbeddings, labelled, tower="TracedTower"),
     "D, cached texts": Case(CachedTexts, labelled, tower="TracedTower"),
 }
