@@ -20,7 +20,7 @@ from clipcam_lightning.probes.probe import Probe, TokensLike
 
 Prompts: TypeAlias = list[str | TokensLike]
 ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
-Selection: TypeAlias = Callable[[str, Any, tuple[int, int]], Prompts | None]
+Selection: TypeAlias = Callable[..., tuple[Any, str]]
 SizeFilter: TypeAlias = Callable[[tuple[int, int]], bool]
 NON_PROMPT_WORDS = {  # a key with one of these words holds something other than prompts
     "mask",
@@ -38,10 +38,22 @@ NON_PROMPT_WORDS = {  # a key with one of these words holds something other than
     "boxes",
     "bbox",
     "type",
+    "image",
+    "img",
+    "pixel",
+    "visual",
+    "neg",
+    "negative",
+    "label",
+    "labels",
+    "target",
+    "targets",
+    "domain",
 }
 TOKENIZER_OUTPUTS = ("attention_mask", "token_type_ids")
 NAMES_OF_CLASSES = ("prompts", "class_prompts", "class_names", "classes", "classnames")  # prompts before bare names
-LABEL_WORDS = "label|target|class|category|^y$|^$"
+LABEL_KEYS = ("^(label|labels|target|targets|y|class|classes|class_id|category)$", "label|target|class|category", "^$")
+MAX_CAPTIONS = 10  # per sample; more rows are a segmentation
 MIN_TOKENS = 5  # rows of four numbers are boxes
 LEAF_SEQUENCES = (str, bytes, bytearray, memoryview, range)  # sequences that hold no images
 
@@ -76,65 +88,137 @@ class BatchProbes:
 
 
 def find_images_and_prompts(
-    batch: object, size: tuple[int, int], other_sizes: SizeFilter | None = None, names: ClassNames | None = None
+    batch: object,
+    size: tuple[int, int],
+    other_sizes: SizeFilter | None = None,
+    names: ClassNames | None = None,
+    are_names_given: bool = True,
 ) -> BatchProbes:
     """Find the first images in a batch, and the strings, token ids or labels that go with them.
 
     Images of the model's size take precedence, then of a size that it takes besides, then uint8 and PIL images, then
     float images of another size, which are resized. Candidates for the prompts have as many entries as there are
-    images. Those under a key such as "caption" or "input_ids" take precedence, then token ids, then strings that are
-    not file names, then labels that index ``names``.
+    images, and are not nearer to other images. Those under a key such as "caption" or "input_ids" take precedence, then
+    labels that index ``names``, then token ids, then strings that are not file names.
 
     Args:
         batch: mappings, sequences, dataclasses and named tuples, nested in any way; or a list of samples.
         size: height and width of the model's input, in pixels.
         other_sizes: predicate of the sizes that the model takes besides.
         names: what labels stand for.
+        are_names_given: whether a user named them, so that labels take precedence over all else.
 
     Raises:
         ProbeError: the batch holds no images, or no prompts to go with them; the message lists what it holds.
     """
     leaves = list(_walk(batch))
-    images, is_resized = _find_images(leaves, size, other_sizes)
-    kept = [i for i, image in enumerate(images) if image is not None]
-    shape = tuple(images[kept[0]].shape[-2:]) if isinstance(images[kept[0]], Tensor) else size
-    selected: list[Selection] = [_select_named_prompts, _select_tokens, _select_strings]
-    if names is not None:
-        selected.append(partial(_select_labels, names))
-    for select in selected:
-        for key, leaf in leaves:
-            prompts = select(key, leaf, shape)
-            if prompts is not None and len(prompts) == len(images):
-                texts = [] if isinstance(prompts[0], str) else _find_texts(leaves, shape, len(images))
-                rows = _add_masks(key, prompts, leaves)
-                return BatchProbes(
-                    images=[_copy_image(images[i]) for i in kept],
-                    prompts=[rows[i] for i in kept],
-                    texts=[texts[i] for i in kept] if texts else [],
-                    is_resized=is_resized,
-                )
+    candidates, is_resized = _list_images(leaves, size, other_sizes)
+    several: list[str] = []
+    for images in candidates:
+        count = len(images.values)
+        kept = [i for i, image in enumerate(images.values) if image is not None]
+        first = images.values[kept[0]]
+        shape = (first.shape[-2], first.shape[-1]) if isinstance(first, Tensor) else size
+        near = _list_near(leaves, images, candidates)
+        for select in _order_selections(names, are_names_given):
+            chosen, problem = select(near, shape, count)
+            several += [problem] if problem else []
+            if chosen is None:
+                continue
+            leaf, prompts = chosen
+            texts = [] if isinstance(prompts[0], str) else _find_texts(near, shape, count)
+            rows = _add_masks(leaf.key, prompts, near)
+            return BatchProbes(
+                images=[_copy_image(images.values[i]) for i in kept],
+                prompts=[rows[i] for i in kept],
+                texts=[texts[i] for i in kept] if texts else [],
+                is_resized=is_resized,
+            )
+    if several:
+        raise ProbeError(several[0])
+    count = len(candidates[0].values)
     labels = "" if names is not None else " If its labels are class numbers, name the classes with prompts=[...]."
     raise ProbeError(
-        f"the batch holds {len(images)} images but no {len(images)} strings or token ids to go with them "
+        f"the batch holds {count} images but no {count} strings or token ids to go with them "
         f"(it has {_describe(leaves)}).{labels} Or give probes=... with prompts of your own."
     )
 
 
-def _find_images(
-    leaves: Sequence[tuple[str, Any]], size: tuple[int, int], other_sizes: SizeFilter | None
-) -> tuple[list[Any], bool]:
-    """Find the images to take, with ``None`` for samples without one, and whether they were resized."""
-    tensors = [images for _, leaf in leaves if (images := _select_images(leaf)) is not None]
-    fitting = [images for images in tensors if tuple(images.shape[-2:]) == size]
+@dataclass(frozen=True, eq=False)
+class _Leaf:
+    """A value of a batch.
+
+    Attributes:
+        path: where it is: the position in each container from the outside in.
+        key: the nearest key above it.
+        value: no container.
+    """
+
+    path: tuple[int, ...]
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """Images of a batch, with ``None`` for samples without one, and where they are."""
+
+    path: tuple[int, ...]
+    values: list[Any]
+
+
+def _list_near(leaves: Sequence[_Leaf], images: _Images, candidates: Sequence[_Images]) -> list[_Leaf]:
+    """List what may go with images: whatever is not nearer to other images, as in another part of a combined batch."""
+    near = []
+    for leaf in leaves:
+        holders = (leaf.path[:depth] for depth in range(len(leaf.path) - 1, -1, -1))
+        home = next((each for each in holders if any(other.path[: len(each)] == each for other in candidates)), ())
+        if images.path[: len(home)] == home:
+            near.append(leaf)
+    return near
+
+
+def _order_selections(names: ClassNames | None, are_names_given: bool) -> list[Selection]:
+    """Order the ways to find prompts, the surest first."""
+    named, tokens, strings = (
+        partial(_select_first, each) for each in (_select_named_prompts, _select_tokens, _select_strings)
+    )
+    if names is None:
+        return [named, tokens, strings]
+    labels = partial(_select_labels, names)
+    unnamed = partial(_select_first, _select_unnamed_strings)
+    return [labels, named, unnamed, tokens, strings] if are_names_given else [named, unnamed, labels, tokens, strings]
+
+
+def _select_first(
+    select: Callable[[str, Any, tuple[int, int]], Prompts | None],
+    leaves: Sequence[_Leaf],
+    shape: tuple[int, int],
+    count: int,
+) -> tuple[tuple[_Leaf, Prompts] | None, str]:
+    """Select the first leaf that holds ``count`` prompts of a kind."""
+    for leaf in leaves:
+        prompts = select(leaf.key, leaf.value, shape)
+        if prompts is not None and len(prompts) == count:
+            return (leaf, prompts), ""
+    return None, ""
+
+
+def _list_images(
+    leaves: Sequence[_Leaf], size: tuple[int, int], other_sizes: SizeFilter | None
+) -> tuple[list[_Images], bool]:
+    """List the images that may be taken, the best first, and whether they were resized."""
+    tensors = [(leaf.path, images) for leaf in leaves if (images := _select_images(leaf.value)) is not None]
+    fitting = [(path, images) for path, images in tensors if tuple(images.shape[-2:]) == size]
     if not fitting and other_sizes is not None:
-        fitting = [images for images in tensors if other_sizes((images.shape[-2], images.shape[-1]))]
+        fitting = [(path, images) for path, images in tensors if other_sizes((images.shape[-2], images.shape[-1]))]
     if fitting:
-        return list(fitting[0]), False
-    raw = next((listed for _, leaf in leaves if (listed := _list_raw_images(leaf))), None)
-    if raw is not None:
+        return [_Images(path, list(images)) for path, images in fitting], False
+    raw = [_Images(leaf.path, listed) for leaf in leaves if (listed := _list_raw_images(leaf.value))]
+    if raw:
         return raw, False
     if tensors:
-        return list(_resize(tensors[0], size)), True
+        return [_Images(path, list(_resize(images, size))) for path, images in tensors], True
     raise ProbeError(f"the batch holds no images [n, 3, y, x]; it has {_describe(leaves)}. Give probes=... instead.")
 
 
@@ -156,25 +240,24 @@ def _copy_image(image: Any) -> ImageLike:
         return image.detach().float().cpu().clone()
 
 
-def _find_texts(leaves: Sequence[tuple[str, Any]], shape: tuple[int, int], count: int) -> list[str]:
+def _find_texts(leaves: Sequence[_Leaf], shape: tuple[int, int], count: int) -> list[str]:
     """Find the strings that stand beside token ids."""
     for select in (_select_named_strings, _select_strings):
-        for key, leaf in leaves:
-            texts = select(key, leaf, shape)
-            if texts is not None and len(texts) == count:
-                return texts  # type: ignore[return-value]
+        chosen, _ = _select_first(select, leaves, shape, count)
+        if chosen is not None:
+            return chosen[1]  # type: ignore[return-value]
     return []
 
 
-def _add_masks(key: str, prompts: Prompts, leaves: Sequence[tuple[str, Any]]) -> Prompts:
+def _add_masks(key: str, prompts: Prompts, leaves: Sequence[_Leaf]) -> Prompts:
     """Add what else a tokenizer returned to its ``input_ids``: attention masks and token types."""
     if key != "input_ids" or isinstance(prompts[0], str):
         return prompts
     others = {
-        name: rows
-        for name, leaf in leaves
-        if name in TOKENIZER_OUTPUTS
-        and (rows := _select_rows(leaf)) is not None
+        leaf.key: rows
+        for leaf in leaves
+        if leaf.key in TOKENIZER_OUTPUTS
+        and (rows := _select_rows(leaf.value)) is not None
         and [len(row) for row in rows] == [len(row) for row in prompts]
     }
     if not others:
@@ -198,7 +281,7 @@ def find_class_names(owners: Sequence[object]) -> ClassNames | None:
         for attribute in NAMES_OF_CLASSES:
             names: Any = getattr(owner, attribute, None)
             values = list(names.values()) if isinstance(names, Mapping) else names
-            if _is_strings(values):
+            if _is_strings(values) and not any("{" in name for name in values):  # a template is no class
                 return names  # type: ignore[no-any-return]
     return None
 
@@ -227,18 +310,18 @@ def decode_prompt(prompt: str | TokensLike, tokenizer: object) -> str:
     return " ".join(text.split()) or f"tokens {' '.join(map(str, ids[:8]))}"
 
 
-def _walk(batch: object) -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings, sequences and dataclasses in order, each with the nearest key above it."""
-    stack: list[tuple[str, Any]] = [("", batch)]
+def _walk(batch: object) -> Iterator[_Leaf]:
+    """Yield the leaves of nested mappings, sequences and dataclasses in order."""
+    stack: list[tuple[tuple[int, ...], str, Any]] = [((), "", batch)]
     visited: dict[int, Any] = {}  # a nest may hold itself; the reference keeps a value's id from being used again
     while stack:
-        key, value = stack.pop()
+        path, key, value = stack.pop()
         children = _list_children(key, value)
         if children is None:
-            yield key, value
+            yield _Leaf(path, key, value)
         elif id(value) not in visited:
             visited[id(value)] = value
-            stack.extend(reversed(children))
+            stack.extend(reversed([((*path, i), name, child) for i, (name, child) in enumerate(children)]))
 
 
 def _list_children(key: str, value: Any) -> list[tuple[str, Any]] | None:
@@ -315,6 +398,8 @@ def _select_named_prompts(key: str, leaf: Any, size: tuple[int, int]) -> Prompts
     """Select strings or token ids whose key names them as such."""
     if not re.search("caption|prompt|text|sentence|token|input_ids", key.lower()):
         return None
+    if isinstance(leaf, Tensor) and leaf.ndim == 3 and leaf.shape[1] > MAX_CAPTIONS:
+        return None
     return _select_strings(key, leaf, size) or _select_tokens(key, leaf, size)
 
 
@@ -322,24 +407,38 @@ def _select_named_strings(key: str, leaf: Any, size: tuple[int, int]) -> Prompts
     return _select_named_prompts(key, leaf, size) if _is_strings(leaf) else None
 
 
-def _select_labels(names: ClassNames, key: str, leaf: Any, _size: tuple[int, int]) -> Prompts | None:
-    """Select class numbers, and name them.
+def _select_unnamed_strings(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
+    return None if key else _select_strings(key, leaf, size)
 
-    Raises:
-        ProbeError: there are fewer names than classes.
-    """
-    if isinstance(leaf, Tensor):
-        is_labels = is_dense(leaf) and leaf.ndim == 1 and leaf.dtype in (torch.int32, torch.int64)
-        numbers = leaf.tolist() if is_labels else []
-    else:
-        numbers = leaf if isinstance(leaf, list) and leaf and all(type(item) is int for item in leaf) else []
-    if not numbers or not re.search(LABEL_WORDS, key.lower()):
-        return None
+
+def _select_labels(
+    names: ClassNames, leaves: Sequence[_Leaf], _shape: tuple[int, int], count: int
+) -> tuple[tuple[_Leaf, Prompts] | None, str]:
+    """Select class numbers, and name them; or say why that is not possible."""
     named = names if isinstance(names, Mapping) else dict(enumerate(names))
-    missing = [number for number in numbers if number not in named]
-    if missing:
-        raise ProbeError(f"prompts has {len(named)} class names, but the batch has the label {missing[0]}.")
-    return [named[number] for number in numbers]
+    numbered = [(leaf, numbers) for leaf in leaves if len(numbers := _list_numbers(leaf.value)) == count]
+    for rank in LABEL_KEYS:
+        found = [(leaf, numbers) for leaf, numbers in numbered if re.search(rank, leaf.key.lower())]
+        fitting = [(leaf, numbers) for leaf, numbers in found if all(number in named for number in numbers)]
+        if len(fitting) > 1:
+            return None, (
+                f"{len(fitting)} parts of the batch could be labels of the images; let the batch name them, as "
+                "{'image': ..., 'label': ...}, or give probes=... with prompts of your own."
+            )
+        if fitting:
+            leaf, numbers = fitting[0]
+            return (leaf, [named[number] for number in numbers]), ""
+        if found:
+            number = next(number for number in found[0][1] if number not in named)
+            return None, f"prompts has {len(named)} class names, but the batch has the label {number}."
+    return None, ""
+
+
+def _list_numbers(value: Any) -> list[int]:
+    if isinstance(value, Tensor):
+        is_numbers = is_dense(value) and value.ndim == 1 and value.dtype in (torch.int32, torch.int64)
+        return value.tolist() if is_numbers else []
+    return value if isinstance(value, list) and all(type(item) is int for item in value) else []
 
 
 def _select_strings(key: str, leaf: Any, _size: tuple[int, int]) -> Prompts | None:
@@ -352,7 +451,7 @@ def _select_strings(key: str, leaf: Any, _size: tuple[int, int]) -> Prompts | No
 def _select_tokens(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
     if NON_PROMPT_WORDS & set(key.lower().split("_")):
         return None
-    if isinstance(leaf, Tensor) and leaf.ndim == 3 and tuple(leaf.shape[1:]) == size:
+    if isinstance(leaf, Tensor) and leaf.ndim == 3 and (leaf.shape[1] > MAX_CAPTIONS or tuple(leaf.shape[1:]) == size):
         return None
     return _select_rows(leaf)  # type: ignore[return-value]
 
@@ -369,12 +468,12 @@ def _select_rows(leaf: Any) -> list[Int[Tensor, "l"]] | None:
         return list(leaf.detach().cpu().clone())
 
 
-def _describe(leaves: Sequence[tuple[str, Any]]) -> str:
+def _describe(leaves: Sequence[_Leaf]) -> str:
     """List the first leaves by dtype and shape, or by type."""
     kinds = [
-        f"{leaf.dtype} {tuple(leaf.shape)}".removeprefix("torch.")
-        if isinstance(leaf, Tensor) and is_dense(leaf)
-        else type(leaf).__name__
-        for _, leaf in leaves[:8]
+        f"{leaf.value.dtype} {tuple(leaf.value.shape)}".removeprefix("torch.")
+        if isinstance(leaf.value, Tensor) and is_dense(leaf.value)
+        else type(leaf.value).__name__
+        for leaf in leaves[:8]
     ]
     return ", ".join(kinds) or "nothing"

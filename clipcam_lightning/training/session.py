@@ -126,7 +126,9 @@ class Session:
         try:
             clip, size = self.clip, self.clip.preprocessing.size
             names = self._prompts or find_class_names(owners)
-            found = find_images_and_prompts(batch, size, partial(takes_size, clip.tower), names)
+            found = find_images_and_prompts(
+                batch, size, partial(takes_size, clip.tower), names, are_names_given=self._prompts is not None
+            )
             self._size_note = _describe_images(found, size)
             self._make_monitor(ProbeSet(found.list_probes(self._num_probes, clip.tokenizer)))
         except Exception as error:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipcam_lightning.errors import ProbeError
-from clipcam_lightning.probes.batch import SizeFilter, decode_prompt, find_images_and_prompts
+from clipcam_lightning.probes.batch import SizeFilter, decode_prompt, find_class_names, find_images_and_prompts
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer
@@ -299,3 +299,58 @@ def test_probes_with_token_ids_are_named_after_the_decoded_text() -> None:
     batch = IMAGES[:2], tokenizer(["a red circle", "a blue star"])
     probes = ProbeSet.from_batch(batch, size=SIZE, tokenizer=tokenizer)
     assert (probes.prompts, probes.names) == (["a red circle", "a blue star"], ["a-red-circle", "a-blue-star"])
+
+
+def test_images_go_with_the_prompts_of_their_own_part_of_a_combined_batch() -> None:
+    batch = {"unlabeled": IMAGES.flip(0), "labeled": (IMAGES, TEXTS)}
+    images, prompts = find(batch, SIZE)
+    assert torch.equal(images, IMAGES)
+    assert prompts == TEXTS
+
+
+def test_two_views_in_parts_of_their_own_share_the_prompts_above_them() -> None:
+    images, prompts = find({"image": {"x": IMAGES}, "augmented": {"x": IMAGES.flip(0)}, "caption": TEXTS}, SIZE)
+    assert torch.equal(images, IMAGES)
+    assert prompts == TEXTS
+
+
+LABELS = torch.tensor([2, 0, 1, 2])
+LABELLED = {
+    "a domain beside it": {"image": IMAGES, "domain_label": LABELS.flip(0), "label": LABELS},
+    "names of a domain": {"image": IMAGES, "label": LABELS, "domain": ["photo", "sketch", "photo", "photo"]},
+    "indices out of range": (IMAGES, torch.arange(1000, 1004), LABELS),
+    "a segmentation": (IMAGES, torch.ones(4, 16, 12, dtype=torch.long), LABELS),
+}
+
+
+@pytest.mark.parametrize("batch", LABELLED.values(), ids=LABELLED)
+@pytest.mark.parametrize("given", [True, False])
+def test_labels_are_not_mistaken(batch: Any, given: bool) -> None:
+    found = find_images_and_prompts(batch, SIZE, names=["cat", "dog", "owl"], are_names_given=given)
+    assert found.prompts == ["owl", "cat", "dog", "owl"]
+
+
+def test_several_parts_that_could_be_labels_are_refused() -> None:
+    with pytest.raises(ProbeError, match=r"2 parts of the batch could be labels.*'label'"):
+        find_images_and_prompts((IMAGES, LABELS, LABELS.flip(0)), SIZE, names=["cat", "dog", "owl"])
+
+
+def test_names_that_are_given_take_precedence_over_strings() -> None:
+    batch = {"image": IMAGES, "label": LABELS, "text": TEXTS}
+    names = ["cat", "dog", "owl"]
+    assert find_images_and_prompts(batch, SIZE, names=names).prompts == ["owl", "cat", "dog", "owl"]
+    assert find_images_and_prompts(batch, SIZE, names=names, are_names_given=False).prompts == TEXTS
+
+
+@pytest.mark.parametrize("key", ["image_tokens", "neg_caption"])
+def test_codes_of_images_and_negatives_are_not_taken_for_prompts(key: str) -> None:
+    other = TOKENS if "tokens" in key else TEXTS[::-1]
+    assert find({"image": IMAGES, key: other, "caption": TEXTS}, SIZE)[1] == TEXTS
+
+
+def test_templates_are_no_names_of_classes() -> None:
+    class Holder:
+        prompts = ("a photo of a {}", "a drawing of a {}")
+        class_names = ("cat", "dog")
+
+    assert find_class_names([Holder()]) == ("cat", "dog")
