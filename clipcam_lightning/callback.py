@@ -288,7 +288,7 @@ class ClipCamCallback(Callback):
         if not self._fit.evaluates:
             return
         self._resume()
-        if self._fit.evaluates and (note := self._session.describe_untrained(pl_module)):
+        if self._fit.evaluates and (note := self._session.describe_doubt(pl_module)):
             self._warn_once(note)
         if self._fit.evaluations:  # resumed
             self._fit.evaluated_at = _count_steps(trainer)
@@ -373,8 +373,9 @@ class ClipCamCallback(Callback):
         """Find the CLIP; if there is none and the user did not say where it is, go on without evaluations."""
         try:
             self._session.find_clip(module, trainer.strategy.model or module)
-        except (ModelError, TowerError) as error:
-            if self.on_error == "raise" or self.clip or self.encode_image or self.encode_text:
+        except Exception as error:  # of any kind: the module of a user may raise anything
+            is_of_the_model = isinstance(error, ModelError | TowerError) or not isinstance(error, ClipCamError)
+            if not is_of_the_model or self.on_error == "raise" or self.clip or self.encode_image or self.encode_text:
                 raise
             self._fit.evaluates = False
             self._warn_once(describe_error(error), " The training goes on without evaluations.")

@@ -60,9 +60,10 @@ class EncoderPair(nn.Module):
 
     def __str__(self) -> str:
         function = self._functions[0]
-        if not isinstance(function, str):
-            function = getattr(function, "__qualname__", type(function).__name__).rpartition(".")[2]
-        return f"{function} of {type(self.owner).__name__}"
+        if isinstance(function, str):
+            return f"{function} of {type(self.owner).__name__}"
+        encoders = getattr(function, "__self__", None)  # of conventional names, which tell what they do
+        return f"{encoders or 'a function'} of {type(self.owner).__name__}"
 
     def with_visual(self, visual: nn.Module) -> "EncoderPair":
         """Return the same pair with one of its parts as the image tower."""
@@ -80,23 +81,28 @@ class EncoderPair(nn.Module):
     def encode_text(self, texts: Any) -> Float[Tensor, "n d"]:
         """Embed token ids, the mapping of a tokenizer, or strings.
 
-        A mapping goes to parameters with the names of its values where the function has them, else as it is, or, if the
-        function does not take it, as token ids alone.
+        The values of a mapping go to the parameters of their names, and its token ids to the first parameter if that
+        has another name. A function of one parameter gets the whole mapping, or if it does not take that, the ids.
 
         Raises:
-            ConfigError: the function returns something else than ``n`` embeddings.
+            ConfigError: the function cannot take the texts, or returns something else than ``n`` embeddings.
         """
         encode = _find_function(self.owner, self._functions[1], "encode_text")
         if not isinstance(texts, Mapping):
             return _require_embeddings(encode(texts), len(texts), "encode_text")
-        ids = texts["input_ids"]
-        named = {name: texts[name] for name in _list_parameters(encode) if name in texts}
+        ids, parameters = texts["input_ids"], _list_parameters(encode)
+        named = {name: texts[name] for name in parameters if name in texts}
         if "input_ids" in named:
             return _require_embeddings(encode(**named), len(ids), "encode_text")
+        if named or len(parameters) > 1:
+            return _require_embeddings(encode(ids, **named), len(ids), "encode_text")
         try:
             return _require_embeddings(encode(texts), len(ids), "encode_text")
-        except (TypeError, AttributeError, KeyError, IndexError, ConfigError):
-            return _require_embeddings(encode(ids), len(ids), "encode_text")
+        except Exception as error:  # of any kind: a function of ids raises whatever a mapping leads to
+            try:
+                return _require_embeddings(encode(ids), len(ids), "encode_text")
+            except Exception:
+                raise error from None
 
 
 def extract_embedding(output: Any) -> Tensor:
@@ -159,11 +165,30 @@ def _list_parameters(encode: Callable[..., Any]) -> Sequence[str]:
         return []
 
 
-def _require_embeddings(output: Any, count: int, argument: str) -> Float[Tensor, "n d"]:
+def select_embedding(output: Any) -> Any:
+    """Return the embedding in the output of an encoder: a tensor, or the only one of two dimensions in a tuple.
+
+    Of an output of transformers it is ``image_embeds``, ``text_embeds`` or ``pooler_output``.
+
+    Raises:
+        ConfigError: a tuple holds several that it may be.
+    """
+    if isinstance(output, tuple | list) and not hasattr(output, "pooler_output"):
+        flat = [each for each in output if isinstance(each, Tensor) and each.ndim == 2]
+        if len(flat) > 1:
+            raise ConfigError(
+                f"an encoder returns a {type(output).__name__} of {len(flat)} tensors that may be its embeddings; say "
+                "which with encode_image=lambda module, images: ... and encode_text=lambda module, texts: ..."
+            )
+        return flat[0] if flat else output
     try:
-        embeddings = extract_embedding(output)
-    except (AttributeError, IndexError):
-        embeddings = output
+        return extract_embedding(output)
+    except AttributeError:
+        return output
+
+
+def _require_embeddings(output: Any, count: int, argument: str) -> Float[Tensor, "n d"]:
+    embeddings = select_embedding(output)
     if (
         not isinstance(embeddings, Tensor)
         or embeddings.ndim != 2

@@ -26,7 +26,11 @@ from clipcam_lightning.errors import ConfigError, ModelError, describe_error
 __all__ = ["ModelSpec", "find_clip"]
 
 CLIP_VOCABULARY = 49408
-COPIES = ("teacher", "ema", "momentum", "target", "reference", "frozen")  # names of models that follow the trained one
+COPIES = ("teacher", "ema", "momentum", "reference", "frozen")  # names of models that follow the trained one
+ADVICE = (
+    "Say how it embeds, with functions of the module: encode_image=lambda module, images: ... and encode_text=lambda "
+    "module, texts: ..., each of which returns [n, d]."
+)
 SAME = 1e-4  # distance of unit embeddings below which two functions embed alike
 
 
@@ -73,7 +77,12 @@ class ModelSpec:
             TowerError: found, but its image tower is unknown and cannot be traced.
             ConfigError: an encode function does not return embeddings.
         """
-        return _find(model, self)
+        try:
+            return _find(model, self)
+        except ConfigError as error:
+            if self.encode_image is not None or self.encode_text is not None:
+                raise
+            raise ModelError(f"{error} {ADVICE}") from error
 
 
 def find_clip(
@@ -131,7 +140,7 @@ def _find(module: nn.Module | ClipModel, spec: ModelSpec) -> ClipModel:
     path = _choose(module, spec.clip)
     if path is None:
         return _find_by_names(module, spec)
-    outer = _find_outer(module, path, spec)
+    outer, doubt = _find_outer(module, path, spec)
     if outer is not None:
         return _read_outer(module, outer, path, spec)
     part = module.get_submodule(path)
@@ -144,6 +153,7 @@ def _find(module: nn.Module | ClipModel, spec: ModelSpec) -> ClipModel:
         tokenizer=spec.tokenizer or _tokenizer_near(module, path) or _default_tokenizer(part),
         preprocessing=Preprocessing.of(part, tower.input_size, _image_processor_near(module, path)),
         name=path,
+        doubt=doubt,
     )
 
 
@@ -177,8 +187,7 @@ def _choose(module: nn.Module, clip: str | None) -> str | None:
         found = inside
     if not found:
         return None
-    found = {path: part for path, part in found.items() if not _is_copy(path)} or found
-    found = {path: part for path, part in found.items() if _is_trained(part)} or found
+    found = _prefer(found)
     if len(found) > 1:
         if find_adapter(module) is not None and _has_own_methods(module):
             return ""
@@ -186,6 +195,12 @@ def _choose(module: nn.Module, clip: str | None) -> str | None:
             f"{len(found)} CLIPs in {type(module).__name__}: {_listed(found)}. Choose one with clip='dotted.name'."
         )
     return next(iter(found))
+
+
+def _prefer(found: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Leave out what is not trained, then copies that follow another model, if that leaves anything."""
+    found = {path: part for path, part in found.items() if _is_trained(part)} or found
+    return {path: part for path, part in found.items() if not _is_copy(path)} or found
 
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:
@@ -209,6 +224,8 @@ def _has_own_methods(module: nn.Module) -> bool:
 def _is_of_a_library(part: nn.Module, spec: ModelSpec) -> bool:
     """Whether a module has the parts of a CLIP of a library, and not only methods of the same names."""
     adapter = find_adapter(part)
+    if any(kind.__name__ == "LightningModule" for kind in type(part).__mro__):
+        return False
     has_parts = hasattr(part, "config" if adapter and adapter.vision == "vision_model" else "visual")
     return has_parts or isinstance(part, torch.jit.ScriptModule) or any(tower.fits(part) for tower in spec.towers)
 
@@ -217,38 +234,51 @@ def _is_trained(part: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in part.parameters())
 
 
-def _find_outer(module: nn.Module, path: str, spec: ModelSpec) -> str | None:
-    """Find the outermost module around a CLIP that embeds images differently; ``None`` if there is none."""
-    inner = module.get_submodule(path)
+def _find_outer(module: nn.Module, path: str, spec: ModelSpec) -> tuple[str | None, str]:
+    """Find the outermost module around a CLIP that embeds images differently.
+
+    Returns:
+        Its dotted name, or ``None`` if there is none; and why there may be one all the same.
+    """
+    inner, doubt = module.get_submodule(path), ""
     adapter = find_adapter(inner)
     if adapter is None or path == "" or spec.clip == path:
-        return None
+        return None, ""
     parts = path.split(".")
     for depth in range(len(parts)):
         outer_path = ".".join(parts[:depth])
         if spec.clip is not None and not f"{outer_path}.".startswith(f"{spec.clip}."):
             continue
         outer = module.get_submodule(outer_path)
-        if find_adapter(outer) is not None and _has_own_methods(outer) and _embeds_differently(outer, inner, spec):
-            return outer_path
-    return None
+        if find_adapter(outer) is None or not _has_own_methods(outer):
+            continue
+        try:
+            if _embeds_differently(outer, inner, spec):
+                return outer_path, ""
+        except Exception as error:  # of any kind: a method of that name may take something else than images
+            doubt = (
+                f"{type(outer).__name__} has an encode_image of its own, which cannot be called with images alone "
+                f"({describe_error(error)}); the CLIP in it is monitored"
+            )
+    return None, doubt
 
 
 def _embeds_differently(outer: nn.Module, inner: nn.Module, spec: ModelSpec) -> bool:
-    """Whether a module embeds images otherwise than the CLIP in it, or can learn to."""
+    """Whether a module embeds images otherwise than the CLIP in it, or can learn to.
+
+    Raises:
+        Exception: the module does not embed images.
+    """
     around, own = (partial(_encode_image, each) for each in (outer, inner))
-    try:
-        size = find_tower(inner, spec.towers).input_size
-        first, second = embed_twice(outer, around, own, size)
-        if first.ndim != 2 or not len(first):
-            return False
-        if first.shape != second.shape:
-            return True
-        distance = (F.normalize(first, dim=-1) - F.normalize(second, dim=-1)).norm(dim=-1).max()
-        outside = [each for each in outer.parameters() if each.requires_grad and not _is_any(each, inner.parameters())]
-        return bool(distance > SAME) or depends_on(outer, around, size, outside)
-    except Exception:  # of any kind: a method of that name may take something else than images
-        return False
+    size = find_tower(inner, spec.towers).input_size
+    first, second = embed_twice(outer, around, own, size)
+    if first.ndim != 2 or not len(first):
+        raise ConfigError(f"it returns {tuple(first.shape)}")
+    if first.shape != second.shape:
+        return True
+    distance = (F.normalize(first, dim=-1) - F.normalize(second, dim=-1)).norm(dim=-1).max()
+    outside = [each for each in outer.parameters() if each.requires_grad and not _is_any(each, inner.parameters())]
+    return bool(distance > SAME) or depends_on(outer, around, size, outside)
 
 
 def _encode_image(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -300,24 +330,37 @@ def _find_by_names(module: nn.Module, spec: ModelSpec) -> ClipModel:
     Raises:
         ModelError: there are none, or they do not give embeddings of one length.
     """
+    owners = {path: owner for path, owner in module.named_modules() if find_conventional_encoders(owner) is not None}
+    if spec.clip is not None:
+        owners = {path: owner for path, owner in owners.items() if path == spec.clip}
+    owners = _prefer(owners)
+    if len(owners) > 1:
+        raise ModelError(
+            f"{len(owners)} pairs of encoders in {type(module).__name__}: {_listed(owners)}. Choose one with "
+            "clip='dotted.name'."
+        )
     problem = ""
-    for path, owner in module.named_modules():
+    for path, owner in owners.items():
         encoders = find_conventional_encoders(owner)
-        if encoders is None or (spec.clip is not None and path != spec.clip):
-            continue
+        assert encoders is not None
         try:
             found = _read_pair(module, path, owner, encoders.encode_image, encoders.encode_text, spec)
             _check_widths(found)
-            return found
         except Exception as error:  # of any kind: the names may mean something else
-            problem = f" Its {encoders} could not be used: {describe_error(error)}"
+            problem = f" Its {encoders} could not be used: {describe_error(error)}."
+            continue
+        unused = encoders.list_unused(owner)
+        doubt = (
+            f"{encoders} of {type(owner).__name__} leaves out {', '.join(unused[:3])}, which is trained"
+            if unused
+            else ""
+        )
+        return replace(found, doubt=doubt)
     names = ", ".join(name for name, _ in module.named_children()) or "none"
     raise ModelError(
         f"no CLIP in {type(module).__name__}: none of its submodules has both encode_image and encode_text, or "
-        f"both get_image_features and get_text_features.{problem} Say how it embeds, with functions of the module: "
-        "encode_image=lambda module, images: ... and encode_text=lambda module, texts: ..., each of which returns "
-        f"[n, d] (its parts are {names}). Without a text encoder, encode_text may return a row per prompt, such as "
-        "those of a linear head."
+        f"both get_image_features and get_text_features.{problem} {ADVICE} Its parts are {names}. Without a text "
+        "encoder, encode_text may return a row per prompt, such as those of a linear head."
     )
 
 
@@ -370,7 +413,13 @@ def _with_known_tower(pair: EncoderPair, towers: Sequence[type[Tower]]) -> Encod
     if any(tower.fits(pair) for tower in towers):
         return pair
     trace = trace_encoder(pair, pair.encode_image)
-    parts = [pair.get_submodule(name) for name in sorted(trace.ran) if name]
+    read = [name for name, gradient in trace.read.items() if gradient is not None]
+    inside = {f"{name}.".startswith for name in read}
+    parts = [
+        pair.get_submodule(name)
+        for name in sorted(trace.ran)
+        if name and (any(starts(f"{name}.") for starts in inside) or not read)
+    ]
     for part in sorted(parts, key=lambda part: sum(1 for _ in part.modules())):
         marked = pair.with_visual(part)
         kind = next((tower for tower in (*towers, *TOWERS) if tower.fits(marked)), None)

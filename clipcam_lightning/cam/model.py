@@ -30,6 +30,7 @@ class ClipModel:
         tokenizer: texts to token ids; ``None`` where neither the caller nor the model has one.
         preprocessing: from pixels to model input and back.
         name: dotted name of the CLIP in the module that was searched; empty for that module itself.
+        doubt: why more of the module than this may embed images or texts; empty if nothing speaks for it.
 
     Example:
         >>> from clipcam_lightning import find_clip
@@ -44,6 +45,7 @@ class ClipModel:
     tokenizer: Tokenizer | None
     preprocessing: Preprocessing
     name: str = ""
+    doubt: str = ""
 
     __repr__ = short_repr
 

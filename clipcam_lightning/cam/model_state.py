@@ -1,5 +1,6 @@
 """Temporary changes to a model for the time of a pass; all of them are undone, also after an exception."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,6 +39,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         for kind in ("cpu", *({"cuda"} if devices else ())):
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_restored_python_rng())
+        stack.enter_context(_restored_generators(model))
         stack.enter_context(_cleared_flags(model))
         stack.enter_context(_restored_buffers(model))
         stack.enter_context(_restored_merged_weights(model))
@@ -102,12 +104,47 @@ def _restored_python_rng() -> Iterator[None]:
 
 
 @contextmanager
+def _restored_generators(model: nn.Module) -> Iterator[None]:
+    """Restore random generators that modules hold as attributes."""
+    generators = [each for module in _list_modules(model) for each in vars(module).values() if _is_generator(each)]
+    states: list[Any] = [
+        each.get_state() if isinstance(each, torch.Generator) else copy.deepcopy(each) for each in generators
+    ]
+    try:
+        yield
+    finally:
+        for each, state in zip(generators, states, strict=True):
+            if isinstance(each, torch.Generator):
+                each.set_state(state)
+            elif isinstance(each, random.Random):
+                each.setstate(state.getstate())
+            else:
+                each.bit_generator.state = state.bit_generator.state
+
+
+def _is_generator(value: object) -> bool:
+    return isinstance(value, torch.Generator | random.Random | np.random.Generator)
+
+
+def _list_modules(model: nn.Module) -> list[nn.Module]:
+    """List all modules, and those that some hide in lists or mappings, as people do with a frozen model."""
+    found = dict.fromkeys(model.modules())
+    for module in list(found):
+        for value in vars(module).values():
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            for each in held:
+                if isinstance(each, nn.Module) and each not in found:
+                    found |= dict.fromkeys(each.modules())
+    return list(found)
+
+
+@contextmanager
 def _cleared_flags(model: nn.Module) -> Iterator[None]:
     # Set one by one and not with .eval(): a user may have frozen single layers in eval mode, and some LoRA layers merge
     # their weights when .eval() or .train() is called.
     flags = [
         (module, name, vars(module)[name])
-        for module in model.modules()
+        for module in _list_modules(model)
         for name in ("training", "grad_checkpointing", "gradient_checkpointing")
         if isinstance(vars(module).get(name), bool)
     ]
@@ -124,7 +161,7 @@ def _cleared_flags(model: nn.Module) -> Iterator[None]:
 def _restored_buffers(model: nn.Module) -> Iterator[None]:
     buffers = [
         (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
+        for module in _list_modules(model)
         for name, buffer in module.named_buffers(recurse=False)
     ]
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clipcam_lightning.cam.encoders import extract_embedding
+from clipcam_lightning.cam.encoders import select_embedding
 
 IMAGE_WORDS = ("image", "img", "vision", "visual")
 TEXT_WORDS = ("text", "txt", "language", "caption")
@@ -42,6 +42,15 @@ class ConventionalEncoders:
         output = encoder(**_select(encoder, texts)) if isinstance(texts, Mapping) else encoder(texts)
         return _project(owner, self.text_projection, output)
 
+    def list_unused(self, owner: nn.Module) -> list[str]:
+        """List trained parameters of the module that belong to neither encoder nor projection."""
+        used = (self.image, self.text, self.image_projection, self.text_projection)
+        return [
+            name
+            for name, parameter in owner.named_parameters()
+            if parameter.requires_grad and name.split(".")[0] not in used and "logit" not in name and "temp" not in name
+        ]
+
     def __str__(self) -> str:
         parts = ((self.image, self.image_projection), (self.text, self.text_projection))
         return " and ".join(f"{projection}({encoder})" if projection else encoder for encoder, projection in parts)
@@ -60,6 +69,7 @@ def find_conventional_encoders(owner: nn.Module) -> ConventionalEncoders | None:
         image_projection(image_encoder) and text_projection(text_encoder)
     """
     children = {name for name, _ in owner.named_children()}
+    parts = children | {name for name, _ in owner.named_parameters(recurse=False)}
     for kind in (*ENCODER_WORDS, ""):
         images, texts = (
             [name for word in words for name in _combine(word, kind) if name in children]
@@ -67,8 +77,7 @@ def find_conventional_encoders(owner: nn.Module) -> ConventionalEncoders | None:
         )
         if images and texts:
             image_projection, text_projection = (
-                next((name for name in _projections(words) if name in children), "")
-                for words in (IMAGE_WORDS, TEXT_WORDS)
+                next((name for name in _projections(words) if name in parts), "") for words in (IMAGE_WORDS, TEXT_WORDS)
             )
             return ConventionalEncoders(images[0], texts[0], image_projection, text_projection)
     return None
@@ -90,6 +99,9 @@ def _select(encoder: nn.Module, texts: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _project(owner: Any, name: str, output: Any) -> Tensor:
-    embedding = extract_embedding(output)
-    projected: Tensor = getattr(owner, name)(embedding) if name else embedding
+    embedding: Tensor = select_embedding(output)
+    if not name:
+        return embedding
+    projection = getattr(owner, name)
+    projected: Tensor = embedding @ projection if isinstance(projection, Tensor) else projection(embedding)
     return projected

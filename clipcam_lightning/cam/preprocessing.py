@@ -25,6 +25,7 @@ from clipcam_lightning.cam.decoding import ImageLike, Images, decode_rgb, list_i
 from clipcam_lightning.errors import ConfigError
 
 BILINEAR = 2  # as Pillow and transformers number it
+MIN_BRIGHTEST = 0.6  # value in images that are not normalised
 MAX_ROUNDING = 0.02  # mean distance from whole numbers; 0.25 for any
 Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 USUAL_NORMALISATIONS: tuple[Normalisation, ...] = (
@@ -51,7 +52,8 @@ class Preprocessing:
 
         open_clip stores it on the model. For a transformers model it is read from the image processor. Without one, a
         SigLIP (recognised by the bias of its sigmoid loss) is assumed to squash images and to normalise with mean and
-        std 0.5, as it was trained. All other models get CLIP's own transform.
+        std 0.5, as it was trained. A network of timm declares mean and std, and one of torchvision has ImageNet's. All
+        other models get CLIP's own transform.
 
         Args:
             clip: the model.
@@ -69,6 +71,8 @@ class Preprocessing:
             config = _convert_processor(image_processor)
         elif visual is None and has_sigmoid_loss(clip):
             config = {"mean": INCEPTION_MEAN, "std": INCEPTION_STD, "resize_mode": "squash"}
+        else:
+            config = _find_declared(clip)
         return cls(PreprocessCfg(**{**config, "size": input_size}))
 
     @property
@@ -140,9 +144,22 @@ class Preprocessing:
         )
 
 
+def _find_declared(clip: nn.Module) -> dict[str, Any]:
+    """Find the mean and standard deviation that networks of timm and torchvision were trained with."""
+    for part in clip.modules():
+        declared = vars(part).get("pretrained_cfg") or {}
+        if "mean" in declared and "std" in declared:
+            return {"mean": tuple(declared["mean"]), "std": tuple(declared["std"])}
+        if type(part).__module__.startswith("torchvision.models"):
+            return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return {}
+
+
 def _restorations(images: Float[Tensor, "n 3 y x"], own: Normalisation) -> Iterator[Float[Tensor, "n 3 y x"]]:
-    """Undo each usual normalisation, the model's own first."""
-    return (_restore(images, each) for each in (own, *USUAL_NORMALISATIONS))
+    """Undo each usual normalisation, the model's own first; of images from 0 to 1 none."""
+    is_plain = images.min() >= 0 and MIN_BRIGHTEST < images.max() <= 1
+    usual = (USUAL_NORMALISATIONS[-1],) if is_plain else ()
+    return (_restore(images, each) for each in (*usual, own, *USUAL_NORMALISATIONS))
 
 
 def _restore(images: Float[Tensor, "n 3 y x"], normalisation: Normalisation) -> Float[Tensor, "n 3 y x"]:

@@ -101,35 +101,40 @@ def depends_on(module: nn.Module, encode: Encode, size: tuple[int, int], paramet
     return any(gradient is not None for gradient in gradients)
 
 
-def find_moved_tokens(module: nn.Module, encode: Encode, trace: Trace, name: str, cell: tuple[int, int]) -> list[int]:
-    """Find which token changes when the second cell of the first row changes, and the first cell of the second.
+def find_moved_tokens(
+    module: nn.Module, encode: Encode, trace: Trace, name: str, cell: tuple[int, int], places: Sequence[tuple[int, int]]
+) -> list[tuple[int, bool]]:
+    """Find which token changes most when a cell of the image changes.
 
     Args:
         module, encode: as in :func:`trace_encoder`.
         trace: of both.
         name: of a module that returns tokens ``[n, t, d]`` or ``[t, n, d]``, the earlier the better.
         cell: height and width of a cell in pixels.
+        places: row and column of the cells.
 
     Returns:
-        The index of the token, for either cell; ``-1`` where no single token changes more than all others together.
+        The index of the token for each place, and whether it changes more than all others together.
     """
-    image = _random_images(module, trace.size)[:1]
-    changed = image.repeat(3, 1, 1, 1)
-    height, width = cell
-    changed[1, :, :height, width : 2 * width] += 3
-    changed[2, :, height : 2 * height, :width] += 3
+    image, (height, width) = _random_images(module, trace.size)[:1], cell
     outputs: list[Tensor] = []
     handle = module.get_submodule(name).register_forward_hook(
         lambda _module, _inputs, output: outputs.append(output[0] if isinstance(output, tuple) else output)
     )
     try:
         with evaluation_mode(module), torch.no_grad():
-            encode(changed)
+            for row, column in places:
+                pair = image.repeat(COUNT, 1, 1, 1)
+                pair[1, :, row * height : (row + 1) * height, column * width : (column + 1) * width] += 3
+                encode(pair)
     finally:
         handle.remove()
-    tokens = outputs[0] if len(outputs[0]) == len(changed) else outputs[0].transpose(0, 1)
-    changes = [(tokens[i] - tokens[0]).float().norm(dim=-1) for i in (1, 2)]
-    return [int(change.argmax()) if change.max() > change.sum() / 2 else -1 for change in changes]
+    found = []
+    for output in outputs:
+        before, after = output if len(output) == COUNT else output.transpose(0, 1)
+        change = (after - before).float().norm(dim=-1)
+        found.append((int(change.argmax()), bool(change.max() > change.sum() / 2)))
+    return found
 
 
 def _trace(module: nn.Module, encode: Encode, size: tuple[int, int]) -> Trace:
@@ -186,7 +191,7 @@ def _derive_sizes(module: nn.Module) -> list[int]:
     positions = [
         each.shape[-2]
         for name, each in module.named_parameters()
-        if re.search("pos.*emb", name) and each.ndim in (2, 3)
+        if re.search("pos.*emb", name) and not re.search("te?xt|bert|language|word", name) and each.ndim in (2, 3)
     ]
     patches = [
         part.kernel_size[0]

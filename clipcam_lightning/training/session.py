@@ -12,6 +12,7 @@ from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.images import takes_size
 from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
@@ -93,17 +94,22 @@ class Session:
         self._settings.resolve(clip.tower)
         self.ranks.on_rank_zero(partial(self._prepare_probes, clip))
 
-    def describe_untrained(self, module: nn.Module) -> str:
-        """Say that the CLIP is not what is trained; ``""`` if it is, or if nothing is trained."""
+    def describe_doubt(self, module: nn.Module) -> str:
+        """Say that what is monitored may not be what is trained; ``""`` if nothing speaks for that."""
         assert self.clip is not None
+        advice = (
+            "If images pass through more than that, say how they are embedded, with encode_image=lambda module, "
+            "images: ... and encode_text=lambda module, texts: ..."
+        )
+        if self.clip.doubt:
+            return f"{self.clip.doubt}. {advice}"
         trained = sum(parameter.requires_grad for parameter in module.parameters())
         if not trained or any(parameter.requires_grad for parameter in self.clip.module.parameters()):
             return ""
         name = f" {self.clip.name!r}" if self.clip.name else ""
         return (
             f"no parameter of the CLIP{name} is trained, but {trained} others of {type(module).__name__} are: its maps "
-            "cannot change. If images pass through more than this CLIP, say how they are embedded, with "
-            "encode_image=lambda module, images: ... and encode_text=lambda module, texts: ..."
+            f"cannot change. {advice}"
         )
 
     def forget(self) -> None:
@@ -129,7 +135,7 @@ class Session:
             found = find_images_and_prompts(
                 batch, size, partial(takes_size, clip.tower), names, are_names_given=self._prompts is not None
             )
-            self._size_note = _describe_images(found, size)
+            self._size_note = _describe_images(found, clip.preprocessing)
             self._make_monitor(ProbeSet(found.list_probes(self._num_probes, clip.tokenizer)))
         except Exception as error:
             self.error = error
@@ -251,20 +257,30 @@ class Session:
         return evaluations, dict(self.monitor.metrics), ""
 
 
-def _describe_images(found: BatchProbes, size: tuple[int, int]) -> str:
+def _describe_images(found: BatchProbes, preprocessing: Preprocessing) -> str:
     """Say that the images of a batch are not input of the model's own ``size``; ``""`` if they are."""
-    image = found.images[0]
+    image, size = found.images[0], preprocessing.size
     if found.is_resized:
         return (
             f"the images of the batch have another size than the model takes; they are resized to {size[0]}x{size[1]} "
             "pixels and cropped; if training resizes them otherwise, give probes=... instead."
         )
     if not isinstance(image, Tensor):
-        return "the images of the batch are not preprocessed; they go through the model's own transform."
+        return (
+            "the images of the batch are not preprocessed; they go through the transform of the model, or one like it, "
+            f"with mean {_round(preprocessing.config.mean)} and standard deviation "
+            f"{_round(preprocessing.config.std)}; if training treats them otherwise, give probes=... as the model's "
+            "input."
+        )
     height, width = image.shape[-2:]
     if (height, width) == size:
         return ""
     return (
         f"the probes from the batch are images of {height}x{width} pixels, for which the positions of the model, built "
-        f"for {size[0]}x{size[1]}, are interpolated; if training resizes them first, give probes=... instead."
+        f"for {size[0]}x{size[1]}, are interpolated if it has any; if training resizes them first, give probes=... "
+        "instead."
     )
+
+
+def _round(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(value, 2) for value in values)

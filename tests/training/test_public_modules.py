@@ -105,7 +105,7 @@ def assert_maps_depend_on_the_prompt(case: Case, module: pl.LightningModule, cal
 
 def test_a_head_without_functions_is_refused_with_what_to_write(tmp_path: Path) -> None:
     case = Case(LinearHead, CASES["D, a linear head"].item)
-    with pytest.warns(ClipCamWarning, match=r"no CLIP in LinearHead.*encode_image=lambda.*its parts are encoder, head"):
+    with pytest.warns(ClipCamWarning, match=r"no CLIP in LinearHead.*encode_image=lambda.*Its parts are encoder, head"):
         fit(case, tmp_path, ClipCamCallback())
 
 

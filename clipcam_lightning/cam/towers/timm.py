@@ -268,7 +268,9 @@ def _ends_in_grid(part: Any) -> bool:
     # By vars, because a wrapper only forwards these attributes. timm's description of a model has the size of the
     # pooled grid, and none for models that pool tokens.
     config = vars(part).get("default_cfg") or {}
-    return bool(config.get("pool_size")) and bool(vars(part).get("feature_info"))
+    stages = vars(part).get("feature_info") or ()
+    names = dict(part.named_modules()).keys() if stages else set()
+    return bool(config.get("pool_size")) and bool(stages) and all(stage["module"] in names for stage in stages)
 
 
 def _count_input_channels(trunk: nn.Module) -> int:

@@ -55,20 +55,21 @@ class TracedTower(Tower):
         self.has_known_head = False
         trace = trace_encoder(clip, adapter.encode_image)
         self._size = trace.size
-        self._cells = _list_cells(trace)
+        self._cells = _list_cells(clip, trace)
         layers = [name for name in trace.outputs if self._is_layer(name, trace)]
         if not layers:
             raise TowerError(
                 f"no module of {type(clip).__name__} returns a grid of cells, or tokens of patches, that the embedding "
-                "depends on"
+                "depends on. If it is called under torch.no_grad(), leave that out and freeze its parameters instead, "
+                "with requires_grad_(False)"
             )
-        self.default_layer = layers[-1]
+        self.default_layer = self._choose_layer(layers, trace)
+        layers = layers[: layers.index(self.default_layer) + 1]
         # Blocks and stages, which containers number; what is inside them is rarely worth a map.
         self.layers = [name for name in layers[:-1] if name.rpartition(".")[2].isdigit()] + layers[-1:]
         self._layout = self._lay_out(trace.outputs[self.default_layer], trace.size)
         if trace.outputs[self.default_layer].ndim == 3:
             self.recipe = TOKENS_RECIPE
-            self._require_order(trace)
         self._takes = lru_cache(lambda size: can_embed(clip, adapter.encode_image, size))
 
     @classmethod
@@ -121,13 +122,8 @@ class TracedTower(Tower):
 
     def _is_layer(self, name: str, trace: Trace) -> bool:
         output, read = trace.outputs[name], trace.read[name]
-        module = self.clip.get_submodule(name)
-        is_leaf = not any(True for _ in module.children())
-        kind = type(module)
-        if read is None or (is_leaf and (kind.__name__.startswith(SKIPPED) or kind.__module__ == _ACTIVATIONS)):
+        if read is None or _is_inside_block(self.clip, name):
             return False
-        if any(_ATTENTION.search(type(owner).__name__) for owner in self._list_owners(name)):
-            return False  # keys or values alone, which say half of what a block does
         layout = self._lay_out(output, trace.size)
         if layout is None:
             return False
@@ -135,27 +131,58 @@ class TracedTower(Tower):
         of_patches = read if output.ndim == 4 else read.transpose(0, batch_dim)[:, prefix:]
         return bool(of_patches.any())
 
-    def _require_order(self, trace: Trace) -> None:
-        """Refuse tokens that are not the patches row by row, by the first tokens that any module returns."""
-        for name, output in trace.outputs.items():
-            found = self._lay_out(output, trace.size) if output.ndim == 3 else None
-            if found is None:
-                continue
-            batch_dim, prefix = found
-            _, (rows, columns) = self._find_patches(output.shape[1 - batch_dim], trace.size) or (0, (1, 1))
-            cell = trace.size[0] // rows, trace.size[1] // columns
-            moved = find_moved_tokens(self.clip, self.adapter.encode_image, trace, name, cell)
-            if -1 not in moved and moved != [prefix + 1, prefix + columns]:
-                raise TowerError(
-                    f"the tokens that {name} returns are not the patches row by row: the second patch of the first row "
-                    f"is token {moved[0]}, and the first patch of the second row is token {moved[1]} (expected "
-                    f"{prefix + 1} and {prefix + columns})."
-                )
-            return
+    def _choose_layer(self, layers: list[str], trace: Trace) -> str:
+        """Choose the last layer whose cells are in order; of layers with as many tokens only the last is tried.
 
-    def _list_owners(self, name: str) -> list[nn.Module]:
-        parts = name.split(".")
-        return [self.clip.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts))]
+        Raises:
+            TowerError: there is none.
+        """
+        tried: set[tuple[int, ...]] = set()
+        for name in reversed(layers):
+            shape = trace.outputs[name].shape
+            numbers = tuple(sorted(shape[:2])) if len(shape) == 3 else tuple(shape)
+            if numbers not in tried:
+                tried.add(numbers)
+                if self._keeps_order(name, trace):
+                    return name
+        raise TowerError(
+            f"the tokens that the modules of {type(self.clip).__name__} return are not the patches row by row: what "
+            "changes in one place of an image shows in another place of the grid"
+        )
+
+    def _keeps_order(self, name: str, trace: Trace) -> bool:
+        """Whether a layer returns a grid, or tokens of which the last are the patches row by row.
+
+        Where tokens of such a number are first returned, a cell of the image must not move another token than its own
+        more than all others together; in the layer itself, deeper in the network, at least half of some cells must move
+        their own tokens most.
+        """
+        if trace.outputs[name].ndim == 4:
+            return True
+        batch_dim, prefix = self._lay_out(trace.outputs[name], trace.size)
+        tokens = trace.outputs[name].shape[1 - batch_dim]
+        _, (rows, columns) = self._find_patches(tokens, trace.size) or (0, (1, 1))
+        places = list(dict.fromkeys([(0, 1), (1, 0), (rows - 1, columns // 2), (rows // 2, columns - 1)]))
+        cell = trace.size[0] // rows, trace.size[1] // columns
+        first = next(
+            each
+            for each, output in trace.outputs.items()
+            if output.ndim == 3 and self._lay_out(output, trace.size) and output.shape[1 - batch_dim] == tokens
+        )
+        for layer in (first, name):
+            moved = find_moved_tokens(self.clip, self.adapter.encode_image, trace, layer, cell, places)
+            # Convolutions before the tokens may move what they see by less than two cells.
+            tolerance = 0 if prefix else 1
+            is_right = [
+                max(abs(moved_row - row), abs(moved_column - column)) <= tolerance
+                for (token, _), (row, column) in zip(moved, places, strict=True)
+                for moved_row, moved_column in [divmod(token - prefix, columns)]
+            ]
+            if any(clear and not right for (_, clear), right in zip(moved, is_right, strict=True)):
+                return False
+        # Queries that read the patches move together, wherever an image changes.
+        are_distinct = len({token for token, _ in moved}) == len(places)
+        return are_distinct and 2 * sum(is_right) >= len(places)
 
     def _lay_out(self, output: Tensor, size: tuple[int, int]) -> Any:
         """Find the dimension of the images, and how many tokens come before the patches; ``None`` without a grid."""
@@ -182,16 +209,28 @@ _ACTIVATIONS = "torch.nn.modules.activation"
 _ATTENTION = re.compile("(Attention|Attn)$")  # a class; the norm in an attention pool is worth a map
 
 
-def _list_cells(trace: Trace) -> list[tuple[int, int]]:
-    """List the sizes of cells in pixels, of the grids that modules return, or guessed for tokens; largest first."""
+def _is_inside_block(clip: nn.Module, name: str) -> bool:
+    """Whether a module is a part of a block that is not worth a map: an activation, or keys or values alone."""
+    module, parts = clip.get_submodule(name), name.split(".")
+    is_leaf, kind = not any(True for _ in module.children()), type(module)
+    owners = (clip.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts)))
+    return (is_leaf and (kind.__name__.startswith(SKIPPED) or kind.__module__ == _ACTIVATIONS)) or any(
+        _ATTENTION.search(type(owner).__name__) for owner in owners
+    )
+
+
+def _list_cells(clip: nn.Module, trace: Trace) -> list[tuple[int, int]]:
+    """List the sizes of cells in pixels, of the grids that modules return, and guessed for tokens; largest first."""
     height, width = trace.size
     cells = {
         (height // h, width // w)
-        for tensor in trace.outputs.values()
-        if tensor.ndim == 4 and (found := _find_grid(tensor, trace.size)) is not None
+        for name, tensor in trace.outputs.items()
+        if tensor.ndim == 4
+        and not _is_inside_block(clip, name)
+        and (found := _find_grid(tensor, trace.size)) is not None
         for h, w in [tensor.shape[2:] if found == 1 else tensor.shape[1:3]]
     }
-    return sorted(cells or set(_guess_cells(trace)), reverse=True)
+    return sorted(cells | set(_guess_cells(trace)), reverse=True)
 
 
 def _guess_cells(trace: Trace) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.finding import find_clip
@@ -136,9 +137,26 @@ class ColumnByColumn(nn.Module):
         return self.block(self.patches(images).transpose(2, 3).flatten(2).transpose(1, 2)).mean(1)
 
 
-def test_patches_that_are_not_row_by_row_are_refused() -> None:
-    with pytest.raises(TowerError, match=r"not the patches row by row.*is token 14,.*is token 1 "):
-        find_clip(Encoders(ColumnByColumn()))
+def test_tokens_that_are_not_row_by_row_give_way_to_the_grid_before_them() -> None:
+    assert find_clip(Encoders(ColumnByColumn())).tower.default_layer == "owner.image_encoder.patches"
+
+
+class Shuffled(nn.Module):
+    """Patches cut without a convolution, in an order of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(3 * 8 * 8, 32), nn.LayerNorm(32)
+        self.position_embedding = nn.Parameter(torch.zeros(1, 64, 32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = F.unfold(images, 8, stride=8).transpose(1, 2).flip(1)
+        return self.norm(self.embed(patches)).mean(1)
+
+
+def test_without_any_cells_in_order_an_encoder_is_refused() -> None:
+    with pytest.raises(TowerError, match="not the patches row by row: what changes in one place"):
+        find_clip(Encoders(Shuffled()))
 
 
 def test_an_encoder_without_gradient_is_refused_with_what_to_do() -> None:
@@ -156,3 +174,60 @@ def test_an_encoder_without_a_grid_is_refused() -> None:
     model = Encoders(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 8)))
     with pytest.raises(TowerError, match="no module of EncoderPair returns a grid of cells"):
         find_clip(model)
+
+
+class TokensOf(nn.Module):
+    """A ViT without classes of a library: patches, tokens before or after them, two blocks, and a pool."""
+
+    def __init__(self, before: int = 0, after: int = 0, pool: str = "mean") -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 8, 8)
+        self.first, self.last = (nn.Parameter(torch.randn(1, count, 32)) for count in (before, after))
+        layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True, norm_first=True, dropout=0.0)
+        self.blocks, self.norm = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.LayerNorm(32)
+        self.pool = pool
+        self.position_embedding = nn.Parameter(torch.zeros(1, 64, 32))  # 64 patches of 8 pixels
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2) + self.position_embedding
+        own = (each.expand(len(images), -1, -1) for each in (self.first, self.last))
+        first, last = own
+        tokens = self.norm(self.blocks(torch.cat([first, patches, last], dim=1)))
+        return tokens.mean(1) if self.pool == "mean" else tokens[:, 0 if self.pool == "first" else -1]
+
+
+@pytest.mark.parametrize(("before", "pool"), [(0, "mean"), (1, "first"), (5, "mean")])
+def test_tokens_before_the_patches_are_left_out(before: int, pool: str) -> None:
+    torch.manual_seed(0)
+    clip = find_clip(Encoders(TokensOf(before, pool=pool)).eval())
+    assert clip.tower.input_size == (64, 64)
+    features = torch.arange(before + 64.0).expand(2, 1, -1).transpose(1, 2)
+    assert torch.equal(clip.tower.to_grid(features, (64, 64))[0, 0].flatten(), torch.arange(before, before + 64.0))
+
+
+@pytest.mark.parametrize(("after", "pool"), [(1, "last"), (8, "mean")])
+def test_tokens_after_the_patches_give_way_to_the_grid_before_them(after: int, pool: str) -> None:
+    torch.manual_seed(0)
+    clip = find_clip(Encoders(TokensOf(after=after, pool=pool)).eval())
+    assert clip.tower.default_layer == "owner.image_encoder.patches"
+
+
+class Resampler(nn.Module):
+    """Queries that read the patches: their number may be that of a grid, but they are no cells."""
+
+    def __init__(self, queries: int) -> None:
+        super().__init__()
+        self.patches, self.queries = nn.Conv2d(3, 32, 8, 8), nn.Parameter(torch.randn(1, queries, 32))
+        self.decoder = nn.TransformerDecoderLayer(32, 2, 64, batch_first=True, dropout=0.0)
+        self.norm = nn.LayerNorm(32)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        return self.norm(self.decoder(self.queries.expand(len(images), -1, -1), patches)).mean(1)
+
+
+@pytest.mark.parametrize("queries", [8, 16, 20, 64])
+def test_queries_are_not_taken_for_cells(queries: int) -> None:
+    torch.manual_seed(0)
+    clip = find_clip(Encoders(Resampler(queries)).eval())
+    assert clip.tower.default_layer == "owner.image_encoder.patches"
