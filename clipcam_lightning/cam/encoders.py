@@ -105,6 +105,11 @@ class EncoderPair(nn.Module):
                 raise error from None
 
 
+def name_of(clip: nn.Module) -> str:
+    """Name the class of a CLIP, or of the module that holds a pair of encoders, for messages."""
+    return type(clip.owner if isinstance(clip, EncoderPair) else clip).__name__
+
+
 def extract_embedding(output: Any) -> Tensor:
     """Return the embedding in the output of a transformers model, or a tensor as it is.
 

@@ -349,13 +349,9 @@ def _find_by_names(module: nn.Module, spec: ModelSpec) -> ClipModel:
         except Exception as error:  # of any kind: the names may mean something else
             problem = f" Its {encoders} could not be used: {describe_error(error)}."
             continue
-        unused = encoders.list_unused(owner)
-        doubt = (
-            f"{encoders} of {type(owner).__name__} leaves out {', '.join(unused[:3])}, which is trained"
-            if unused
-            else ""
-        )
-        return replace(found, doubt=doubt)
+        unused = ", ".join(encoders.list_unused(owner)[:3])
+        doubt = f"{encoders} of {type(owner).__name__} leaves out parameters that are trained: {unused}"
+        return replace(found, doubt=doubt if unused else "")
     names = ", ".join(name for name, _ in module.named_children()) or "none"
     raise ModelError(
         f"no CLIP in {type(module).__name__}: none of its submodules has both encode_image and encode_text, or "

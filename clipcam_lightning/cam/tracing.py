@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipcam_lightning.cam.encoders import name_of
 from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.precision import find_input_type
 from clipcam_lightning.cam.representation import short_repr
@@ -65,7 +66,7 @@ def trace_encoder(module: nn.Module, encode: Encode) -> Trace:
             raise
         except Exception as error:  # of any kind: a model has its own way to refuse a size
             problems.append(f"{size[0]}x{size[1]}: {describe_error(error)}")
-    raise TowerError(f"{type(module).__name__} could not embed images of any usual size ({problems[0]}).")
+    raise TowerError(f"{name_of(module)} could not embed images of any usual size ({problems[0]}).")
 
 
 def can_embed(module: nn.Module, encode: Encode, size: tuple[int, int]) -> bool:

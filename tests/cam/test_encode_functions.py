@@ -163,3 +163,128 @@ def test_rows_of_a_head_stand_for_prompts() -> None:
         encode_text=lambda module, prompts: rows[[names.index(prompt) for prompt in prompts]],
     )
     assert torch.equal(clip.embed_texts(["dog", "cat", "dog"]), rows[[1, 0, 1]])
+
+
+class OfTwo(nn.Module):
+    """An encoder that returns a mean and a variance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.net(images)
+        return features, 2 * features
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 8)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.words(tokens).mean(1)
+        return features
+
+
+class Pair(nn.Module):
+    """Two encoders under conventional names."""
+
+    def __init__(self, image_encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder or OfTwo().net
+        self.text_encoder = Words()
+
+
+def test_a_tuple_of_two_embeddings_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"a tuple of 2 tensors that may be its embeddings; say which with "):
+        find_clip(Pair(OfTwo()))
+
+
+def test_of_two_pairs_the_one_that_follows_the_other_gives_way() -> None:
+    assert find_clip(nn.ModuleDict({"ema": Pair(), "student": Pair()})).name == "student"
+    assert find_clip(nn.ModuleDict({"one": Pair().requires_grad_(False), "two": Pair()})).name == "two"
+    with pytest.raises(ModelError, match=r"2 pairs of encoders in ModuleDict: one \(Pair\), two \(Pair\)"):
+        find_clip(nn.ModuleDict({"one": Pair(), "two": Pair()}))
+
+
+def test_a_projection_may_be_a_parameter() -> None:
+    pair = Pair()
+    pair.image_projection, pair.text_projection = (nn.Parameter(torch.randn(8, 4)) for _ in range(2))
+    clip = find_clip(pair)
+    torch.testing.assert_close(clip.features(IMAGES), pair.image_encoder(IMAGES) @ pair.image_projection)
+    assert (str(clip.module), clip.doubt) == (
+        "image_projection(image_encoder) and text_projection(text_encoder) of Pair",
+        "",
+    )
+
+
+def test_trained_parts_that_no_name_tells_of_are_a_doubt() -> None:
+    pair = Pair()
+    pair.image_mlp = nn.Linear(8, 8)
+    assert find_clip(pair).doubt == (
+        "image_encoder and text_encoder of Pair leaves out parameters that are trained: image_mlp.weight, "
+        "image_mlp.bias"
+    )
+
+
+def test_a_method_that_takes_more_than_images_is_a_doubt() -> None:
+    class OfBatches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clip = trained_clip("vit")
+
+        def encode_image(self, batch: dict[str, Tensor]) -> Tensor:
+            features: Tensor = self.clip.encode_image(batch["image"])
+            return features
+
+        def encode_text(self, batch: dict[str, Tensor]) -> Tensor:
+            features: Tensor = self.clip.encode_text(batch["text"])
+            return features
+
+    clip = find_clip(OfBatches())
+    assert clip.name == "clip"
+    assert "OfBatches has an encode_image of its own, which cannot be called with images alone" in clip.doubt
+
+
+def test_ids_and_mask_go_to_a_method_under_other_names_of_the_ids() -> None:
+    class Masked(Encoders):
+        def hear(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            assert attention_mask is not None
+            return super().hear(tokens)
+
+    def tokenizer(texts: list[str]) -> dict[str, Tensor]:
+        ids = WordTokenizer()(texts)
+        return {"input_ids": ids, "attention_mask": ids.ne(0).long()}
+
+    clip = find_clip(Masked(), tokenizer=tokenizer, encode_image="see", encode_text="hear")
+    assert clip.embed_texts(PROMPTS).shape == (2, 64)
+
+
+def test_an_error_of_the_text_encoder_is_not_hidden() -> None:
+    def broken(module: Any, tokens: Any) -> Tensor:
+        raise KeyError("special")
+
+    clip = find_clip(Encoders(), tokenizer=WordTokenizer(), encode_image=see, encode_text=broken)
+    ids = WordTokenizer()(PROMPTS)
+    with pytest.raises(KeyError, match="special"):
+        clip.embed_tokens({"input_ids": ids, "attention_mask": ids})
+
+
+def test_random_generators_and_hidden_modules_are_left_as_they_were() -> None:
+    class Noisy(Encoders):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = torch.Generator()
+            self.hidden = [nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))]
+
+        def see(self, images: Tensor) -> Tensor:
+            noise = torch.randn(images.shape, generator=self.generator)
+            return super().see(images + 0 * self.hidden[0](noise))
+
+    model = Noisy()
+    state, buffers = model.generator.get_state(), [each.clone() for each in model.hidden[0].buffers()]
+    find_clip(model, encode_image="see", encode_text="hear")
+    assert torch.equal(model.generator.get_state(), state)
+    assert all(torch.equal(*each) for each in zip(model.hidden[0].buffers(), buffers, strict=True))
+    assert model.hidden[0].training

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from clipcam_lightning.cam.encoders import name_of
 from clipcam_lightning.cam.towers.huggingface import HuggingFaceNaFlexViT, HuggingFaceViT
 from clipcam_lightning.cam.towers.open_clip import OpenClipResNet, OpenClipViT
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
@@ -42,7 +43,7 @@ def find_tower(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
     visual = getattr(clip, "visual", None)
     if isinstance(clip, torch.jit.ScriptModule) or isinstance(visual, torch.jit.ScriptModule):
         raise TowerError(
-            f"{type(clip).__name__} is a TorchScript program, whose layers no method can read; "
+            f"{name_of(clip)} is a TorchScript program, whose layers no method can read; "
             "build the model without it (jit=False) and load its weights with load_state_dict."
         )
     for tower in (*towers, *TOWERS):
@@ -53,7 +54,7 @@ def find_tower(clip: nn.Module, towers: Sequence[type[Tower]] = ()) -> Tower:
     except TowerError as error:
         encoder = "" if visual is None else f" with a {type(visual).__name__} as its `visual`"
         raise TowerError(
-            f"no tower fits {type(clip).__name__}{encoder}, and its layers could not be found by tracing it: {error} "
+            f"no tower fits {name_of(clip)}{encoder}, and its layers could not be found by tracing it: {error} "
             f"Supported: {', '.join(tower.__name__ for tower in TOWERS)}. "
             "To add one, derive a class from clipcam_lightning.Tower with its layers, fits, input_size, to_grid, "
             "scaled_size, and pass towers=[YourTower] to find_clip or ClipCamCallback, as examples/add_a_tower.py does."

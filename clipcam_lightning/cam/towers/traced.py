@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipcam_lightning.cam.adapters import find_adapter
+from clipcam_lightning.cam.encoders import name_of
 from clipcam_lightning.cam.towers.shared import round_to_cells
 from clipcam_lightning.cam.towers.tower import Recipe, Tower
 from clipcam_lightning.cam.tracing import COUNT, Trace, can_embed, find_moved_tokens, trace_encoder
@@ -50,7 +51,7 @@ class TracedTower(Tower):
         super().__init__(clip)
         adapter = find_adapter(clip)
         if adapter is None:
-            raise TowerError(f"{type(clip).__name__} has no methods that embed images and texts.")
+            raise TowerError(f"{name_of(clip)} has no methods that embed images and texts.")
         self.adapter = adapter
         self.has_known_head = False
         trace = trace_encoder(clip, adapter.encode_image)
@@ -59,7 +60,7 @@ class TracedTower(Tower):
         layers = [name for name in trace.outputs if self._is_layer(name, trace)]
         if not layers:
             raise TowerError(
-                f"no module of {type(clip).__name__} returns a grid of cells, or tokens of patches, that the embedding "
+                f"no module of {name_of(clip)} returns a grid of cells, or tokens of patches, that the embedding "
                 "depends on. If it is called under torch.no_grad(), leave that out and freeze its parameters instead, "
                 "with requires_grad_(False)"
             )
@@ -115,7 +116,7 @@ class TracedTower(Tower):
         height, width = size if scale == 1 else round_to_cells(size, scale, self._cells[0])
         if not self._takes((height, width)):
             raise ConfigError(
-                f"{type(self.clip).__name__} does not take images of {height}x{width} pixels; it was built for "
+                f"{name_of(self.clip)} does not take images of {height}x{width} pixels; it was built for "
                 f"{self._size[0]}x{self._size[1]}: resize them and leave scales at (1.0,)."
             )
         return height, width
@@ -146,7 +147,7 @@ class TracedTower(Tower):
                 if self._keeps_order(name, trace):
                     return name
         raise TowerError(
-            f"the tokens that the modules of {type(self.clip).__name__} return are not the patches row by row: what "
+            f"the tokens that the modules of {name_of(self.clip)} return are not the patches row by row: what "
             "changes in one place of an image shows in another place of the grid"
         )
 

@@ -172,7 +172,7 @@ def test_an_encoder_without_gradient_is_refused_with_what_to_do() -> None:
 
 def test_an_encoder_without_a_grid_is_refused() -> None:
     model = Encoders(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 8)))
-    with pytest.raises(TowerError, match="no module of EncoderPair returns a grid of cells"):
+    with pytest.raises(TowerError, match="no module of Encoders returns a grid of cells"):
         find_clip(model)
 
 
