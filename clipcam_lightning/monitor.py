@@ -66,8 +66,7 @@ class ClipCamMonitor:
         >>> scenes, model = draw_scenes(2), trained_clip("vit")
         >>> probes = list(zip(scenes.images, scenes.captions))
         >>> with ClipCamMonitor(probes, tokenizer=WordTokenizer(), dirpath=tempfile.mkdtemp()) as monitor:
-        ...     for step in (0, 100):  # a training would come in between
-        ...         report = monitor.evaluate(model, step)
+        ...     report = monitor.evaluate(model, step=0)  # the baseline; call it again after each epoch
         >>> report.alarm, report.drift
         (False, 0.0)
     """

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import clipcam_lightning
-from clipcam_lightning.cam import explain, model
+from clipcam_lightning.cam import explain, finding
 
 NAMES = clipcam_lightning.__all__
 MODULES = clipcam_lightning._NAMES  # public names by module
@@ -134,5 +134,5 @@ def test_the_examples_of_a_public_module_run(module: str, tmp_path: Path, monkey
 
 
 def test_examples_of_functions_with_decorators_are_collected() -> None:
-    names = {test.name for module in (explain, model) for test in collect_examples(module)}
+    names = {test.name for module in (explain, finding) for test in collect_examples(module)}
     assert {"explain", "find_clip", "ModelSpec"} <= names
