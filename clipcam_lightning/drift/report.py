@@ -142,10 +142,9 @@ class DriftReport:
             verb = "is" if len(flagged) == 1 else "are"
             too_few = f"; {len(flagged)} of {count} probes {verb} flagged, too few for an alarm" if flagged else ""
             return f"no alarm at step {self.step}; mean drift {format_drift(self.drift)}{too_few}"
-        grounds, more = self.grounds, f"; and {len(flagged) - MAX_NAMED} more" if len(flagged) > MAX_NAMED else ""
-        named = "; ".join(_describe(probe, with_reason=not grounds) for probe in flagged[:MAX_NAMED]) + more
-        details = f". Flagged: {named}" if grounds and flagged else named
-        return f"{self.finding} at step {self.step} (baseline: step {self.baseline_step}): {grounds}{details}"
+        grounds = self.grounds
+        details = f"{grounds}{_name_flagged(flagged)}" if grounds else _describe_flagged(flagged)
+        return f"{self.finding} at step {self.step} (baseline: step {self.baseline_step}): {details}"
 
     def _describe_contrast(self) -> str:
         known = self._with_known_background
@@ -157,12 +156,28 @@ class DriftReport:
         )
 
 
-def _describe(probe: ProbeDrift, with_reason: bool) -> str:
+def _describe_flagged(flagged: Sequence[ProbeDrift]) -> str:
+    """Say of the first flagged probes why each is flagged."""
+    more = f"; and {len(flagged) - MAX_NAMED} more" if len(flagged) > MAX_NAMED else ""
+    return "; ".join(f"{probe.name}: {probe.reason} ({_list_values(probe)})" for probe in flagged[:MAX_NAMED]) + more
+
+
+def _name_flagged(flagged: Sequence[ProbeDrift]) -> str:
+    """Name the first flagged probes, and say how far the map of the first moved."""
+    if not flagged:
+        return ""
+    names = ", ".join(
+        [f"{flagged[0].name} ({_list_values(flagged[0])})", *(each.name for each in flagged[1:MAX_NAMED])]
+    )
+    more = f" and {len(flagged) - MAX_NAMED} more" if len(flagged) > MAX_NAMED else ""
+    return f". Flagged: {names}{more}"
+
+
+def _list_values(probe: ProbeDrift) -> str:
     values = [f"drift {format_drift(probe.drift)}"]
     if probe.shared_gain > 0 and math.isnan(probe.background_gain):
         values.append(f"shared gain {100 * probe.shared_gain:.0f} %")
     if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
         before = probe.energy_inside_mask - probe.energy_change
         values.append(f"energy on the object {before:.2f} -> {probe.energy_inside_mask:.2f}")
-    reason = f": {probe.reason}" if with_reason else ""
-    return f"{probe.name}{reason} ({', '.join(values)})"
+    return ", ".join(values)

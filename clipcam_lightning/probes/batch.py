@@ -355,11 +355,11 @@ def _is_image(item: Any) -> bool:
 
 
 def _are_samples(items: Sequence[Any]) -> bool:
-    """Whether a list holds samples that nothing collated: mappings or tuples of one form, each with an image."""
+    """Whether a list holds samples that nothing collated: mappings or tuples of one form, with images."""
     if not items or not all(isinstance(item, Mapping | tuple | list) and len(item) == len(items[0]) for item in items):
         return False
     parts = [list(item.values()) if isinstance(item, Mapping) else list(item) for item in items]
-    return all(any(map(_is_image, part)) for part in parts) and len({type(item) for item in items}) == 1
+    return any(any(map(_is_image, part)) for part in parts) and len({type(item) for item in items}) == 1
 
 
 def _transpose(key: str, samples: Sequence[Any]) -> list[tuple[str, Any]]:

@@ -354,3 +354,8 @@ def test_templates_are_no_names_of_classes() -> None:
         class_names = ("cat", "dog")
 
     assert find_class_names([Holder()]) == ("cat", "dog")
+
+
+def test_samples_by_name_without_an_image_are_left_out() -> None:
+    batch = [{"image": IMAGES[0], "text": "a cat"}, {"image": None, "text": "a dog"}]
+    assert find_images_and_prompts(batch, SIZE).prompts == ["a cat"]
