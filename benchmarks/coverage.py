@@ -11,6 +11,7 @@ import argparse
 import gc
 import importlib
 import inspect
+import io
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -170,7 +171,9 @@ def main() -> None:
         "# Which image encoders are explained",
         "",
         "Written by `python -m benchmarks.coverage`. Every model has random weights and was explained once. "
-        "`TracedTower` stands for an image encoder of an unknown kind, whose layers are found by tracing one pass.",
+        "`TracedTower` stands for an image encoder of an unknown kind, whose layers are found by tracing one pass. Of "
+        "open_clip, configurations of more than 500 million parameters, and those whose text tower is described on a hub, "
+        "were left out.",
     ]
     for library, list_models in libraries.items():
         rows = []
@@ -189,10 +192,10 @@ def _tabulate(rows: list[Row]) -> str:
         table.add_row(
             f"`{row.name}`", row.tower or "refused", row.grid, row.method, row.layers or row.refusal.replace("|", "/")
         )
-    console = Console(width=100_000, record=True, quiet=True)
-    console.print(table)
-    lines = console.export_text().strip().splitlines()
-    return "\n".join(re.sub(r" {2,}", " ", line) for line in lines) + "\n"
+    text = io.StringIO()
+    Console(width=100_000, file=text).print(table)
+    lines = text.getvalue().strip().splitlines()
+    return "\n".join(re.sub(r"-{4,}", "---", re.sub(r" {2,}", " ", line)) for line in lines) + "\n"
 
 
 if __name__ == "__main__":
