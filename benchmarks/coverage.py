@@ -172,8 +172,8 @@ def main() -> None:
         "",
         "Written by `python -m benchmarks.coverage`. Every model has random weights and was explained once. "
         "`TracedTower` stands for an image encoder of an unknown kind, whose layers are found by tracing one pass. Of "
-        "open_clip, configurations of more than 500 million parameters, and those whose text tower is described on a hub, "
-        "were left out.",
+        "open_clip, configurations of more than 500 million parameters, and those whose text tower is described on a "
+        "hub, were left out.",
     ]
     for library, list_models in libraries.items():
         rows = []
