@@ -160,6 +160,91 @@ class WholeResNet(WholeClip):
         return self.net.encode_image(F.interpolate(find_pixels(batch), size=160))
 
 
+class LayoutOfMobileCLIP(nn.Module):
+    """The parts of Apple's own package: two encoders and methods with ``norm``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_encoder, self.text_encoder = small_cnn(), MeanOfWords()
+
+    def encode_image(self, image: Tensor, norm: bool = False) -> Tensor:
+        return F.normalize(self.image_encoder(image), dim=-1) if norm else self.image_encoder(image)
+
+    def encode_text(self, text: Tensor, norm: bool = False) -> Tensor:
+        return F.normalize(self.text_encoder(text), dim=-1) if norm else self.text_encoder(text)
+
+
+class LayoutOfDinoTxt(nn.Module):
+    """The parts of dino.txt: the class token beside the mean of the patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual_model, self.text_model = small_vit(), MeanOfWords(2 * WIDTH)
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        tokens = self.visual_model(image).last_hidden_state
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=-1)
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        return self.text_model(tokens)
+
+
+class LayoutOfPerceptionEncoder(nn.Module):
+    """The parts of Meta's ``pe.CLIP``: a ViT of its own as ``visual``, pooled by attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual, self.words = PooledViT(), MeanOfWords()
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        return self.visual(image)
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        return self.words(text)
+
+
+class PooledViT(nn.Module):
+    """A ViT with a class token and an attention pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.ln_pre, self.ln_post = nn.Conv2d(3, WIDTH, 8, 8), nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.class_embedding = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.positional_embedding = nn.Parameter(0.1 * torch.randn(65, WIDTH))
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, 64, dropout=0.0, batch_first=True, norm_first=True)
+        self.transformer = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.probe = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.attn_pool = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.conv1(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_embedding.expand(len(images), -1, -1), patches], dim=1)
+        tokens = self.ln_post(self.transformer(self.ln_pre(tokens + self.positional_embedding)))
+        return self.attn_pool(self.probe.expand(len(images), -1, -1), tokens, tokens)[0][:, 0]
+
+
+class OfLayout(WholeClip):
+    """A: a CLIP of another package."""
+
+    layout: type[nn.Module]
+
+    def build(self) -> None:
+        self.net = self.layout()
+        self.tokenizer = WordTokenizer()
+
+
+class MobileCLIP(OfLayout):
+    layout = LayoutOfMobileCLIP
+
+
+class DinoTxt(OfLayout):
+    layout = LayoutOfDinoTxt
+
+
+class PerceptionEncoder(OfLayout):
+    layout = LayoutOfPerceptionEncoder
+
+
 class WithTeacher(WholeClip):
     """A: beside the student a copy that follows it."""
 
@@ -602,6 +687,9 @@ CASES = {
     "A, token ids": Case(WholeClip, tokenized),
     "A, strings beside ids": Case(WholeClip, with_strings),
     "A, a ResNet": Case(WholeResNet, tower="OpenClipResNet", note="for which the positions"),
+    "A, the layout of MobileCLIP": Case(MobileCLIP, tower="TracedTower"),
+    "A, the layout of dino.txt": Case(DinoTxt, tower="TracedTower"),
+    "A, the layout of the Perception Encoder": Case(PerceptionEncoder, tower="TracedTower"),
     "A, with a teacher": Case(WithTeacher),
     "A, manual optimization": Case(ManualOptimization),
     "A, uint8 images": Case(WholeClip, of_bytes, note="not preprocessed"),
