@@ -1,18 +1,25 @@
 """Images and masks go through the model's own transform, and model input back to pixels."""
 
+from typing import Any
+
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
+import torchvision
+from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD
 from open_clip.transform import PreprocessCfg
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.shapes_world.models import build_clip
+from clipcam_lightning.shapes_world.scenes import draw_scenes
 from tests.support.zoo import huggingface
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
@@ -115,3 +122,21 @@ def test_images_normalised_in_another_way_are_stretched_to_their_own_range() -> 
     assert (pixels[0].min(), pixels[0].max()) == (0, 255)
     assert (pixels[0].flatten().int().diff() >= 0).all()
     assert (pixels[1] == 0).all()
+
+
+def test_images_from_0_to_1_that_were_resampled_are_shown_as_they_are() -> None:
+    pixels = torch.from_numpy(draw_scenes(3).images).permute(0, 3, 1, 2) / 255
+    resampled = F.interpolate(pixels, size=48, mode="bilinear", antialias=True)
+    preprocessing = find_clip(build_clip("vit")).preprocessing
+    assert (preprocessing.pixels(resampled).float() / 255 - resampled).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("build", [lambda: timm.create_model("resnet10t", num_classes=0), torchvision.models.resnet18])
+def test_a_network_alone_has_the_normalisation_that_it_was_trained_with(build: Any) -> None:
+    clip = find_clip(
+        nn.ModuleDict({"net": build()}),
+        encode_image=lambda module, images: module["net"](images),
+        encode_text=lambda module, tokens: tokens,
+    )
+    assert clip.preprocessing.config.mean == IMAGENET_MEAN
+    assert clip.preprocessing.config.std == IMAGENET_STD
