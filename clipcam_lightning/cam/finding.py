@@ -143,7 +143,7 @@ def _find(module: nn.Module | ClipModel, spec: ModelSpec) -> ClipModel:
     outer, doubt = _find_outer(module, path, spec)
     if outer is not None:
         return _read_outer(module, outer, path, spec)
-    part = module.get_submodule(path)
+    part = module.get_submodule(path) if path else module  # a TorchScript program has no get_submodule
     if not _is_of_a_library(part, spec):
         return _read_outer(module, path, path, spec)
     tower = find_tower(part, spec.towers)
@@ -240,10 +240,9 @@ def _find_outer(module: nn.Module, path: str, spec: ModelSpec) -> tuple[str | No
     Returns:
         Its dotted name, or ``None`` if there is none; and why there may be one all the same.
     """
-    inner, doubt = module.get_submodule(path), ""
-    adapter = find_adapter(inner)
-    if adapter is None or path == "" or spec.clip == path:
+    if path in ("", spec.clip):
         return None, ""
+    inner, doubt = module.get_submodule(path), ""
     parts = path.split(".")
     for depth in range(len(parts)):
         outer_path = ".".join(parts[:depth])

@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from clipcam_lightning.cam.methods import METHODS
-from clipcam_lightning.cam.towers.tower import ATTENTION, BLOCKS, ONE_QUERY, RESIDUAL
+from clipcam_lightning.cam.towers.tower import ATTENTION, BLOCKS, HEAD, ONE_QUERY, RESIDUAL
 from clipcam_lightning.cli.terminal import Output
 
 WIDE = 100  # columns, from which on no cost has to be broken
@@ -13,6 +13,8 @@ FITS = {
     (): "every tower",
     (ATTENTION,): "ViTs, attention pools",
     (BLOCKS,): "ViTs",
+    (BLOCKS, HEAD): "ViTs of CLIPs",
+    (ATTENTION, HEAD): "CLIPs with attention",
     (ONE_QUERY,): "class tokens, attention pools",
     (RESIDUAL,): "class-token ViTs",
     (BLOCKS, ONE_QUERY): "ViTs but average pools",

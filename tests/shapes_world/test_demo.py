@@ -65,12 +65,12 @@ def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> No
         r"after the background they are put on \((\d) at the baseline\)\. Flagged: (.*)\. Report: (.*)\.",
         done.stderr,
     )
-    assert [step for step, *_ in suspected] == ["40"]
+    assert [step for step, *_ in suspected] == ["80"]
     assert len(shown) == 1, "what goes on is not said again"
-    assert int(suspected[0][1]) >= 5  # 6
+    assert int(suspected[0][1]) >= 6  # 8
     assert int(shown[0][1]) >= 7  # 9
     assert int(shown[0][2]) <= 2  # 1
-    named = set(re.findall(r"([a-z0-9-]+) \(drift", shown[0][3]))
+    named = set(re.findall(r"[a-z]+(?:-[a-z0-9]+){2,}", shown[0][3]))
     assert named
     assert named <= flagged
     assert "What other objects are called" in (done.folder / shown[0][4]).read_text()
