@@ -320,7 +320,17 @@ def _find_by_functions(module: nn.Module, spec: ModelSpec) -> ClipModel:
                 )
             function = argument
         functions.append(function)
-    return _read_pair(module, spec.clip or "", owner, functions[0], functions[1], spec)
+    found = _read_pair(module, spec.clip or "", owner, functions[0], functions[1], spec)
+    try:
+        widths = _measure_widths(found)
+    except Exception:  # of any kind: texts may have to be names of classes
+        return found
+    if widths[0] != widths[1]:
+        raise ConfigError(
+            f"encode_image and encode_text must return embeddings of one length (got {widths[0]} and {widths[1]} "
+            "numbers)."
+        )
+    return found
 
 
 def _find_by_names(module: nn.Module, spec: ModelSpec) -> ClipModel:
@@ -339,34 +349,40 @@ def _find_by_names(module: nn.Module, spec: ModelSpec) -> ClipModel:
             "clip='dotted.name'."
         )
     problem = ""
-    for path, owner in owners.items():
+    for path, owner in owners.items():  # one at most
         encoders = find_conventional_encoders(owner)
         assert encoders is not None
         try:
             found = _read_pair(module, path, owner, encoders.encode_image, encoders.encode_text, spec)
-            _check_widths(found)
+            widths = _measure_widths(found)
+            if widths[0] != widths[1]:
+                raise ConfigError(f"image embeddings have {widths[0]} numbers, text embeddings {widths[1]}.")
         except Exception as error:  # of any kind: the names may mean something else
             problem = f" Its {encoders} could not be used: {describe_error(error)}."
-            continue
-        unused = ", ".join(encoders.list_unused(owner)[:3])
-        doubt = f"{encoders} of {type(owner).__name__} leaves out parameters that are trained: {unused}"
-        return replace(found, doubt=doubt if unused else "")
+        else:
+            unused = ", ".join(encoders.list_unused(owner)[:3])
+            doubt = f"{encoders} of {type(owner).__name__} leaves out parameters that are trained: {unused}"
+            return replace(found, doubt=doubt if unused else "")
     names = ", ".join(name for name, _ in module.named_children()) or "none"
     raise ModelError(
         f"no CLIP in {type(module).__name__}: none of its submodules has both encode_image and encode_text, or "
         f"both get_image_features and get_text_features.{problem} {ADVICE} Its parts are {names}. Without a text "
-        "encoder, encode_text may return a row per prompt, such as those of a linear head."
+        "encoder, encode_text may return a row per prompt, such as those of a linear head. Encoders named "
+        "image_encoder and text_encoder, with image_projection and text_projection, need no argument; docs/modules.md "
+        "has all cases."
     )
 
 
-def _check_widths(found: ClipModel) -> None:
-    """Embed an image and a text, and refuse embeddings of different lengths."""
+def _measure_widths(found: ClipModel) -> tuple[int, int]:
+    """Embed an image and a text, and return the lengths of the embeddings.
+
+    Raises:
+        Exception: of one of the encoders.
+    """
     with evaluation_mode(found.module), torch.no_grad():
         images = torch.zeros(1, 3, *found.tower.input_size)
         texts = found.embed_texts(["a photo"]) if found.tokenizer else found.embed_tokens(_placeholder_tokens())
-        widths = found.features(images).shape[-1], texts.shape[-1]
-    if widths[0] != widths[1]:
-        raise ConfigError(f"image embeddings have {widths[0]} numbers, text embeddings {widths[1]}.")
+        return found.features(images).shape[-1], texts.shape[-1]
 
 
 def _placeholder_tokens() -> dict[str, torch.Tensor]:

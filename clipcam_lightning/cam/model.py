@@ -15,7 +15,7 @@ from clipcam_lightning.cam.precision import find_input_type
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.errors import ConfigError, ModelError
+from clipcam_lightning.errors import ConfigError, ModelError, describe_error
 
 __all__ = ["ClipModel", "Tokenizer", "Tokens"]
 
@@ -122,13 +122,22 @@ class ClipModel:
 
         Raises:
             ConfigError: a single string instead of a list, or no prompt.
-            ModelError: there is no tokenizer.
+            ModelError: there is no tokenizer, and the text encoder does not take strings.
         """
         if isinstance(prompts, str) or not len(prompts):
             raise ConfigError(f"prompts must be a list of strings, at least one (got {prompts!r}).")
         row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         if self.tokenizer is None and self.adapter.takes_strings:
-            embedded = F.normalize(self.adapter.encode_text(list(row)).to(self.device).float(), dim=-1)
+            embedded = F.normalize(self._encode_strings(list(row)).to(self.device).float(), dim=-1)
         else:
             embedded = self.embed_tokens(self.tokenize(list(row)))
         return embedded[[row[prompt] for prompt in prompts]]
+
+    def _encode_strings(self, prompts: list[str]) -> Float[Tensor, "n d"]:
+        try:
+            return self.adapter.encode_text(prompts)
+        except Exception as error:  # of any kind: most text encoders take token ids
+            raise ModelError(
+                f"encode_text cannot embed strings ({describe_error(error)}); if it takes token ids, give "
+                "tokenizer=..., a function from a list of strings to them, or the module an attribute tokenizer."
+            ) from error

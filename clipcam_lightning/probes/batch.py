@@ -359,7 +359,9 @@ def _are_samples(items: Sequence[Any]) -> bool:
     if not items or not all(isinstance(item, Mapping | tuple | list) and len(item) == len(items[0]) for item in items):
         return False
     parts = [list(item.values()) if isinstance(item, Mapping) else list(item) for item in items]
-    return any(any(map(_is_image, part)) for part in parts) and len({type(item) for item in items}) == 1
+    # Two lists of four samples' images and texts would look like two samples of which one has images.
+    enough = any if isinstance(items[0], Mapping) else all
+    return enough(any(map(_is_image, part)) for part in parts) and len({type(item) for item in items}) == 1
 
 
 def _transpose(key: str, samples: Sequence[Any]) -> list[tuple[str, Any]]:

@@ -99,17 +99,17 @@ class Session:
         assert self.clip is not None
         advice = (
             "If images pass through more than that, say how they are embedded, with encode_image=lambda module, "
-            "images: ... and encode_text=lambda module, texts: ..."
+            "images: ... and encode_text=lambda module, texts: ..., each of which returns [n, d]"
         )
         if self.clip.doubt:
-            return f"{self.clip.doubt}. {advice}"
+            return f"{self.clip.doubt}. {advice}."
         trained = sum(parameter.requires_grad for parameter in module.parameters())
         if not trained or any(parameter.requires_grad for parameter in self.clip.module.parameters()):
             return ""
         name = f" {self.clip.name!r}" if self.clip.name else ""
         return (
             f"no parameter of the CLIP{name} is trained, but {trained} others of {type(module).__name__} are: its maps "
-            f"cannot change. {advice}"
+            f"cannot change. {advice}."
         )
 
     def forget(self) -> None:

@@ -250,10 +250,11 @@ def _find_vision(clip: nn.Module) -> tuple[str, Any]:
     Returns:
         Dotted name below ``clip`` and the module; ``""`` and ``None`` if there is none.
     """
-    vision = "visual" if isinstance(clip, EncoderPair) else TransformersAdapter.vision
     if isinstance(clip, EncoderPair) or TransformersAdapter.is_supported_by(clip):
-        for path, part in clip.named_modules():
-            if f"{path}.".startswith(f"{vision}.") and _is_vision(part):
+        name = "visual" if isinstance(clip, EncoderPair) else TransformersAdapter.vision
+        vision = getattr(clip, name, None)
+        for path, part in vision.named_modules(prefix=name) if isinstance(vision, nn.Module) else ():
+            if _is_vision(part):
                 return path, part
     return "", None
 

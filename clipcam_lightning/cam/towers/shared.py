@@ -22,7 +22,8 @@ def find_in_visual(clip: nn.Module, is_wanted: Callable[[Any], bool]) -> tuple[s
     Returns:
         Dotted name below ``clip`` and the module; ``""`` and ``None`` if there is none.
     """
-    parts = ((name, part) for name, part in clip.named_modules() if f"{name}.".startswith("visual."))
+    visual = getattr(clip, "visual", None)
+    parts = visual.named_modules(prefix="visual") if isinstance(visual, nn.Module) else ()
     return next((named for named in parts if is_wanted(named[1])), ("", None))
 
 
