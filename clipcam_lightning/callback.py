@@ -82,8 +82,9 @@ class ClipCamCallback(Callback):
 
     Metrics are in ``trainer.callback_metrics`` for other callbacks to monitor: ``clipcam/drift``,
     ``clipcam/drift_max``, ``clipcam/similarity``, ``clipcam/flagged`` (count of flagged probes), ``clipcam/alarm``
-    (1 if the evaluation is an alarm, else 0), ``clipcam/degenerate`` and, with masks, ``clipcam/energy_inside_mask``
-    and ``clipcam/pointing``. They are finite in every epoch: after an evaluation that failed the last values stay, and
+    (1 if the evaluation is an alarm, else 0), ``clipcam/degenerate``, ``clipcam/named_without_object`` (share of images
+    that are closest to their own prompt even without their object) and, with masks, ``clipcam/energy_inside_mask`` and
+    ``clipcam/pointing``. They are finite in every epoch: after an evaluation that failed the last values stay, and
     before the first evaluation drift is 1, because unknown is not unmoved.
 
     Every argument is an attribute of the same name.
@@ -207,7 +208,7 @@ class ClipCamCallback(Callback):
         self._fit = _FitState()
         self._report: DriftReport | None = None
         self._warned: set[str] = set()
-        self._alarm: object = None  # what the last warning was about
+        self._subject: tuple[str, str] | None = None  # of the last alarm
         self._module: ref[LightningModule] | None = None  # of the last fit
 
     def __getstate__(self) -> dict[str, Any]:
@@ -384,7 +385,7 @@ class ClipCamCallback(Callback):
         """Start anew with another module: its maps have nothing to do with the baseline of the one before."""
         self._session.forget()
         self._fit.evaluations, self._fit.metrics = 0, UNKNOWN
-        self._report = self._alarm = None
+        self._report = self._subject = None
         self._warned.clear()
 
     def _announce(self) -> None:
@@ -413,14 +414,14 @@ class ClipCamCallback(Callback):
         report = outcome.report
         if report is None or self.on_drift == "log":
             return
-        last, self._alarm = self._alarm, report.finding and (report.finding, report.evidence and report.evidence.prompt)
+        last, self._subject = self._subject, report.subject
         if not report.alarm:
             return
         if self.on_drift == "raise":
             raise DriftAlarm(str(report), report)
         stops = self.on_drift == "stop"
         trainer.should_stop = trainer.should_stop or stops
-        if stops or self._alarm != last:  # a model that follows its shortcut does so in every epoch
+        if stops or self._subject != last:  # a model that follows its shortcut does so in every epoch
             consequence = " Training stops." if stops else ""
             text = f"{report}. Report: {self._directory / REPORT}.{consequence}"
             rank_zero_warn(text, category=ClipCamWarning)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import is_not
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import Tokenizer
+from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.towers.tower import Tower
@@ -122,8 +123,10 @@ class ClipCamMonitor:
         self._monitor = Monitor(ProbeSet(probes), rule=DriftRule(max_drift, false_alarm_rate), baseline=baseline)
         writers = [] if writer is None else [writer]
         self._make_sinks = partial(make_sinks, writers, self.dirpath, name, num_images)
+        self._found: ClipModel | None = None
+        self._parts: list[nn.Module] = []  # of the model in which it was found
         self._warned: set[str] = set()
-        self._alarm: object = None  # what the last warning was about
+        self._subject: tuple[str, str] | None = None  # of the last alarm
 
     @property
     def report(self) -> DriftReport | None:
@@ -167,9 +170,8 @@ class ClipCamMonitor:
         try:
             if not self._monitor.sinks:
                 self._monitor.sinks = self._make_sinks()
-            outcome = self._monitor.evaluate(
-                LocalExplainer(self._spec.find(model), self._settings), step=step, epoch=epoch
-            )
+            explainer = LocalExplainer(self._find(model), self._settings)
+            outcome = self._monitor.evaluate(explainer, step=step, epoch=epoch)
         except Exception as error:  # of any kind: an evaluation must not stop a training
             if self.on_error == "raise":
                 raise
@@ -200,6 +202,7 @@ class ClipCamMonitor:
 
     def close(self) -> None:
         """Wait until everything is written, and release the model. The monitor can be used again."""
+        self._found, self._parts = None, []
         for problem in self._monitor.close():
             self._warn_once(problem)
 
@@ -211,13 +214,20 @@ class ClipCamMonitor:
     ) -> None:
         self.close()
 
+    def _find(self, model: nn.Module) -> ClipModel:
+        """Find the CLIP, once as long as the model is made of the same modules: the search may embed images."""
+        parts = [model, *model.modules()]
+        if self._found is None or len(parts) != len(self._parts) or any(map(is_not, parts, self._parts)):
+            self._found, self._parts = self._spec.find(model), parts
+        return self._found
+
     def _act_on_alarm(self, report: DriftReport) -> None:
-        last, self._alarm = self._alarm, report.finding and (report.finding, report.evidence and report.evidence.prompt)
+        last, self._subject = self._subject, report.subject
         if not report.alarm or self.on_drift == "log":
             return
         if self.on_drift == "raise":
             raise DriftAlarm(str(report), report)
-        if self._alarm != last:  # a model that follows its shortcut does so in every epoch
+        if self._subject != last:  # a model that follows its shortcut does so in every epoch
             warnings.warn(f"{report}. Report: {self.dirpath / REPORT}.", ClipCamWarning, stacklevel=3)
 
     def _warn_once(self, text: str) -> None:

@@ -111,6 +111,15 @@ def test_a_monitor_goes_on_from_a_state(model: nn.Module, tmp_path: Path) -> Non
         other.load_state_dict(state)
 
 
+def test_the_clip_is_searched_once_and_again_when_a_part_is_another(model: nn.Module, tmp_path: Path) -> None:
+    with make_monitor(tmp_path) as monitor:
+        clips = [monitor._find(model), monitor._find(model)]
+        assert clips[0] is clips[1]
+        model.visual.ln_post = nn.LayerNorm(model.visual.ln_post.normalized_shape)
+        assert monitor._find(model) is not clips[0]
+        assert monitor._find(shaken(model)) is not clips[0]
+
+
 def test_an_argument_that_cannot_be_used_is_refused_at_once(tmp_path: Path, unchecked: None) -> None:
     with pytest.raises(ConfigError, match="log, warn, raise"):
         make_monitor(tmp_path, on_drift="stop")

@@ -1,31 +1,29 @@
 """Find the CLIP in any module: by its methods, by functions of the user, or by conventional names of two encoders."""
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-import open_clip
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.adapters import Tokenizer, find_adapter
 from clipcam_lightning.cam.arguments import suggest
-from clipcam_lightning.cam.encoders import EncodeImage, EncoderPair, EncodeText
+from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.naming import find_conventional_encoders
+from clipcam_lightning.cam.nearby import find_image_processor, find_tokenizer, make_default_tokenizer
+from clipcam_lightning.cam.pairs import measure_widths, read_pair
 from clipcam_lightning.cam.preprocessing import Preprocessing
-from clipcam_lightning.cam.towers import TOWERS, find_tower
-from clipcam_lightning.cam.towers.tower import AttentionTower, Tower
-from clipcam_lightning.cam.tracing import Trace, depends_on, embed_twice, trace_encoder
+from clipcam_lightning.cam.towers import find_tower
+from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.cam.tracing import depends_on, embed_twice
 from clipcam_lightning.errors import ConfigError, ModelError, describe_error
 
 __all__ = ["ModelSpec", "find_clip"]
 
-CLIP_VOCABULARY = 49408
 COPIES = ("teacher", "ema", "momentum", "reference", "frozen")  # names of models that follow the trained one
 ADVICE = (
     "Say how it embeds, with functions of the module: encode_image=lambda module, images: ... and encode_text=lambda "
@@ -150,8 +148,8 @@ def _find(module: nn.Module | ClipModel, spec: ModelSpec) -> ClipModel:
     return ClipModel(
         module=part,
         tower=tower,
-        tokenizer=spec.tokenizer or _tokenizer_near(module, path) or _default_tokenizer(part),
-        preprocessing=Preprocessing.of(part, tower.input_size, _image_processor_near(module, path)),
+        tokenizer=spec.tokenizer or find_tokenizer(module, path) or make_default_tokenizer(part),
+        preprocessing=Preprocessing.of(part, tower.input_size, find_image_processor(module, path)),
         name=path,
         doubt=doubt,
     )
@@ -222,7 +220,10 @@ def _has_own_methods(module: nn.Module) -> bool:
 
 
 def _is_of_a_library(part: nn.Module, spec: ModelSpec) -> bool:
-    """Whether a module has the parts of a CLIP of a library, and not only methods of the same names."""
+    """Whether a module has the parts of a CLIP of a library, and not only methods of the same names.
+
+    A LightningModule embeds as its user wrote it, whatever it calls its parts.
+    """
     adapter = find_adapter(part)
     if any(kind.__name__ == "LightningModule" for kind in type(part).__mro__):
         return False
@@ -276,7 +277,8 @@ def _embeds_differently(outer: nn.Module, inner: nn.Module, spec: ModelSpec) -> 
     if first.shape != second.shape:
         return True
     distance = (F.normalize(first, dim=-1) - F.normalize(second, dim=-1)).norm(dim=-1).max()
-    outside = [each for each in outer.parameters() if each.requires_grad and not _is_any(each, inner.parameters())]
+    inside = {id(parameter) for parameter in inner.parameters()}
+    outside = [each for each in outer.parameters() if each.requires_grad and id(each) not in inside]
     return bool(distance > SAME) or depends_on(outer, around, size, outside)
 
 
@@ -286,18 +288,14 @@ def _encode_image(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return adapter.encode_image(images)
 
 
-def _is_any(value: object, others: Iterator[object]) -> bool:
-    return any(value is other for other in others)
-
-
 def _read_outer(module: nn.Module, outer: str, inner: str, spec: ModelSpec) -> ClipModel:
     """Read a module that embeds by methods of its own, with the tokenizer of the CLIP in it."""
     owner = module.get_submodule(outer)
     adapter = find_adapter(owner)
     assert adapter is not None
-    found = _read_pair(module, outer, owner, *adapter.methods, spec)
+    found = read_pair(module, outer, *adapter.methods, spec.tokenizer, spec.towers)
     if found.tokenizer is None and inner != outer:
-        return replace(found, tokenizer=_default_tokenizer(module.get_submodule(inner)))
+        return replace(found, tokenizer=make_default_tokenizer(module.get_submodule(inner)))
     return found
 
 
@@ -320,9 +318,9 @@ def _find_by_functions(module: nn.Module, spec: ModelSpec) -> ClipModel:
                 )
             function = argument
         functions.append(function)
-    found = _read_pair(module, spec.clip or "", owner, functions[0], functions[1], spec)
+    found = read_pair(module, spec.clip or "", functions[0], functions[1], spec.tokenizer, spec.towers)
     try:
-        widths = _measure_widths(found)
+        widths = measure_widths(found)
     except Exception:  # of any kind: texts may have to be names of classes
         return found
     if widths[0] != widths[1]:
@@ -353,8 +351,8 @@ def _find_by_names(module: nn.Module, spec: ModelSpec) -> ClipModel:
         encoders = find_conventional_encoders(owner)
         assert encoders is not None
         try:
-            found = _read_pair(module, path, owner, encoders.encode_image, encoders.encode_text, spec)
-            widths = _measure_widths(found)
+            found = read_pair(module, path, encoders.encode_image, encoders.encode_text, spec.tokenizer, spec.towers)
+            widths = measure_widths(found)
             if widths[0] != widths[1]:
                 raise ConfigError(f"image embeddings have {widths[0]} numbers, text embeddings {widths[1]}.")
         except Exception as error:  # of any kind: the names may mean something else
@@ -373,123 +371,9 @@ def _find_by_names(module: nn.Module, spec: ModelSpec) -> ClipModel:
     )
 
 
-def _measure_widths(found: ClipModel) -> tuple[int, int]:
-    """Embed an image and a text, and return the lengths of the embeddings.
-
-    Raises:
-        Exception: of one of the encoders.
-    """
-    with evaluation_mode(found.module), torch.no_grad():
-        images = torch.zeros(1, 3, *found.tower.input_size)
-        texts = found.embed_texts(["a photo"]) if found.tokenizer else found.embed_tokens(_placeholder_tokens())
-        return found.features(images).shape[-1], texts.shape[-1]
-
-
-def _placeholder_tokens() -> dict[str, torch.Tensor]:
-    ids = torch.ones(1, 8, dtype=torch.long)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _read_pair(
-    root: nn.Module, path: str, owner: nn.Module, encode_image: EncodeImage, encode_text: EncodeText, spec: ModelSpec
-) -> ClipModel:
-    """Read a module that embeds by two functions."""
-    pair = _with_known_tower(EncoderPair(owner, encode_image, encode_text), spec.towers)
-    tower = find_tower(pair, spec.towers)
-    tower.has_known_head = False  # whatever else the functions do with its output
-    found = ClipModel(
-        module=pair,
-        tower=tower,
-        tokenizer=spec.tokenizer or _tokenizer_near(root, path),
-        preprocessing=Preprocessing.of(pair, tower.input_size, _image_processor_near(root, path)),
-        name=path,
-    )
-    return found if spec.tokenizer or _takes_tokens(found) else replace(found, tokenizer=None)
-
-
-def _takes_tokens(found: ClipModel) -> bool:
-    """Whether the text encoder takes what the tokenizer that was found near it returns, rather than strings."""
-    if found.tokenizer is None:
-        return True
-    try:
-        with evaluation_mode(found.module), torch.no_grad():
-            found.embed_texts(["a photo"])
-    except Exception:  # of any kind: it may tokenize by itself
-        return False
-    return True
-
-
-def _with_known_tower(pair: EncoderPair, towers: Sequence[type[Tower]]) -> EncoderPair:
-    """Mark as ``visual`` the smallest part that runs when an image is encoded and that a tower fits, if any."""
-    if any(tower.fits(pair) for tower in towers):
-        return pair
-    trace = trace_encoder(pair, pair.encode_image)
-    read = [name for name, gradient in trace.read.items() if gradient is not None]
-    inside = {f"{name}.".startswith for name in read}
-    parts = [
-        pair.get_submodule(name)
-        for name in sorted(trace.ran)
-        if name and (any(starts(f"{name}.") for starts in inside) or not read)
-    ]
-    for part in sorted(parts, key=lambda part: sum(1 for _ in part.modules())):
-        marked = pair.with_visual(part)
-        kind = next((tower for tower in (*towers, *TOWERS) if tower.fits(marked)), None)
-        if kind is not None:
-            return marked if _reads_patches_as_known(kind(marked), pair, trace) else pair
-    return pair
-
-
-def _reads_patches_as_known(tower: Tower, pair: EncoderPair, trace: Trace) -> bool:
-    """Whether the functions read of the last block what the tower knows: the class token, or patches."""
-    if not isinstance(tower, AttentionTower) or not tower.attentions:
-        return True
-    names = {module: name for name, module in pair.named_modules()}
-    read = trace.read.get(names.get(tower.blocks[-1], ""))
-    if read is None or read.ndim != 3:
-        return True
-    patches = read.transpose(0, tower.batch_dim)[:, tower.prefix :]
-    return bool(patches.any()) == (tower.pooling != "cls")
-
-
 def _is_copy(path: str) -> bool:
     return any(word in part.lower().split("_") for part in path.split(".") for word in COPIES)
 
 
 def _listed(found: dict[str, nn.Module]) -> str:
     return ", ".join(f"{path or '(itself)'} ({type(clip).__name__})" for path, clip in found.items()) or "none"
-
-
-def _owners(module: nn.Module, path: str) -> Iterator[Any]:
-    """Iterate over the CLIP and the modules around it, the nearest first."""
-    parts = path.split(".") if path else []
-    return (module.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
-
-
-def _tokenizer_near(module: nn.Module, path: str) -> Tokenizer | None:
-    """Find the attribute ``tokenizer``, or the tokenizer of ``processor``, of the nearest module with one."""
-    for owner in _owners(module, path):
-        tokenizer, processor = getattr(owner, "tokenizer", None), getattr(owner, "processor", None)
-        for found in (tokenizer, getattr(processor, "tokenizer", None)):
-            if callable(found) and not isinstance(found, nn.Module):
-                nearest: Tokenizer = found
-                return nearest
-    return None
-
-
-def _image_processor_near(module: nn.Module, path: str) -> Any:
-    """Find the attribute ``image_processor``, or that of ``processor``, of the nearest module with one."""
-    for owner in _owners(module, path):
-        processor = getattr(owner, "processor", None)
-        for found in (getattr(owner, "image_processor", None), getattr(processor, "image_processor", None), processor):
-            if hasattr(found, "image_mean"):
-                return found
-    return None
-
-
-def _default_tokenizer(clip: nn.Module) -> Tokenizer | None:
-    """Make CLIP's byte-pair tokenizer for a model with CLIP's vocabulary."""
-    adapter = find_adapter(clip)
-    if adapter is None or adapter.vocabulary_size != CLIP_VOCABULARY:
-        return None
-    tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=adapter.context_length)
-    return tokenizer

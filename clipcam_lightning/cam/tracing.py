@@ -29,7 +29,6 @@ class Trace:
 
     Attributes:
         size: height and width of the images in pixels.
-        embeddings: of the images.
         ran: dotted name of each module that ran.
         outputs: dotted name of each module that ran and returned one tensor, with that tensor; in the order in which
             the modules finished, each once.
@@ -38,7 +37,6 @@ class Trace:
     """
 
     size: tuple[int, int]
-    embeddings: Float[Tensor, "n d"]
     ran: frozenset[str]
     outputs: dict[str, Tensor]
     read: dict[str, Tensor | None]
@@ -118,7 +116,8 @@ def find_moved_tokens(
         The index of the token for each place, and whether it changes more than all others together.
     """
     image, (height, width) = _random_images(module, trace.size)[:1], cell
-    outputs: list[Tensor] = []
+    found: list[tuple[int, bool]] = []
+    outputs: list[Tensor] = []  # of one pass, in which a module may run several times
     handle = module.get_submodule(name).register_forward_hook(
         lambda _module, _inputs, output: outputs.append(output[0] if isinstance(output, tuple) else output)
     )
@@ -127,14 +126,13 @@ def find_moved_tokens(
             for row, column in places:
                 pair = image.repeat(COUNT, 1, 1, 1)
                 pair[1, :, row * height : (row + 1) * height, column * width : (column + 1) * width] += 3
+                outputs.clear()
                 encode(pair)
+                before, after = outputs[-1] if len(outputs[-1]) == COUNT else outputs[-1].transpose(0, 1)
+                change = (after - before).float().norm(dim=-1)
+                found.append((int(change.argmax()), bool(change.max() > change.sum() / 2)))
     finally:
         handle.remove()
-    found = []
-    for output in outputs:
-        before, after = output if len(output) == COUNT else output.transpose(0, 1)
-        change = (after - before).float().norm(dim=-1)
-        found.append((int(change.argmax()), bool(change.max() > change.sum() / 2)))
     return found
 
 
@@ -165,7 +163,7 @@ def _trace(module: nn.Module, encode: Encode, size: tuple[int, int]) -> Trace:
         gradients = torch.autograd.grad(score, [outputs[name] for name in able], allow_unused=True)
     read = dict.fromkeys(outputs, None) | dict(zip(able, gradients, strict=True))
     detached = {name: tensor.detach() for name, tensor in outputs.items()}
-    return Trace(size, embeddings.detach(), frozenset(ran), detached, read)
+    return Trace(size, frozenset(ran), detached, read)
 
 
 def _random_images(module: nn.Module, size: tuple[int, int]) -> Float[Tensor, "n 3 y x"]:

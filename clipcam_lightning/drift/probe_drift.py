@@ -48,7 +48,7 @@ class ProbeDrift:
         baseline_state: of the baseline's map.
         severity: how far the map is off in units of what the rule tolerates; a probe above 1 is flagged. Infinite
             for a valid map that became degenerate, 0 without valid baseline.
-        reason: why the probe is flagged, in words; empty if it is not.
+        reason: why the probe is flagged; empty if it is not.
 
     Example:
         >>> from clipcam_lightning import evaluate

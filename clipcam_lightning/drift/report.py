@@ -17,7 +17,7 @@ MAX_NAMED = 3  # flagged probes in the message of an alarm
 class DriftReport:
     """All probes of one evaluation, compared with the baseline by :func:`compare`.
 
-    Printed, it is the alarm in words, or one line that says that there is none.
+    Printed, it is the message of the alarm, or one line that says that there is none.
 
     Attributes:
         probes: in the order of the probe set.
@@ -127,6 +127,11 @@ class DriftReport:
         if evidence is not None and evidence.severity > 1:
             return f"the background {'tells' if evidence.shown else 'may tell'} the prompt"
         return f"attention drifted on {len(self.flagged)} of {len(self._measured)} probes"
+
+    @property
+    def subject(self) -> tuple[str, str] | None:
+        """What an alarm is about: the finding and the prompt. Of alarms about the same the first suffices."""
+        return (self.finding, self.evidence.prompt if self.evidence else "") if self.alarm else None
 
     @property
     def grounds(self) -> str:

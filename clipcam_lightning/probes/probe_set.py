@@ -16,7 +16,8 @@ from torch import Tensor
 from clipcam_lightning.cam.decoding import ImageLike, PathLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.errors import ProbeError, SnapshotError, abridge
-from clipcam_lightning.probes.batch import ClassNames, SizeFilter, find_images_and_prompts
+from clipcam_lightning.probes.batch import ClassNames, find_images_and_prompts
+from clipcam_lightning.probes.batch_images import SizeFilter
 from clipcam_lightning.probes.load import load_probe
 from clipcam_lightning.probes.manifest import MANIFESTS, read_manifest
 from clipcam_lightning.probes.names import name_probes

@@ -12,8 +12,8 @@ from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.images import takes_size
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.settings import MapSettings
+from clipcam_lightning.cam.towers.traced import TracedTower
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import ClipCamError, describe_error
@@ -135,7 +135,7 @@ class Session:
             found = find_images_and_prompts(
                 batch, size, partial(takes_size, clip.tower), names, are_names_given=self._prompts is not None
             )
-            self._size_note = _describe_images(found, clip.preprocessing)
+            self._size_note = _describe_images(found, clip)
             self._make_monitor(ProbeSet(found.list_probes(self._num_probes, clip.tokenizer)))
         except Exception as error:
             self.error = error
@@ -257,9 +257,10 @@ class Session:
         return evaluations, dict(self.monitor.metrics), ""
 
 
-def _describe_images(found: BatchProbes, preprocessing: Preprocessing) -> str:
+def _describe_images(found: BatchProbes, clip: ClipModel) -> str:
     """Say that the images of a batch are not input of the model's own ``size``; ``""`` if they are."""
-    image, size = found.images[0], preprocessing.size
+    image, preprocessing = found.images[0], clip.preprocessing
+    size = preprocessing.size
     if found.is_resized:
         return (
             f"the images of the batch have another size than the model takes; they are resized to {size[0]}x{size[1]} "
@@ -273,12 +274,11 @@ def _describe_images(found: BatchProbes, preprocessing: Preprocessing) -> str:
             "input."
         )
     height, width = image.shape[-2:]
-    if (height, width) == size:
+    if (height, width) == size or isinstance(clip.tower, TracedTower):  # which takes them as they are
         return ""
     return (
         f"the probes from the batch are images of {height}x{width} pixels, for which the positions of the model, built "
-        f"for {size[0]}x{size[1]}, are interpolated if it has any; if training resizes them first, give probes=... "
-        "instead."
+        f"for {size[0]}x{size[1]}, are interpolated; if training resizes them first, give probes=... instead."
     )
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from clipcam_lightning.errors import ProbeError
-from clipcam_lightning.probes.batch import SizeFilter, decode_prompt, find_class_names, find_images_and_prompts
+from clipcam_lightning.probes.batch import decode_prompt, find_class_names, find_images_and_prompts
+from clipcam_lightning.probes.batch_images import SizeFilter
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer

@@ -231,3 +231,19 @@ def test_queries_are_not_taken_for_cells(queries: int) -> None:
     torch.manual_seed(0)
     clip = find_clip(Encoders(Resampler(queries)).eval())
     assert clip.tower.default_layer == "owner.image_encoder.patches"
+
+
+class SharedNorm(TokensOf):
+    """Blocks of which each ends in the same norm, so that a module runs several times."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.norm(self.patches(images).flatten(2).transpose(1, 2) + self.position_embedding)
+        for block in self.blocks.layers:
+            tokens = self.norm(block(tokens))
+        return tokens.mean(1)
+
+
+def test_a_module_that_runs_several_times_is_a_layer_by_its_last_run() -> None:
+    torch.manual_seed(0)
+    clip = find_clip(Encoders(SharedNorm()).eval())
+    assert clip.tower.default_layer == "owner.image_encoder.norm"

@@ -1,0 +1,47 @@
+"""What stands near a CLIP in a module: its tokenizer and its image processor."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import open_clip
+from torch import nn
+
+from clipcam_lightning.cam.adapters import Tokenizer, find_adapter
+
+CLIP_VOCABULARY = 49408
+
+
+def _owners(module: nn.Module, path: str) -> Iterator[Any]:
+    """Iterate over the CLIP and the modules around it, the nearest first."""
+    parts = path.split(".") if path else []
+    return (module.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
+
+
+def find_tokenizer(module: nn.Module, path: str) -> Tokenizer | None:
+    """Find the attribute ``tokenizer``, or the tokenizer of ``processor``, of the nearest module with one."""
+    for owner in _owners(module, path):
+        tokenizer, processor = getattr(owner, "tokenizer", None), getattr(owner, "processor", None)
+        for found in (tokenizer, getattr(processor, "tokenizer", None)):
+            if callable(found) and not isinstance(found, nn.Module):
+                nearest: Tokenizer = found
+                return nearest
+    return None
+
+
+def find_image_processor(module: nn.Module, path: str) -> Any:
+    """Find the attribute ``image_processor``, or that of ``processor``, of the nearest module with one."""
+    for owner in _owners(module, path):
+        processor = getattr(owner, "processor", None)
+        for found in (getattr(owner, "image_processor", None), getattr(processor, "image_processor", None), processor):
+            if hasattr(found, "image_mean"):
+                return found
+    return None
+
+
+def make_default_tokenizer(clip: nn.Module) -> Tokenizer | None:
+    """Make CLIP's byte-pair tokenizer for a model with CLIP's vocabulary."""
+    adapter = find_adapter(clip)
+    if adapter is None or adapter.vocabulary_size != CLIP_VOCABULARY:
+        return None
+    tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=adapter.context_length)
+    return tokenizer
