@@ -135,6 +135,26 @@ def test_a_relative_path_of_probes_is_looked_up_beside_the_test(
     assert len(baselines(project)) == 1
 
 
+def test_a_check_takes_functions_of_a_module_that_is_no_clip(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        PROJECT
+        + """
+def test_pets(cam_regression, model):
+    import torch
+    module = torch.nn.ModuleDict({"eye": model.visual, "ear": model})
+    cam_regression.check(
+        module,
+        PROBES,
+        tokenizer=tokens,
+        encode_image=lambda module, images: module["eye"](images),
+        encode_text=lambda module, ids: module["ear"].encode_text(ids),
+    )
+"""
+    )
+    run(project).stdout.fnmatch_lines(["*wrote the baseline*"])
+    run(project, "--clipcam-ci").assert_outcomes(passed=1)
+
+
 def test_with_clipcam_ci_nothing_is_written(project: pytest.Pytester) -> None:
     project.makepyfile(
         PROJECT + "def test_pets(cam_regression, model): cam_regression.check(model, PROBES, tokenizer=tokens)"

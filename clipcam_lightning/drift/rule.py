@@ -107,7 +107,8 @@ class DriftRule:
             )
         return (
             "without their objects, the images of a prompt, or all images, are closer to their own prompts than at the "
-            f"baseline, by more than chance explains (false alarms are meant to be {100 * self.false_alarm_rate:g} %)",
+            f"baseline, by more than chance explains (false alarms are meant to be {100 * self.false_alarm_rate:g} %), "
+            "unless other objects on their backgrounds keep their names",
             "other objects on the background of a prompt are closest to it more often than at the baseline",
             f"the model tells the prompts apart by less than {_percent(MIN_CONTRAST)} of what it did at the baseline",
             "at least half of the maps became degenerate",
