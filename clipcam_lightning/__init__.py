@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from clipcam_lightning.monitoring.history import HistoryEntry as HistoryEntry
     from clipcam_lightning.probes.probe import LoadedProbe as LoadedProbe, Probe as Probe
     from clipcam_lightning.probes.probe_set import ProbeSet as ProbeSet
+    from clipcam_lightning.sinks.background import BackgroundSink as BackgroundSink
     from clipcam_lightning.visualization.analysis_panels import (
         confusion_panel as confusion_panel,
         sensitivity_panel as sensitivity_panel,
@@ -102,6 +103,7 @@ else:  # for Python; type checkers skip it, so that they report an unknown name
         "monitoring.history": ("HistoryEntry",),
         "probes.probe": ("LoadedProbe", "Probe"),
         "probes.probe_set": ("ProbeSet",),
+        "sinks.background": ("BackgroundSink",),
         "visualization.analysis_panels": ("confusion_panel", "sensitivity_panel"),
         "visualization.contact_sheet": ("contact_sheet",),
         "visualization.panels": ("probe_panel",),

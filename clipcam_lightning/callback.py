@@ -4,13 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 from weakref import ref
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
+from upath import UPath
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
 from clipcam_lightning.cam.decoding import PathLike
@@ -35,13 +35,15 @@ from clipcam_lightning.errors import (
     TowerError,
     describe_error,
 )
-from clipcam_lightning.monitoring.evaluation import Outcome
+from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.batch import ClassNames
 from clipcam_lightning.probes.probe_set import ProbesLike
-from clipcam_lightning.sinks import make_sinks
-from clipcam_lightning.sinks.images import REPORT
+from clipcam_lightning.sinks import LoggingSettings, make_sinks, name_loggers_without_images
+from clipcam_lightning.sinks.files import REPORT
+from clipcam_lightning.storage.run_folder import RunFolder
+from clipcam_lightning.training.folder import resolve_folder
 from clipcam_lightning.training.session import Session
 from clipcam_lightning.training.support import may_build_layers_later, unsupported_reason
 
@@ -77,8 +79,8 @@ class ClipCamCallback(Callback):
     """Monitor where a CLIP looks while it is fine-tuned, and raise an alarm when that changes.
 
     An *evaluation* explains every probe with one CAM method, compares the maps with those of the baseline and writes
-    both to TensorBoard and to ``dirpath``. Evaluations take place before training and after each validation (after each
-    epoch, if there is no validation). The training is not changed by one bit.
+    both to the loggers of the trainer and to a folder of the run. Evaluations take place before training and after each
+    validation (after each epoch, if there is no validation). The training is not changed by one bit.
 
     Metrics are in ``trainer.callback_metrics`` for other callbacks to monitor: ``clipcam/drift``,
     ``clipcam/drift_max``, ``clipcam/similarity``, ``clipcam/flagged`` (count of flagged probes), ``clipcam/alarm``
@@ -104,14 +106,18 @@ class ClipCamCallback(Callback):
             condition on the background is meant to raise a false alarm.
         on_drift: on alarm, ``"log"`` only the metrics, ``"warn"``, ``"stop"`` training, or ``"raise"`` DriftAlarm.
         num_probes: how many probes to take from a batch.
-        num_images: how many probes TensorBoard shows images of per evaluation, flagged ones first. Metrics, snapshots
-            and history cover all probes.
+        num_images: how many probes loggers show images of per evaluation, flagged ones first. Metrics, snapshots and
+            history cover all probes.
+        probe_metrics: whether loggers get the metrics of each probe besides the means; by default TensorBoard and W&B.
+        sinks: what else to write evaluations with, such as :class:`Sink` objects of your own.
         prompts: what integer labels of a batch stand for: names of the classes, or prompts such as "a photo of a fox".
             By default an attribute ``prompts``, ``class_names``, ``classes`` or ``classnames`` of the module or the
             datamodule.
         clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
             :class:`ModelSpec`.
-        dirpath: for snapshots, history and the contact sheet; by default ``clipcam`` in the trainer's log directory.
+        dirpath: folder or fsspec URL for snapshots, history, contact sheet and report; by default
+            ``<save_dir>/<name>/<version>/clipcam`` of the first logger, beside Lightning's ``checkpoints``. Where it
+            holds the files of another run, those of this run go to a numbered folder in it.
         name: distinguishes several of these callbacks in one trainer; part of every tag and of the default directory.
         on_error: what a failed evaluation does: ``"warn"`` once and let the training go on, or ``"raise"``.
 
@@ -144,6 +150,8 @@ class ClipCamCallback(Callback):
         on_drift: Literal["log", "warn", "stop", "raise"] = "warn",
         num_probes: int = 8,
         num_images: int = 32,
+        probe_metrics: bool | None = None,
+        sinks: Sequence[Sink] = (),
         prompts: ClassNames | None = None,
         clip: str | None = None,
         tokenizer: Tokenizer | None = None,
@@ -183,6 +191,8 @@ class ClipCamCallback(Callback):
         self.on_drift = on_drift
         self.num_probes = num_probes
         self.num_images = num_images
+        self.probe_metrics = probe_metrics
+        self.sinks = sinks
         self.prompts = prompts
         self.clip = clip
         self.tokenizer = tokenizer
@@ -204,7 +214,9 @@ class ClipCamCallback(Callback):
             rule=DriftRule(max_drift, false_alarm_rate),
         )
         self._root = f"clipcam_{name}" if name else "clipcam"
-        self._directory = Path()
+        self._base = UPath()
+        self._folder: RunFolder | None = None
+        self._directory: str | None = None
         self._fit = _FitState()
         self._report: DriftReport | None = None
         self._warned: set[str] = set()
@@ -239,6 +251,11 @@ class ClipCamCallback(Callback):
         """The evaluations so far; empty before the first, and on other ranks than the first."""
         return self.monitor.history if self.monitor else ()
 
+    @property
+    def directory(self) -> str | None:
+        """Folder or URL of the run's files, on every rank; ``None`` before the first evaluation is written."""
+        return self._directory
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         runs = stage == "fit" and not getattr(trainer, "fast_dev_run", False)
@@ -252,11 +269,12 @@ class ClipCamCallback(Callback):
                 raise ConfigError(reason)
             self._warn_once(reason, " The training goes on without evaluations.")
             return
-        self._directory = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / self._root)
         if self._module is not None and self._module() is not pl_module:
             self._forget()
         self._module = ref(pl_module)
         self._session.begin(trainer.world_size)
+        self._directory = None
+        self._base = self._session.ranks.on_rank_zero(partial(resolve_folder, trainer, self.dirpath, self._root))
         if not may_build_layers_later(pl_module):
             self._find_clip(trainer, pl_module)
 
@@ -356,8 +374,9 @@ class ClipCamCallback(Callback):
 
     def _evaluate(self, trainer: Trainer) -> None:
         """Evaluate with all ranks, and act on the outcome on each of them."""
-        sinks = partial(make_sinks, trainer.loggers, self._directory, self._root, self.num_images)
+        sinks = partial(self._make_sinks, trainer)
         outcome = self._session.evaluate(sinks, step=_count_steps(trainer), epoch=trainer.current_epoch)
+        self._share_directory()
         if not self._fit.evaluations:
             self._announce()
         self._fit.evaluations += 1
@@ -369,6 +388,23 @@ class ClipCamCallback(Callback):
         if outcome.note:
             self._warn_once(outcome.note)
         self._act_on_alarm(trainer, outcome)
+
+    def _make_sinks(self, trainer: Trainer, run_id: str) -> list[Sink]:
+        self._folder = RunFolder(self._base, run_id)
+        settings = LoggingSettings(self._root, self.num_images, self.probe_metrics)
+        return [*make_sinks(trainer.loggers, self._folder, settings), *self.sinks]
+
+    def _share_directory(self) -> None:
+        """Let all ranks know the folder of the run, which rank 0 chooses when it first writes to it."""
+        if self._directory is not None:
+            return
+        ranks = self._session.ranks
+        self._directory = ranks.on_rank_zero(lambda: self._folder.claimed if self._folder else None)
+        if self._directory not in (None, str(self._base)):
+            rank_zero_info(
+                f"{type(self).__name__}: {self._base} holds the files of another run; those of this run are in "
+                f"{self._directory}"
+            )
 
     def _find_clip(self, trainer: Trainer, module: LightningModule) -> None:
         """Find the CLIP; if there is none and the user did not say where it is, go on without evaluations."""
@@ -400,8 +436,13 @@ class ClipCamCallback(Callback):
         start = "the model before training" if baseline is snapshot else f"step {baseline.info.step} of a file"
         rank_zero_info(
             f"{type(self).__name__}: {len(snapshot.names)} probes {origin}; maps by {snapshot.info.method!r} of "
-            f"{' and '.join(layers)}{_describe_origin(clip)}; baseline: {start}; files in {self._directory}"
+            f"{' and '.join(layers)}{_describe_origin(clip)}; baseline: {start}; files in {self._place}"
         )
+        if without := name_loggers_without_images(self.monitor.sinks):
+            verb = "shows" if len(without) == 1 else "show"
+            rank_zero_info(
+                f"{type(self).__name__}: {' and '.join(without)} {verb} no images; they are in {self._place}"
+            )
         if not baseline.has_trusted_maps and baseline.map_agrees is not None:
             agree, count = int(baseline.map_agrees.sum()), len(baseline.map_agrees)
             rank_zero_info(
@@ -423,8 +464,12 @@ class ClipCamCallback(Callback):
         trainer.should_stop = trainer.should_stop or stops
         if stops or self._subject != last:  # a model that follows its shortcut does so in every epoch
             consequence = " Training stops." if stops else ""
-            text = f"{report}. Report: {self._directory / REPORT}.{consequence}"
+            text = f"{report}. Report: {self._place}/{REPORT}.{consequence}"
             rank_zero_warn(text, category=ClipCamWarning)
+
+    @property
+    def _place(self) -> str:
+        return self._directory or str(self._base)
 
     def _resume(self) -> None:
         """Go on where a checkpoint left off, once Lightning has loaded it."""

@@ -2,14 +2,11 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from operator import is_not
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
 from clipcam_lightning.cam.decoding import PathLike
@@ -25,21 +22,23 @@ from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, DriftAlarm, describe_error
-from clipcam_lightning.monitoring.evaluation import Evaluation
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
-from clipcam_lightning.sinks import make_sinks
-from clipcam_lightning.sinks.images import REPORT
+from clipcam_lightning.sinks import LoggingSettings, make_sinks
+from clipcam_lightning.sinks.files import REPORT
+from clipcam_lightning.storage.paths import as_path
+from clipcam_lightning.storage.run_folder import RunFolder
 
 
 class ClipCamMonitor:
     """Monitor where a CLIP looks in any training loop, as :class:`ClipCamCallback` does under a Lightning Trainer.
 
     The first call of :meth:`evaluate` makes the baseline; each later one compares with it. Snapshots, history, contact
-    sheet and, at an alarm, a report are written to ``dirpath``, and all that TensorBoard shows to ``writer``. The model
-    comes back as it was, to the bit. On several ranks call it on one of them, with a model that is whole there.
+    sheet and report are written to ``dirpath``, metrics and images to ``loggers``. The model comes back as it was, to
+    the bit. On several ranks call it on one of them, with a model that is whole there.
 
     Args:
         probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
@@ -49,12 +48,16 @@ class ClipCamMonitor:
         baseline: ``"start"`` (the first evaluation), ``"previous"`` (the last one), or a snapshot file.
         max_drift, false_alarm_rate: what is an alarm, as in :class:`DriftRule`.
         on_drift: on alarm ``"warn"``, ``"raise"`` DriftAlarm, or only ``"log"`` it.
-        num_images: how many probes TensorBoard shows images of per evaluation, flagged ones first.
+        num_images: how many probes loggers show images of per evaluation, flagged ones first.
+        probe_metrics: whether loggers get the metrics of each probe besides the means; by default TensorBoard and W&B.
         clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
             :class:`ModelSpec`.
-        dirpath: folder for all files.
-        writer: TensorBoard's writer of the run.
-        name: first word of every tag in TensorBoard.
+        dirpath: folder or fsspec URL for all files. Where it holds the files of another run, those of this run go to a
+            numbered folder in it.
+        loggers: loggers of Lightning or Fabric, or TensorBoard's ``SummaryWriter``. A run of W&B is one with
+            ``WandbLogger(experiment=run)``.
+        sinks: what else to write evaluations with.
+        name: first word of every name in loggers.
         on_error: what a failed evaluation does: ``"warn"`` once and let the training go on, or ``"raise"``.
 
     Raises:
@@ -90,13 +93,15 @@ class ClipCamMonitor:
         false_alarm_rate: float = DEFAULT_RATE,
         on_drift: Literal["log", "warn", "raise"] = "warn",
         num_images: int = 32,
+        probe_metrics: bool | None = None,
         clip: str | None = None,
         tokenizer: Tokenizer | None = None,
         towers: Sequence[type[Tower]] = (),
         encode_image: EncodeImage | None = None,
         encode_text: EncodeText | None = None,
         dirpath: PathLike = "clipcam",
-        writer: SummaryWriter | None = None,
+        loggers: Sequence[object] = (),
+        sinks: Sequence[Sink] = (),
         name: str = "clipcam",
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
@@ -105,7 +110,8 @@ class ClipCamMonitor:
         require_choice("on_error", on_error, ("warn", "raise"))
         self.on_drift = on_drift
         self.on_error = on_error
-        self.dirpath = Path(dirpath)
+        self._base = as_path(dirpath)
+        self._folder: RunFolder | None = None
         self._spec = ModelSpec(
             clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
         )
@@ -121,12 +127,18 @@ class ClipCamMonitor:
             batch_size=batch_size,
         )
         self._monitor = Monitor(ProbeSet(probes), rule=DriftRule(max_drift, false_alarm_rate), baseline=baseline)
-        writers = [] if writer is None else [writer]
-        self._make_sinks = partial(make_sinks, writers, self.dirpath, name, num_images)
+        self._loggers = loggers
+        self._logging_settings = LoggingSettings(name, num_images, probe_metrics)
+        self._extra_sinks = sinks
         self._found: ClipModel | None = None
         self._parts: list[nn.Module] = []  # of the model in which it was found
         self._warned: set[str] = set()
         self._subject: tuple[str, str] | None = None  # of the last alarm
+
+    @property
+    def directory(self) -> str | None:
+        """Folder or URL of the run's files; ``None`` before the first evaluation is written."""
+        return self._folder.claimed if self._folder else None
 
     @property
     def report(self) -> DriftReport | None:
@@ -169,7 +181,9 @@ class ClipCamMonitor:
         """
         try:
             if not self._monitor.sinks:
-                self._monitor.sinks = self._make_sinks()
+                self._folder = RunFolder(self._base, self._monitor.run_id)
+                sinks = make_sinks(self._loggers, self._folder, self._logging_settings)
+                self._monitor.sinks = [*sinks, *self._extra_sinks]
             explainer = LocalExplainer(self._find(model), self._settings)
             outcome = self._monitor.evaluate(explainer, step=step, epoch=epoch)
         except Exception as error:  # of any kind: an evaluation must not stop a training
@@ -188,7 +202,7 @@ class ClipCamMonitor:
         return outcome.report
 
     def state_dict(self) -> dict[str, Any]:
-        """Return baseline, history and metrics as tensors and primitives, for a checkpoint."""
+        """Return the run's id, baseline, history and metrics as tensors and primitives, for a checkpoint."""
         return self._monitor.state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,7 +242,8 @@ class ClipCamMonitor:
         if self.on_drift == "raise":
             raise DriftAlarm(str(report), report)
         if self._subject != last:  # a model that follows its shortcut does so in every epoch
-            warnings.warn(f"{report}. Report: {self.dirpath / REPORT}.", ClipCamWarning, stacklevel=3)
+            place = self.directory or self._base
+            warnings.warn(f"{report}. Report: {place}/{REPORT}.", ClipCamWarning, stacklevel=3)
 
     def _warn_once(self, text: str) -> None:
         kind, _, _ = text.partition(":")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
+from uuid import uuid4
 
 import torch
 from jaxtyping import Bool, Float
@@ -50,6 +51,7 @@ class Monitor:
         baseline: ``"start"`` for the first evaluation, ``"previous"`` for the one before, or a snapshot or its file.
 
     Attributes:
+        run_id: of the run that the evaluations belong to; a resumed run keeps it.
         sinks: what writes each evaluation.
         last: the newest evaluation; ``None`` before the first.
         history: one entry per evaluation; of many the first and evenly spaced later ones.
@@ -71,6 +73,7 @@ class Monitor:
             _require_same_probes("the baseline", self.baseline, probes)
         self.probes = probes
         self.rule = rule or DriftRule()
+        self.run_id = uuid4().hex  # of the system's random numbers, not of Python's or torch's
         self.sinks: list[Sink] = []
         self.last: Evaluation | None = None
         self.history: Sequence[HistoryEntry] = ()
@@ -136,8 +139,8 @@ class Monitor:
         return tuple(problem for sink in sinks for problem in _failures(sink.close))
 
     def state(self) -> dict[str, Any]:
-        """Return baseline, history and metrics as tensors and primitives, for a checkpoint."""
-        state: dict[str, Any] = {"version": VERSION}
+        """Return the run's id, baseline, history and metrics as tensors and primitives, for a checkpoint."""
+        state: dict[str, Any] = {"version": VERSION, "run_id": self.run_id}
         if self.baseline is not None:
             tensors, metadata = self.baseline.to_tensors()
             state["baseline"] = {"tensors": tensors, "metadata": metadata}
@@ -146,7 +149,7 @@ class Monitor:
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over baseline, history and metrics of :meth:`state`; if that fails, nothing is changed.
+        """Take over what :meth:`state` returned; if that fails, nothing is changed.
 
         Args:
             state: of a monitor with the same probes.
@@ -165,6 +168,7 @@ class Monitor:
             if "baseline" in state:
                 baseline = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
                 _require_same_probes("the checkpoint", baseline, self.probes)
+            run_id = str(state["run_id"])
             history = [HistoryEntry.from_state(entry) for entry in state["history"]]
             means = {name: float(state["metrics"].get(name, value)) for name, value in self.metrics.items()}
             parts = (part for each in history for part in (each.maps, each.drift, each.flagged, each.states))
@@ -175,7 +179,7 @@ class Monitor:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SnapshotError(f"the callback's state in the checkpoint is damaged: {error!r}.") from error
         self.baseline = self.baseline or baseline  # a baseline file takes precedence
-        self.history, self.metrics = history, means
+        self.history, self.metrics, self.run_id = history, means, run_id
 
     def _compared(
         self, explainer: Explainer, prepared: PreparedProbes, texts: Float[Tensor, "n 1 d"], snapshot: Snapshot

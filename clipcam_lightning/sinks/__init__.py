@@ -1,43 +1,67 @@
-"""Where evaluations are written: metrics at once, images in the background."""
+"""Where evaluations are written: the folder of the run, and every logger."""
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.sinks.background import BackgroundSink
-from clipcam_lightning.sinks.files import FileSink
-from clipcam_lightning.sinks.images import ImageSink
+from clipcam_lightning.sinks.drawing import Drawer
+from clipcam_lightning.sinks.files import FileSink, ImageFileSink
+from clipcam_lightning.sinks.log_image import LogImageSink
+from clipcam_lightning.sinks.logger import LoggerSink
+from clipcam_lightning.sinks.metrics import MetricsSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
+from clipcam_lightning.sinks.tensorboard_images import TensorBoardImageSink
 from clipcam_lightning.sinks.tensorboard_tab import TabSink
+from clipcam_lightning.storage.run_folder import RunFolder
 
 
-def make_sinks(loggers: Iterable[object], folder: Path, root: str, num_images: int) -> list[Sink]:
-    """Make the sinks of a run.
+@dataclass(frozen=True)
+class LoggingSettings:
+    """What loggers are to show.
+
+    Attributes:
+        root: first word of every name; each callback of a run needs its own.
+        num_images: probes with a panel per evaluation, flagged ones first.
+        probe_metrics: whether loggers get the metrics of each probe besides their means; ``None``: TensorBoard and W&B.
+    """
+
+    root: str = "clipcam"
+    num_images: int = 32
+    probe_metrics: bool | None = None
+
+
+def make_sinks(loggers: Iterable[object], folder: RunFolder, settings: LoggingSettings) -> list[Sink]:
+    """Make the sinks of a run: metrics are written at once, images in background threads.
 
     Args:
-        loggers: of the Trainer, or writers of TensorBoard; loggers that have no such writer get nothing.
+        loggers: of the Trainer or of Fabric, or writers of TensorBoard.
         folder: of the files.
-        root: first word of every TensorBoard tag; each callback of a run needs its own.
-        num_images: probes with a panel per evaluation.
+        settings: what loggers are to show.
 
     Returns:
-        A sink for files, those of each TensorBoard, and one for images.
+        The sinks of the folder, and those of each logger.
     """
-    sinks: list[Sink] = [FileSink(folder)]
-    writers = []
+    draw = Drawer(settings.num_images)
+    sinks: list[Sink] = [FileSink(folder), BackgroundSink(ImageFileSink(folder, draw), first_at_once=True)]
     for logger in loggers:
         try:
-            writer = logger if isinstance(logger, SummaryWriter) else getattr(logger, "experiment", None)
-        except Exception as error:  # a logger that fails must not stop the file sink
+            sinks += _sinks_of(logger, draw, settings)
+        except Exception as error:  # a logger that fails must not stop the other sinks
             sinks.append(UnreachableSink(error))
-            continue
-        if isinstance(writer, SummaryWriter):
-            writers.append(writer)
-            sinks += [TensorBoardSink(writer, root), TabSink(writer, root)]
-    return [*sinks, BackgroundSink(ImageSink(folder, writers, root, num_images))]
+    return sinks
+
+
+def name_loggers_without_images(sinks: Iterable[Sink]) -> list[str]:
+    """List the classes of the loggers that get metrics only."""
+    sinks = list(sinks)
+    inner = [sink.sink for sink in sinks if isinstance(sink, BackgroundSink)]
+    with_images = [sink.logger for sink in inner if isinstance(sink, LogImageSink)]
+    loggers = [sink.logger for sink in sinks if isinstance(sink, MetricsSink)]
+    return [type(logger).__name__ for logger in loggers if not any(logger is other for other in with_images)]
 
 
 @dataclass(frozen=True)
@@ -53,3 +77,49 @@ class UnreachableSink(Sink):
     def write(self, evaluation: Evaluation) -> None:
         """Raise the error of the logger."""
         raise self.error.with_traceback(None)  # a traceback would grow at each evaluation and keep it in memory
+
+
+def _sinks_of(logger: object, draw: Drawer, settings: LoggingSettings) -> list[Sink]:
+    root, per_probe = settings.root, settings.probe_metrics
+    experiment = logger if isinstance(logger, SummaryWriter) else getattr(logger, "experiment", None)
+    if isinstance(experiment, SummaryWriter):
+        return [
+            TensorBoardSink(experiment, root, per_probe is not False),
+            TabSink(experiment, root),
+            BackgroundSink(TensorBoardImageSink(experiment, root, draw), first_at_once=True),
+        ]
+    if (found := _find_sink(experiment)) is not None:
+        kind, is_per_probe = found
+        return [BackgroundSink(kind(logger, root, is_per_probe if per_probe is None else per_probe, draw))]
+    sinks: list[Sink] = []
+    if callable(getattr(logger, "log_metrics", None)):
+        sinks.append(MetricsSink(logger, root, bool(per_probe)))  # type: ignore[arg-type]  # it was asked for above
+    if callable(getattr(logger, "log_image", None)):
+        sinks.append(BackgroundSink(LogImageSink(logger, root, draw)))
+    return sinks
+
+
+def _find_sink(experiment: object) -> tuple[type[LoggerSink], bool] | None:
+    """Find the sink of a client by its class, without importing a package that the user does not use.
+
+    Returns:
+        The sink, and whether the client bears the metrics of each probe.
+    """
+    if _is_instance(experiment, "wandb", "Run"):
+        from clipcam_lightning.sinks.wandb import WandbSink
+
+        return WandbSink, True
+    if _is_instance(experiment, "mlflow", "MlflowClient"):
+        from clipcam_lightning.sinks.mlflow import MlflowSink
+
+        return MlflowSink, False
+    if _is_instance(experiment, "comet_ml", "CometExperiment"):
+        from clipcam_lightning.sinks.comet import CometSink
+
+        return CometSink, False
+    return None
+
+
+def _is_instance(value: object, package: str, name: str) -> bool:
+    kind = getattr(sys.modules.get(package), name, None)
+    return isinstance(kind, type) and isinstance(value, kind)

@@ -1,33 +1,75 @@
-"""Write snapshots and the history of metrics to files."""
+"""Write snapshots, the history of metrics, the contact sheet and the report to the folder of the run."""
 
 import json
-from pathlib import Path
+from contextlib import ExitStack
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.storage.atomic import append_line
+from clipcam_lightning.sinks.drawing import Drawer
+from clipcam_lightning.storage.atomic import append_line, write_atomically
+from clipcam_lightning.storage.run_folder import RunFolder
 from clipcam_lightning.visualization.report import report_as_json
 
-HISTORY = "history.jsonl"
+HISTORY, CONTACT_SHEET, REPORT = "history.jsonl", "contact_sheet.png", "report.html"
 
 
 class FileSink(Sink):
     """Keeps the snapshot of every evaluation, and a history of all metrics.
 
-    The history is a file with one line per evaluation, each a JSON object. A new run truncates the file, a resumed run
-    appends to it; of two lines with the same ``step`` the later one counts.
+    The history is a file with one line per evaluation, each a JSON object. A resumed run appends to it; of two lines
+    with the same ``step`` the later one counts.
 
     Args:
-        folder: created when the first evaluation is written.
+        folder: claimed when the first evaluation is written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
     def write(self, evaluation: Evaluation) -> None:
         """Write ``step-<n>.safetensors`` and a line of ``history.jsonl``."""
-        info = evaluation.snapshot.info
-        if evaluation.history[-1].number == 0:
-            (self.folder / HISTORY).unlink(missing_ok=True)  # of another run, even if this one cannot be written
-        evaluation.snapshot.save(self.folder / f"step-{info.step:08d}.safetensors")
+        info, folder = evaluation.snapshot.info, self.folder.path
+        evaluation.snapshot.save(folder / f"step-{info.step:08d}.safetensors")
         line = {"epoch": info.epoch, "metrics": dict(evaluation.metrics), **report_as_json(evaluation.report)}
-        append_line(self.folder / HISTORY, json.dumps(line))
+        append_line(folder / HISTORY, json.dumps(line))
+
+
+class ImageFileSink(Sink):
+    """Keeps the contact sheet of the run up to date, and writes the report of each alarm and of the last evaluation.
+
+    Args:
+        folder: for ``contact_sheet.png`` and ``report.html``.
+        draw: draws the images of an evaluation.
+    """
+
+    def __init__(self, folder: RunFolder, draw: Drawer) -> None:
+        self.folder = folder
+        self.draw = draw
+        self._without_report: Evaluation | None = None
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Write the contact sheet, and the report if there is an alarm.
+
+        Raises:
+            Exception: one of them could not be written; the other one is.
+        """
+        with ExitStack() as stack:  # calls all that it holds, even if one of them raises
+            if evaluation.report.alarm:
+                stack.callback(self._write_report, evaluation)
+            stack.callback(self._write_sheet, evaluation)
+            self._without_report = None if evaluation.report.alarm else evaluation
+
+    def close(self) -> None:
+        """Write the report of the last evaluation, if that was no alarm.
+
+        Raises:
+            Exception: it could not be written.
+        """
+        last, self._without_report = self._without_report, None
+        if last is not None:
+            self._write_report(last)
+
+    def _write_sheet(self, evaluation: Evaluation) -> None:
+        write_atomically(self.folder.path / CONTACT_SHEET, self.draw(evaluation).sheet_png)
+
+    def _write_report(self, evaluation: Evaluation) -> None:
+        write_atomically(self.folder.path / REPORT, self.draw(evaluation).report.encode())

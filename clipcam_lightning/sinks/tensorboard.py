@@ -1,12 +1,12 @@
 """Write the metrics of an evaluation to TensorBoard: scalars, and a table of the probes."""
 
-import math
 import re
 
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.sinks.metrics import collect_metrics
 
 MEANINGS = {
     "drift": "mean of 1 minus the correlation with the baseline's map: 0 for equal, 1 unrelated, 2 inverted maps",
@@ -31,30 +31,24 @@ class TensorBoardSink(Sink):
     Args:
         writer: ``TensorBoardLogger.experiment``.
         root: first word of every tag; each callback of a run needs its own.
+        per_probe: whether to write the metrics of each probe, too.
     """
 
-    def __init__(self, writer: SummaryWriter, root: str = "clipcam") -> None:
+    def __init__(self, writer: SummaryWriter, root: str = "clipcam", per_probe: bool = True) -> None:
         self.writer = writer
         self.root = root
+        self.per_probe = per_probe
         self._has_table = False
 
     def write(self, evaluation: Evaluation) -> None:
         """Write all metrics at the step of the evaluation, and flush once."""
         step = evaluation.snapshot.info.step
-        for metric, value in evaluation.metrics.items():
-            self._scalar(f"{self.root}/{metric}", value, step)
-        for probe in evaluation.report.probes:
-            self._scalar(f"{self.root}_drift/{probe.name}", probe.drift, step)
-            self._scalar(f"{self.root}_similarity/{probe.name}", probe.similarity, step)
-            self._scalar(f"{self.root}_energy_inside_mask/{probe.name}", probe.energy_inside_mask, step)
+        for tag, value in collect_metrics(evaluation, self.root, self.per_probe).items():
+            self.writer.add_scalar(tag, value, step)
         if not self._has_table:
             self.writer.add_text(f"{self.root}/probes", format_probe_table(evaluation), step)
             self._has_table = True
         self.writer.flush()
-
-    def _scalar(self, tag: str, value: float, step: int) -> None:
-        if math.isfinite(value):
-            self.writer.add_scalar(tag, value, step)
 
 
 def format_probe_table(evaluation: Evaluation) -> str:

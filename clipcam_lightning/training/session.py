@@ -146,11 +146,11 @@ class Session:
         """Whether there are probes to evaluate."""
         return self.ranks.on_rank_zero(lambda: self.monitor is not None)
 
-    def evaluate(self, make_sinks: Callable[[], list[Sink]], *, step: int, epoch: int) -> Outcome:
+    def evaluate(self, make_sinks: Callable[[str], list[Sink]], *, step: int, epoch: int) -> Outcome:
         """Evaluate the probes with the help of all ranks.
 
         Args:
-            make_sinks: makes what writes the evaluation; called once per run, on rank 0.
+            make_sinks: makes what writes the evaluations of the run with this id; called once per fit, on rank 0.
             step: optimizer steps taken.
             epoch: counted from 0.
 
@@ -231,11 +231,13 @@ class Session:
                 self._explainer = DistributedExplainer(self.clip, self._settings, self.ranks)
             yield self._explainer
 
-    def _evaluate(self, explainer: Explainer, make_sinks: Callable[[], list[Sink]], step: int, epoch: int) -> Outcome:
+    def _evaluate(
+        self, explainer: Explainer, make_sinks: Callable[[str], list[Sink]], step: int, epoch: int
+    ) -> Outcome:
         assert self.monitor is not None
         try:
             if not self.monitor.sinks:
-                self.monitor.sinks = make_sinks()
+                self.monitor.sinks = make_sinks(self.monitor.run_id)
             outcome = self.monitor.evaluate(explainer, step=step, epoch=epoch)
             note, self._size_note = self._size_note, ""
             return replace(outcome, note=" ".join(filter(None, (note, outcome.note))))

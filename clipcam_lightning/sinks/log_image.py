@@ -1,0 +1,36 @@
+"""Write images to a logger of the user's own that has a method ``log_image``."""
+
+from typing import Any
+
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.sinks.drawing import Drawer
+
+
+class LogImageSink(Sink):
+    """Writes images with ``logger.log_image(key, images, step=..., caption=[...])``, as ``WandbLogger`` has it.
+
+    All panels of an evaluation go in one call, the contact sheet in another one.
+
+    Args:
+        logger: gets PIL images, from a thread of its own.
+        root: first word of every key.
+        draw: draws the images of an evaluation.
+    """
+
+    def __init__(self, logger: Any, root: str, draw: Drawer) -> None:
+        self.logger = logger
+        self.root = root
+        self.draw = draw
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Log the images at the step of the evaluation.
+
+        Raises:
+            Exception: the logger failed.
+        """
+        drawings, step = self.draw(evaluation), evaluation.report.step
+        captions = [f"{panel.name}: {panel.prompt}" for panel in drawings.panels]
+        images = [panel.image for panel in drawings.panels]
+        self.logger.log_image(f"{self.root}/panels", images, step=step, caption=captions)
+        sheet, caption = [drawings.logged_sheet], ["one row per probe, one column per evaluation"]
+        self.logger.log_image(f"{self.root}/contact_sheet", sheet, step=step, caption=caption)

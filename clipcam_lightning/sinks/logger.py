@@ -1,0 +1,64 @@
+"""What the sinks of all loggers with images have in common: when the report goes along, and when to notify somebody."""
+
+from abc import abstractmethod
+from typing import Any
+
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.sinks.drawing import Drawer, Drawings
+
+
+class LoggerSink(Sink):
+    """Writes each evaluation to one logger: metrics and images, and the report of an alarm and of the last evaluation.
+
+    A model that follows its shortcut does so in every epoch, so that the report and the notification follow the first
+    of several alarms about the same.
+
+    Args:
+        logger: of the Trainer.
+        root: first word of every name.
+        per_probe: whether to log the metrics of each probe, too.
+        draw: draws the images of an evaluation.
+    """
+
+    def __init__(self, logger: Any, root: str, per_probe: bool, draw: Drawer) -> None:
+        self.logger = logger
+        self.root = root
+        self.per_probe = per_probe
+        self.draw = draw
+        self._subject: tuple[str, str] | None = None  # of the last alarm
+        self._without_report: Evaluation | None = None
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Log the evaluation at its step.
+
+        Raises:
+            Exception: the logger failed.
+        """
+        subject = evaluation.report.subject
+        is_new = subject is not None and subject != self._subject
+        self._subject = subject
+        self._without_report = None if is_new else evaluation
+        self.log(self.draw(evaluation), with_report=is_new)
+        if is_new:
+            self.notify(str(evaluation.report))
+
+    def close(self) -> None:
+        """Log the report of the last evaluation, if it was not logged with it.
+
+        Raises:
+            Exception: the logger failed.
+        """
+        last, self._without_report = self._without_report, None
+        if last is not None:
+            self.log_report(self.draw(last))
+
+    @abstractmethod
+    def log(self, drawings: Drawings, *, with_report: bool) -> None:
+        """Log metrics and images of an evaluation, and its report if that is wanted."""
+
+    @abstractmethod
+    def log_report(self, drawings: Drawings) -> None:
+        """Log the report of an evaluation."""
+
+    def notify(self, text: str) -> None:  # noqa: B027 - most loggers notify nobody
+        """Send an alarm to whoever follows the run, if the logger does that."""

@@ -1,0 +1,27 @@
+"""Write evaluations to MLflow."""
+
+from clipcam_lightning.sinks.drawing import Drawings
+from clipcam_lightning.sinks.logger import LoggerSink
+from clipcam_lightning.sinks.metrics import collect_metrics
+
+
+class MlflowSink(LoggerSink):
+    """Logs metrics, one image per probe and the contact sheet by step, and the report as an artifact.
+
+    MLflow's page shows images of one name with a slider over their steps.
+    """
+
+    def log(self, drawings: Drawings, *, with_report: bool) -> None:
+        """Log the metrics first: images take a request each."""
+        evaluation, step = drawings.evaluation, drawings.evaluation.report.step
+        self.logger.log_metrics(collect_metrics(evaluation, self.root, self.per_probe), step=step)
+        if with_report:
+            self.log_report(drawings)
+        client, run_id = self.logger.experiment, self.logger.run_id
+        for panel in drawings.panels:
+            client.log_image(run_id, panel.image, key=f"{self.root}/{panel.name}", step=step)
+        client.log_image(run_id, drawings.logged_sheet, key=f"{self.root}_contact_sheet/all_probes", step=step)
+
+    def log_report(self, drawings: Drawings) -> None:
+        """Log the report, in place of the one before."""
+        self.logger.experiment.log_text(self.logger.run_id, drawings.report, f"{self.root}/report.html")

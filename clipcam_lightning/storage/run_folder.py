@@ -1,0 +1,94 @@
+"""Give every run a folder of its own, which a resumed run finds again."""
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from fnmatch import fnmatch
+from itertools import count
+
+from upath import UPath
+
+from clipcam_lightning.cam.urls import read_url, store_errors
+from clipcam_lightning.storage.atomic import write_new
+from clipcam_lightning.storage.paths import is_remote
+
+RUN = "run.json"
+FILES_OF_A_RUN = (RUN, "history.jsonl", "contact_sheet.png", "report.html", "step-*.safetensors")
+
+
+class RunFolder:
+    """The folder of one run: ``base``, or a numbered folder in it where ``base`` holds the files of another run.
+
+    It is chosen when :attr:`path` is first asked for, and claimed by a file ``run.json`` that holds the run's id. Of
+    several runs that begin at the same time each gets a folder of its own.
+
+    Args:
+        base: where the user wants the files.
+        run_id: of the run; a resumed run has the id of the run that it goes on with.
+    """
+
+    def __init__(self, base: UPath, run_id: str) -> None:
+        self.base = base
+        self.run_id = run_id
+        self._path: UPath | None = None
+
+    @property
+    def claimed(self) -> str | None:
+        """The folder as text; ``None`` if none was claimed yet."""
+        return None if self._path is None else str(self._path)
+
+    @property
+    def path(self) -> UPath:
+        """The folder.
+
+        Raises:
+            OSError: the folder cannot be read or made; the next access tries again.
+        """
+        if self._path is None:
+            self._path = _claim(self.base, self.run_id)
+        return self._path
+
+
+def _claim(base: UPath, run_id: str) -> UPath:
+    """Find the folder that a run has already, or claim the first one that holds no files of a run."""
+    for folder in (base, *_numbered(base)):
+        if _id_in(folder) == run_id:
+            return folder
+    content = {"run": run_id, "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    for number in count(1):
+        folder = base if number == 1 else base / f"run_{number}"
+        if _holds_files(folder):
+            continue
+        if write_new(folder / RUN, json.dumps(content).encode()):  # else a run that began at the same time was faster
+            return folder
+    raise AssertionError("count() does not end")
+
+
+def _numbered(base: UPath) -> list[UPath]:
+    return sorted(folder for folder in _list(base) if re.fullmatch(r"run_\d+", folder.name))
+
+
+def _holds_files(folder: UPath) -> bool:
+    return any(fnmatch(file.name, pattern) for file in _list(folder) for pattern in FILES_OF_A_RUN)
+
+
+def _id_in(folder: UPath) -> str | None:
+    """Read the id of the run whose files a folder holds; ``None`` if there is none, or it cannot be made out."""
+    try:
+        return str(json.loads(_read(folder / RUN))["run"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read(file: UPath) -> bytes:
+    return read_url(file) if is_remote(file) else file.read_bytes()
+
+
+def _list(folder: UPath) -> Iterator[UPath]:
+    """List what is in a folder now; nothing if there is no such folder."""
+    if is_remote(folder):
+        with store_errors(folder):
+            folder.fs.invalidate_cache(folder.path)
+    if folder.is_dir():
+        yield from folder.iterdir()
