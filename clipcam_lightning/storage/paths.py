@@ -1,0 +1,81 @@
+"""Paths of files and folders on the local disk and in stores of fsspec, such as ``s3://bucket/run``."""
+
+import os
+from pathlib import Path, PurePath
+
+import fsspec
+from upath import UPath
+
+from clipcam_lightning.cam.urls import PathLike, is_url, open_url
+from clipcam_lightning.errors import ConfigError, abridge
+
+
+def as_path(place: PathLike) -> UPath:
+    """Make a path of what a user gives for a file or folder.
+
+    Args:
+        place: a path, or the URL of any protocol of fsspec. ``file://`` is the local disk.
+
+    Returns:
+        A path with the interface of ``pathlib``. For the local disk it is a ``pathlib.Path`` too, and only then;
+        ``str`` of another path is its URL.
+
+    Raises:
+        ConfigError: the protocol is unknown or needs a package that is not installed, or ``pathlib`` has removed a
+            slash of a URL.
+
+    Example:
+        >>> folder = as_path("s3://bucket/runs/1")
+        >>> str(folder / "history.jsonl"), folder.name
+        ('s3://bucket/runs/1/history.jsonl', '1')
+        >>> as_path("runs/1") == Path("runs/1")
+        True
+    """
+    if isinstance(place, UPath) and is_url(place):
+        return place
+    text = os.fspath(place) if isinstance(place, os.PathLike) else str(place)
+    if is_url(text):
+        path = open_url(text)
+        return UPath(Path(path.path)) if path.protocol in ("file", "local") else path
+    local = Path(text)
+    _require_whole_url(local)
+    return UPath(local)
+
+
+def is_remote(path: PurePath | UPath) -> bool:
+    """Check whether a path is in a store, and not on the local disk."""
+    return not isinstance(path, PurePath)
+
+
+def join(folder: Path | UPath, place: str) -> UPath:
+    """Make a path of a place that a file in ``folder`` names.
+
+    Args:
+        folder: what a relative path starts from.
+        place: a path or a URL.
+
+    Raises:
+        ConfigError: the URL cannot be opened, or an absolute path of the local disk is named in a store.
+    """
+    if is_url(place):
+        return as_path(place)
+    if isinstance(folder, Path):
+        return UPath(folder / place)
+    if place.startswith("/"):
+        raise ConfigError(
+            f"{abridge(place)} is an absolute path, but {abridge(folder)} is no local folder; write a path relative "
+            "to the folder, or a URL."
+        )
+    return (folder / place).resolve()  # of "..", which a store would take for a name
+
+
+def _require_whole_url(path: Path) -> None:
+    """Refuse a URL of which ``pathlib`` has made a path; otherwise a local folder named ``s3:`` would be made."""
+    for i, part in enumerate(path.parts):
+        protocol = part[:-1].rpartition("::")[2]
+        if part.endswith(":") and len(protocol) > 1 and protocol in fsspec.available_protocols():
+            rest = "/".join(path.parts[i + 1 :])
+            raise ConfigError(
+                f"{abridge(path)} is not a URL, because pathlib removes a slash; give the URL as text: "
+                f"{abridge(f'{part}//{rest}')!r}."
+            )
