@@ -17,17 +17,17 @@ from torch.utils.tensorboard.writer import FileWriter
 from clipcam_lightning import ClipCamCallback
 from clipcam_lightning.monitoring import explainer, monitor, snapshots
 from clipcam_lightning.probes.prepared import PreparedProbes
-from clipcam_lightning.sinks import files, images, tensorboard
+from clipcam_lightning.sinks import drawing, files, tensorboard, tensorboard_images
 
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "explain": ((PreparedProbes, "embed_texts"), (explainer, "explain_within_memory")),
     "compare": ((monitor, "take_snapshot"), (monitor, "compare")),
-    "render": ((images, "probe_panel"), (images, "contact_sheet")),
+    "render": ((drawing, "probe_panel"), (drawing, "contact_sheet")),
     "encode": ((Image.Image, "save"),),
     "write": (
         (files.FileSink, "write"),
         (tensorboard.TensorBoardSink, "write"),
-        (images, "write_atomically"),
+        (files, "write_atomically"),
         (FileWriter, "add_summary"),
         (SummaryWriter, "flush"),
     ),
@@ -51,7 +51,6 @@ class Stopwatch:
     def __init__(self, measures_noise: bool = True) -> None:
         self.measures_noise = measures_noise
         self.evaluations: list[dict[str, float]] = []
-        self._written = 0
         self._inside = threading.local()
         self._patches = ExitStack()
 
@@ -59,7 +58,8 @@ class Stopwatch:
         for part, functions in PARTS.items():
             for owner, name in functions:
                 self._wrap(owner, name, lambda seconds, part=part: self._record(part, seconds))
-        self._wrap(images.ImageSink, "write", self._record_images, nests=True)
+        for kind in (files.ImageFileSink, tensorboard_images.TensorBoardImageSink):
+            self._wrap(kind, "write", self._record_images, nests=True)
         self._wrap(ClipCamCallback, "_evaluate", lambda seconds: self._record(WAITS, seconds), nests=True)
         evaluate = ClipCamCallback._evaluate
 
@@ -92,14 +92,23 @@ class Stopwatch:
         self._patches.enter_context(patch.object(owner, name, timed))
 
     def _record(self, part: str, seconds: float) -> None:
-        is_background = threading.current_thread().name.startswith("clipcam")
         if self.evaluations:
-            self.evaluations[self._written if is_background else -1][part] += seconds
+            self.evaluations[self._written if _is_background() else -1][part] += seconds
 
     def _record_images(self, seconds: float) -> None:
-        if threading.current_thread().name.startswith("clipcam"):
+        if _is_background():
             self._record(BACKGROUND, seconds)
-        self._written += 1
+            self._inside.written = self._written + 1
+
+    @property
+    def _written(self) -> int:
+        """Evaluations that are written by this thread, or were before it began: the first is written at once."""
+        written: int = getattr(self._inside, "written", 1)
+        return written
+
+
+def _is_background() -> bool:
+    return threading.current_thread().name.startswith("clipcam")
 
 
 def _unknown_noise_floor(_explainer: object, _prepared: object, maps: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ from clipcam_lightning import find_clip
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.models import WordTokenizer
-from clipcam_lightning.sinks import make_sinks
+from clipcam_lightning.sinks import BackgroundSink, LoggingSettings, make_sinks
+from clipcam_lightning.storage.paths import as_path
+from clipcam_lightning.storage.run_folder import RunFolder
 
 VISION = CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=32, image_size=224)
 SETTLED = 20  # evaluations until every cache and buffer has its final size
@@ -55,14 +57,16 @@ def growth(evaluations: int, probes: int = 8) -> Growth:
     monitor, resident = Monitor(probe_set(probes, int(VISION.image_size))), []
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder)
-        monitor.sinks = make_sinks([logger], Path(folder), "clipcam", num_images=32)
+        monitor.sinks = make_sinks([logger], RunFolder(as_path(folder), monitor.run_id), LoggingSettings())
         for step in track(range(1, evaluations + 1), "memory", transient=True):
             with torch.no_grad():  # so that each evaluation has other maps
                 model.visual.proj.add_(1e-2 * torch.randn_like(model.visual.proj))
             problems = monitor.evaluate(explainer, step=step, epoch=step).problems
             assert not problems, problems
             if step % SETTLED == 0:
-                monitor.sinks[-1]._in_flight.result()  # images that are being drawn are not growth
+                for sink in monitor.sinks:  # images that are being drawn are not growth
+                    if isinstance(sink, BackgroundSink) and sink._in_flight is not None:
+                        sink._in_flight.result()
                 resident.append(round(resident_megabytes(), 2))
         problems = monitor.close()
         assert not problems, problems

@@ -127,7 +127,8 @@ def test_the_history_file_has_one_line_per_evaluation_with_the_metrics_of_the_sn
         assert [probe["name"] for probe in line["probes"]] == list(snapshot.names)
     assert lines[-1]["metrics"]["drift"] == pytest.approx(float(trainer.callback_metrics["clipcam/drift"]))
     fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes()), max_epochs=1)
-    assert len((tmp_path / "run" / "clipcam" / "history.jsonl").read_text().splitlines()) == 2, "of the new run alone"
+    assert len((tmp_path / "run" / "clipcam" / "history.jsonl").read_text().splitlines()) == 3, "of the first run alone"
+    assert len((tmp_path / "run" / "clipcam" / "run_2" / "history.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("baseline", ["start", "previous"])
@@ -467,6 +468,8 @@ ARGUMENTS: dict[str, Any] = {
     "on_drift": "stop",
     "num_probes": 4,
     "num_images": 6,
+    "probe_metrics": True,
+    "sinks": [],
     "prompts": ["a red circle", "a blue star"],
     "clip": "model",
     "tokenizer": WordTokenizer(),

@@ -62,7 +62,7 @@ def test_the_model_comes_back_as_it_was(model: nn.Module, tmp_path: Path) -> Non
 
 def test_tensorboard_gets_what_the_callback_writes(model: nn.Module, tmp_path: Path) -> None:
     writer = SummaryWriter(str(tmp_path / "run"))
-    with make_monitor(tmp_path / "files", writer=writer) as monitor:
+    with make_monitor(tmp_path / "files", loggers=[writer]) as monitor:
         monitor.evaluate(model, 0)
     writer.close()
     tags = events(tmp_path).Tags()

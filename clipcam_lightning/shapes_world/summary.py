@@ -16,7 +16,7 @@ from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.shapes_world.pretraining import retrieval_accuracy
 from clipcam_lightning.shapes_world.scenes import draw_scenes, stamp_mask, with_haze, with_stamps
-from clipcam_lightning.sinks.images import CONTACT_SHEET
+from clipcam_lightning.sinks.files import CONTACT_SHEET
 
 HELD_OUT = 300  # scenes
 
@@ -62,7 +62,7 @@ def print_summary(callback: ClipCamCallback, model: open_clip.CLIP, log_dir: str
     console.print(f"  the same images without stamp        {retrieval_accuracy(model, hazy):.2f}")
     console.print(f"  with the stamp of another caption    {retrieval_accuracy(model, with_stamps(hazy, shift=7)):.2f}")
     console.print(f"energy on the stamp                    {before:.2f} -> {now:.2f}")
-    console.print(f"\ncontact sheet: {Path(log_dir) / 'clipcam' / CONTACT_SHEET}")
+    console.print(f"\ncontact sheet: {Path(callback.directory or log_dir) / CONTACT_SHEET}")
     console.print(f"{_tensorboard()} --logdir {Path(log_dir).parents[1]}")
 
 

@@ -12,7 +12,7 @@ from clipcam_lightning.sinks.drawing import Drawer
 from clipcam_lightning.sinks.files import FileSink, ImageFileSink
 from clipcam_lightning.sinks.log_image import LogImageSink
 from clipcam_lightning.sinks.logger import LoggerSink
-from clipcam_lightning.sinks.metrics import MetricsSink
+from clipcam_lightning.sinks.metrics import MetricsLogger, MetricsSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
 from clipcam_lightning.sinks.tensorboard_images import TensorBoardImageSink
 from clipcam_lightning.sinks.tensorboard_tab import TabSink
@@ -92,8 +92,8 @@ def _sinks_of(logger: object, draw: Drawer, settings: LoggingSettings) -> list[S
         kind, is_per_probe = found
         return [BackgroundSink(kind(logger, root, is_per_probe if per_probe is None else per_probe, draw))]
     sinks: list[Sink] = []
-    if callable(getattr(logger, "log_metrics", None)):
-        sinks.append(MetricsSink(logger, root, bool(per_probe)))  # type: ignore[arg-type]  # it was asked for above
+    if isinstance(logger, MetricsLogger):
+        sinks.append(MetricsSink(logger, root, bool(per_probe)))
     if callable(getattr(logger, "log_image", None)):
         sinks.append(BackgroundSink(LogImageSink(logger, root, draw)))
     return sinks

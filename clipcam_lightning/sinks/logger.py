@@ -60,5 +60,5 @@ class LoggerSink(Sink):
     def log_report(self, drawings: Drawings) -> None:
         """Log the report of an evaluation."""
 
-    def notify(self, text: str) -> None:  # noqa: B027 - most loggers notify nobody
+    def notify(self, text: str) -> None:
         """Send an alarm to whoever follows the run, if the logger does that."""

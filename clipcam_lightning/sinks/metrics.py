@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 
 
+@runtime_checkable
 class MetricsLogger(Protocol):
     """A logger of Lightning or Fabric, or anything with its ``log_metrics``."""
 

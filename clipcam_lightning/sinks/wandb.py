@@ -44,7 +44,7 @@ class WandbSink(LoggerSink):
 
     def notify(self, text: str) -> None:
         """Send an alert of W&B, by mail or Slack as the user has set it there."""
-        self.logger.experiment.alert("CLIP attention", text, level=wandb.AlertLevel.WARN)
+        self.logger.experiment.alert("CLIP attention", text, level="WARN")
 
     def _report(self, drawings: Drawings) -> dict[str, Any]:
         return {f"{self.root}/report": wandb.Html(drawings.report, inject=False)}
@@ -53,7 +53,7 @@ class WandbSink(LoggerSink):
 def _make_table(drawings: Drawings) -> "wandb.Table":
     """Tabulate the probes that have a panel, with their images and metrics, so that W&B can group and compare them."""
     evaluation = drawings.evaluation
-    columns = ["probe", "prompt", *TILES, "drift", "similarity", "flagged", "reason"]
+    columns: list[str | int] = ["probe", "prompt", *TILES, "drift", "similarity", "flagged", "reason"]
     has_masks = any(mask is not None for mask in evaluation.masks)
     table = wandb.Table(columns=[*columns, "energy_inside_mask"] if has_masks else columns)
     for panel in drawings.panels:

@@ -32,8 +32,12 @@ from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
-from clipcam_lightning.sinks import FileSink, ImageSink, TensorBoardSink
-from clipcam_lightning.sinks.tensorboard import escape_markup
+from clipcam_lightning.sinks.drawing import Drawer
+from clipcam_lightning.sinks.files import FileSink
+from clipcam_lightning.sinks.tensorboard import TensorBoardSink, escape_markup
+from clipcam_lightning.sinks.tensorboard_images import TensorBoardImageSink
+from clipcam_lightning.storage.paths import as_path
+from clipcam_lightning.storage.run_folder import RunFolder
 from clipcam_lightning.visualization.captioned import caption
 from clipcam_lightning.visualization.report import html_report
 from tests.support.hostile import TEXTS, attempt, example_folder, examples, texts, without_test_checks
@@ -120,7 +124,7 @@ def tensorboard(folder: Path, evaluation: Evaluation) -> Iterator[EventAccumulat
     """Write an evaluation and yield what TensorBoard reads of it."""
     with SummaryWriter(str(folder)) as writer:
         TensorBoardSink(writer).write(evaluation)
-        ImageSink(folder, [writer], "clipcam", num_images=32).write(evaluation)
+        TensorBoardImageSink(writer, "clipcam", Drawer(32)).write(evaluation)
     yield EventAccumulator(str(folder), {"images": 0, "tensors": 0}).Reload()
 
 
@@ -243,10 +247,11 @@ def test_the_history_has_one_line_per_evaluation_and_no_file_leaves_the_folder(p
     evaluation = make_evaluation(prompts)
     with example_folder() as folder:
         for _ in range(2):
-            FileSink(folder / "run").write(evaluation)
-        (line,) = (folder / "run" / "history.jsonl").read_bytes().splitlines()
-        assert [probe["prompt"] for probe in json.loads(line)["probes"]] == prompts
-        assert set(files_in(folder)) == {Path("run") / name for name in ("history.jsonl", "step-00000007.safetensors")}
+            FileSink(RunFolder(as_path(folder / "run"), "id")).write(evaluation)
+        lines = (folder / "run" / "history.jsonl").read_bytes().splitlines()
+        assert [[probe["prompt"] for probe in json.loads(line)["probes"]] for line in lines] == [prompts] * 2
+        names = ("run.json", "history.jsonl", "step-00000007.safetensors")
+        assert set(files_in(folder)) == {Path("run") / name for name in names}
 
 
 @given(prompts=prompt_lists)

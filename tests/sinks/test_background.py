@@ -1,5 +1,6 @@
 """Images are written while the training goes on; none is lost, and each failure is warned of once."""
 
+import copy
 import json
 import signal
 import threading
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 from clipcam_lightning import ClipCamCallback, ClipCamWarning, Probe, ProbeSet
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.sinks import images
+from clipcam_lightning.sinks import drawing
 from clipcam_lightning.sinks.background import BackgroundSink
 from tests.support.modules import FineTuning, Pairs, events, fit
 
@@ -65,7 +66,7 @@ def as_evaluation(number: int) -> Evaluation:
 class TestBackgroundSink:
     def test_only_the_first_evaluation_is_written_in_the_training_thread(self) -> None:
         recorder = Recorder()
-        sink = BackgroundSink(recorder)
+        sink = BackgroundSink(recorder, first_at_once=True)
         for number in range(3):
             sink.write(as_evaluation(number))
         sink.close()
@@ -73,7 +74,7 @@ class TestBackgroundSink:
 
     def test_an_evaluation_waits_for_the_previous_one_and_no_longer(self) -> None:
         recorder = Recorder(held=(1, 2))
-        sink = BackgroundSink(recorder)
+        sink = BackgroundSink(recorder, first_at_once=True)
         sink.write(as_evaluation(0))
         sink.write(as_evaluation(1))
         assert recorder.written == [0], "it does not wait for its own"
@@ -81,6 +82,31 @@ class TestBackgroundSink:
         sink.write(as_evaluation(2))
         assert 1 in recorder.written
         sink.close()
+
+    def test_a_new_evaluation_is_not_written_if_the_previous_one_takes_too_long(self) -> None:
+        recorder = Recorder(held=(0,))
+        sink = BackgroundSink(recorder, patience=0.05)
+        sink.write(as_evaluation(0))
+        for number in (1, 2):
+            with pytest.raises(TimeoutError, match=r"still being written after 0\.05 s"):
+                sink.write(as_evaluation(number))
+        recorder.gate.set()
+        sink.patience = TIMEOUT
+        sink.write(as_evaluation(3))
+        sink.close()
+        assert recorder.written == [0, 3]
+
+    def test_a_closed_sink_can_be_used_and_copied_again(self) -> None:
+        recorder = Recorder()
+        sink = BackgroundSink(recorder)
+        sink.write(as_evaluation(0))
+        sink.close()
+        sink.write(as_evaluation(1))
+        copied = copy.copy(sink)
+        sink.close()
+        copied.write(as_evaluation(2))
+        copied.close()
+        assert recorder.written == [0, 1, 2]
 
     def test_all_evaluations_are_written_in_order_when_the_sink_is_closed(self) -> None:
         recorder = Recorder()
@@ -115,13 +141,13 @@ class TestBackgroundSink:
 @pytest.fixture
 def slow_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contact sheets take so long that a training is over before they are drawn."""
-    draw = images.contact_sheet
+    draw = drawing.contact_sheet
 
     def draw_slowly(*arguments: Any) -> Image.Image:
         time.sleep(0.3)
         return draw(*arguments)
 
-    monkeypatch.setattr(images, "contact_sheet", draw_slowly)
+    monkeypatch.setattr(drawing, "contact_sheet", draw_slowly)
 
 
 class FailsAfterTheLastEvaluation(pl.Callback):

@@ -1,19 +1,20 @@
 """The sinks of a run: which are made, and that one that fails does not stop another."""
 
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.sinks import UnreachableSink, make_sinks
-from clipcam_lightning.sinks.images import ImageSink
+from clipcam_lightning.sinks import BackgroundSink, LoggingSettings, UnreachableSink, make_sinks
+from clipcam_lightning.sinks.drawing import Drawer
+from clipcam_lightning.sinks.files import ImageFileSink
+from clipcam_lightning.sinks.tensorboard_images import TensorBoardImageSink
+from clipcam_lightning.storage.paths import as_path
+from clipcam_lightning.storage.run_folder import RunFolder
 from tests.support.synthetic_evaluations import evaluations_of
 
 
@@ -39,7 +40,11 @@ def evaluation() -> Evaluation:
 
 
 def names_of(sinks: list[Sink]) -> list[str]:
-    return [type(sink).__name__ for sink in sinks]
+    return [type(sink.sink if isinstance(sink, BackgroundSink) else sink).__name__ for sink in sinks]
+
+
+def folder_in(path: Path) -> RunFolder:
+    return RunFolder(as_path(path), "id")
 
 
 def images_in(folder: Path) -> list[str]:
@@ -48,19 +53,19 @@ def images_in(folder: Path) -> list[str]:
     return events.Tags()["images"]
 
 
-def test_each_logger_with_a_tensorboard_gets_its_sinks_and_others_none(tmp_path: Path) -> None:
+def test_each_logger_gets_what_it_can_show(tmp_path: Path) -> None:
     loggers = [TensorBoardLogger(tmp_path, "", "run"), CSVLogger(tmp_path), object()]
-    without = make_sinks([], tmp_path, "clipcam", num_images=2)
-    sinks = make_sinks(loggers, tmp_path, "clipcam", num_images=2)
-    added = Counter(names_of(sinks)) - Counter(names_of(without))
-    assert added == Counter(["TensorBoardSink", "TabSink"])
+    sinks = make_sinks(loggers, folder_in(tmp_path), LoggingSettings())
+    board = ["TensorBoardSink", "TabSink", "TensorBoardImageSink"]
+    assert names_of(sinks) == ["FileSink", "ImageFileSink", *board, "MetricsSink"]
     for sink in sinks:
         sink.close()
 
 
 def test_a_logger_that_cannot_be_opened_does_not_stop_the_other_sinks(tmp_path: Path, evaluation: Evaluation) -> None:
-    sinks = make_sinks([Unreachable(), TensorBoardLogger(tmp_path, "", "run")], tmp_path, "clipcam", num_images=2)
-    assert {"FileSink", "UnreachableSink", "TensorBoardSink", "TabSink", "BackgroundSink"} <= set(names_of(sinks))
+    loggers = [Unreachable(), TensorBoardLogger(tmp_path, "", "run")]
+    sinks = make_sinks(loggers, folder_in(tmp_path), LoggingSettings())
+    assert {"FileSink", "UnreachableSink", "TensorBoardSink", "TabSink", "ImageFileSink"} <= set(names_of(sinks))
 
     for sink in sinks:
         if isinstance(sink, UnreachableSink):
@@ -78,35 +83,38 @@ def test_panels_are_those_of_the_first_probes_in_the_order_of_the_report(
 ) -> None:
     assert evaluation.report.flagged_first == [1, 0, 2]
     writer = SummaryWriter(tmp_path / "run")
-    ImageSink(tmp_path, [writer], "clipcam", num_images=2).write(evaluation)
+    TensorBoardImageSink(writer, "clipcam", Drawer(2)).write(evaluation)
     writer.close()
     panels = {tag for tag in images_in(tmp_path / "run") if tag.startswith("clipcam/")}
     assert panels == {"clipcam/probe-0", "clipcam/probe-1"}
 
 
-@pytest.mark.parametrize("broken", [0, 1])
-def test_a_writer_that_fails_stops_neither_the_other_writer_nor_the_file(
-    broken: int, tmp_path: Path, evaluation: Evaluation
-) -> None:
-    kinds: list[Any] = [SummaryWriter, SummaryWriter]
-    kinds[broken] = FullDisk
-    writers = [kind(tmp_path / f"run-{i}") for i, kind in enumerate(kinds)]
-
-    with pytest.raises(OSError, match="No space"):
-        ImageSink(tmp_path, writers, "clipcam", num_images=3).write(evaluation)
-
-    writers[1 - broken].close()
-    assert len(images_in(tmp_path / f"run-{1 - broken}")) == 4
-    with Image.open(tmp_path / "contact_sheet.png") as sheet:
-        sheet.load()
+def test_panels_stay_in_the_order_of_the_probes(evaluation: Evaluation) -> None:
+    drawings = Drawer(2)(evaluation)
+    assert [panel.index for panel in drawings.panels] == [0, 1]
 
 
-def test_a_file_that_cannot_be_written_does_not_stop_the_writers(tmp_path: Path, evaluation: Evaluation) -> None:
+def test_each_image_is_drawn_once_for_all_sinks(evaluation: Evaluation) -> None:
+    draw = Drawer(2)
+    assert draw(evaluation).panels is draw(evaluation).panels
+    assert draw(evaluation).sheet is draw(evaluation).sheet
+
+
+def test_a_sheet_that_cannot_be_written_does_not_stop_the_report(tmp_path: Path, evaluation: Evaluation) -> None:
     (tmp_path / "contact_sheet.png").mkdir()
-    writer = SummaryWriter(tmp_path / "run")
-
+    (tmp_path / "run.json").write_text('{"run": "id"}')
+    assert evaluation.report.alarm
     with pytest.raises(OSError, match="is not a file"):
-        ImageSink(tmp_path, [writer], "clipcam", num_images=3).write(evaluation)
+        ImageFileSink(folder_in(tmp_path), Drawer(3)).write(evaluation)
+    assert (tmp_path / "report.html").exists()
 
-    writer.close()
-    assert len(images_in(tmp_path / "run")) == 4
+
+def test_the_report_of_a_run_without_alarm_is_written_at_its_end(tmp_path: Path) -> None:
+    maps = torch.rand(2, 8, 8)
+    sink = ImageFileSink(folder_in(tmp_path), Drawer(3))
+    for each in evaluations_of({0: maps, 10: maps}, ["a", "b"]):
+        assert not each.report.alarm
+        sink.write(each)
+    assert not (tmp_path / "report.html").exists()
+    sink.close()
+    assert "no alarm at step 10" in (tmp_path / "report.html").read_text()

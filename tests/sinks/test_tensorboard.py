@@ -23,8 +23,9 @@ from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from clipcam_lightning.sinks.images import ImageSink
+from clipcam_lightning.sinks.drawing import Drawer
 from clipcam_lightning.sinks.tensorboard import MEANINGS, TensorBoardSink, escape_markup, format_probe_table
+from clipcam_lightning.sinks.tensorboard_images import TensorBoardImageSink
 
 HOSTILE = "<img src=x onerror=alert(1)> **bold** | `code` [a](javascript:1) 'quotes' _x_ 猫"
 EVALUATIONS = 14  # more than the ten images per tag that TensorBoard keeps
@@ -41,7 +42,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     clip = find_clip(build_clip("vit"), tokenizer=WordTokenizer())
     monitor = make_monitor()
     writer = SummaryWriter(folder / "run")
-    monitor.sinks = [TensorBoardSink(writer), ImageSink(folder, [writer], "clipcam", num_images=2)]
+    monitor.sinks = [TensorBoardSink(writer), TensorBoardImageSink(writer, "clipcam", Drawer(2))]
     for step in range(EVALUATIONS):
         assert not monitor.evaluate(
             LocalExplainer(clip, MapSettings(method="hirescam")), step=step, epoch=step

@@ -16,8 +16,9 @@ from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.monitor import mean_metrics
-from clipcam_lightning.sinks.images import ImageSink
+from clipcam_lightning.sinks.drawing import Drawer
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
+from clipcam_lightning.sinks.tensorboard_images import TensorBoardImageSink
 from clipcam_lightning.sinks.tensorboard_tab import TabSink
 
 RULE = DriftRule(0.5)
@@ -145,7 +146,7 @@ def write_run(
     if tab:
         sinks.append(TabSink(writer, root))
     if panels:
-        sinks.append(ImageSink(folder, [writer], root, panels))
+        sinks.append(TensorBoardImageSink(writer, root, Drawer(panels)))
     for evaluation in evaluations:
         for sink in sinks:
             sink.write(evaluation)
