@@ -271,6 +271,23 @@ def test_a_run_resumes_with_its_baseline_probes_and_history(tmp_path: Path) -> N
     assert [event.step for event in events(tmp_path / "b").Scalars("clipcam/drift")] == [12]
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_resumed_run_does_not_share_its_baseline_with_the_checkpoint(tmp_path: Path) -> None:
+    class Overwriting(pl.Callback):
+        """Overwrites the loaded checkpoint, as happens to a mapped file that is written again."""
+
+        def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
+            checkpoint["clipcam"]["monitor"]["baseline"]["tensors"]["maps"].zero_()
+
+    keeper = ModelCheckpoint(tmp_path / "kept", filename="last")
+    first, again = (ClipCamCallback(masked_probes(), method="hirescam") for _ in range(2))
+    fit(FineTuning(), tmp_path / "a", first, keeper, max_epochs=1, enable_checkpointing=True)
+
+    fit(FineTuning(), tmp_path / "b", again, Overwriting(), ckpt_path=tmp_path / "kept" / "last.ckpt")
+
+    assert torch.equal(again.monitor.baseline.maps, first.monitor.baseline.maps)  # type: ignore[union-attr]
+
+
 def test_a_second_fit_goes_on_with_the_baseline_of_the_first(tmp_path: Path) -> None:
     callback, module = ClipCamCallback(masked_probes(), method="hirescam"), FineTuning()
     fit(module, tmp_path / "a", callback)
