@@ -283,7 +283,8 @@ def test_a_resumed_run_does_not_share_its_baseline_with_the_checkpoint(tmp_path:
     first, again = (ClipCamCallback(masked_probes(), method="hirescam") for _ in range(2))
     fit(FineTuning(), tmp_path / "a", first, keeper, max_epochs=1, enable_checkpointing=True)
 
-    fit(FineTuning(), tmp_path / "b", again, Overwriting(), ckpt_path=tmp_path / "kept" / "last.ckpt")
+    options: Any = {"enable_checkpointing": True, "ckpt_path": tmp_path / "kept" / "last.ckpt"}
+    fit(FineTuning(), tmp_path / "b", again, Overwriting(), ModelCheckpoint(tmp_path / "too"), **options)
 
     assert torch.equal(again.monitor.baseline.maps, first.monitor.baseline.maps)  # type: ignore[union-attr]
 
