@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -224,7 +225,9 @@ class ClipCamCallback(Callback):
         self._module: ref[LightningModule] | None = None  # of the last fit
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_module": None}  # a weak reference cannot be sent to another process
+        # Lightning sets `log` and `log_dict` to methods of the module, and a weak reference cannot be pickled.
+        state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        return {**state, "_module": None}
 
     @property
     @override
@@ -258,10 +261,14 @@ class ClipCamCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        runs = stage == "fit" and not getattr(trainer, "fast_dev_run", False)
+        runs = stage == "fit" and not getattr(trainer, "fast_dev_run", False) and not trainer.barebones
         before = self._fit
         self._fit = _FitState(runs, runs, before.evaluations, metrics=before.metrics)
         if stage != "fit":
+            return
+        self._require_distinct_names(trainer)
+        if trainer.barebones:
+            rank_zero_info(f"{type(self).__name__}: no evaluations, because barebones=True measures the bare training.")
             return
         if reason := unsupported_reason(trainer.strategy):
             self._fit.evaluates = False
@@ -278,9 +285,17 @@ class ClipCamCallback(Callback):
         if not may_build_layers_later(pl_module):
             self._find_clip(trainer, pl_module)
 
+    # Not load_state_dict and state_dict: with these, Lightning refuses two callbacks without names before setup can say
+    # what to do.
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._fit.checkpoint = state_dict or None if self._fit.evaluates else None
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._fit.evaluates:
+            self._fit.checkpoint = deepcopy(checkpoint.get(self._root))  # the tensors may be a mapped file
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if state := self._session.state(self._fit.evaluations):
+            checkpoint[self._root] = state
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -346,10 +361,6 @@ class ClipCamCallback(Callback):
             self._end_epoch(trainer, pl_module)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        return self._session.state(self._fit.evaluations)
-
-    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._fit.checkpoint = None
         for problem in self._session.close():
@@ -358,6 +369,24 @@ class ClipCamCallback(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")  # Lightning calls no teardown then, and closes the loggers next
+
+    def _require_distinct_names(self, trainer: Trainer) -> None:
+        """Refuse another callback of this name, which would write to the same tags, files and checkpoint.
+
+        Raises:
+            ConfigError: with what to do.
+        """
+        callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+        same = [each for each in callbacks if isinstance(each, ClipCamCallback) and each._root == self._root]
+        if len(same) < 2:
+            return
+        kind = type(self).__name__
+        if any(each is not self for each in same):
+            raise ConfigError(
+                f"{len(same)} callbacks of the Trainer are a {kind} with name={self.name!r}; give each a name of its "
+                f"own, as in {kind}(name='animals')."
+            )
+        raise ConfigError(f"the same {kind} is {len(same)} times among the callbacks of the Trainer; list it once.")
 
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate if an evaluation is due, and log the metrics in any case: monitors need them in every epoch."""

@@ -272,6 +272,24 @@ def test_a_run_resumes_with_its_baseline_probes_and_history(tmp_path: Path) -> N
     assert [event.step for event in events(tmp_path / "b").Scalars("clipcam/drift")] == [12]
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_resumed_run_does_not_share_its_baseline_with_the_checkpoint(tmp_path: Path) -> None:
+    class Overwriting(pl.Callback):
+        """Overwrites the loaded checkpoint, as happens to a mapped file that is written again."""
+
+        def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
+            checkpoint["clipcam"]["monitor"]["baseline"]["tensors"]["maps"].zero_()
+
+    keeper = ModelCheckpoint(tmp_path / "kept", filename="last")
+    first, again = (ClipCamCallback(masked_probes(), method="hirescam") for _ in range(2))
+    fit(FineTuning(), tmp_path / "a", first, keeper, max_epochs=1, enable_checkpointing=True)
+
+    options: Any = {"enable_checkpointing": True, "ckpt_path": tmp_path / "kept" / "last.ckpt"}
+    fit(FineTuning(), tmp_path / "b", again, Overwriting(), ModelCheckpoint(tmp_path / "too"), **options)
+
+    assert torch.equal(again.monitor.baseline.maps, first.monitor.baseline.maps)  # type: ignore[union-attr]
+
+
 def test_a_second_fit_goes_on_with_the_baseline_of_the_first(tmp_path: Path) -> None:
     callback, module = ClipCamCallback(masked_probes(), method="hirescam"), FineTuning()
     fit(module, tmp_path / "a", callback)
@@ -298,13 +316,6 @@ def test_a_second_fit_with_another_module_starts_anew(probes: Any, tmp_path: Pat
     assert [entry.step for entry in callback.history] == [0, 4]
     assert [event.step for event in events(tmp_path / "b").Scalars("clipcam/drift")] == [0, 4]
     assert max(callback.history[0].drift) == 0
-
-
-def test_a_callback_that_was_fitted_can_be_copied(tmp_path: Path) -> None:
-    callback = ClipCamCallback(masked_probes(), method="hirescam")
-    fit(FineTuning(), tmp_path, callback, max_epochs=1)
-    assert pickle.loads(pickle.dumps(ClipCamCallback(num_probes=3))).num_probes == 3
-    assert callback.__getstate__()["_module"] is None
 
 
 def test_after_an_interrupted_fit_the_next_writes_to_its_own_folder(tmp_path: Path) -> None:
@@ -354,12 +365,12 @@ def test_a_run_resumed_with_another_method_takes_a_new_baseline(tmp_path: Path) 
 
 
 def test_a_checkpoint_stores_probes_of_a_batch_but_not_those_of_the_user(tmp_path: Path) -> None:
-    with_probes, without_probes = ClipCamCallback(masked_probes()), ClipCamCallback(method="hirescam")
-    fit(FineTuning(), tmp_path / "a", with_probes)
-    fit(FineTuning(), tmp_path / "b", without_probes)
+    pair = ClipCamCallback(masked_probes(), name="given"), ClipCamCallback(method="hirescam", name="taken")
+    fit(FineTuning(), tmp_path, *pair).save_checkpoint(tmp_path / "last.ckpt")
 
-    assert "probes" not in with_probes.state_dict()
-    assert "probes" in without_probes.state_dict()
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert "probes" not in checkpoint["clipcam_given"]
+    assert "probes" in checkpoint["clipcam_taken"]
 
 
 def test_two_callbacks_with_names_share_a_run(tmp_path: Path) -> None:
@@ -490,6 +501,17 @@ def test_every_argument_is_an_attribute_of_the_same_name() -> None:
 
 class TestBadInput:
     """Each message says what to do, and comes before training where that is possible."""
+
+    @pytest.mark.parametrize("name", [None, "mine"])
+    def test_two_callbacks_of_one_name(self, name: str | None, tmp_path: Path) -> None:
+        pair = [ClipCamCallback(masked_probes(), name=name, on_error="warn") for _ in range(2)]
+        with pytest.raises(ConfigError, match=rf"2 callbacks .* with name={name!r}; give each a name of its own"):
+            fit(FineTuning(), tmp_path, *pair)
+
+    def test_one_callback_that_is_listed_twice(self, tmp_path: Path) -> None:
+        callback = ClipCamCallback(masked_probes())
+        with pytest.raises(ConfigError, match=r"the same ClipCamCallback is 2 times among the callbacks.*list it once"):
+            fit(FineTuning(), tmp_path, callback, callback)
 
     def test_an_unsupported_strategy_with_on_error_raise(self, tmp_path: Path) -> None:
         strategy = DeepSpeedStrategy(device="cpu")

@@ -134,7 +134,7 @@ def confusions(
         own = prepared.embed_texts(found)[:, 0]
         others = found.embed_texts(captions)
         images = torch.cat([found.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])
-    is_own = torch.tensor([[prompt == caption for caption in captions] for prompt in probe_set.prompts])
+    is_own = torch.tensor([[prompt == caption for caption in captions] for prompt in probe_set.prompts], device="cpu")
     similarity = (images * own).sum(dim=1)
     # A probe's own prompt among the candidates must not be preferred to itself because of a rounding error.
     best = (images @ others.T).masked_fill(is_own.to(images.device), -torch.inf).max(dim=1)

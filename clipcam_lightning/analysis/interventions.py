@@ -69,10 +69,10 @@ def window_drops(
     Source: Zeiler & Fergus 2014, sec. 3.1, https://arxiv.org/abs/1311.2901
     """
     whole = (embed(images) * texts).sum(1)
-    total, count = torch.zeros(len(images), CELLS, CELLS), torch.zeros(CELLS, CELLS)
+    total, count = whole.new_zeros(len(images), CELLS, CELLS), whole.new_zeros(CELLS, CELLS)
     for y in range(CELLS - 1):
         for x in range(CELLS - 1):
-            window = torch.zeros(1, CELLS, CELLS, dtype=torch.bool)
+            window = images.new_zeros(1, CELLS, CELLS, dtype=torch.bool)
             window[:, y : y + 2, x : x + 2] = True
             hidden = fill_regions(images, in_pixels(window, images).expand(len(images), -1, -1))
             total[:, y : y + 2, x : x + 2] += (whole - (embed(hidden) * texts).sum(1))[:, None, None]

@@ -187,7 +187,7 @@ class MethodBench:
         maps, of_other = self._reference if is_occlusion else self._explain(self.clip, candidate)
         randomized, _ = self._explain(self._shuffled, candidate)
         degenerate = ~metrics.is_valid(maps)
-        agreement = torch.full((len(maps),), torch.nan)
+        agreement = torch.full_like(maps[:, 0, 0], torch.nan)
         if has_reference:
             reference = self._reference[0]
             agreement = _correlate(resize_maps(maps, _size(reference)), reference, degenerate, worst=-1.0)

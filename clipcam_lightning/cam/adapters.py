@@ -81,8 +81,8 @@ class Adapter(ABC):
         else:
             tokens = text_tokenizer(prompts)
         if isinstance(tokens, Mapping):
-            return {name: torch.as_tensor(values) for name, values in tokens.items()}
-        return torch.as_tensor(tokens)
+            return {name: torch.as_tensor(values, device="cpu") for name, values in tokens.items()}
+        return torch.as_tensor(tokens, device="cpu")
 
 
 class OpenClipAdapter(Adapter):

@@ -47,7 +47,8 @@ def overlaid(
         One RGB image per map.
     """
     # float32 by name: images are drawn while training in bfloat16 has changed torch's default type in all threads.
-    grey = (torch.tensor(LUMA, dtype=torch.float32) @ pixels.flatten(1).float()).round().long().view(pixels.shape[1:])
+    luma = torch.tensor(LUMA, dtype=torch.float32, device="cpu")
+    grey = (luma @ pixels.flatten(1).float()).round().long().view(pixels.shape[1:])
     rgbx = _overlays(name).take(256 * _levels(heat) + grey)
     return rgbx[..., None].view(torch.uint8)[..., :3].movedim(-1, -3)
 
@@ -59,7 +60,7 @@ def _levels(values: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
 @cache
 def _overlays(name: str) -> Int32[Tensor, "65536"]:
     """Tabulate each heat over each grey, as RGB and one unused byte; a lookup is about five times as fast as mixing."""
-    level = torch.linspace(0, 1, 256, dtype=torch.float32)
+    level = torch.linspace(0, 1, 256, dtype=torch.float32, device="cpu")
     cover = 0.1 + 0.75 * level.view(256, 1, 1)
     grey = DARKEST + CONTRAST * level.view(1, 256, 1)
     mixed = cover * torch.from_numpy(_table(name)).view(256, 1, 3) + (1 - cover) * grey

@@ -110,7 +110,7 @@ class Explanation:
         heat = self.resize(size).clamp_min(0).cpu()
         heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         states = self.states
-        is_valid = torch.tensor([[not state.is_degenerate for state in each] for each in states])
+        is_valid = torch.tensor([[not state.is_degenerate for state in each] for each in states], device="cpu")
         heat = heat.where(is_valid[..., None, None], 0.0)
         overlays = torch.stack([overlaid(image, maps) for image, maps in zip(pixels, heat, strict=True)])
         for i, p in (~is_valid).nonzero().tolist():
@@ -134,7 +134,7 @@ def concatenate_parts(
     Returns:
         Maps padded with NaN to the largest grid; similarities; the images' grids, or ``None`` if they are all equal.
     """
-    order = torch.tensor([index for indices, _, _ in parts for index in indices]).argsort()
+    order = torch.tensor([index for indices, _, _ in parts for index in indices], device="cpu").argsort()
     similarity = torch.cat([each for _, _, each in parts])
     shapes = [(maps.shape[-2], maps.shape[-1]) for indices, maps, _ in parts for _ in indices]
     if len(set(shapes)) == 1:

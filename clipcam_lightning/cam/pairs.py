@@ -59,13 +59,13 @@ def measure_widths(found: ClipModel) -> tuple[int, int]:
         Exception: of one of the encoders.
     """
     with evaluation_mode(found.module), torch.no_grad():
-        images = torch.zeros(1, 3, *found.tower.input_size)
+        images = torch.zeros(1, 3, *found.tower.input_size, dtype=torch.float32, device="cpu")
         texts = found.embed_texts(["a photo"]) if found.tokenizer else found.embed_tokens(_placeholder_tokens())
         return found.features(images).shape[-1], texts.shape[-1]
 
 
 def _placeholder_tokens() -> dict[str, torch.Tensor]:
-    ids = torch.ones(1, 8, dtype=torch.long)
+    ids = torch.ones(1, 8, dtype=torch.long, device="cpu")
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 

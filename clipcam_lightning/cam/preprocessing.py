@@ -163,7 +163,7 @@ def _restorations(images: Float[Tensor, "n 3 y x"], own: Normalisation) -> Itera
 
 
 def _restore(images: Float[Tensor, "n 3 y x"], normalisation: Normalisation) -> Float[Tensor, "n 3 y x"]:
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
+    mean, std = torch.tensor(normalisation, dtype=torch.float32, device=images.device).view(2, 3, 1, 1).unbind()
     return images * std + mean
 
 

@@ -158,7 +158,8 @@ def _trace(module: nn.Module, encode: Encode, size: tuple[int, int]) -> Trace:
                 "torch.no_grad(), or its output detached? Leave that out and freeze its parameters instead, with "
                 "requires_grad_(False)."
             )
-        score = (embeddings.float() * torch.linspace(-1, 1, embeddings.shape[-1], device=embeddings.device)).sum()
+        weights = torch.linspace(-1, 1, embeddings.shape[-1], dtype=torch.float32, device=embeddings.device)
+        score = (embeddings.float() * weights).sum()
         able = [name for name, tensor in outputs.items() if tensor.requires_grad]
         gradients = torch.autograd.grad(score, [outputs[name] for name in able], allow_unused=True)
     read = dict.fromkeys(outputs, None) | dict(zip(able, gradients, strict=True))
@@ -167,8 +168,9 @@ def _trace(module: nn.Module, encode: Encode, size: tuple[int, int]) -> Trace:
 
 
 def _random_images(module: nn.Module, size: tuple[int, int]) -> Float[Tensor, "n 3 y x"]:
-    device = next(iter(module.parameters()), torch.empty(0)).device
-    images = torch.randn(COUNT, 3, *size, generator=torch.Generator().manual_seed(0))
+    device = next(iter(module.parameters()), torch.empty(0, device="cpu")).device
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(COUNT, 3, *size, generator=generator, dtype=torch.float32, device="cpu")
     return images.to(device, find_input_type(module))
 
 

@@ -158,7 +158,7 @@ def _number_images(baseline: Snapshot) -> Int[Tensor, "n"] | None:
     if not baseline.images:
         return None
     numbers = {image: i for i, image in enumerate(baseline.images)}
-    return torch.tensor([numbers[image] for image in baseline.images])
+    return torch.tensor([numbers[image] for image in baseline.images], device="cpu")
 
 
 def _judge(probe: ProbeDrift, rule: DriftRule) -> ProbeDrift:

@@ -102,7 +102,7 @@ def shared_gain(
     gains = _gains(a, b).flatten(1)
     is_valid = gains.isfinite().all(1)
     valid_gains = torch.where(is_valid[:, None], gains, 0.0)
-    images = torch.arange(len(a)) if images is None else images
+    images = torch.arange(len(a), device=a.device) if images is None else images
     places = _sum_of_others(valid_gains, images).topk(_count(gains.shape[1], SHARED_FRACTION), dim=1).indices
     at_place = valid_gains.gather(1, places).sum(1).float()
     has_others = _sum_of_others(is_valid[:, None].to(gains), images)[:, 0] > 0

@@ -200,10 +200,10 @@ class Snapshot:
                 tensors[name] = value
         if self.objects is not None:
             tensors["objects"] = torch.from_numpy(np.packbits(self.objects.numpy(), axis=2))
-            tensors["objects_size"] = torch.tensor(self.objects.shape[1:])
+            tensors["objects_size"] = torch.tensor(self.objects.shape[1:], device="cpu")
         if self.images:
             tensors["images"] = torch.frombuffer(bytearray(b"".join(self.images)), dtype=torch.uint8)
-            tensors["image_sizes"] = torch.tensor([len(image) for image in self.images])
+            tensors["image_sizes"] = torch.tensor([len(image) for image in self.images], device="cpu")
         return tensors, {
             "names": list(self.names),
             "prompts": list(self.prompts),

@@ -99,7 +99,7 @@ def score_background(
 
 def _differ(values: Sequence[Hashable]) -> Bool[Tensor, "n n"]:
     numbers = {value: i for i, value in enumerate(values)}
-    numbered = torch.tensor([numbers[value] for value in values])
+    numbered = torch.tensor([numbers[value] for value in values], device="cpu")
     return numbered[:, None] != numbered
 
 

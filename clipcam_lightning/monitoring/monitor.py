@@ -82,6 +82,9 @@ class Monitor:
             self.metrics |= UNKNOWN_WITH_MASKS
         self._prepared: tuple[ClipModel, PreparedProbes] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "sinks": [], "_prepared": None}  # a copy has no model and writes nowhere
+
     def evaluate(self, explainer: Explainer, *, step: int, epoch: int) -> Outcome:
         """Explain the probes, compare them with the baseline, and pass the evaluation to the sinks.
 

@@ -59,7 +59,7 @@ def harmless_drifts(
     for k in range(max(map(len, others))):
         rows = [i for i, prompts in enumerate(others) if len(prompts) > k]
         changed = explainer(prepared.images[rows], torch.stack([others[i][k] for i in rows])[:, None]).maps[:, 0].cpu()
-        drift = torch.full((len(maps),), torch.nan)
+        drift = torch.full_like(maps[:, 0, 0], torch.nan)
         drift[rows] = 1 - metrics.correlation(maps[rows], changed)
         drifts.append(drift)
     return torch.stack(drifts)

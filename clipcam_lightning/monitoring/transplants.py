@@ -29,13 +29,13 @@ def choose_donors(
     """
     known = objects.flatten(1).any(1).nonzero()[:, 0].tolist()
     known.sort(key=lambda j: (prompts[j], j))
-    donors = torch.full((len(prompts), TRANSPLANTS), NONE)
+    donors = torch.full((len(prompts), TRANSPLANTS), NONE, device="cpu")
     for i in known:
         others = [j for j in known if prompts[j] != prompts[i] and images[j] != images[i]]
         count = min(TRANSPLANTS, len(others))
         # Each ground starts elsewhere, so that all objects are used about equally often.
         chosen = [others[(i + k * len(others) // count) % len(others)] for k in range(count)]
-        donors[i, :count] = torch.tensor(chosen, dtype=torch.int64)
+        donors[i, :count] = torch.tensor(chosen, dtype=torch.int64, device="cpu")
     return donors
 
 

@@ -140,7 +140,9 @@ def _load_ids(tokens: Tensor, place: str) -> Int[Tensor, "l"]:
 
 
 def _load_embedding(embedding: Tensor, place: str) -> Float32[Tensor, "d"]:
-    values = _copy(embedding, "embedding", place).float() if isinstance(embedding, Tensor) else torch.empty(0)
+    values = (
+        _copy(embedding, "embedding", place).float() if isinstance(embedding, Tensor) else torch.empty(0, device="cpu")
+    )
     if values.ndim != 1 or not values.isfinite().all() or not values.any():
         got = (
             f"{embedding.dtype} {tuple(embedding.shape)}" if isinstance(embedding, Tensor) else type(embedding).__name__

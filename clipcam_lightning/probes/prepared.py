@@ -80,7 +80,7 @@ def prepare_probes(probes: Sequence[LoadedProbe], clip: ClipModel) -> PreparedPr
         images=torch.stack(images),
         texts=[_get_text(probe) for probe in probes],
         masks=torch.stack([_prepare_mask(probe, clip.preprocessing, (height, width)) for probe in probes]),
-        has_mask=torch.tensor([probe.mask is not None for probe in probes]),
+        has_mask=torch.tensor([probe.mask is not None for probe in probes], device="cpu"),
     )
 
 
@@ -121,7 +121,7 @@ def _prepare_image(probe: LoadedProbe, clip: ClipModel) -> Float[Tensor, "3 y x"
 def _prepare_mask(probe: LoadedProbe, preprocessing: Preprocessing, size: tuple[int, int]) -> Bool[Tensor, "y x"]:
     height, width = size
     if probe.mask is None:
-        return torch.zeros(height, width, dtype=torch.bool)
+        return torch.zeros(height, width, dtype=torch.bool, device="cpu")
     if isinstance(probe.image, Tensor):
         return torch.from_numpy(probe.mask)
     mask = preprocessing.mask(probe.mask)

@@ -74,6 +74,9 @@ class Session:
         self._baseline: PathLike | Snapshot = baseline
         self._rule = rule
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "clip": None, "error": None, "_root": None, "_explainer": None}  # a copy has no model
+
     def begin(self, world_size: int) -> None:
         """Load probes and baseline up front, so that bad files fail before training."""
         self.ranks.size = world_size

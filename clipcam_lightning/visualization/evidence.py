@@ -67,7 +67,7 @@ def draw_crop(pixels: UInt8[Tensor, "3 y x"], map_: Float[Tensor, "h w"]) -> Ima
     """
     state = map_state(map_)
     if state.is_degenerate:
-        return letter(to_image(torch.full((3, TILE, TILE), 128, dtype=torch.uint8)), state.words)
+        return letter(to_image(torch.full((3, TILE, TILE), 128, dtype=torch.uint8, device="cpu")), state.words)
     height, width = pixels.shape[1:]
     side = max(1, round(CROP * min(height, width)))
     cells = map_.float().clamp_min(0)
@@ -124,7 +124,7 @@ def _draw_objects(
         if donor == NONE:
             continue
         called, before = (int(each[ground, column]) for each in named if each is not None)
-        image = transplant(filled[ground][None], images, baseline.objects, torch.tensor([donor]))[0]
+        image = transplant(filled[ground][None], images, baseline.objects, torch.tensor([donor], device="cpu"))[0]
         yield TransplantImage(_draw(image), prompts[called], prompts[before], prompts[called] == prompts[ground])
 
 

@@ -112,7 +112,7 @@ def heat_tiles(
     """
     before, after = map_state(baseline), map_state(now)
     heat_before, heat_now = relative_saliency(torch.stack([baseline, now]))
-    paper = enlarge(torch.full((3, *baseline.shape), 255, dtype=torch.uint8), TILE)
+    paper = enlarge(torch.full((3, *baseline.shape), 255, dtype=torch.uint8, device="cpu"), TILE)
     size = (paper.shape[1], paper.shape[2])
     heats = draw_heat(heat_before, size, state=before), draw_heat(heat_now, size, state=after)
     return *heats, _draw_change(paper, heat_now - heat_before, before, after)

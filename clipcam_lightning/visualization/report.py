@@ -257,7 +257,7 @@ def jpeg_uri(image: Image.Image) -> str:
 def _draw_scale(colors: str) -> str:
     """Draw a colour scale from 0 to 1, one pixel high."""
     file = io.BytesIO()
-    draw_heat(torch.linspace(0, 1, 256)[None], (1, 256), colors).save(file, "PNG")
+    draw_heat(torch.linspace(0, 1, 256, dtype=torch.float32, device="cpu")[None], (1, 256), colors).save(file, "PNG")
     return _data_uri("png", file.getvalue())
 
 

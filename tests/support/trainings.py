@@ -176,20 +176,17 @@ class Training:
         keeper = import_module(f"{self.package}.callbacks").ModelCheckpoint
         keepers = [keeper(filename="{epoch}", save_top_k=-1)] if self.keep else []
         options = {
+            "accelerator": "cpu",
             "max_epochs": 2,
             "logger": import_module(f"{self.package}.loggers").CSVLogger(folder, name="", version=""),
+            "log_every_n_steps": 1,
             "enable_checkpointing": self.keep,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": folder,
             **self.trainer,
         }
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            callbacks=[*self.callbacks(), *callbacks, *self.later_callbacks(), *keepers],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-            default_root_dir=folder,
-            **options,
-        )
+        trainer = pl.Trainer(callbacks=[*self.callbacks(), *callbacks, *self.later_callbacks(), *keepers], **options)
         size = VISION[self.tower].image_size
         data: Any = SceneDataset(size, seed=0, **self.scenes)
         loader = {"shuffle": True, **self.loader}

@@ -26,7 +26,7 @@ def decomposition(capture: ClassTokenCapture) -> Float[Tensor, "b p h w"]:
     Source: Gandelsman et al. 2024, eqs. 1-7, https://arxiv.org/abs/2310.05916
     """
     residual_directions = _directions_before_final_norm(capture)
-    total = torch.zeros((), device=residual_directions.device)
+    total = torch.zeros((), dtype=torch.float32, device=residual_directions.device)
     for block, weights, values in zip(capture.blocks, capture.weights, capture.values, strict=True):
         heads, size = values.shape[1], values.shape[-1]
         projection = partial(capture.tower.project, block)

@@ -100,5 +100,6 @@ def _compute_drops(
 def _make_strips(pixels: int, cells: int) -> Float[Tensor, "{cells} {pixels}"]:
     """Mark, along one side of the image, the pixels (1) that are hidden for each cell, cut off at the border."""
     # In whole numbers, the unit being half a pixel times cells: rounding would make some squares wider than others.
-    pixel, cell = (2 * torch.arange(pixels) + 1) * cells, (2 * torch.arange(cells) + 1) * pixels
+    pixel = (2 * torch.arange(pixels, device="cpu") + 1) * cells
+    cell = (2 * torch.arange(cells, device="cpu") + 1) * pixels
     return ((pixel - cell[:, None]).abs() < WINDOW * pixels * cells).float()
