@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from upath import UPath
 
 from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.decoding import PathLike
@@ -47,7 +48,8 @@ class Monitor:
     Args:
         probes: what to explain.
         rule: which probes are flagged and what is an alarm.
-        baseline: ``"start"`` for the first evaluation, ``"previous"`` for the one before, or a snapshot or its file.
+        baseline: ``"start"`` for the first evaluation, ``"previous"`` for the one before, or a snapshot, its file or the URL
+            of its file.
 
     Attributes:
         sinks: what writes each evaluation.
@@ -213,7 +215,7 @@ def load_baseline(baseline: PathLike | Snapshot) -> Snapshot:
     """Load a baseline that is given as a file.
 
     Args:
-        baseline: a snapshot, or its file.
+        baseline: a snapshot, its file or the URL of its file.
 
     Raises:
         SnapshotError: it is neither, or the file cannot be read; for a misspelt ``"start"`` or ``"previous"`` the
@@ -221,7 +223,7 @@ def load_baseline(baseline: PathLike | Snapshot) -> Snapshot:
     """
     if isinstance(baseline, Snapshot):
         return baseline
-    if not isinstance(baseline, str | os.PathLike):
+    if not isinstance(baseline, str | os.PathLike | UPath):
         raise SnapshotError(
             f"baseline must be 'start', 'previous', a Snapshot or its file (got {type(baseline).__name__}); "
             "evaluate(...) and the callback return a Snapshot as .snapshot."
