@@ -12,11 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from upath import UPath
 
-from clipcam_lightning.cam.urls import is_url, open_url, read_url, require_whole_url
+from clipcam_lightning.cam.urls import PathLike as PathLike, is_url, open_url, read_url, require_whole_url
 from clipcam_lightning.errors import ConfigError, abridge
-
-PathLike: TypeAlias = str | os.PathLike[str] | UPath
-"""A path or the URL of a store, such as ``s3://bucket/cat.png``, as a text or as an object."""
 
 ImageLike: TypeAlias = PathLike | Image.Image | np.ndarray | Tensor
 """A file or its URL, a PIL image or a uint8 RGB array ``[y, x, 3]``; or model input, a float tensor ``[3, y, x]``."""

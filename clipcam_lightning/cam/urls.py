@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import fsspec
 from fsspec.registry import get_filesystem_class
@@ -14,6 +15,9 @@ from upath.implementations.cloud import CloudPath
 
 from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.errors import ConfigError, abridge
+
+PathLike: TypeAlias = str | os.PathLike[str] | UPath
+"""A path or the URL of a store, such as ``s3://bucket/cat.png``, as a text or as an object."""
 
 PROTOCOL = r"[A-Za-z][A-Za-z0-9+.-]+"  # at least two characters: a single one is a drive of Windows
 URL = re.compile(rf"({PROTOCOL}::)*{PROTOCOL}://")

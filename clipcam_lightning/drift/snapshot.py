@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.errors import SnapshotError, abridge
 from clipcam_lightning.storage.paths import as_path
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors

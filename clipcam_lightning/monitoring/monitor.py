@@ -13,9 +13,9 @@ from torch import Tensor
 from upath import UPath
 
 from clipcam_lightning.cam.arguments import suggest
-from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.compare import check_comparable, compare
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
@@ -48,8 +48,8 @@ class Monitor:
     Args:
         probes: what to explain.
         rule: which probes are flagged and what is an alarm.
-        baseline: ``"start"`` for the first evaluation, ``"previous"`` for the one before, or a snapshot, its file or the URL
-            of its file.
+        baseline: ``"start"`` for the first evaluation, ``"previous"`` for the one before, or a snapshot, its file or
+            the URL of its file.
 
     Attributes:
         sinks: what writes each evaluation.

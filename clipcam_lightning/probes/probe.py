@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from clipcam_lightning.cam.decoding import ImageLike, PathLike
+from clipcam_lightning.cam.decoding import ImageLike
 from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.cam.urls import PathLike
 
 TokensLike: TypeAlias = Int[Tensor, "l"] | Mapping[str, Int[Tensor, "l"]]
 """Token ids, or by name all that a transformers tokenizer returns for one text."""

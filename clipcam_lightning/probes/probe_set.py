@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from clipcam_lightning.cam.decoding import ImageLike, PathLike
+from clipcam_lightning.cam.decoding import ImageLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.errors import ProbeError, SnapshotError, abridge
 from clipcam_lightning.probes.batch import ClassNames, find_images_and_prompts
 from clipcam_lightning.probes.batch_images import SizeFilter

@@ -5,8 +5,7 @@ from pathlib import Path, PurePath
 
 from upath import UPath
 
-from clipcam_lightning.cam.decoding import PathLike
-from clipcam_lightning.cam.urls import is_url, open_url, require_whole_url
+from clipcam_lightning.cam.urls import PathLike, is_url, open_url, require_whole_url
 from clipcam_lightning.errors import ConfigError, abridge
 
 
