@@ -88,7 +88,8 @@ def decode(image: Any, noun: str, read: Callable[[Image.Image], np.ndarray]) -> 
         with Image.open(image) as opened:
             return read(_apply_orientation(opened))
     except FileNotFoundError as error:
-        require_whole_url(name)
+        if not is_url(image):
+            require_whole_url(name)
         raise ConfigError(f"the {noun} {name} does not exist.") from error
     except Exception as error:  # a damaged file can make its decoder raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -47,10 +48,10 @@ class ModelSource:
     model: str | None = None
     pretrained: str | None = None
     image_size: Sequence[int] | None = None
-    checkpoint: UPath | None = None
+    checkpoint: Path | UPath | None = None
     class_path: str | None = None
     init_args: Mapping[str, Any] | None = None
-    config: UPath | None = None
+    config: Path | UPath | None = None
     clip: str | None = None
     encode_image: str | None = None
     encode_text: str | None = None

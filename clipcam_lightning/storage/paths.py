@@ -58,7 +58,7 @@ def join(folder: Path | UPath, place: str) -> UPath:
     if is_url(place):
         return as_path(place)
     if isinstance(folder, Path):
-        return UPath(folder / place)
+        return UPath(Path(os.fspath(folder), place))  # not with "/" of UPath, which refuses names such as "memory::a"
     if place.startswith("/"):
         raise ConfigError(
             f"{abridge(place)} is an absolute path, but {abridge(folder)} is no local folder; write a path relative "
