@@ -71,7 +71,7 @@ def _check_store(folder: UPath) -> None:
     with _reachable(folder):
         if is_file(folder):
             raise ConfigError(f"nothing can be written to {folder}: it is a file, not a folder.")
-        if isinstance(folder, CloudPath) and not exists(bucket := UPath(folder.anchor)):
+        if isinstance(folder, CloudPath) and not exists(bucket := [folder, *folder.parents][-1]):
             raise ConfigError(f"nothing can be written to {folder}: there is no bucket {bucket}.")
 
 

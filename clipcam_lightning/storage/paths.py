@@ -64,4 +64,13 @@ def join(folder: Path | UPath, place: str) -> UPath:
             f"{abridge(place)} is an absolute path, but {abridge(folder)} is no local folder; write a path relative "
             "to the folder, or a URL."
         )
-    return (folder / place).resolve()  # of "..", which a store would take for a name
+    path = folder
+    for part in place.split("/"):
+        if part == "..":  # which a store would take for a name
+            path = path.parent
+        elif part not in ("", "."):
+            try:
+                path = path / part
+            except ValueError as error:  # of a name such as "memory::cat.png"
+                raise ConfigError(f"{abridge(place)} cannot be a name in {abridge(folder)}: {error}.") from error
+    return path

@@ -26,6 +26,10 @@ class BrokenStore(MemoryFileSystem):
     pseudo_dirs = [""]  # noqa: RUF012
     failing: set[str] = set()  # noqa: RUF012
 
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return super()._strip_protocol(str(path).removeprefix("broken://"))
+
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         if "pipe_file" in self.failing:
             raise RuntimeError("the connection was lost")
@@ -83,7 +87,7 @@ def broken() -> Iterator[str]:
     """URL of a folder in a store that fails as ``BrokenStore.failing`` says."""
     fsspec.register_implementation("broken", BrokenStore, clobber=True)
     BrokenStore.failing.clear()
-    yield "broken://tests"
+    yield "broken:///tests"
     BrokenStore.failing.clear()
     BrokenStore.store.clear()
 
