@@ -18,6 +18,7 @@ from clipcam_lightning.drift.rule import DEFAULT_RATE
 
 if TYPE_CHECKING:
     from torch import nn
+    from upath import UPath
 
     from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
     from clipcam_lightning.cam.fuse import Fusion
@@ -34,7 +35,7 @@ NAME_LENGTH = 80
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--clipcam-update`` and ``--clipcam-ci``."""
+    """Add ``--clipcam-update``, ``--clipcam-ci`` and the ini option ``clipcam_baselines``."""
     group = parser.getgroup("clipcam", "attention maps of CLIP models")
     group.addoption(
         "--clipcam-update",
@@ -46,6 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write no baselines: a check of cam_regression without a baseline fails",
     )
+    parser.addini(
+        "clipcam_baselines",
+        "folder for the baselines of cam_regression, relative to the root of the project, or its URL, such as "
+        f"s3://bucket/baselines (default: {FOLDER} beside each test module)",
+        default="",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class CamRegression:
-    """Compares the maps of a model with baseline files beside the test: the value of the fixture ``cam_regression``.
+    """Compares the maps of a model with baseline files: the value of the fixture ``cam_regression``.
 
     Attributes:
         messages: one per baseline that the test wrote; a test that wrote one fails at its end.
@@ -66,6 +73,7 @@ class CamRegression:
         self._node: pytest.Item = request.node
         self._reports = reports
         self._updates: bool = request.config.getoption("clipcam_update", False)
+        self._folder: str = request.config.getini("clipcam_baselines")
         self._may_create = not request.config.getoption("clipcam_ci", False)
         self._unnamed = 0
 
@@ -94,13 +102,15 @@ class CamRegression:
     ) -> "DriftReport":
         """Fail the test if the maps of ``probes`` drifted from their baseline.
 
-        The baseline is ``clipcam_baselines/<test module>/<name>.safetensors`` beside the test module. A missing one is
-        written, and the test fails at its end: look at the maps, commit the file and run the test again.
+        The baseline is ``clipcam_baselines/<test module>/<name>.safetensors`` beside the test module. If the ini option
+        ``clipcam_baselines`` names a folder or a URL, it is ``<path of the test module>/<name>.safetensors`` in that
+        folder. A missing baseline is written, and the test fails at its end: look at the maps, commit the file and run
+        the test again.
 
         Args:
             model: a CLIP, or any module that holds one.
-            probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
-                ``(image, prompt)`` pairs. A relative path is looked up beside the test first.
+            probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, the URL of
+                either, or ``(image, prompt)`` pairs. A relative path is looked up beside the test first.
             name: name of the baseline, unique in the test module; by default the name of the test.
             method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
                 :class:`MapSettings`.
@@ -124,21 +134,29 @@ class CamRegression:
         """
         from clipcam_lightning.cam.finding import ModelSpec
         from clipcam_lightning.cam.settings import MapSettings
+        from clipcam_lightning.cam.urls import is_url
         from clipcam_lightning.drift.rule import DriftRule
-        from clipcam_lightning.errors import ClipCamWarning, SnapshotError
+        from clipcam_lightning.errors import ClipCamWarning, ConfigError, SnapshotError
         from clipcam_lightning.monitoring.explainer import LocalExplainer
         from clipcam_lightning.monitoring.monitor import Monitor
         from clipcam_lightning.probes.probe_set import ProbeSet
+        from clipcam_lightning.storage.reading import exists
 
-        file = self._baseline(name)
-        writes = self._updates or not file.exists()
+        try:
+            file = self._baseline(name)
+            writes = self._updates or not exists(file)
+        except ConfigError as error:
+            _fail(f"the option clipcam_baselines cannot be used: {error}")
+        except OSError as error:
+            _fail(f"{error.filename} cannot be read: {error.strerror}")
         if writes and not self._may_create:
             _fail(
                 f"{file} does not exist, and --clipcam-ci forbids writing it. "
-                "Run once without --clipcam-ci, and commit the file."
+                f"Run once without --clipcam-ci{'' if is_url(file) else ', and commit the file'}."
             )
-        if isinstance(probes, str | os.PathLike) and (beside := self._node.path.parent / probes).exists():
-            probes = beside
+        if isinstance(probes, str | os.PathLike) and not is_url(probes):
+            beside = self._node.path.parent / probes
+            probes = beside if beside.exists() else probes
         probe_set = ProbeSet(probes)
         settings = MapSettings(
             method=method,
@@ -172,7 +190,7 @@ class CamRegression:
             self._fail_for(monitor.last, file)
         return monitor.last.report
 
-    def _baseline(self, name: str | None) -> Path:
+    def _baseline(self, name: str | None) -> "UPath":
         """Name the file of the next check after ``name``, or after the test and its number of unnamed checks."""
         spec = getattr(self._node, "callspec", None)
         if name is not None:
@@ -181,19 +199,37 @@ class CamRegression:
             self._unnamed += 1
             test = self._node.nodeid.partition("::")[2] or self._node.name
             text = test if self._unnamed == 1 else f"{test}-{self._unnamed}"
-        module = self._node.path
-        return module.parent / FOLDER / file_name(module.stem) / f"{file_name(text)}.safetensors"
+        return self._module_folder() / f"{file_name(text)}.safetensors"
 
-    def _write(self, evaluation: "Evaluation", file: Path) -> None:
-        evaluation.baseline.save(file)
+    def _module_folder(self) -> "UPath":
+        """Return the folder for the baselines of the test module."""
+        from clipcam_lightning.storage.paths import as_path, is_remote
+
+        module, root = self._node.path, self._node.config.rootpath
+        if not self._folder:
+            return as_path(module.parent / FOLDER / file_name(module.stem))
+        folder = as_path(self._folder)
+        if not is_remote(folder):
+            folder = as_path(root / self._folder)
+        below = module.relative_to(root) if module.is_relative_to(root) else Path(module.name)
+        return folder.joinpath(*map(file_name, below.with_suffix("").parts))
+
+    def _write(self, evaluation: "Evaluation", file: "UPath") -> None:
+        from clipcam_lightning.storage.paths import is_remote
+
+        try:
+            evaluation.baseline.save(file)
+        except OSError as error:
+            _fail(f"the baseline {file} cannot be written: {error.strerror or error}")
         page = self._write_page(evaluation, file)
-        self.messages.append(f"wrote the baseline {file}\nCheck its maps in {page}, commit it and run again.")
+        what_to_do = f"Check its maps in {page}{'' if is_remote(file) else ', commit it'} and run again."
+        self.messages.append(f"wrote the baseline {file}\n{what_to_do}")
 
-    def _fail_for(self, evaluation: "Evaluation", file: Path) -> NoReturn:
+    def _fail_for(self, evaluation: "Evaluation", file: "UPath") -> NoReturn:
         page = self._write_page(evaluation, file)
         _fail(f"{_describe(evaluation.report)}\nbaseline: {file}\nreport: {page}\n{self._how_to_accept()}")
 
-    def _write_page(self, evaluation: "Evaluation", file: Path) -> Path:
+    def _write_page(self, evaluation: "Evaluation", file: "UPath") -> Path:
         """Write the comparison as an HTML page, outside the project."""
         from clipcam_lightning.storage.atomic import write_atomically
         from clipcam_lightning.visualization.report import html_report

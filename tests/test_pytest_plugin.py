@@ -12,6 +12,9 @@ from PIL import Image
 
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.pytest_plugin import FOLDER, NAME_LENGTH, file_name
+from clipcam_lightning.storage.atomic import write_atomically
+from clipcam_lightning.storage.jpeg import encode_jpeg
+from clipcam_lightning.storage.paths import as_path
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +136,60 @@ def test_a_relative_path_of_probes_is_looked_up_beside_the_test(
 
     done.stdout.fnmatch_lines(["*wrote the baseline*"])
     assert len(baselines(project)) == 1
+
+
+def test_baselines_and_probes_may_be_in_a_store(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, s3: str
+) -> None:
+    folder = f"{s3}/baselines"
+    file = f"{folder}/deep/test_it/test_pets.safetensors"
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
+    write_atomically(as_path(f"{s3}/probes/cat.png"), encode_jpeg(Image.fromarray(pixels), 90))
+    write_atomically(as_path(f"{s3}/probes/probes.csv"), b"image,prompt\ncat.png,a cat\n")
+    project.makeini(f"[pytest]\nclipcam_baselines = {folder}")
+    (project.mkdir("deep") / "test_it.py").write_text(
+        PROJECT
+        + f"""
+def test_pets(cam_regression, model):
+    cam_regression.check(model, "{s3}/probes", tokenizer=tokens, max_drift=0.2)
+"""
+    )
+
+    forbidden = run(project, "--clipcam-ci")
+    forbidden.assert_outcomes(failed=1)
+    forbidden.stdout.fnmatch_lines([f"*{file} does not exist, and --clipcam-ci forbids writing it. Run once without*"])
+    written = run(project)
+    written.assert_outcomes(failed=1)
+    written.stdout.fnmatch_lines([f"*wrote the baseline {file}", "Check its maps in *.html and run again."])
+    run(project, "--clipcam-ci").assert_outcomes(passed=1)
+    monkeypatch.setenv("SEED", "1")
+    drifted = run(project)
+    drifted.assert_outcomes(failed=1)
+    drifted.stdout.fnmatch_lines([f"*baseline: {file}"])
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    lost = run(project)
+    lost.assert_outcomes(failed=1)
+    lost.stdout.fnmatch_lines([f"*clipcam: {file} cannot be read: EndpointConnectionError: Could not connect*"])
+    assert not [path for path in project.path.rglob("*") if path.name.endswith(":")]
+    assert baselines(project) == {}
+
+
+def test_baselines_may_be_in_one_folder_of_the_project(project: pytest.Pytester) -> None:
+    project.makeini("[pytest]\nclipcam_baselines = maps/good")
+    (project.mkdir("deep") / "test_it.py").write_text(
+        PROJECT + "\ndef test_pets(cam_regression, model): cam_regression.check(model, PROBES, tokenizer=tokens)\n"
+    )
+    run(project, "deep").assert_outcomes(failed=1)
+    assert set(baselines(project)) == {"maps/good/deep/test_it/test_pets.safetensors"}
+
+
+def test_a_folder_of_baselines_that_cannot_be_opened_is_explained(project: pytest.Pytester) -> None:
+    project.makeini("[pytest]\nclipcam_baselines = foo://maps")
+    project.makepyfile(PROJECT + "\ndef test_pets(cam_regression, model): cam_regression.check(model, PROBES)\n")
+    result = run(project)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the option clipcam_baselines cannot be used: foo://maps: fsspec has no protocol*"])
 
 
 def test_a_check_takes_functions_of_a_module_that_is_no_clip(project: pytest.Pytester) -> None:

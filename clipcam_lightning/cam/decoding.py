@@ -1,5 +1,6 @@
 """Decode image files and PIL images into arrays, and check the pixels that maps are drawn over."""
 
+import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -9,12 +10,13 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
+from upath import UPath
 
+from clipcam_lightning.cam.urls import PathLike as PathLike, is_url, open_url, read_url, require_whole_url
 from clipcam_lightning.errors import ConfigError, abridge
 
-PathLike: TypeAlias = str | os.PathLike[str]
 ImageLike: TypeAlias = PathLike | Image.Image | np.ndarray | Tensor
-"""A file, a PIL image or a uint8 RGB array ``[y, x, 3]``; or model input, a float tensor ``[3, y, x]``."""
+"""A file or its URL, a PIL image or a uint8 RGB array ``[y, x, 3]``; or model input, a float tensor ``[3, y, x]``."""
 
 Images: TypeAlias = ImageLike | Sequence[ImageLike] | Mapping[str, Tensor]
 """One image, a list of images, a batch ``[n, 3, y, x]`` of model input or ``[n, y, x, 3]`` of uint8 RGB, or the output
@@ -31,7 +33,7 @@ def list_images(images: Any) -> list[ImageLike]:
     """
     if isinstance(images, Tensor | np.ndarray):
         listed = list(images) if images.ndim == 4 else [images]
-    elif isinstance(images, str | os.PathLike | Image.Image):
+    elif isinstance(images, str | os.PathLike | UPath | Image.Image):
         listed = [images]
     else:
         listed = list(images) if isinstance(images, Iterable) and not isinstance(images, Mapping) else []
@@ -45,7 +47,7 @@ def decode_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
     """Decode one image to RGB; alpha is dropped, and EXIF orientation is applied.
 
     Args:
-        image: a file, a PIL image, or an array, which is returned as it is.
+        image: a file or its URL, a PIL image, or an array, which is returned as it is.
 
     Raises:
         ConfigError: the image cannot be read, or is an array of something else than RGB.
@@ -63,24 +65,31 @@ def decode(image: Any, noun: str, read: Callable[[Image.Image], np.ndarray]) -> 
     PIL opens lazily, so only decoding shows that a file is truncated.
 
     Args:
-        image: a file or a PIL image.
+        image: a file or its URL, or a PIL image.
         noun: what messages call it.
         read: converts the upright image to an array, or raises a ``ValueError``.
 
     Raises:
         ConfigError: the image is missing, damaged or something else; the message says why.
     """
-    if not isinstance(image, str | os.PathLike | Image.Image):
+    if not isinstance(image, str | os.PathLike | UPath | Image.Image):
         raise ConfigError(f"the {noun} must be a file, PIL image, array or tensor (got {type(image).__name__}).")
-    name = abridge(getattr(image, "filename", "") if isinstance(image, Image.Image) else os.fspath(image))
+    if is_url(image):
+        image = open_url(str(image))
+    name = abridge(getattr(image, "filename", "") if isinstance(image, Image.Image) else image)
     try:
         if isinstance(image, Image.Image):
             return read(_apply_orientation(image))
+        if isinstance(image, UPath) and is_url(image):
+            with Image.open(io.BytesIO(read_url(image))) as opened:
+                return read(_apply_orientation(opened))
         if os.path.exists(image) and not os.path.isfile(image):  # noqa: PTH110, PTH113 - the core has no pathlib
             raise ValueError("it is not a file")  # opening a pipe would block
         with Image.open(image) as opened:
             return read(_apply_orientation(opened))
     except FileNotFoundError as error:
+        if not is_url(image):
+            require_whole_url(name)
         raise ConfigError(f"the {noun} {name} does not exist.") from error
     except Exception as error:  # a damaged file can make its decoder raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -17,7 +17,7 @@ from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.errors import ConfigError, abridge
 
 PathLike: TypeAlias = str | os.PathLike[str] | UPath
-"""A path or a URL, as a text or as an object."""
+"""A path or the URL of a store, such as ``s3://bucket/cat.png``, as a text or as an object."""
 
 PROTOCOL = r"[A-Za-z][A-Za-z0-9+.-]+"  # at least two characters: a single one is a drive of Windows
 URL = re.compile(rf"({PROTOCOL}::)*{PROTOCOL}://")
@@ -82,6 +82,26 @@ def open_url(url: str) -> UPath:
     if isinstance(path, CloudPath) and not path.drive:
         raise ConfigError(f"{abridge(url)} names no bucket; write {protocols[-1]}://bucket/folder.")
     return path
+
+
+def require_whole_url(path: str) -> None:
+    """Refuse a URL of which ``pathlib`` has made a path, such as ``s3:/bucket/cat.png``.
+
+    Args:
+        path: of the local disk.
+
+    Raises:
+        ConfigError: a folder in it has the name of a protocol of fsspec with a colon.
+    """
+    parts = path.replace(os.sep, "/").split("/")
+    for i, part in enumerate(parts):
+        protocol = part[:-1].rpartition("::")[2]
+        if part.endswith(":") and len(protocol) > 1 and protocol in fsspec.available_protocols():
+            url = f"{part}//{'/'.join(parts[i + 1 :])}"
+            raise ConfigError(
+                f"{abridge(path)} is not a URL, because pathlib removes a slash; give the URL as text: "
+                f"{abridge(url)!r}."
+            )
 
 
 def read_url(path: UPath) -> bytes:

@@ -12,6 +12,7 @@ from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.probes.probe_set import ProbeSet
+from clipcam_lightning.storage.reading import exists
 
 
 def run(options: Any) -> int:
@@ -26,7 +27,7 @@ def run(options: Any) -> int:
         check_outputs(file, *reports, inputs=inputs)
     else:
         check_outputs(*reports, inputs=(file, *inputs))
-    if file.exists():
+    if exists(file):
         settings = read_map_settings_like(options, Snapshot.load(file).info)
     elif updates:
         settings = read_map_settings(options)

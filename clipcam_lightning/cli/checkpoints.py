@@ -1,5 +1,6 @@
 """Load weights from files of several formats without executing code."""
 
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
+from upath import UPath
 
 from clipcam_lightning.errors import ModelError
+from clipcam_lightning.storage.reading import read_bytes
 
 MAX_NAMES = 3  # names that a message lists
 
@@ -25,7 +28,7 @@ class Checkpoint:
         content: plain data; a bare state dict is put under ``state_dict``.
     """
 
-    path: Path
+    path: Path | UPath
     content: dict[str, Any]
 
     @property
@@ -40,15 +43,14 @@ class Checkpoint:
         return value if isinstance(value, int) else 0
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path | UPath) -> Checkpoint:
     """Read a safetensors file, a state dict, or a checkpoint of Lightning or open_clip, without unpickling objects.
 
     Raises:
         ModelError: the file is missing, damaged or something else, or reading it would execute code.
     """
     try:
-        is_safetensors = path.suffix == ".safetensors"
-        content = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+        content = _load(path if isinstance(path, Path) else io.BytesIO(read_bytes(path)), path.suffix)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ModelError(f"the checkpoint {path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # a damaged file can raise almost anything, such as OSError for an offset past its end
@@ -60,6 +62,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} holds no weights: expected tensors by name, alone or as 'state_dict' (got {content_type})."
         )
     return Checkpoint(path, content if "state_dict" in content else {"state_dict": content})
+
+
+def _load(file: Path | io.BytesIO, suffix: str) -> Any:
+    if suffix == ".safetensors":
+        return load_file(file) if isinstance(file, Path) else load(file.getvalue())
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def select_clip_weights(checkpoint: Checkpoint, clip: nn.Module, name: str | None = None) -> dict[str, Any]:
@@ -93,7 +101,7 @@ def select_clip_weights(checkpoint: Checkpoint, clip: nn.Module, name: str | Non
     return {key.removeprefix(prefix): value for key, value in checkpoint.weights.items() if key.startswith(prefix)}
 
 
-def load_weights(module: nn.Module, weights: dict[str, Any], path: Path) -> None:
+def load_weights(module: nn.Module, weights: dict[str, Any], path: Path | UPath) -> None:
     """Load ``weights`` into ``module``; keys and shapes must match exactly.
 
     A module that declares ``strict_loading = False``, as Lightning allows, may have weights that the file does not
@@ -142,7 +150,7 @@ def _join(names: Iterable[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
 
 
-def _explain_refusal(path: Path, message: str) -> str:
+def _explain_refusal(path: Path | UPath, message: str) -> str:
     """Say why a file was not read and what to do; of a long message only the cause."""
     code = re.search(r"GLOBAL (\S+)", message)
     if code:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from rich.table import Table
 from torch import Tensor
+from upath import UPath
 
 from clipcam_lightning.cam.explain import explain_clip
 from clipcam_lightning.cam.explanation import Explanation
@@ -38,7 +38,7 @@ class ExplainedImage:
 
     path: str
     explanation: Explanation
-    files: tuple[Path, ...]
+    files: tuple[UPath, ...]
 
 
 def run(options: Any) -> int:
@@ -102,7 +102,7 @@ def _explain_images(
 
 
 def _draw_maps(
-    explanation: Explanation, pixels: UInt8[Tensor, "3 y x"], prompts: Sequence[str], files: Sequence[Path]
+    explanation: Explanation, pixels: UInt8[Tensor, "3 y x"], prompts: Sequence[str], files: Sequence[UPath]
 ) -> None:
     """Write one drawing for each prompt."""
     overlays, similarities = explanation.overlay(pixels[None])[0], explanation.similarity[0].tolist()

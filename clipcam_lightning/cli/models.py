@@ -11,6 +11,7 @@ import open_clip
 import torch
 from jsonargparse import get_loader
 from torch import nn
+from upath import UPath
 
 from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.finding import find_clip
@@ -18,6 +19,7 @@ from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cli.checkpoints import Checkpoint, load_weights, read_checkpoint, select_clip_weights
 from clipcam_lightning.cli.objects import build_object, describe_failure
 from clipcam_lightning.errors import ConfigError, ModelError, describe_error
+from clipcam_lightning.storage.reading import read_bytes
 
 SCHEMAS = ("hf-hub:", "local-dir:")  # model names of open_clip that come with weights
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -46,10 +48,10 @@ class ModelSource:
     model: str | None = None
     pretrained: str | None = None
     image_size: Sequence[int] | None = None
-    checkpoint: Path | None = None
+    checkpoint: Path | UPath | None = None
     class_path: str | None = None
     init_args: Mapping[str, Any] | None = None
-    config: Path | None = None
+    config: Path | UPath | None = None
     clip: str | None = None
     encode_image: str | None = None
     encode_text: str | None = None
@@ -201,7 +203,7 @@ def _read_class_and_arguments(source: ModelSource) -> dict[str, Any]:
     if source.config is None:
         return {"class_path": source.class_path, "init_args": source.init_args or {}}
     try:
-        config = get_loader("yaml")(source.config.read_text("utf-8"))
+        config = get_loader("yaml")(read_bytes(source.config).decode("utf-8"))
     except Exception as error:  # of the file, its encoding or YAML
         raise ConfigError(f"--config {source.config} cannot be read: {' '.join(str(error).split())}") from error
     model = config.get("model") or {} if isinstance(config, dict) else None

@@ -5,10 +5,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from upath import UPath
+from upath.implementations.cloud import CloudPath
+
+from clipcam_lightning.cam.urls import store_errors
 from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.storage.reading import exists, is_file, is_folder
 
 
-def check_outputs(*outputs: Path | None, inputs: Iterable[Path | None] = ()) -> None:
+def check_outputs(*outputs: UPath | None, inputs: Iterable[UPath | None] = ()) -> None:
     """Refuse output files that cannot be written, before minutes are spent on their content.
 
     Args:
@@ -16,27 +21,32 @@ def check_outputs(*outputs: Path | None, inputs: Iterable[Path | None] = ()) -> 
         inputs: files that must not be overwritten; ``None`` for an input that is not used.
 
     Raises:
-        ConfigError: an output is a folder, a link or a device, its folder cannot be made or is read-only, or two files
-            are the same.
+        ConfigError: an output is a folder, a link or a device, its folder cannot be made or is read-only, its store
+            cannot be reached or has no such bucket, or two files are the same.
     """
-    taken = {path.resolve() for path in inputs if path is not None}
+    taken = {_identify(path) for path in inputs if path is not None}
     for path in filter(None, outputs):
-        if path.is_dir():
-            raise ConfigError(f"{path} is a folder; give the name of a file.")
-        if path.resolve() in taken:
+        with _reachable(path):
+            if is_folder(path):
+                raise ConfigError(f"{path} is a folder; give the name of a file.")
+        if _identify(path) in taken:
             raise ConfigError(f"{path} is named twice; give each file a name of its own.")
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # the new file would replace it by a rename
+        # The new file would replace it by a rename.
+        if isinstance(path, Path) and (path.is_symlink() or (path.exists() and not path.is_file())):
             raise ConfigError(f"{path} is a link or a device; give the name of an ordinary file.")
-        taken.add(path.resolve())
+        taken.add(_identify(path))
         check_folder(path.parent)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: UPath) -> None:
     """Refuse a folder that cannot be made or written to.
 
     Raises:
-        ConfigError: the message names the file or folder in the way.
+        ConfigError: the message names the file or folder in the way, or says what is wrong with the store.
     """
+    if not isinstance(folder, Path):
+        _check_store(folder)
+        return
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     if not existing.is_dir():
         raise ConfigError(f"nothing can be written to {folder}: {existing} is a file, not a folder.")
@@ -45,7 +55,7 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: UPath) -> Iterator[None]:
     """Name ``path`` in the errors of the block that writes it, instead of the temporary file.
 
     Raises:
@@ -55,3 +65,36 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _check_store(folder: UPath) -> None:
+    with _reachable(folder):
+        if is_file(folder):
+            raise ConfigError(f"nothing can be written to {folder}: it is a file, not a folder.")
+        if isinstance(folder, CloudPath) and not exists(bucket := [folder, *folder.parents][-1]):
+            raise ConfigError(f"nothing can be written to {folder}: there is no bucket {bucket}.")
+
+
+@contextmanager
+def _reachable(path: UPath) -> Iterator[None]:
+    """Name ``path`` in the errors of its store.
+
+    A store that forbids looking up is not refused: whoever may not read may still be allowed to write.
+
+    Raises:
+        ConfigError: the store cannot be reached.
+    """
+    try:
+        yield
+    except PermissionError:
+        return
+    except OSError as error:
+        raise ConfigError(f"nothing can be written to {path}: {error.strerror or error}.") from error
+
+
+def _identify(path: UPath) -> str:
+    """Return a text that is the same for two paths of one file."""
+    if isinstance(path, Path):
+        return str(path.resolve())
+    with store_errors(path):
+        return str(path.fs.unstrip_protocol(path.path))

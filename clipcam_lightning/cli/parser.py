@@ -2,17 +2,19 @@
 
 import re
 import sys
-from argparse import ArgumentError, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import ArgumentError, ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from upath import UPath
 
 from clipcam_lightning.cam.arguments import suggest
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.rule import DEFAULT_RATE
 from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.storage.paths import as_path
 
 DESCRIPTION = """\
 See where a CLIP looks, and be told when that changes.
@@ -141,27 +143,27 @@ def _make_empty_parser(name: str, description: str) -> ArgumentParser:
 def _add_explain_options(command: ArgumentParser) -> None:
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
     command.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="text to map; repeatable")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the drawn maps")
+    command.add_argument("--out", type=_read_path, required=True, metavar="DIR", help="folder for the drawn maps")
     _add_map_options(command)
     _add_model_options(command)
 
 
 def _add_snapshot_options(command: ArgumentParser) -> None:
     _add_probes(command)
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="snapshot to write")
+    command.add_argument("--out", type=_read_path, required=True, metavar="FILE", help="snapshot to write")
     _add_map_options(command)
     _add_model_options(command)
 
 
 def _add_compare_options(command: ArgumentParser) -> None:
-    command.add_argument("baseline", type=Path, metavar="A", help="snapshot to compare with")
-    command.add_argument("snapshot", type=Path, metavar="B", help="later snapshot of the same probes")
+    command.add_argument("baseline", type=_read_path, metavar="A", help="snapshot to compare with")
+    command.add_argument("snapshot", type=_read_path, metavar="B", help="later snapshot of the same probes")
     _add_report_options(command)
 
 
 def _add_check_options(command: ArgumentParser) -> None:
     _add_probes(command)
-    command.add_argument("--baseline", type=Path, required=True, metavar="FILE", help="snapshot to compare with")
+    command.add_argument("--baseline", type=_read_path, required=True, metavar="FILE", help="snapshot to compare with")
     command.add_argument(
         "--update-baseline", action="store_true", help="replace the baseline instead of comparing with it"
     )
@@ -180,16 +182,18 @@ def _add_rank_options(command: ArgumentParser) -> None:
         help="leave out methods whose map costs more forwards; a backward counts as two (default: 300)",
     )
     command.add_argument("--batch-size", type=int, metavar="N", help="images per pass; bounds memory (default: 32)")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all metrics as JSON")
-    command.add_argument("--html", type=Path, metavar="FILE", help="write a page with the maps of all methods as HTML")
+    command.add_argument("--json", type=_read_path, metavar="FILE", help="write all metrics as JSON")
+    command.add_argument(
+        "--html", type=_read_path, metavar="FILE", help="write a page with the maps of all methods as HTML"
+    )
     _add_model_options(command)
 
 
 def _add_demo_options(command: ArgumentParser) -> None:
     command.add_argument(
         "--out",
-        type=Path,
-        default=Path("clipcam_demo"),
+        type=_read_path,
+        default=as_path("clipcam_demo"),
         metavar="DIR",
         help="folder for the logs (default: %(default)s)",
     )
@@ -198,7 +202,7 @@ def _add_demo_options(command: ArgumentParser) -> None:
 def _add_probes(command: ArgumentParser) -> None:
     command.add_argument(
         "--probes",
-        type=Path,
+        type=_read_path,
         required=True,
         metavar="DIR_OR_FILE",
         help="folder with images and a probes.csv (image,prompt[,name,mask,box]), or a saved probe set",
@@ -221,8 +225,8 @@ def _add_report_options(command: ArgumentParser) -> None:
         metavar="X",
         help="share of harmless models that this rule may fail, above 0 and at most 0.2 (default: %(default)s)",
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="write all metrics as JSON")
-    group.add_argument("--html", type=Path, metavar="FILE", help="write a page with the maps and metrics as HTML")
+    group.add_argument("--json", type=_read_path, metavar="FILE", help="write all metrics as JSON")
+    group.add_argument("--html", type=_read_path, metavar="FILE", help="write a page with the maps and metrics as HTML")
 
 
 def _add_map_options(command: ArgumentParser, as_in_baseline: bool = False) -> None:
@@ -293,13 +297,13 @@ def _add_model_options(command: ArgumentParser) -> None:
     )
     group.add_argument(
         "--checkpoint",
-        type=Path,
+        type=_read_path,
         metavar="FILE",
         help="weights of Lightning or open_clip, a state dict or safetensors",
     )
     group.add_argument("--class-path", metavar="NAME", help="LightningModule, such as my_project.model.LitClip")
     group.add_argument("--init-args", type=dict[str, Any], metavar="YAML", help="its arguments, as YAML or JSON")
-    group.add_argument("--config", type=Path, metavar="FILE", help="config.yaml that LightningCLI wrote")
+    group.add_argument("--config", type=_read_path, metavar="FILE", help="config.yaml that LightningCLI wrote")
     group.add_argument(
         "--clip", metavar="NAME", help="dotted name of the CLIP inside; needed only if there are several"
     )
@@ -310,6 +314,18 @@ def _add_model_options(command: ArgumentParser) -> None:
     )
     group.add_argument("--encode-text", metavar="NAME", help="the same for texts")
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+
+
+def _read_path(value: PathLike) -> UPath:
+    """Make a path of an option, as text or, because jsonargparse parses twice, as a path.
+
+    Raises:
+        ArgumentTypeError: the URL cannot be opened; of another error the parser would not print the message.
+    """
+    try:
+        return as_path(value)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error).removesuffix(".")) from error
 
 
 def _reword_message(message: str) -> str:

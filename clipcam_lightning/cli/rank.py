@@ -1,10 +1,10 @@
 """``clipcam rank``: measure which CAM method is to be trusted on a model."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from upath import UPath
 
 from clipcam_lightning.analysis.method_measurement import BUDGET, MethodBench
 from clipcam_lightning.analysis.method_ranking import MethodRanking
@@ -76,7 +76,7 @@ def _make_table(ranking: MethodRanking) -> Table:
     return table
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: UPath, text: str) -> None:
     with writing(file):
         write_atomically(file, text.encode())
     Output().print(f"wrote {sanitize(str(file))}", soft_wrap=True)

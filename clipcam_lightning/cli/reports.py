@@ -1,10 +1,10 @@
 """Report on a comparison: a table and the verdict on the terminal, and JSON and HTML files."""
 
 import json
-from pathlib import Path
 from textwrap import fill
 
 from rich.table import Table
+from upath import UPath
 
 from clipcam_lightning.cli.outputs import writing
 from clipcam_lightning.cli.terminal import TEXT_WIDTH, Output, sanitize
@@ -20,7 +20,7 @@ ROWS = 40  # probes in the table; more would scroll the verdict off the screen
 COLUMNS = ("Drift", "Drift / noise floor", "Background score", "Shared gain", "Energy on object")
 
 
-def save_snapshot(snapshot: Snapshot, file: Path) -> None:
+def save_snapshot(snapshot: Snapshot, file: UPath) -> None:
     """Write a snapshot and print what it holds."""
     with writing(file):
         snapshot.save(file)
@@ -33,7 +33,7 @@ def save_snapshot(snapshot: Snapshot, file: Path) -> None:
 
 
 def report_on(
-    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: Path | None, html_file: Path | None
+    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: UPath | None, html_file: UPath | None
 ) -> int:
     """Print the table, the verdict and if it is an alarm the rule of a comparison, and write the requested reports.
 
@@ -62,7 +62,7 @@ def report_on(
 
 
 def write_reports(
-    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: Path | None, html_file: Path | None
+    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: UPath | None, html_file: UPath | None
 ) -> None:
     """Write the requested reports; the arguments are those of :func:`report_on`."""
     if json_file is not None:
@@ -71,7 +71,7 @@ def write_reports(
         _write(html_file, html_report(baseline, snapshot, report))
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: UPath, text: str) -> None:
     with writing(file):
         write_atomically(file, text.encode())
     Output().print(f"wrote {sanitize(str(file))}", soft_wrap=True)

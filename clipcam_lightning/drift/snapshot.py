@@ -1,9 +1,7 @@
 """The stored result of an evaluation: the maps of all probes, and what is needed to compare them."""
 
-import os
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,9 @@ from torch import Tensor
 
 from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.errors import SnapshotError, abridge
+from clipcam_lightning.storage.paths import as_path
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "snapshot"
@@ -151,33 +151,35 @@ class Snapshot:
         """Whether at least half of the maps are on their objects; ``True`` if that was not measured."""
         return self.map_agrees is None or float(self.map_agrees.mean()) >= TRUSTED
 
-    def save(self, file: str | os.PathLike[str]) -> None:
+    def save(self, file: PathLike) -> None:
         """Write the snapshot to a safetensors file, which is never half written.
 
         Args:
-            file: replaced if it exists.
+            file: a path or the URL of a store, such as ``s3://bucket/baseline.safetensors``; replaced if it exists.
 
         Raises:
+            ConfigError: the URL cannot be opened.
             OSError: the file cannot be written.
         """
         tensors, metadata = self.to_tensors()
         # safetensors refuses tensors that share memory.
-        save_tensors(Path(file), KIND, {name: tensor.clone() for name, tensor in tensors.items()}, metadata)
+        save_tensors(as_path(file), KIND, {name: tensor.clone() for name, tensor in tensors.items()}, metadata)
 
     @classmethod
-    def load(cls, file: str | os.PathLike[str]) -> "Snapshot":
+    def load(cls, file: PathLike) -> "Snapshot":
         """Read a file that :meth:`save` wrote.
 
         Args:
-            file: the safetensors file.
+            file: the safetensors file, as a path or a URL.
 
         Returns:
             The same snapshot, bit for bit.
 
         Raises:
+            ConfigError: the URL cannot be opened.
             SnapshotError: the file is missing, damaged or no snapshot.
         """
-        tensors, metadata = load_tensors(Path(file), KIND)
+        tensors, metadata = load_tensors(as_path(file), KIND)
         try:
             return cls.from_tensors(tensors, metadata)
         except (KeyError, TypeError, ValueError) as error:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
@@ -13,6 +12,7 @@ from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.monitoring.evaluation import Evaluation

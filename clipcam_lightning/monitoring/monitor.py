@@ -11,11 +11,12 @@ from uuid import uuid4
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from upath import UPath
 
 from clipcam_lightning.cam.arguments import suggest
-from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.compare import check_comparable, compare
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
@@ -48,7 +49,8 @@ class Monitor:
     Args:
         probes: what to explain.
         rule: which probes are flagged and what is an alarm.
-        baseline: ``"start"`` for the first evaluation, ``"previous"`` for the one before, or a snapshot or its file.
+        baseline: ``"start"`` for the first evaluation, ``"previous"`` for the one before, or a snapshot, its file or
+            the URL of its file.
 
     Attributes:
         run_id: of the run that the evaluations belong to; a resumed run keeps it.
@@ -220,7 +222,7 @@ def load_baseline(baseline: PathLike | Snapshot) -> Snapshot:
     """Load a baseline that is given as a file.
 
     Args:
-        baseline: a snapshot, or its file.
+        baseline: a snapshot, its file or the URL of its file.
 
     Raises:
         SnapshotError: it is neither, or the file cannot be read; for a misspelt ``"start"`` or ``"previous"`` the
@@ -228,7 +230,7 @@ def load_baseline(baseline: PathLike | Snapshot) -> Snapshot:
     """
     if isinstance(baseline, Snapshot):
         return baseline
-    if not isinstance(baseline, str | os.PathLike):
+    if not isinstance(baseline, str | os.PathLike | UPath):
         raise SnapshotError(
             f"baseline must be 'start', 'previous', a Snapshot or its file (got {type(baseline).__name__}); "
             "evaluate(...) and the callback return a Snapshot as .snapshot."

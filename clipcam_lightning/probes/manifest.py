@@ -1,16 +1,20 @@
 """Read the manifest of a probe folder: ``probes.csv`` or ``probes.jsonl`` beside the images."""
 
 import csv
+import io
 import json
 import operator
-import os
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipcam_lightning.errors import ProbeError, abridge
+from upath import UPath
+
+from clipcam_lightning.errors import ConfigError, ProbeError, abridge
 from clipcam_lightning.probes.probe import Box
+from clipcam_lightning.storage.paths import join
+from clipcam_lightning.storage.reading import is_file, read_bytes
 
 MANIFESTS = ("probes.csv", "probes.jsonl")
 REQUIRED = ("image", "prompt")
@@ -22,28 +26,28 @@ class ManifestRow:
     """One row of a manifest.
 
     Attributes:
-        image: path of the image, joined to the folder.
+        image: path of the image, joined to the folder unless it is a URL.
         prompt: the text that the map explains.
         name: name of the probe; empty if the row has none.
-        mask: path of the mask, joined to the folder.
+        mask: path of the mask, joined to the folder unless it is a URL.
         box: ``(left, top, right, bottom)`` in pixels.
         place: manifest and line number, for messages.
     """
 
-    image: Path
+    image: UPath
     prompt: str
     name: str
-    mask: Path | None
+    mask: UPath | None
     box: Box | None
     place: str
 
 
-def read_manifest(place: Path) -> list[ManifestRow]:
+def read_manifest(place: Path | UPath) -> list[ManifestRow]:
     """Read a manifest.
 
     Args:
         place: the manifest, ``probes.csv`` or ``probes.jsonl`` with the columns or keys ``image``, ``prompt`` and,
-            optionally, ``name``, ``mask`` and ``box``; or the folder that holds one.
+            optionally, ``name``, ``mask`` and ``box``; or the folder that holds one. On the local disk or in a store.
 
     Returns:
         The rows in the order of the file, at least one.
@@ -52,7 +56,10 @@ def read_manifest(place: Path) -> list[ManifestRow]:
         ProbeError: the folder has no manifest or both, a column is missing or appears twice, or a line cannot be read
             (the message gives its number).
     """
-    path = place if place.name in MANIFESTS else _find_manifest(place)
+    try:
+        path = place if place.name in MANIFESTS else _find_manifest(place)
+    except OSError as error:
+        raise ProbeError(f"{abridge(place)} cannot be read: {error.strerror or error}.") from error
     read = _read_csv if path.suffix == ".csv" else _read_jsonl
     try:
         lines = read(path)
@@ -63,9 +70,8 @@ def read_manifest(place: Path) -> list[ManifestRow]:
     return [_parse_row(fields, path.parent, f"{path.name} line {number}") for number, fields in lines]
 
 
-def _find_manifest(folder: Path) -> Path:
-    # pathlib's would raise for a name that is too long.
-    present = [folder / name for name in MANIFESTS if os.path.isfile(folder / name)]  # noqa: PTH113
+def _find_manifest(folder: Path | UPath) -> Path | UPath:
+    present = [folder / name for name in MANIFESTS if is_file(folder / name)]
     if len(present) != 1:
         raise ProbeError(
             f"{abridge(folder)} must hold one manifest, {' or '.join(MANIFESTS)} "
@@ -74,9 +80,9 @@ def _find_manifest(folder: Path) -> Path:
     return present[0]
 
 
-def _read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _read_csv(path: Path | UPath) -> list[tuple[int, dict[str, Any]]]:
     """Return the rows of a CSV file, each with the number of its last line."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)  # otherwise an unclosed quote would swallow the rows after it
         columns = [column.strip().lower() for column in next(reader, [])]
         missing = [column for column in REQUIRED if column not in columns]
@@ -99,10 +105,12 @@ def _read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
         return lines
 
 
-def _read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _read_jsonl(path: Path | UPath) -> list[tuple[int, dict[str, Any]]]:
     """Return the objects of a JSON Lines file, each with its line number; blank lines are skipped."""
+    with io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8-sig") as file:
+        text = file.read()
     lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -115,7 +123,7 @@ def _read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return lines
 
 
-def _parse_row(fields: dict[str, Any], folder: Path, place: str) -> ManifestRow:
+def _parse_row(fields: dict[str, Any], folder: Path | UPath, place: str) -> ManifestRow:
     for column in REQUIRED:
         if not isinstance(fields.get(column), str) or not fields[column].strip():
             raise ProbeError(f"{place}: {column!r} is missing or empty.")
@@ -123,11 +131,15 @@ def _parse_row(fields: dict[str, Any], folder: Path, place: str) -> ManifestRow:
         if not isinstance(fields.get(column), str | None):
             raise ProbeError(f"{place}: {column!r} must be text (got {reprlib.repr(fields[column])}).")
     mask = fields.get("mask") or None
+    try:
+        image, mask = join(folder, fields["image"].strip()), join(folder, mask) if mask else None
+    except ConfigError as error:
+        raise ProbeError(f"{place}: {error}") from error
     return ManifestRow(
-        image=folder / fields["image"].strip(),
+        image=image,
         prompt=fields["prompt"],
         name=fields.get("name") or "",
-        mask=folder / mask if mask else None,
+        mask=mask,
         box=_parse_box(fields.get("box"), place),
         place=place,
     )

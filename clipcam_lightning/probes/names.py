@@ -6,6 +6,8 @@ import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from upath import UPath
+
 from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.probe import LoadedProbe, Probe
 
@@ -46,8 +48,8 @@ def name_probes(probes: Sequence[Probe | LoadedProbe], places: Sequence[str]) ->
 
 
 def _default_name(probe: Probe | LoadedProbe) -> str:
-    if isinstance(probe.image, str | os.PathLike):
-        return _slug(Path(probe.image).stem)
+    if isinstance(probe.image, str | os.PathLike | UPath):
+        return _slug(Path(str(probe.image)).stem)
     return _slug(probe.prompt)
 
 

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from clipcam_lightning.cam.decoding import ImageLike, PathLike
+from clipcam_lightning.cam.decoding import ImageLike
 from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.cam.urls import PathLike
 
 TokensLike: TypeAlias = Int[Tensor, "l"] | Mapping[str, Int[Tensor, "l"]]
 """Token ids, or by name all that a transformers tokenizer returns for one text."""
@@ -28,12 +29,12 @@ class Probe:
     Nothing is read or checked until a :class:`ProbeSet` is made of the probe.
 
     Attributes:
-        image: a file, a PIL image or a uint8 RGB array ``[y, x, 3]``; alpha is dropped, EXIF orientation is applied.
-            Or a float tensor ``[3, y, x]`` of pixels that are already preprocessed for the model.
+        image: a file or its URL, a PIL image or a uint8 RGB array ``[y, x, 3]``; alpha is dropped, EXIF orientation is
+            applied. Or a float tensor ``[3, y, x]`` of pixels that are already preprocessed for the model.
         prompt: the text that the map explains.
         name: unique in its set, of the characters ``a-z0-9_.-``; by default derived from the file's name or the prompt.
         mask: where the object is, at the size of ``image``: an array or tensor ``[y, x]`` (not zero is object), or a
-            file or PIL image (not black is object).
+            file, its URL or a PIL image (not black is object).
         box: the object as ``(left, top, right, bottom)`` in pixels of ``image``, instead of a mask; ``right`` and
             ``bottom`` lie just outside.
         tokens: token ids ``[l]`` that are embedded instead of ``prompt``, or a mapping with ``input_ids`` and all else

@@ -6,15 +6,16 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TypeAlias, overload
 
 import numpy as np
 import torch
 from torch import Tensor
+from upath import UPath
 
-from clipcam_lightning.cam.decoding import ImageLike, PathLike
+from clipcam_lightning.cam.decoding import ImageLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.errors import ProbeError, SnapshotError, abridge
 from clipcam_lightning.probes.batch import ClassNames, find_images_and_prompts
 from clipcam_lightning.probes.batch_images import SizeFilter
@@ -23,6 +24,8 @@ from clipcam_lightning.probes.manifest import MANIFESTS, read_manifest
 from clipcam_lightning.probes.names import name_probes
 from clipcam_lightning.probes.prepared import PreparedProbes, prepare_probes
 from clipcam_lightning.probes.probe import LoadedProbe, Probe, TokensLike, name_tokens
+from clipcam_lightning.storage.paths import as_path
+from clipcam_lightning.storage.reading import is_folder
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "probe set"
@@ -37,13 +40,14 @@ class ProbeSet(Sequence[LoadedProbe]):
     if they hold the same pixels, prompts, masks and token ids in the same order, under whatever names.
 
     Args:
-        probes: :class:`Probe` objects or ``(image, prompt)`` pairs, at least one; or another set; or the path of a
-            manifest, of its folder, or of a file that :meth:`save` wrote. The manifest is ``probes.csv`` or
-            ``probes.jsonl`` with the columns ``image,prompt[,name,mask,box]``: paths are relative to the folder, a box
-            is ``left top right bottom`` in pixels.
+        probes: :class:`Probe` objects or ``(image, prompt)`` pairs, at least one; or another set; or the path or URL of
+            a manifest, of its folder, or of a file that :meth:`save` wrote. The manifest is ``probes.csv`` or
+            ``probes.jsonl`` with the columns ``image,prompt[,name,mask,box]``: paths are relative to the folder, or
+            URLs; a box is ``left top right bottom`` in pixels.
         places: what error messages call each probe of a sequence; by default "probe 1" and so on.
 
     Raises:
+        ConfigError: the URL cannot be opened.
         ProbeError: a probe or its manifest row cannot be used (the message says which and why), or two probes have
             one name.
         SnapshotError: the file is missing or damaged, or not a probe set.
@@ -62,12 +66,10 @@ class ProbeSet(Sequence[LoadedProbe]):
     """
 
     def __init__(self, probes: PathLike | Iterable[ProbeLike], *, places: Sequence[str] | None = None) -> None:
-        if not isinstance(probes, str | os.PathLike):
-            self._probes = _load_probes(probes, places)
-        elif os.path.isdir(probes) or Path(probes).name in MANIFESTS:  # noqa: PTH112 - pathlib's raises for long names
-            self._probes = _load_manifest(Path(probes))
+        if isinstance(probes, str | os.PathLike | UPath):
+            self._probes = _load_place(probes)
         else:
-            self._probes = _load_file(Path(probes))
+            self._probes = _load_probes(probes, places)
 
     @classmethod
     def from_batch(
@@ -185,13 +187,14 @@ class ProbeSet(Sequence[LoadedProbe]):
         """Write the set to one safetensors file, pixels included; ``ProbeSet(file)`` reads it.
 
         Args:
-            file: created or replaced; appears whole or not at all.
+            file: a path or URL; created or replaced, appears whole or not at all.
 
         Raises:
+            ConfigError: the URL cannot be opened.
             OSError: the file cannot be written.
         """
         tensors, rows = self.to_tensors()
-        save_tensors(Path(file), KIND, tensors, {"probes": rows, "digest": self.digest})
+        save_tensors(as_path(file), KIND, tensors, {"probes": rows, "digest": self.digest})
 
     def to_tensors(self) -> tuple[dict[str, Tensor], list[dict[str, str]]]:
         """Take the set apart for a file or a checkpoint.
@@ -238,13 +241,22 @@ def _require_probe(item: ProbeLike, place: str) -> Probe | LoadedProbe:
     return Probe(*item)
 
 
-def _load_manifest(place: Path) -> tuple[LoadedProbe, ...]:
+def _load_place(place: PathLike) -> tuple[LoadedProbe, ...]:
+    path = as_path(place)
+    try:
+        has_manifest = path.name in MANIFESTS or (place != "" and is_folder(path))
+    except OSError as error:
+        raise ProbeError(f"{abridge(path)} cannot be read: {error.strerror or error}.") from error
+    return _load_manifest(path) if has_manifest else _load_file(path)
+
+
+def _load_manifest(place: UPath) -> tuple[LoadedProbe, ...]:
     rows = read_manifest(place)
     probes = [Probe(row.image, row.prompt, row.name, row.mask, row.box) for row in rows]
     return _load_probes(probes, [row.place for row in rows])
 
 
-def _load_file(file: Path) -> tuple[LoadedProbe, ...]:
+def _load_file(file: UPath) -> tuple[LoadedProbe, ...]:
     tensors, metadata = load_tensors(file, KIND)
     try:
         probes = _load_probes(_probes_from(tensors, metadata["probes"]))

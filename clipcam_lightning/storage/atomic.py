@@ -17,6 +17,7 @@ from upath import UPath
 from upath.implementations.cloud import CloudPath
 
 from clipcam_lightning.cam.urls import read_url, store_errors
+from clipcam_lightning.storage.reading import exists
 
 WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of disks such as FAT
 
@@ -77,7 +78,7 @@ def write_new(path: Path | UPath, content: bytes) -> bool:
                 path.touch(exist_ok=False)
                 temporary.replace(path)
     except FileExistsError:
-        if _exists(path):
+        if exists(path):
             return False
         raise  # a file is in the way of a folder
     return True
@@ -152,11 +153,3 @@ def _upload(path: UPath, content: bytes, **mode: Any) -> None:
                 raise
             path.fs.makedirs(path.parent.path, exist_ok=True)
             path.fs.pipe_file(path.path, content, **mode)
-
-
-def _exists(path: Path | UPath) -> bool:
-    if isinstance(path, Path):
-        return os.path.lexists(path)
-    with store_errors(path):
-        path.fs.invalidate_cache(path.path)
-        return bool(path.fs.exists(path.path))

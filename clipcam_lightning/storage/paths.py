@@ -3,10 +3,9 @@
 import os
 from pathlib import Path, PurePath
 
-import fsspec
 from upath import UPath
 
-from clipcam_lightning.cam.urls import PathLike, is_url, open_url
+from clipcam_lightning.cam.urls import PathLike, is_url, open_url, require_whole_url
 from clipcam_lightning.errors import ConfigError, abridge
 
 
@@ -37,9 +36,8 @@ def as_path(place: PathLike) -> UPath:
     if is_url(text):
         path = open_url(text)
         return UPath(Path(path.path)) if path.protocol in ("file", "local") else path
-    local = Path(text)
-    _require_whole_url(local)
-    return UPath(local)
+    require_whole_url(text)  # otherwise a local folder named "s3:" would be made
+    return UPath(Path(text))  # not of the text, in which UPath would look for protocols
 
 
 def is_remote(path: PurePath | UPath) -> bool:
@@ -60,22 +58,19 @@ def join(folder: Path | UPath, place: str) -> UPath:
     if is_url(place):
         return as_path(place)
     if isinstance(folder, Path):
-        return UPath(folder / place)
+        return UPath(Path(os.fspath(folder), place))  # not with "/" of UPath, which refuses names such as "memory::a"
     if place.startswith("/"):
         raise ConfigError(
             f"{abridge(place)} is an absolute path, but {abridge(folder)} is no local folder; write a path relative "
             "to the folder, or a URL."
         )
-    return (folder / place).resolve()  # of "..", which a store would take for a name
-
-
-def _require_whole_url(path: Path) -> None:
-    """Refuse a URL of which ``pathlib`` has made a path; otherwise a local folder named ``s3:`` would be made."""
-    for i, part in enumerate(path.parts):
-        protocol = part[:-1].rpartition("::")[2]
-        if part.endswith(":") and len(protocol) > 1 and protocol in fsspec.available_protocols():
-            rest = "/".join(path.parts[i + 1 :])
-            raise ConfigError(
-                f"{abridge(path)} is not a URL, because pathlib removes a slash; give the URL as text: "
-                f"{abridge(f'{part}//{rest}')!r}."
-            )
+    path = folder
+    for part in place.split("/"):
+        if part == "..":  # which a store would take for a name
+            path = path.parent
+        elif part not in ("", "."):
+            try:
+                path = path / part
+            except ValueError as error:  # of a name such as "memory::cat.png"
+                raise ConfigError(f"{abridge(place)} cannot be a name in {abridge(folder)}: {error}.") from error
+    return path

@@ -1,27 +1,28 @@
 """Store tensors and JSON metadata in one safetensors file, without pickle."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
+from upath import UPath
 
 from clipcam_lightning.errors import SnapshotError, abridge
 from clipcam_lightning.storage.atomic import write_atomically
+from clipcam_lightning.storage.reading import is_file, read_bytes
 
 HEADER = "clipcam_lightning"
 VERSION = 1
 
 
-def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def save_tensors(path: Path | UPath, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and metadata to a file that appears whole or not at all.
 
     Args:
-        path: the file to create or replace.
+        path: the file to create or replace, on the local disk or in a store.
         kind: what the file holds, such as ``"snapshot"``; :func:`load_tensors` refuses any other kind.
         tensors: by name, on the CPU.
         metadata: values that JSON can represent, by name.
@@ -34,26 +35,27 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], metadata:
     write_atomically(path, save({key: value.contiguous() for key, value in tensors.items()}, {HEADER: header}))
 
 
-def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path | UPath, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file that :func:`save_tensors` wrote.
 
     Args:
-        path: the file to read.
+        path: the file to read, on the local disk or in a store.
         kind: what the file must hold.
 
     Returns:
         The tensors and the metadata, both by name.
 
     Raises:
-        SnapshotError: the file is missing or damaged, of another kind, or of another format version.
+        SnapshotError: the file is missing or damaged, of another kind, or of another format version; or its store
+            fails.
     """
-    if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises for a name that is too long
+    if isinstance(path, Path) and not is_file(path):
         raise SnapshotError(f"{abridge(path)} cannot be read as a {kind}: No such file.")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a method, not a dict's
+        tensors, header = _read_file(path) if isinstance(path, Path) else _parse(read_bytes(path))
         metadata = json.loads(header) if header else None
+    except OSError as error:
+        raise SnapshotError(f"{abridge(path)} cannot be read as a {kind}: {error.strerror or error}.") from error
     except Exception as error:  # a damaged file can raise almost anything, such as RecursionError for nested brackets
         raise SnapshotError(f"{path} cannot be read as a {kind}: {abridge(error)}") from error
     if not isinstance(metadata, dict) or metadata.get("kind") != kind:
@@ -65,3 +67,17 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             "update clipcam-lightning or write the file again."
         )
     return tensors, metadata
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Return the tensors and the JSON metadata of a local file, without a copy of the file in memory."""
+    with safe_open(path, framework="pt") as file:
+        header = (file.metadata() or {}).get(HEADER)
+        return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 - a method, not a dict's
+
+
+def _parse(content: bytes) -> tuple[dict[str, Tensor], str | None]:
+    """Return the tensors and the JSON metadata of all bytes of a file."""
+    tensors = load(content)  # refuses a damaged header
+    length = int.from_bytes(content[:8], "little")
+    return tensors, json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(HEADER)

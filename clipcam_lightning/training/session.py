@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.images import takes_size
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.towers.traced import TracedTower
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import ClipCamError, describe_error

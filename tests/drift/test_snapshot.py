@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from upath import UPath
 
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.probes.probe_set import ProbeSet
+from clipcam_lightning.storage.atomic import write_atomically
+from clipcam_lightning.storage.paths import as_path
+from clipcam_lightning.storage.reading import read_bytes
 from clipcam_lightning.storage.tensorfile import save_tensors
 
 INFO = SnapshotInfo(
@@ -200,3 +204,31 @@ def test_a_file_without_states_is_read() -> None:
     tensors, metadata = SNAPSHOT.to_tensors()
     del metadata["states"]
     assert Snapshot.from_tensors(tensors, metadata).states == SNAPSHOT.states
+
+
+def test_a_snapshot_in_a_store_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    SNAPSHOT.save("local")
+    SNAPSHOT.save(f"{store}/runs/s")
+
+    loaded = Snapshot.load(UPath(f"{store}/runs/s"))
+
+    assert read_bytes(as_path(f"{store}/runs/s")) == Path("local").read_bytes()
+    for name in TENSORS:
+        assert getattr(loaded, name).numpy().tobytes() == getattr(SNAPSHOT, name).numpy().tobytes(), name
+    assert (loaded.names, loaded.prompts, loaded.info) == (SNAPSHOT.names, SNAPSHOT.prompts, INFO)
+    assert [path.name for path in tmp_path.iterdir()] == ["local"]
+
+
+def test_a_damaged_file_in_a_store_is_refused(store: str) -> None:
+    SNAPSHOT.save(f"{store}/s")
+    content = read_bytes(as_path(f"{store}/s"))
+    save_tensors(as_path(f"{store}/other"), "probe set", *damaged())
+    for damage in (b"", content[:-1], content[:100], b"\0" * 8, content.replace(b"version", b"versiom")):
+        write_atomically(as_path(f"{store}/damaged"), damage)
+        with pytest.raises(SnapshotError, match=f"{store}/damaged"):
+            Snapshot.load(f"{store}/damaged")
+    with pytest.raises(SnapshotError, match=f"{store}/other is not a snapshot"):
+        Snapshot.load(f"{store}/other")
+    with pytest.raises(SnapshotError, match=f"{store}/none cannot be read as a snapshot: No such file or directory"):
+        Snapshot.load(f"{store}/none")

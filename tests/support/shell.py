@@ -110,7 +110,11 @@ def run_clipcam(
         check=False,
         preexec_fn=prepare,
         # A process that is prepared to fail may also fail to store its coverage.
-        env={name: value for name, value in ENVIRONMENT.items() if not (prepare and name.startswith("COV"))},
+        env={
+            name: value
+            for name, value in {**os.environ, **ENVIRONMENT}.items()
+            if not (prepare and name.startswith("COV"))
+        },
     )
 
 
