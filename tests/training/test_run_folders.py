@@ -1,0 +1,168 @@
+"""Every run keeps its files in a folder of its own: one after the other, resumed, crashed, and several at once."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from clipcam_lightning import ClipCamCallback, Snapshot
+from tests.support.faulty import tiny_module, two_probes
+from tests.support.modules import fit
+from tests.support.shell import files_in
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+def make_callback(**arguments: Any) -> ClipCamCallback:
+    return ClipCamCallback(two_probes(), method="gradcam", on_drift="log", on_error="raise", **arguments)
+
+
+def steps_in(folder: str | Path | None) -> list[int]:
+    """Steps in the history of a run, whose snapshots must all be there and whole."""
+    assert folder is not None
+    steps = [json.loads(line)["step"] for line in (Path(folder) / "history.jsonl").read_text().splitlines()]
+    for step in steps:
+        assert Snapshot.load(Path(folder) / f"step-{step:08d}.safetensors").info.step == step
+    return steps
+
+
+def contents_of(folder: Path) -> dict[Path, bytes]:
+    return {name: (folder / name).read_bytes() for name in files_in(folder)}
+
+
+LOGGERS: dict[str, Callable[[Path], Any]] = {
+    "no logger": lambda folder: False,
+    "tensorboard": lambda folder: TensorBoardLogger(folder, "", "same"),
+    "csv": lambda folder: CSVLogger(folder, "", "same"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory:UserWarning")  # of CSVLogger, whose own file is deleted
+@pytest.mark.parametrize("kind", LOGGERS)
+def test_a_second_run_touches_no_file_of_the_first(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = make_callback(), make_callback()
+    fit(tiny_module(), tmp_path, first, logger=LOGGERS[kind](tmp_path), default_root_dir=tmp_path)
+    folder = Path(str(first.directory))
+    before = contents_of(folder)
+    with caplog.at_level("INFO"):
+        fit(tiny_module(), tmp_path, second, logger=LOGGERS[kind](tmp_path), default_root_dir=tmp_path, max_epochs=1)
+    assert {name: content for name, content in contents_of(folder).items() if name in before} == before
+    assert second.directory == str(folder / "run_2")
+    assert (steps_in(first.directory), steps_in(second.directory)) == ([0, 4, 8], [0, 4])
+    lines = [record.message for record in caplog.records if "files of another run" in record.message]
+    assert lines == [
+        f"ClipCamCallback: {folder} holds the files of another run; those of this run are in {folder / 'run_2'}"
+    ]
+
+
+def test_versions_of_a_logger_are_folders_of_their_own(tmp_path: Path) -> None:
+    callbacks = [make_callback(), make_callback()]
+    for callback in callbacks:
+        fit(tiny_module(), tmp_path, callback, logger=CSVLogger(tmp_path, "birds"), max_epochs=1)
+    folders = [tmp_path / "birds" / f"version_{i}" / "clipcam" for i in range(2)]
+    assert [callback.directory for callback in callbacks] == [str(folder) for folder in folders]
+    assert [steps_in(folder) for folder in folders] == [[0, 4], [0, 4]]
+
+
+@pytest.mark.parametrize("kind", LOGGERS)
+def test_the_folder_lies_beside_the_checkpoints_of_lightning(kind: str, tmp_path: Path) -> None:
+    checkpoints, callback = ModelCheckpoint(), make_callback()
+    fit(
+        tiny_module(),
+        tmp_path,
+        callback,
+        checkpoints,
+        logger=LOGGERS[kind](tmp_path),
+        default_root_dir=tmp_path,
+        enable_checkpointing=True,
+        max_epochs=1,
+    )
+    assert Path(str(callback.directory)).parent == Path(str(checkpoints.dirpath)).parent
+
+
+def test_a_resumed_run_goes_on_in_its_own_folder_among_others(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    others = [make_callback(dirpath=folder) for _ in range(3)]
+    for callback in others:
+        trainer = fit(tiny_module(), tmp_path, callback, logger=False, max_epochs=1)
+        trainer.save_checkpoint(tmp_path / f"{len(list(tmp_path.glob('*.ckpt')))}.ckpt")
+    before = contents_of(folder / "run_3")
+    resumed = make_callback(dirpath=folder)
+    fit(tiny_module(), tmp_path, resumed, logger=False, max_epochs=2, ckpt_path=tmp_path / "1.ckpt")
+    assert resumed.directory == others[1].directory == str(folder / "run_2")
+    assert steps_in(folder / "run_2") == [0, 4, 8]
+    assert contents_of(folder / "run_3") == before
+    assert len(list(folder.glob("run_*"))) == 2
+
+
+def test_the_files_of_a_crashed_run_stay_whole_beside_those_of_the_next(tmp_path: Path) -> None:
+    class Crash(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                raise RuntimeError("on purpose")
+
+    crashed, following = make_callback(dirpath=tmp_path / "x"), make_callback(dirpath=tmp_path / "x")
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit(tiny_module(), tmp_path, crashed, Crash(), logger=False)
+    before = contents_of(tmp_path / "x")
+    fit(tiny_module(), tmp_path, following, logger=False)
+    assert steps_in(crashed.directory) == [0, 4]
+    assert steps_in(following.directory) == [0, 4, 8]
+    assert {name: (tmp_path / "x" / name).read_bytes() for name in before} == before
+
+
+def test_a_second_fit_of_one_run_goes_on_in_its_folder(tmp_path: Path) -> None:
+    callback, module = make_callback(dirpath=tmp_path / "x"), tiny_module()
+    fit(module, tmp_path, callback, logger=False, max_epochs=1)
+    fit(module, tmp_path, callback, logger=False, max_epochs=1)
+    assert callback.directory == str(tmp_path / "x")
+
+
+def test_one_callback_gives_each_of_two_models_a_folder(tmp_path: Path) -> None:
+    callback = make_callback(dirpath=tmp_path / "x")
+    folders = []
+    for _ in range(2):
+        fit(tiny_module(), tmp_path, callback, logger=False, max_epochs=1)
+        folders.append(callback.directory)
+    assert folders == [str(tmp_path / "x"), str(tmp_path / "x" / "run_2")]
+    assert [steps_in(folder) for folder in folders] == [[0, 4], [0, 4]]
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.support.modules import fit
+from tests.support.faulty import tiny_module
+from tests.training.test_run_folders import make_callback
+
+callback = make_callback(dirpath=sys.argv[1])
+fit(tiny_module(), Path(sys.argv[2]), callback, logger=False, default_root_dir=sys.argv[2])
+print(callback.directory)
+"""
+
+
+def test_four_runs_at_once_do_not_mix_their_files(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "x"), str(tmp_path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    folders = [program.communicate(timeout=300)[0].splitlines()[-1] for program in programs]
+    assert set(folders) == {str(tmp_path / "x"), *(str(tmp_path / "x" / f"run_{i}") for i in (2, 3, 4))}
+    for folder in folders:
+        assert steps_in(folder) == [0, 4, 8]
+    assert len({json.loads((Path(folder) / "run.json").read_text())["run"] for folder in folders}) == 4
