@@ -59,3 +59,11 @@ def test_a_training_without_lightning_is_monitored(name: str, tmp_path: Path) ->
 
     assert re.search(r"^no alarm at step 8; mean drift 0\.0", output, flags=re.M)
     assert re.search(r"^no alarm at step 16; mean drift 0\.0", output, flags=re.M)
+
+
+def test_a_sink_of_one_s_own_fills_a_database(tmp_path: Path) -> None:
+    output = output_of("add_a_sink.py", tmp_path)
+
+    lines = re.findall(r"^step (\d+): [\w-]+ drifted by (\d\.\d\d)$", output, flags=re.M)
+    assert len(lines) == 3
+    assert float(lines[0][1]) >= float(lines[1][1]) > 0

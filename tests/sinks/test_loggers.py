@@ -2,6 +2,9 @@
 
 import json
 import logging
+import subprocess
+import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +17,9 @@ from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogg
 from PIL import Image
 
 from clipcam_lightning import ClipCamCallback, ClipCamWarning, Evaluation, Sink
+from tests.support import wandb_ranks_program
 from tests.support.modules import FineTuning, events, fit
+from tests.support.shell import ENVIRONMENT
 
 wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
@@ -123,6 +128,18 @@ class TestWandb:
         evaluated = [row["trainer/global_step"] for row in rows if "clipcam/drift" in row]
         assert evaluated == ([0, 1, 2, 3, 4] if options else [0, 2, 4]) * 2
 
+    @pytest.mark.ranks
+    def test_of_two_ranks_the_first_alone_logs(self, tmp_path: Path) -> None:
+        command = [sys.executable, wandb_ranks_program.__file__, str(tmp_path)]
+        process = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False)
+        assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+        (run,) = tmp_path.glob("wandb/offline-run-*")
+        rows = [row for row in read_rows(run) if "clipcam/drift" in row]
+        assert [row["trainer/global_step"] for row in rows] == [0, 2, 4]
+        directories = {(tmp_path / f"rank-{rank}.txt").read_text() for rank in range(2)}
+        assert directories == {str(tmp_path / "birds" / run.name.split("-")[-1] / "clipcam")}
+        assert len(list(tmp_path.rglob("history.jsonl"))) == 1
+
     def test_metrics_of_single_probes_can_be_left_out(self, wandb_logger: WandbLogger, tmp_path: Path) -> None:
         fit(FineTuning(), tmp_path, make_callback(probe_metrics=False), logger=wandb_logger)
         wandb.finish()
@@ -173,9 +190,12 @@ def test_comet_gets_metrics_images_and_report(comet_logger: CometLogger, tmp_pat
     payloads = [message["payload"] for message in messages]
     drift = [each["metric"] for each in payloads if (each.get("metric") or {}).get("metricName") == "clipcam/drift"]
     assert [metric["step"] for metric in drift] == STEPS
+    assert callback.report is not None
+    assert drift[-1]["metricValue"] == pytest.approx(callback.report.drift)
     text = json.dumps(payloads)
-    assert text.count("clipcam/drift") >= len(STEPS)
-    assert "clipcam_contact_sheet/all_probes" in text
+    names = [f"clipcam/{probe.name}" for probe in callback.report.probes]
+    for name in (*names, "clipcam_contact_sheet/all_probes"):
+        assert text.count(f'"{name}') >= len(STEPS)
     assert "clipcam/report.html" in text
 
 
@@ -257,6 +277,22 @@ class TestLoggersOfUsers:
             (step, key, count) for step in STEPS for key, count in (("clipcam/panels", 4), ("clipcam/contact_sheet", 1))
         ]
         assert all(": a" in caption for caption in logger.images[0][3])
+
+    def test_the_training_does_not_wait_for_a_slow_logger(self, tmp_path: Path) -> None:
+        trained = threading.Event()
+
+        class SlowLogger(LoggerWithImages):
+            def log_image(self, *arguments: Any, **options: Any) -> None:
+                assert trained.wait(60), "the training waits"
+                super().log_image(*arguments, **options)
+
+        class AtTheEnd(pl.Callback):
+            def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+                trained.set()
+
+        logger = SlowLogger()
+        fit(FineTuning(), tmp_path, AtTheEnd(), make_callback(), logger=logger, default_root_dir=tmp_path, max_epochs=1)
+        assert [step for step, key, *_ in logger.images if key == "clipcam/panels"] == [0, 4]
 
     def test_a_logger_that_fails_is_warned_of_and_stops_nothing_else(self, tmp_path: Path) -> None:
         loggers = [FailingLogger(), PlainLogger(), TensorBoardLogger(tmp_path, "", "run")]
