@@ -137,7 +137,8 @@ def sensitivity(
 
     Args:
         model: any module that holds a CLIP, or a :class:`ClipModel`.
-        image: a file, a PIL image or a uint8 RGB array ``[y, x, 3]``; or model input, a float tensor ``[3, y, x]``.
+        image: a file or its URL, a PIL image or a uint8 RGB array ``[y, x, 3]``; or model input, a float tensor
+            ``[3, y, x]``.
         prompt: what is in the image.
         templates: at least two prompt templates, each with one ``{}`` for the thing.
         absent: prompts of things that are not in the image, as a control.

@@ -60,10 +60,10 @@ def explain(
     Args:
         model: any module that holds a CLIP (a LightningModule, an open_clip model, a compiled, DDP or PEFT wrapper),
             or a :class:`ClipModel`.
-        images: one image or several: files, PIL images or uint8 RGB arrays ``[y, x, 3]``, which go through the model's
-            own preprocessing; or model input, a float tensor ``[3, y, x]``, a list of them in any sizes, a batch
-            ``[n, 3, y, x]``, or the output of a transformers image processor. Most towers take model input of any size
-            and aspect in whole cells of the grid: positions are interpolated for the pass.
+        images: one image or several: files or their URLs, PIL images or uint8 RGB arrays ``[y, x, 3]``, which go
+            through the model's own preprocessing; or model input, a float tensor ``[3, y, x]``, a list of them in any
+            sizes, a batch ``[n, 3, y, x]``, or the output of a transformers image processor. Most towers take model
+            input of any size and aspect in whole cells of the grid: positions are interpolated for the pass.
         prompts: one string, ``p`` strings for every image, one list of ``p`` strings per image, or embeddings
             ``[p, d]`` or ``[n, p, d]``.
         method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in

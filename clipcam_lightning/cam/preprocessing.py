@@ -85,8 +85,8 @@ class Preprocessing:
         """Convert an image to model input: float32, resized and normalised.
 
         Args:
-            image: a file, a PIL image or a uint8 RGB array ``[y, x, 3]``; alpha is dropped, EXIF orientation is
-                applied. A float tensor ``[3, y, x]`` is model input already and is returned as it is.
+            image: a file or its URL, a PIL image or a uint8 RGB array ``[y, x, 3]``; alpha is dropped, EXIF orientation
+                is applied. A float tensor ``[3, y, x]`` is model input already and is returned as it is.
 
         Raises:
             ConfigError: the image cannot be read, or is something else.

@@ -18,6 +18,7 @@ from clipcam_lightning.storage.paths import as_path
 
 DESCRIPTION = """\
 See where a CLIP looks, and be told when that changes.
+Files and folders may be in a store of fsspec: s3://bucket/baseline.safetensors.
 
 Exit code: 0 passed, 1 attention drifted, 2 the input cannot be used, 130 interrupted.
 """

@@ -48,7 +48,7 @@ def evaluate(
     Args:
         model: any module that holds a CLIP, or a :class:`ClipModel`.
         probes: a :class:`ProbeSet`, or what it is made of.
-        baseline: a snapshot or its file; by default the evaluation is its own baseline.
+        baseline: a snapshot, its file or the URL of its file; by default the evaluation is its own baseline.
         max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
         false_alarm_rate: of these conditions, per evaluation, above 0 and at most 0.2.
         method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in

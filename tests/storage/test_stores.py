@@ -60,8 +60,10 @@ def test_what_another_process_wrote_is_seen_although_listings_are_cached(s3: str
     write_elsewhere(f"{s3}/a/f", "longer than before")
 
     assert len(store.ls(folder.path)) == 1  # the cache is as it was
-    assert read_bytes(folder / "new") == b"2"
     assert exists(folder / "new")
+    store.ls(folder.path)
+    write_elsewhere(f"{s3}/a/newer", "2")
+    assert read_bytes(folder / "newer") == b"2"
     assert read_bytes(folder / "f") == b"longer than before"
     append_line(folder / "new", "line")
     assert read_bytes(folder / "new") == b"line\n"
