@@ -1,7 +1,7 @@
 """Write evaluations to a place of your own: a class with a method ``write``.
 
-This sink keeps the metrics of each probe in a table of SQLite. One that sends something over a network would be wrapped,
-``BackgroundSink(DatabaseSink(...))``, so that the training does not wait for it.
+This sink keeps the metrics of each probe in a table of SQLite. One that sends something over a network would be
+wrapped, ``BackgroundSink(DatabaseSink(...))``, so that the training does not wait for it.
 
 Run it:  python examples/add_a_sink.py
 """
@@ -17,7 +17,11 @@ from clipcam_lightning.shapes_world import demo, trained_clip
 
 
 class DatabaseSink(Sink):
-    """Keeps one row per probe and evaluation."""
+    """Keeps one row per probe and evaluation.
+
+    Args:
+        file: of the database.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file

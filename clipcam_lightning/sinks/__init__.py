@@ -16,6 +16,7 @@ from clipcam_lightning.sinks.metrics import MetricsLogger, MetricsSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
 from clipcam_lightning.sinks.tensorboard_images import TensorBoardImageSink
 from clipcam_lightning.sinks.tensorboard_tab import TabSink
+from clipcam_lightning.storage.paths import is_remote
 from clipcam_lightning.storage.run_folder import RunFolder
 
 
@@ -35,7 +36,7 @@ class LoggingSettings:
 
 
 def make_sinks(loggers: Iterable[object], folder: RunFolder, settings: LoggingSettings) -> list[Sink]:
-    """Make the sinks of a run: metrics are written at once, images in background threads.
+    """Make the sinks of a run: metrics are written at once, images and what goes to a store in background threads.
 
     Args:
         loggers: of the Trainer or of Fabric, or writers of TensorBoard.
@@ -46,7 +47,10 @@ def make_sinks(loggers: Iterable[object], folder: RunFolder, settings: LoggingSe
         The sinks of the folder, and those of each logger.
     """
     draw = Drawer(settings.num_images)
-    sinks: list[Sink] = [FileSink(folder), BackgroundSink(ImageFileSink(folder, draw), first_at_once=True)]
+    files: Sink = FileSink(folder)
+    if is_remote(folder.base):
+        files = BackgroundSink(files, first_at_once=True)
+    sinks: list[Sink] = [files, BackgroundSink(ImageFileSink(folder, draw), first_at_once=True)]
     for logger in loggers:
         try:
             sinks += _sinks_of(logger, draw, settings)

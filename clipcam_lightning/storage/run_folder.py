@@ -2,16 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from itertools import count
 
 from upath import UPath
 
-from clipcam_lightning.cam.urls import read_url, store_errors
+from clipcam_lightning.cam.urls import store_errors
 from clipcam_lightning.storage.atomic import write_new
 from clipcam_lightning.storage.paths import is_remote
+from clipcam_lightning.storage.reading import is_folder, read_bytes
 
 RUN = "run.json"
 FILES_OF_A_RUN = (RUN, "history.jsonl", "contact_sheet.png", "report.html", "step-*.safetensors")
@@ -76,19 +76,17 @@ def _holds_files(folder: UPath) -> bool:
 def _id_in(folder: UPath) -> str | None:
     """Read the id of the run whose files a folder holds; ``None`` if there is none, or it cannot be made out."""
     try:
-        return str(json.loads(_read(folder / RUN))["run"])
+        return str(json.loads(read_bytes(folder / RUN))["run"])
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
 
 
-def _read(file: UPath) -> bytes:
-    return read_url(file) if is_remote(file) else file.read_bytes()
-
-
-def _list(folder: UPath) -> Iterator[UPath]:
+def _list(folder: UPath) -> list[UPath]:
     """List what is in a folder now; nothing if there is no such folder."""
-    if is_remote(folder):
-        with store_errors(folder):
-            folder.fs.invalidate_cache(folder.path)
-    if folder.is_dir():
-        yield from folder.iterdir()
+    if not is_folder(folder):
+        return []
+    if not is_remote(folder):
+        return list(folder.iterdir())
+    with store_errors(folder):
+        folder.fs.invalidate_cache(folder.path)
+        return list(folder.iterdir())

@@ -286,12 +286,13 @@ class TestLoggersOfUsers:
                 assert trained.wait(60), "the training waits"
                 super().log_image(*arguments, **options)
 
-        class AtTheEnd(pl.Callback):
-            def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        class AfterTheFirstBatch(pl.Callback):
+            def on_train_batch_end(self, *arguments: Any) -> None:
                 trained.set()
 
         logger = SlowLogger()
-        fit(FineTuning(), tmp_path, AtTheEnd(), make_callback(), logger=logger, default_root_dir=tmp_path, max_epochs=1)
+        options: dict[str, Any] = {"logger": logger, "default_root_dir": tmp_path, "max_epochs": 1}
+        fit(FineTuning(), tmp_path, AfterTheFirstBatch(), make_callback(), **options)
         assert [step for step, key, *_ in logger.images if key == "clipcam/panels"] == [0, 4]
 
     def test_a_logger_that_fails_is_warned_of_and_stops_nothing_else(self, tmp_path: Path) -> None:

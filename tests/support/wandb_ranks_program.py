@@ -1,6 +1,7 @@
 """A distributed training on two processes that logs to W&B, started by test_loggers.py.
 
-``python tests/support/wandb_ranks_program.py FOLDER`` writes the folder that each rank knows to ``FOLDER/rank-<n>.txt``.
+``python tests/support/wandb_ranks_program.py FOLDER`` writes the run's folder, as each rank has it, to
+``FOLDER/rank-<n>.txt``.
 """
 
 import sys

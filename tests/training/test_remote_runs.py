@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import fsspec
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from clipcam_lightning import ClipCamCallback, ClipCamWarning, Snapshot
+from clipcam_lightning import BackgroundSink, ClipCamCallback, ClipCamWarning, Snapshot
 from clipcam_lightning.storage.paths import as_path
 from tests.support.faulty import tiny_module, two_probes
 from tests.support.modules import fit
@@ -44,6 +45,12 @@ def steps_in(url: str | None) -> list[int]:
     for step in steps:
         assert Snapshot.load(folder / f"step-{step:08d}.safetensors").info.step == step
     return steps
+
+
+def wait_for_writes(callback: ClipCamCallback) -> None:
+    for sink in callback.monitor.sinks if callback.monitor else ():
+        if isinstance(sink, BackgroundSink) and sink._in_flight is not None:
+            wait([sink._in_flight])
 
 
 def test_all_files_of_a_fit_are_in_the_store(store: str, tmp_path: Path) -> None:
@@ -94,6 +101,7 @@ def test_a_store_that_fails_is_warned_of_once_and_tried_again(tmp_path: Path) ->
 
     class Outage(ClipCamCallback):
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            wait_for_writes(self)
             BrokenStore.failing = {"pipe_file"} if trainer.current_epoch in (1, 2) else set()
 
     callback = Outage(two_probes(), method="gradcam", on_drift="log", dirpath="broken://runs")
@@ -116,6 +124,7 @@ def test_a_store_that_cannot_be_reached_at_first_gets_the_later_evaluations(tmp_
 
     class Recovery(ClipCamCallback):
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            wait_for_writes(self)
             if trainer.current_epoch == 1:
                 BrokenStore.failing = set()
 
