@@ -257,7 +257,7 @@ class ClipCamCallback(Callback):
     @property
     def directory(self) -> str | None:
         """Folder or URL of the run's files, on every rank; ``None`` before the first evaluation is written."""
-        return self._directory
+        return self._folder.claimed if self._folder else self._directory
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

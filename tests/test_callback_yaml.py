@@ -11,7 +11,7 @@ from PIL import Image
 from clipcam_lightning import ClipCamCallback, Contrast, Snapshot
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes
-from tests.support.modules import ModuleWithoutTokenizer, OwnTower, PairsModule
+from tests.support.modules import ModuleWithoutTokenizer, OwnTower, PairsModule, SilentSink
 
 CONFIG = """
 seed_everything: false
@@ -47,6 +47,9 @@ trainer:
         on_drift: log
         num_probes: 4
         num_images: 6
+        probe_metrics: true
+        sinks:
+        - class_path: tests.support.modules.SilentSink
         clip: model
         tokenizer:
           class_path: clipcam_lightning.shapes_world.WordTokenizer
@@ -96,6 +99,7 @@ def test_every_argument_can_be_given_in_yaml(config: Path, tmp_path: Path, monke
     assert isinstance(tokenizer := attributes.pop("tokenizer"), WordTokenizer)
     assert tokenizer.context_length == 12
     assert list(attributes.pop("towers")) == [OwnTower]
+    assert [type(sink) for sink in attributes.pop("sinks")] == [SilentSink]
     for name, value in attributes.items():
         expected = arguments[name]
         if isinstance(expected, list):

@@ -1,5 +1,6 @@
 """The sinks of a run: which are made, and that one that fails does not stop another."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,10 @@ def images_in(folder: Path) -> list[str]:
 
 def test_each_logger_gets_what_it_can_show(tmp_path: Path) -> None:
     loggers = [TensorBoardLogger(tmp_path, "", "run"), CSVLogger(tmp_path), object()]
+    without = make_sinks([], folder_in(tmp_path), LoggingSettings())
     sinks = make_sinks(loggers, folder_in(tmp_path), LoggingSettings())
     board = ["TensorBoardSink", "TabSink", "TensorBoardImageSink"]
-    assert names_of(sinks) == ["FileSink", "ImageFileSink", *board, "MetricsSink"]
+    assert Counter(names_of(sinks)) - Counter(names_of(without)) == Counter([*board, "MetricsSink"])
     for sink in sinks:
         sink.close()
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from clipcam_lightning.cam.towers.open_clip import OpenClipViT
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, model_input
 from clipcam_lightning.shapes_world.scenes import Scenes, draw_scenes
 
@@ -106,6 +107,13 @@ class ModuleWithoutTokenizer(FineTuning):
     def __init__(self) -> None:
         super().__init__()
         del self.tokenizer
+
+
+class SilentSink(Sink):
+    """A sink of a user that writes nothing."""
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Write nothing."""
 
 
 class OwnTower(OpenClipViT):
