@@ -38,7 +38,7 @@ ONE_OBJECT_SHARE = 0.6  # of the steps; after these, images with two objects joi
 MAX_SHIFT = 4  # pixels by which a batch is moved
 HELD_OUT, HELD_OUT_SEED = 400, 4242  # scenes to measure retrieval accuracy on
 MIN_ACCURACY = 0.8
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3)
 DEEP_SEEDS, DEEP_WORLD = (0,), "shapes"  # of the towers with 8 blocks
 
 

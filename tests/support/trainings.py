@@ -1,5 +1,6 @@
 """Trainings of a very small CLIP in all the ways that users train, and digests of everything that one leaves behind."""
 
+import csv
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -197,6 +198,16 @@ class Training:
         return training_state(trainer, getattr(module, "_orig_mod", module))
 
 
+def read_log(file: Path) -> list[dict[str, str]]:
+    """Read what a training logged to a CSV file, without what the callback adds."""
+    with file.open(newline="") as lines:
+        rows = [
+            {name: value for name, value in row.items() if value and "clipcam" not in name}
+            for row in csv.DictReader(lines)
+        ]
+    return [row for row in rows if row.keys() - {"step"}]
+
+
 def training_state(trainer: Any, module: nn.Module) -> dict[str, str]:
     """Digest everything that a training leaves behind.
 
@@ -222,7 +233,7 @@ def training_state(trainer: Any, module: nn.Module) -> dict[str, str]:
             "numpy": np.random.get_state(),
             "python": repr(random.getstate()),
         },
-        "log": log.read_text().splitlines() if log.exists() else [],  # one line per step, with all digits of the loss
+        "log": read_log(log) if log.exists() else [],  # one line per step, with all digits of the loss
         "steps": trainer.global_step,
         "compiled": counters["stats"]["unique_graphs"] > 0,
     }
