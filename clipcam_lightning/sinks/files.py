@@ -52,14 +52,16 @@ class ImageFileSink(Sink):
         Raises:
             Exception: one of them could not be written; the other one is.
         """
+        self._without_report = None
         with ExitStack() as stack:  # calls all that it holds, even if one of them raises
             if evaluation.report.alarm:
                 stack.callback(self._write_report, evaluation)
             stack.callback(self._write_sheet, evaluation)
-            self._without_report = None if evaluation.report.alarm else evaluation
+        if not evaluation.report.alarm:
+            self._without_report = evaluation
 
     def close(self) -> None:
-        """Write the report of the last evaluation, if that was no alarm.
+        """Write the report of the last evaluation, if that was no alarm and could be written.
 
         Raises:
             Exception: it could not be written.

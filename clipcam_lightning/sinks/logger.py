@@ -37,13 +37,14 @@ class LoggerSink(Sink):
         subject = evaluation.report.subject
         is_new = subject is not None and subject != self._subject
         self._subject = subject
-        self._without_report = None if is_new else evaluation
+        self._without_report = None
         self.log(self.draw(evaluation), with_report=is_new)
+        self._without_report = None if is_new else evaluation
         if is_new:
             self.notify(str(evaluation.report))
 
     def close(self) -> None:
-        """Log the report of the last evaluation, if it was not logged with it.
+        """Log the report of the last evaluation, if that could be logged and its report was not.
 
         Raises:
             Exception: the logger failed.

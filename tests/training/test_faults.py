@@ -84,9 +84,9 @@ def warnings_of(folder: Path, plain: dict[str, Tensor], *callbacks: pl.Callback,
     return [str(warning.message) for warning in caught if warning.category is ClipCamWarning]
 
 
-def without_contact_sheet(messages: list[str]) -> list[str]:
-    """Leave out the warning of a contact sheet that a thread was writing when its folder disappeared."""
-    return [message for message in messages if "contact_sheet" not in message]
+def without_images(messages: list[str]) -> list[str]:
+    """Leave out the warning of an image or report that a thread was writing when its folder disappeared."""
+    return [message for message in messages if "contact_sheet" not in message and "report.html" not in message]
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -100,7 +100,7 @@ def snapshots_in(folder: Path) -> list[int]:
     """Read the steps of the snapshots in a folder, and check that it holds nothing but whole files of evaluations."""
     names = {path.name for path in folder.iterdir()}
     snapshots = sorted(name for name in names if name.startswith("step-"))
-    assert names <= {*snapshots, "history.jsonl", "contact_sheet.png"}
+    assert names <= {*snapshots, "run.json", "history.jsonl", "contact_sheet.png", "report.html"}
     return [Snapshot.load(folder / name).info.step for name in snapshots]
 
 
@@ -207,7 +207,7 @@ class TestDisk:
             aside.rename(evaluations)
 
         callbacks = Disturbance(4, replace, restore), make_callback(dirpath=evaluations)
-        (message,) = without_contact_sheet(warnings_of(tmp_path, plain, *callbacks))
+        (message,) = without_images(warnings_of(tmp_path, plain, *callbacks))
 
         assert "an evaluation could not be written" in message
         assert snapshots_in(evaluations) == steps_in(evaluations) == [0, 2, 6]
@@ -218,21 +218,27 @@ class TestDisk:
 
         messages = warnings_of(tmp_path, plain, deletion, make_callback(dirpath=evaluations))
 
-        assert without_contact_sheet(messages) == []
+        assert without_images(messages) == []
         assert snapshots_in(evaluations) == steps_in(evaluations) == [4, 6]
 
-    def test_with_lines_of_another_run_and_no_room_for_the_first_snapshot(
-        self, plain: dict[str, Tensor], tmp_path: Path
-    ) -> None:
+    def test_with_lines_of_another_run(self, plain: dict[str, Tensor], tmp_path: Path) -> None:
         evaluations = tmp_path / "evaluations"
         evaluations.mkdir()
         (evaluations / "history.jsonl").write_text('{"step": 99}\n')
-        (evaluations / "step-00000000.safetensors").mkdir()
 
-        (message,) = warnings_of(tmp_path, plain, make_callback(dirpath=evaluations))
+        assert warnings_of(tmp_path, plain, make_callback(dirpath=evaluations)) == []
+
+        assert (evaluations / "history.jsonl").read_text() == '{"step": 99}\n'
+        assert snapshots_in(evaluations / "run_2") == steps_in(evaluations / "run_2") == STEPS
+
+    def test_with_no_room_for_one_snapshot(self, plain: dict[str, Tensor], tmp_path: Path) -> None:
+        evaluations, other = tmp_path / "evaluations", tmp_path / "evaluations" / "step-00000002.safetensors"
+        in_the_way = Disturbance(2, other.mkdir, other.rmdir)
+
+        (message,) = warnings_of(tmp_path, plain, in_the_way, make_callback(dirpath=evaluations))
 
         assert "is not a file" in message
-        assert steps_in(evaluations) == [2, 4, 6]
+        assert snapshots_in(evaluations) == steps_in(evaluations) == [0, 4, 6]
 
     def test_with_on_error_raise(self, tmp_path: Path) -> None:
         (tmp_path / "evaluations").write_text("in the way")
@@ -489,7 +495,8 @@ class TestResume:
         assert [entry.step for entry in again.history] == [4, 6]
         assert again.monitor.baseline is not None
         assert again.monitor.baseline.info.step == 4
-        assert steps_in(tmp_path / "run" / "clipcam") == [4, 6]
+        assert steps_in(tmp_path / "run" / "clipcam") == [0, 2, 4]
+        assert steps_in(tmp_path / "run" / "clipcam" / "run_2") == [4, 6]
 
     @pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES)
     def test_with_a_state_that_cannot_be_used(
@@ -526,9 +533,11 @@ def test_files_and_metrics_do_not_depend_on_the_clock(tmp_path: Path, monkeypatc
 
     monkeypatch.undo()
     steady, jumping = (tmp_path / each / "run" / "clipcam" for each in ("steady", "jumping"))
-    assert {path.name: path.read_bytes() for path in steady.iterdir()} == {
-        path.name: path.read_bytes() for path in jumping.iterdir()
-    }
+    contents = [
+        {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "run.json"}
+        for folder in (steady, jumping)
+    ]
+    assert contents[0] == contents[1]
     values = [
         [(event.step, event.value) for event in events(tmp_path / each).Scalars("clipcam/drift")]
         for each in ("steady", "jumping")
