@@ -227,7 +227,7 @@ class ClipCamCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         # Lightning sets `log` and `log_dict` to methods of the module, and a weak reference cannot be pickled.
         state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        return {**state, "_module": None}
+        return {**state, "_module": None, "_folder": None, "_directory": None}
 
     @property
     @override
@@ -280,7 +280,7 @@ class ClipCamCallback(Callback):
             self._forget()
         self._module = ref(pl_module)
         self._session.begin(trainer.world_size)
-        self._directory = None
+        self._folder = self._directory = None
         self._base = self._session.ranks.on_rank_zero(partial(resolve_folder, trainer, self.dirpath, self._root))
         if not may_build_layers_later(pl_module):
             self._find_clip(trainer, pl_module)

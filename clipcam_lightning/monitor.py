@@ -213,6 +213,8 @@ class ClipCamMonitor:
             SnapshotError: the state is of a later version, or damaged.
         """
         self._monitor.restore(state)
+        if self._monitor.sinks:  # they write to the folder of the run before
+            self.close()
 
     def close(self) -> None:
         """Wait until everything is written, and release the model. The monitor can be used again."""

@@ -85,7 +85,8 @@ class Monitor:
         self._prepared: tuple[ClipModel, PreparedProbes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "sinks": [], "_prepared": None}  # a copy has no model and writes nowhere
+        # A copy has no model, writes nowhere, and is another run: it must not write to the folder of this one.
+        return {**vars(self), "sinks": [], "_prepared": None, "run_id": uuid4().hex}
 
     def evaluate(self, explainer: Explainer, *, step: int, epoch: int) -> Outcome:
         """Explain the probes, compare them with the baseline, and pass the evaluation to the sinks.
@@ -173,7 +174,7 @@ class Monitor:
             if "baseline" in state:
                 baseline = Snapshot.from_tensors(state["baseline"]["tensors"], state["baseline"]["metadata"])
                 _require_same_probes("the checkpoint", baseline, self.probes)
-            run_id = str(state["run_id"])
+            run_id = str(state.get("run_id", self.run_id))
             history = [HistoryEntry.from_state(entry) for entry in state["history"]]
             means = {name: float(state["metrics"].get(name, value)) for name, value in self.metrics.items()}
             parts = (part for each in history for part in (each.maps, each.drift, each.flagged, each.states))

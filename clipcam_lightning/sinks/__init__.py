@@ -94,12 +94,13 @@ def _sinks_of(logger: object, draw: Drawer, settings: LoggingSettings) -> list[S
         ]
     if (found := _find_sink(experiment)) is not None:
         kind, is_per_probe = found
-        return [BackgroundSink(kind(logger, root, is_per_probe if per_probe is None else per_probe, draw))]
+        sink = kind(logger, root, is_per_probe if per_probe is None else per_probe, draw)
+        return [BackgroundSink(sink, first_at_once=True)]
     sinks: list[Sink] = []
     if isinstance(logger, MetricsLogger):
         sinks.append(MetricsSink(logger, root, bool(per_probe)))
     if callable(getattr(logger, "log_image", None)):
-        sinks.append(BackgroundSink(LogImageSink(logger, root, draw)))
+        sinks.append(BackgroundSink(LogImageSink(logger, root, draw), first_at_once=True))
     return sinks
 
 

@@ -55,7 +55,7 @@ class BackgroundSink(Sink):
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="clipcam")
         self._in_flight = self._thread.submit(self.sink.write, evaluation)
         if error is not None:
-            raise error
+            raise _as_exception(error)
 
     def close(self) -> None:
         """Wait until everything is written, at most ten minutes, then close the sink.
@@ -70,7 +70,7 @@ class BackgroundSink(Sink):
             self._thread = None
         self.sink.close()
         if error is not None:
-            raise error
+            raise _as_exception(error)
 
     def _wait(self, patience: float) -> BaseException | None:
         """Wait for the evaluation in flight.
@@ -86,3 +86,8 @@ class BackgroundSink(Sink):
             raise TimeoutError(f"the previous evaluation is still being written after {patience:g} s") from timeout
         self._in_flight = None
         return error
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """Keep a client that calls ``sys.exit`` in its thread from ending the training."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")

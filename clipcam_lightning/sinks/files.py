@@ -71,7 +71,9 @@ class ImageFileSink(Sink):
             self._write_report(last)
 
     def _write_sheet(self, evaluation: Evaluation) -> None:
-        write_atomically(self.folder.path / CONTACT_SHEET, self.draw(evaluation).sheet_png)
+        sheet = self.draw(evaluation).sheet_png
+        write_atomically(self.folder.path / CONTACT_SHEET, sheet)
 
     def _write_report(self, evaluation: Evaluation) -> None:
-        write_atomically(self.folder.path / REPORT, self.draw(evaluation).report.encode())
+        report = self.draw(evaluation).report.encode()
+        write_atomically(self.folder.path / REPORT, report)

@@ -36,9 +36,9 @@ class LoggerSink(Sink):
         """
         subject = evaluation.report.subject
         is_new = subject is not None and subject != self._subject
-        self._subject = subject
         self._without_report = None
         self.log(self.draw(evaluation), with_report=is_new)
+        self._subject = subject
         self._without_report = None if is_new else evaluation
         if is_new:
             self.notify(str(evaluation.report))

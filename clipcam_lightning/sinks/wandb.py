@@ -17,9 +17,9 @@ TILES = ("input", "baseline", "now", "change")
 class WandbSink(LoggerSink):
     """Logs each evaluation in one row: metrics, panels, contact sheet and a table of the probes.
 
-    One row, because ``run.log`` counts a step of its own at each call: a second call could pass the step that the
-    user's code gives next, and W&B would drop that row. The row has ``trainer/global_step``, against which W&B plots
-    all that Lightning logs.
+    One row, because ``run.log`` counts a step of its own at each call, also when Lightning calls it. The row has
+    ``trainer/global_step``, against which W&B plots all that Lightning logs. Code that gives ``run.log`` a ``step`` of
+    its own beside that loses rows whose step W&B has passed already.
     """
 
     def log(self, drawings: Drawings, *, with_report: bool) -> None:

@@ -5,12 +5,14 @@ import re
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from itertools import count
+from pathlib import Path
+from threading import Lock
 
 from upath import UPath
 
 from clipcam_lightning.cam.urls import store_errors
 from clipcam_lightning.storage.atomic import write_new
-from clipcam_lightning.storage.paths import is_remote
+from clipcam_lightning.storage.paths import as_path, is_remote
 from clipcam_lightning.storage.reading import is_folder, read_bytes
 
 RUN = "run.json"
@@ -29,9 +31,10 @@ class RunFolder:
     """
 
     def __init__(self, base: UPath, run_id: str) -> None:
-        self.base = base
+        self.base = base if is_remote(base) else as_path(Path(str(base)).absolute())  # a training may change its folder
         self.run_id = run_id
         self._path: UPath | None = None
+        self._lock = Lock()
 
     @property
     def claimed(self) -> str | None:
@@ -45,9 +48,10 @@ class RunFolder:
         Raises:
             OSError: the folder cannot be read or made; the next access tries again.
         """
-        if self._path is None:
-            self._path = _claim(self.base, self.run_id)
-        return self._path
+        with self._lock:
+            if self._path is None:
+                self._path = _claim(self.base, self.run_id)
+            return self._path
 
 
 def _claim(base: UPath, run_id: str) -> UPath:
@@ -60,7 +64,8 @@ def _claim(base: UPath, run_id: str) -> UPath:
         folder = base if number == 1 else base / f"run_{number}"
         if _holds_files(folder):
             continue
-        if write_new(folder / RUN, json.dumps(content).encode()):  # else a run that began at the same time was faster
+        # Where it is not new, a run that began at the same time was faster, or the answer to a first try was lost.
+        if write_new(folder / RUN, json.dumps(content).encode()) or _id_in(folder) == run_id:
             return folder
     raise AssertionError("count() does not end")
 
@@ -70,14 +75,17 @@ def _numbered(base: UPath) -> list[UPath]:
 
 
 def _holds_files(folder: UPath) -> bool:
-    return any(fnmatch(file.name, pattern) for file in _list(folder) for pattern in FILES_OF_A_RUN)
+    try:
+        return any(fnmatch(file.name, pattern) for file in _list(folder) for pattern in FILES_OF_A_RUN)
+    except PermissionError:  # it is somebody else's
+        return True
 
 
 def _id_in(folder: UPath) -> str | None:
     """Read the id of the run whose files a folder holds; ``None`` if there is none, or it cannot be made out."""
     try:
         return str(json.loads(read_bytes(folder / RUN))["run"])
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -283,17 +283,29 @@ class TestLoggersOfUsers:
 
         class SlowLogger(LoggerWithImages):
             def log_image(self, *arguments: Any, **options: Any) -> None:
-                assert trained.wait(60), "the training waits"
+                if len(self.images) >= 2:  # the first evaluation, two calls, is written at once
+                    assert trained.wait(60), "the training waits"
                 super().log_image(*arguments, **options)
 
-        class AfterTheFirstBatch(pl.Callback):
-            def on_train_batch_end(self, *arguments: Any) -> None:
-                trained.set()
+        class InTheSecondEpoch(pl.Callback):
+            def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+                if trainer.current_epoch == 1:
+                    trained.set()
 
         logger = SlowLogger()
-        options: dict[str, Any] = {"logger": logger, "default_root_dir": tmp_path, "max_epochs": 1}
-        fit(FineTuning(), tmp_path, AfterTheFirstBatch(), make_callback(), **options)
-        assert [step for step, key, *_ in logger.images if key == "clipcam/panels"] == [0, 4]
+        options: dict[str, Any] = {"logger": logger, "default_root_dir": tmp_path}
+        fit(FineTuning(), tmp_path, InTheSecondEpoch(), make_callback(), **options)
+        assert [step for step, key, *_ in logger.images if key == "clipcam/panels"] == STEPS
+
+    def test_a_logger_that_cannot_say_where_it_writes_leaves_the_default_folder(self, tmp_path: Path) -> None:
+        class Lost(PlainLogger):
+            @property
+            def version(self) -> int | str | None:
+                raise ConnectionError("no server")
+
+        callback = make_callback()
+        fit(FineTuning(), tmp_path, callback, logger=Lost(), default_root_dir=tmp_path, max_epochs=1)
+        assert callback.directory == str(tmp_path / "clipcam")
 
     def test_a_logger_that_fails_is_warned_of_and_stops_nothing_else(self, tmp_path: Path) -> None:
         loggers = [FailingLogger(), PlainLogger(), TensorBoardLogger(tmp_path, "", "run")]

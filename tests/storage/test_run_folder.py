@@ -73,3 +73,20 @@ def test_a_folder_that_cannot_be_made_is_tried_again(tmp_path: Path) -> None:
     assert folder.claimed is None
     (tmp_path / "file").unlink()
     assert str(folder.path) == folder.claimed == str(tmp_path / "file" / "runs")
+
+
+def test_a_folder_stays_in_place_if_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(as_path("runs"), "a")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert str(folder.path) == str(tmp_path / "runs")
+
+
+def test_threads_that_claim_at_once_get_one_folder(memory: str) -> None:
+    folder = RunFolder(as_path(f"{memory}/runs"), "a")
+    with ThreadPoolExecutor(8) as threads:
+        paths = list(threads.map(lambda _: str(folder.path), range(8)))
+    assert set(paths) == {f"{memory}/runs"}

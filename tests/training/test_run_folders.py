@@ -1,5 +1,6 @@
 """Every run keeps its files in a folder of its own: one after the other, resumed, crashed, and several at once."""
 
+import copy
 import json
 import os
 import subprocess
@@ -135,6 +136,15 @@ def test_one_callback_gives_each_of_two_models_a_folder(tmp_path: Path) -> None:
         folders.append(callback.directory)
     assert folders == [str(tmp_path / "x"), str(tmp_path / "x" / "run_2")]
     assert [steps_in(folder) for folder in folders] == [[0, 4], [0, 4]]
+
+
+def test_a_copy_of_a_callback_is_another_run(tmp_path: Path) -> None:
+    callback = make_callback(dirpath=tmp_path / "x")
+    fit(tiny_module(), tmp_path, callback, logger=False, max_epochs=1)
+    before, copied = contents_of(tmp_path / "x"), copy.deepcopy(callback)
+    fit(tiny_module(), tmp_path, copied, logger=False, max_epochs=1)
+    assert copied.directory == str(tmp_path / "x" / "run_2")
+    assert {name: (tmp_path / "x" / name).read_bytes() for name in before} == before
 
 
 PROGRAM = """
