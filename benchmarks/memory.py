@@ -65,8 +65,8 @@ def growth(evaluations: int, probes: int = 8) -> Growth:
             assert not problems, problems
             if step % SETTLED == 0:
                 for sink in monitor.sinks:  # images that are being drawn are not growth
-                    if isinstance(sink, BackgroundSink) and sink._in_flight is not None:
-                        sink._in_flight.result()
+                    if isinstance(sink, BackgroundSink):
+                        sink.wait(sink.patience)
                 resident.append(round(resident_megabytes(), 2))
         problems = monitor.close()
         assert not problems, problems

@@ -14,16 +14,15 @@ from typing_extensions import override
 from upath import UPath
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
-from clipcam_lightning.cam.decoding import PathLike
-from clipcam_lightning.cam.encoders import EncodeImage, EncoderPair, EncodeText
+from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
-from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.cam.model import Tokenizer
 from clipcam_lightning.cam.settings import MapSettings
-from clipcam_lightning.cam.targets import Contrast, LogSoftmax, TargetLike, target_of
+from clipcam_lightning.cam.targets import TargetLike, require_negatives
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.cam.towers.traced import TracedTower
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
@@ -41,12 +40,13 @@ from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.batch import ClassNames
 from clipcam_lightning.probes.probe_set import ProbesLike
-from clipcam_lightning.sinks import LoggingSettings, make_sinks, name_loggers_without_images
+from clipcam_lightning.sinks import LoggingSettings, make_sinks
 from clipcam_lightning.sinks.files import REPORT
 from clipcam_lightning.storage.run_folder import RunFolder
+from clipcam_lightning.training.announcement import announce
 from clipcam_lightning.training.folder import resolve_folder
 from clipcam_lightning.training.session import Session
-from clipcam_lightning.training.support import may_build_layers_later, unsupported_reason
+from clipcam_lightning.training.support import count_steps, list_owners, may_build_layers_later, unsupported_reason
 
 
 @dataclass
@@ -173,7 +173,7 @@ class ClipCamCallback(Callback):
         require_choice("on_error", on_error, ("warn", "raise"))
         if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)):
             raise ConfigError(f"name must be letters, digits, '.', '-' and '_' (got {name!r}).")
-        _require_negatives(target)
+        require_negatives(target)
         self.probes = probes
         self.method = method
         self.layers = layers
@@ -315,7 +315,7 @@ class ClipCamCallback(Callback):
     ) -> None:
         if trainer.sanity_checking and trainer.is_global_zero and self._fit.evaluates:
             # If it fails, training's first batch is tried: only that may hold text.
-            self._session.take_probes(batch, _list_owners(trainer))
+            self._session.take_probes(batch, list_owners(trainer))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -325,7 +325,7 @@ class ClipCamCallback(Callback):
         if self._fit.evaluates and (note := self._session.describe_doubt(pl_module)):
             self._warn_once(note)
         if self._fit.evaluations:  # resumed
-            self._fit.evaluated_at = _count_steps(trainer)
+            self._fit.evaluated_at = count_steps(trainer)
         elif self._session.has_probes():
             self._evaluate(trainer)
 
@@ -335,7 +335,7 @@ class ClipCamCallback(Callback):
             return
         self._fit.tried_batch = True
         if trainer.is_global_zero:
-            self._fit.problem = self._session.take_probes(batch, _list_owners(trainer))
+            self._fit.problem = self._session.take_probes(batch, list_owners(trainer))
         self._share_problem()
         if self._session.has_probes():
             self._evaluate(trainer)
@@ -347,7 +347,7 @@ class ClipCamCallback(Callback):
         every = self.every_n_train_steps
         if not every or not self._fit.evaluates or not self._fit.evaluations:
             return
-        if _count_steps(trainer) // every != self._fit.evaluated_at // every:
+        if count_steps(trainer) // every != self._fit.evaluated_at // every:
             self._evaluate(trainer)
 
     @override
@@ -357,7 +357,7 @@ class ClipCamCallback(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._fit.logged_at != _count_steps(trainer):  # no validation, or steps were taken since
+        if self._fit.logged_at != count_steps(trainer):  # no validation, or steps were taken since
             self._end_epoch(trainer, pl_module)
 
     @override
@@ -393,9 +393,9 @@ class ClipCamCallback(Callback):
         if not self._fit.logs:
             return
         due = not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if due and self._fit.evaluations and _count_steps(trainer) != self._fit.evaluated_at:
+        if due and self._fit.evaluations and count_steps(trainer) != self._fit.evaluated_at:
             self._evaluate(trainer)
-        self._fit.logged_at = _count_steps(trainer)
+        self._fit.logged_at = count_steps(trainer)
         for metric, value in self._fit.metrics.items():
             # Not to the logger: a sink writes them there, at the same step as the images.
             name = f"{self._root}/{metric}"
@@ -404,12 +404,12 @@ class ClipCamCallback(Callback):
     def _evaluate(self, trainer: Trainer) -> None:
         """Evaluate with all ranks, and act on the outcome on each of them."""
         sinks = partial(self._make_sinks, trainer)
-        outcome = self._session.evaluate(sinks, step=_count_steps(trainer), epoch=trainer.current_epoch)
+        outcome = self._session.evaluate(sinks, step=count_steps(trainer), epoch=trainer.current_epoch)
         self._share_directory()
         if not self._fit.evaluations:
             self._announce()
         self._fit.evaluations += 1
-        self._fit.evaluated_at = _count_steps(trainer)
+        self._fit.evaluated_at = count_steps(trainer)
         self._fit.metrics = outcome.metrics or self._fit.metrics
         self._report = outcome.report or self._report
         for problem in outcome.problems:
@@ -427,13 +427,9 @@ class ClipCamCallback(Callback):
         """Let all ranks know the folder of the run, which rank 0 chooses when it first writes to it."""
         if self._directory is not None:
             return
-        ranks = self._session.ranks
-        self._directory = ranks.on_rank_zero(lambda: self._folder.claimed if self._folder else None)
-        if self._directory not in (None, str(self._base)):
-            rank_zero_info(
-                f"{type(self).__name__}: {self._base} holds the files of another run; those of this run are in "
-                f"{self._directory}"
-            )
+        self._directory = self._session.ranks.on_rank_zero(lambda: self.directory)
+        if self._folder is not None and self._folder.note:  # on rank 0 alone
+            rank_zero_info(f"{type(self).__name__}: {self._folder.note}")
 
     def _find_clip(self, trainer: Trainer, module: LightningModule) -> None:
         """Find the CLIP; if there is none and the user did not say where it is, go on without evaluations."""
@@ -454,31 +450,18 @@ class ClipCamCallback(Callback):
         self._warned.clear()
 
     def _announce(self) -> None:
-        """Say in one line what is monitored, and whether its maps can be trusted, after the first evaluation."""
-        if self.monitor is None or self.monitor.last is None:
+        """Say what is monitored, after the first evaluation."""
+        if self.monitor is None or self.monitor.last is None or self._session.clip is None:
             return
-        snapshot, baseline = self.monitor.last.snapshot, self.monitor.last.baseline
-        origin = "of a batch" if self.probes is None else "as given"
-        clip = self._session.clip
-        assert clip is not None
-        layers = snapshot.info.layers if len(snapshot.info.layers) < 3 else (f"{len(snapshot.info.layers)} layers",)
-        start = "the model before training" if baseline is snapshot else f"step {baseline.info.step} of a file"
-        rank_zero_info(
-            f"{type(self).__name__}: {len(snapshot.names)} probes {origin}; maps by {snapshot.info.method!r} of "
-            f"{' and '.join(layers)}{_describe_origin(clip)}; baseline: {start}; files in {self._place}"
+        lines = announce(
+            self.monitor.last,
+            self._session.clip,
+            self.monitor.sinks,
+            directory=self.directory or str(self._base),
+            are_probes_given=self.probes is not None,
         )
-        if without := name_loggers_without_images(self.monitor.sinks):
-            verb = "shows" if len(without) == 1 else "show"
-            rank_zero_info(
-                f"{type(self).__name__}: {' and '.join(without)} {verb} no images; they are in {self._place}"
-            )
-        if not baseline.has_trusted_maps and baseline.map_agrees is not None:
-            agree, count = int(baseline.map_agrees.sum()), len(baseline.map_agrees)
-            rank_zero_info(
-                f"{type(self).__name__}: {agree} of {count} maps are on the objects, by masks or by occlusion, so that "
-                "maps alone raise no alarm; images without their objects still do. clipcam rank finds a method that "
-                "fits."
-            )
+        for line in lines:
+            rank_zero_info(f"{type(self).__name__}: {line}")
 
     def _act_on_alarm(self, trainer: Trainer, outcome: Outcome) -> None:
         report = outcome.report
@@ -493,12 +476,8 @@ class ClipCamCallback(Callback):
         trainer.should_stop = trainer.should_stop or stops
         if stops or self._subject != last:  # a model that follows its shortcut does so in every epoch
             consequence = " Training stops." if stops else ""
-            text = f"{report}. Report: {self._place}/{REPORT}.{consequence}"
+            text = f"{report}. Report: {self.directory or self._base}/{REPORT}.{consequence}"
             rank_zero_warn(text, category=ClipCamWarning)
-
-    @property
-    def _place(self) -> str:
-        return self._directory or str(self._base)
 
     def _resume(self) -> None:
         """Go on where a checkpoint left off, once Lightning has loaded it."""
@@ -527,40 +506,3 @@ class ClipCamCallback(Callback):
         if kind not in self._warned:
             self._warned.add(kind)
             rank_zero_warn(f"{type(self).__name__}: {text.rstrip('.')}.{consequence}", category=ClipCamWarning)
-
-
-def _count_steps(trainer: Trainer) -> int:
-    """Count the optimizer steps, or the batches of a manual optimization that Lightning does not see step."""
-    module = trainer.lightning_module
-    if trainer.global_step == 0 and module is not None and not module.automatic_optimization:
-        return int(trainer.fit_loop.epoch_loop.total_batch_idx) + 1
-    return int(trainer.global_step)
-
-
-def _list_owners(trainer: Trainer) -> list[Any]:
-    """List what may know the names of the classes: the module, the datamodule, and the dataset."""
-    loader = trainer.train_dataloader
-    return [trainer.lightning_module, getattr(trainer, "datamodule", None), getattr(loader, "dataset", None)]
-
-
-def _describe_origin(clip: ClipModel) -> str:
-    """Say which part of the module is monitored where that is not a CLIP that was found by its methods."""
-    if not isinstance(clip.module, EncoderPair):
-        return ""
-    kind = ", whose layers were found by tracing one pass" if isinstance(clip.tower, TracedTower) else ""
-    return f"; images are embedded by {clip.module}{kind}"
-
-
-def _require_negatives(target: TargetLike) -> None:
-    """Refuse a contrastive target without negatives.
-
-    Raises:
-        ConfigError: with what to write.
-    """
-    resolved = target_of(target)
-    if isinstance(resolved, Contrast | LogSoftmax) and not len(resolved.negatives):
-        kind = type(resolved).__name__
-        raise ConfigError(
-            f"target {resolved.name!r} needs explicit negatives, because each probe has one prompt: "
-            f"{kind}(negatives=('...',))."
-        )

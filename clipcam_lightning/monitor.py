@@ -1,5 +1,6 @@
 """Monitor a training that has no Lightning Trainer."""
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from operator import is_not
@@ -9,15 +10,15 @@ from typing import Any, Literal
 from torch import nn
 
 from clipcam_lightning.cam.arguments import require_choice, require_positive
-from clipcam_lightning.cam.decoding import PathLike
 from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.settings import MapSettings
-from clipcam_lightning.cam.targets import TargetLike
+from clipcam_lightning.cam.targets import TargetLike, require_negatives
 from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
@@ -27,10 +28,13 @@ from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
-from clipcam_lightning.sinks import LoggingSettings, make_sinks
+from clipcam_lightning.sinks import LoggingSettings, make_sinks, require_loggers
 from clipcam_lightning.sinks.files import REPORT
 from clipcam_lightning.storage.paths import as_path
 from clipcam_lightning.storage.run_folder import RunFolder
+from clipcam_lightning.training.announcement import announce
+
+logger = logging.getLogger(__name__)
 
 
 class ClipCamMonitor:
@@ -38,7 +42,8 @@ class ClipCamMonitor:
 
     The first call of :meth:`evaluate` makes the baseline; each later one compares with it. Snapshots, history, contact
     sheet and report are written to ``dirpath``, metrics and images to ``loggers``. The model comes back as it was, to
-    the bit. On several ranks call it on one of them, with a model that is whole there.
+    the bit. On several ranks call it on one of them, with a model that is whole there. What is monitored is logged at
+    level INFO.
 
     Args:
         probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
@@ -108,6 +113,8 @@ class ClipCamMonitor:
         require_positive(num_images=num_images)
         require_choice("on_drift", on_drift, ("log", "warn", "raise"))
         require_choice("on_error", on_error, ("warn", "raise"))
+        require_negatives(target)
+        require_loggers(loggers)
         self.on_drift = on_drift
         self.on_error = on_error
         self._base = as_path(dirpath)
@@ -191,6 +198,10 @@ class ClipCamMonitor:
                 raise
             self._warn_once(f"an evaluation failed: {describe_error(error)}")
             return None
+        if self._folder is not None and self._folder.note:
+            self._warn_once(self._folder.note)
+        if len(self.history) == 1:
+            self._announce(explainer.clip)
         for problem in outcome.problems:
             if self.on_error == "raise":
                 raise ClipCamError(problem)
@@ -236,6 +247,12 @@ class ClipCamMonitor:
         if self._found is None or len(parts) != len(self._parts) or any(map(is_not, parts, self._parts)):
             self._found, self._parts = self._spec.find(model), parts
         return self._found
+
+    def _announce(self, clip: ClipModel) -> None:
+        assert self._last is not None
+        place = self.directory or str(self._base)
+        for line in announce(self._last, clip, self._monitor.sinks, directory=place, are_probes_given=True):
+            logger.info(line)
 
     def _act_on_alarm(self, report: DriftReport) -> None:
         last, self._subject = self._subject, report.subject

@@ -23,7 +23,7 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
     Path(tempfile.gettempdir()) / f"inductor-{torch.backends.cpu.get_cpu_capability()}"
 )
 
-pytest_plugins = ["pytester", "tests.support.forks", "tests.support.stores"]
+pytest_plugins = ["pytester", "tests.support.forks", "tests.support.loggers", "tests.support.stores"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from upath import UPath
 
-from clipcam_lightning.cam.urls import PathLike as PathLike, is_url, open_url, read_url, require_whole_url
+from clipcam_lightning.cam.urls import PathLike, is_url, open_url, read_url, require_whole_url
 from clipcam_lightning.errors import ConfigError, abridge
 
 ImageLike: TypeAlias = PathLike | Image.Image | np.ndarray | Tensor

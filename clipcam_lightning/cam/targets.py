@@ -254,3 +254,18 @@ def target_of(target: TargetLike) -> Target:
             f"LogSoftmax(negatives=...) or a Target of your own (got {target!r}).{suggest(target, _TARGETS)}"
         )
     return _TARGETS[target]()
+
+
+def require_negatives(target: TargetLike) -> None:
+    """Refuse a contrastive target without negatives, for probes, which have one prompt each.
+
+    Raises:
+        ConfigError: with what to write.
+    """
+    resolved = target_of(target)
+    if isinstance(resolved, Contrast | LogSoftmax) and not len(resolved.negatives):
+        kind = type(resolved).__name__
+        raise ConfigError(
+            f"target {resolved.name!r} needs explicit negatives, because each probe has one prompt: "
+            f"{kind}(negatives=('...',))."
+        )

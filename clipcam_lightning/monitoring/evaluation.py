@@ -71,7 +71,8 @@ class Outcome:
 class Sink(Protocol):
     """Something that writes evaluations somewhere: a logger, a file, a database.
 
-    A sink that raises stops neither the training nor another sink.
+    A sink that raises stops neither the training nor another sink; a warning names it by its ``str``, the name of its
+    class.
 
     Example:
         >>> class PrintingSink(Sink):
@@ -82,6 +83,9 @@ class Sink(Protocol):
     def write(self, evaluation: Evaluation) -> None:
         """Write one evaluation."""
         ...
+
+    def __str__(self) -> str:
+        return type(self).__name__
 
     def close(self) -> None:
         """Wait until every evaluation is written.

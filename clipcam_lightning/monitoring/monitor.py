@@ -120,7 +120,7 @@ class Monitor:
             digests=self.probes.digests,
             metrics=dict(self.metrics),
         )
-        problems = tuple(problem for sink in self.sinks for problem in _failures(sink.write, self.last))
+        problems = tuple(problem for sink in self.sinks for problem in _failures(sink, sink.write, self.last))
         return Outcome(
             dict(self.metrics), report, " ".join(filter(None, (note, stuck, _missing_baselines(report)))), problems
         )
@@ -142,7 +142,7 @@ class Monitor:
             Messages of writes that failed.
         """
         sinks, self.sinks, self._prepared = self.sinks, [], None
-        return tuple(problem for sink in sinks for problem in _failures(sink.close))
+        return tuple(problem for sink in sinks for problem in _failures(sink, sink.close))
 
     def state(self) -> dict[str, Any]:
         """Return the run's id, baseline, history and metrics as tensors and primitives, for a checkpoint."""
@@ -278,12 +278,12 @@ def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> Non
         )
 
 
-def _failures(action: Callable[..., None], *arguments: object) -> list[str]:
+def _failures(sink: Sink, action: Callable[..., None], *arguments: object) -> list[str]:
     """Call a sink, which must stop neither the others nor the training."""
     try:
         action(*arguments)
     except Exception as error:
-        return [f"an evaluation could not be written ({describe_error(error)})."]
+        return [f"an evaluation could not be written to {sink} ({describe_error(error)})."]
     return []
 
 

@@ -1,11 +1,14 @@
 """Where evaluations are written: the folder of the run, and every logger."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from torch.utils.tensorboard import SummaryWriter
 
+from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.sinks.background import BackgroundSink
 from clipcam_lightning.sinks.drawing import Drawer
@@ -55,8 +58,27 @@ def make_sinks(loggers: Iterable[object], folder: RunFolder, settings: LoggingSe
         try:
             sinks += _sinks_of(logger, draw, settings)
         except Exception as error:  # a logger that fails must not stop the other sinks
-            sinks.append(UnreachableSink(error))
+            sinks.append(UnopenedSink(logger, partial(_sinks_of, logger, draw, settings), error))
     return sinks
+
+
+def require_loggers(loggers: Iterable[object]) -> None:
+    """Refuse what is no logger.
+
+    Args:
+        loggers: as the user gave them.
+
+    Raises:
+        ConfigError: with what to give instead.
+    """
+    if isinstance(loggers, SummaryWriter | MetricsLogger) or not isinstance(loggers, Iterable):
+        raise ConfigError(f"loggers must be a list (got {type(loggers).__name__}); write loggers=[logger].")
+    for logger in loggers:
+        if not isinstance(logger, SummaryWriter | MetricsLogger):
+            raise ConfigError(
+                f"loggers must be loggers of Lightning or Fabric, or SummaryWriters (got {type(logger).__name__}); "
+                "give a run of W&B as WandbLogger(experiment=run)."
+            )
 
 
 def name_loggers_without_images(sinks: Iterable[Sink]) -> list[str]:
@@ -68,19 +90,47 @@ def name_loggers_without_images(sinks: Iterable[Sink]) -> list[str]:
     return [type(logger).__name__ for logger in loggers if not any(logger is other for other in with_images)]
 
 
-@dataclass(frozen=True)
-class UnreachableSink(Sink):
-    """Stands for a logger that could not be opened, and reports that at every evaluation.
+class UnopenedSink(Sink):
+    """Stands for a logger that could not be opened, and tries again at every evaluation.
 
-    Attributes:
-        error: what the logger raised.
+    Args:
+        logger: which could not be opened.
+        open_: makes its sinks.
+        error: what the logger raised at the first try, which counts as that of the first evaluation.
     """
 
-    error: Exception
+    def __init__(self, logger: object, open_: Callable[[], list[Sink]], error: Exception) -> None:
+        self.logger = logger
+        self._open = open_
+        self._error: Exception | None = error
+        self._sinks: list[Sink] = []
+
+    def __str__(self) -> str:
+        return type(self.logger).__name__
 
     def write(self, evaluation: Evaluation) -> None:
-        """Raise the error of the logger."""
-        raise self.error.with_traceback(None)  # a traceback would grow at each evaluation and keep it in memory
+        """Open the logger if it is not open, and write the evaluation.
+
+        Raises:
+            Exception: the logger could not be opened, or one of its sinks failed.
+        """
+        error, self._error = self._error, None
+        if error is not None:
+            raise error.with_traceback(None)  # a traceback would keep the evaluation in memory
+        self._sinks = self._sinks or self._open()
+        with ExitStack() as stack:  # calls all that it holds, even if one of them raises
+            for sink in reversed(self._sinks):
+                stack.callback(sink.write, evaluation)
+
+    def close(self) -> None:
+        """Close the sinks of the logger.
+
+        Raises:
+            Exception: one of them could not be closed.
+        """
+        with ExitStack() as stack:
+            for sink in self._sinks:
+                stack.callback(sink.close)
 
 
 def _sinks_of(logger: object, draw: Drawer, settings: LoggingSettings) -> list[Sink]:

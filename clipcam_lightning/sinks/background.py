@@ -1,15 +1,16 @@
 """Write in a background thread, so that the training does not wait."""
 
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError as FutureTimeout
+import atexit
+import threading
 from typing import Any
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 
-PATIENCE, PATIENCE_AT_THE_END = 60.0, 600.0  # seconds
+PATIENCE, PATIENCE_AT_THE_END = 60.0, 300.0  # seconds
 
 
 class BackgroundSink(Sink):
-    """Writes evaluations through another sink in a thread of its own, in their order and one at a time.
+    """Writes evaluations through another sink in a background thread, in their order and one at a time.
 
     :meth:`write` returns as soon as the previous evaluation is written, so that at most one is in flight. If that takes
     more than a minute, as with a server that does not respond, the new evaluation is not written there, so that the
@@ -18,8 +19,8 @@ class BackgroundSink(Sink):
 
     Args:
         sink: does the writing; it must not draw random numbers or touch the model.
-        first_at_once: whether to write the first evaluation in the thread of the caller: drawing and encoding import
-            modules when they first run, and a module must not be imported while a dataloader forks its workers.
+        first_at_once: whether to write the first evaluation in the thread of the caller: drawing, encoding and clients
+            import modules when they first run, and a module must not be imported while a dataloader forks its workers.
         patience: seconds that :meth:`write` waits for the previous evaluation.
 
     Example:
@@ -33,12 +34,14 @@ class BackgroundSink(Sink):
     def __init__(self, sink: Sink, *, first_at_once: bool = False, patience: float = PATIENCE) -> None:
         self.sink = sink
         self.patience = patience
-        self._thread: ThreadPoolExecutor | None = None
-        self._in_flight: Future[None] | None = None
+        self._in_flight: _Write | None = None
         self._is_next_at_once = first_at_once
 
+    def __str__(self) -> str:
+        return str(self.sink)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_thread": None, "_in_flight": None}  # threads cannot be copied
+        return {**vars(self), "_in_flight": None}  # threads cannot be copied
 
     def write(self, evaluation: Evaluation) -> None:
         """Wait for the previous evaluation, then submit this one.
@@ -51,43 +54,76 @@ class BackgroundSink(Sink):
             self._is_next_at_once = False
             self.sink.write(evaluation)
             return
-        error = self._wait(self.patience)
-        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="clipcam")
-        self._in_flight = self._thread.submit(self.sink.write, evaluation)
+        error = self.wait(self.patience)
+        self._in_flight = _Write(self.sink, evaluation)
+        self._in_flight.start()
         if error is not None:
-            raise _as_exception(error)
+            raise error
 
     def close(self) -> None:
-        """Wait until everything is written, at most ten minutes, then close the sink.
+        """Wait until everything is written, at most five minutes, then close the sink.
 
         Raises:
             TimeoutError: the last evaluation is still being written.
             Exception: the last evaluation could not be written, or the sink could not be closed.
         """
-        error = self._wait(max(self.patience, PATIENCE_AT_THE_END))
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
+        error = self.wait(max(self.patience, PATIENCE_AT_THE_END))
         self.sink.close()
         if error is not None:
-            raise _as_exception(error)
+            raise error
 
-    def _wait(self, patience: float) -> BaseException | None:
-        """Wait for the evaluation in flight.
+    def wait(self, patience: float) -> Exception | None:
+        """Wait for the evaluation that is being written.
+
+        Args:
+            patience: seconds after which it is given up.
 
         Returns:
             The error of writing it.
+
+        Raises:
+            TimeoutError: it is still being written.
         """
         if self._in_flight is None:
             return None
-        try:
-            error = self._in_flight.exception(patience)
-        except FutureTimeout as timeout:
-            raise TimeoutError(f"the previous evaluation is still being written after {patience:g} s") from timeout
-        self._in_flight = None
+        self._in_flight.join(patience)
+        if self._in_flight.is_alive():
+            raise TimeoutError(f"the previous evaluation is still being written after {patience:g} s")
+        error, self._in_flight = self._in_flight.error, None
         return error
 
 
-def _as_exception(error: BaseException) -> Exception:
-    """Keep a client that calls ``sys.exit`` in its thread from ending the training."""
-    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+class _Write(threading.Thread):
+    """One evaluation that is being written.
+
+    The thread is a daemon: a client that never returns must not keep the interpreter from exiting.
+
+    Attributes:
+        error: what the sink raised.
+    """
+
+    running: "set[_Write]" = set()  # noqa: RUF012 - of all sinks
+
+    def __init__(self, sink: Sink, evaluation: Evaluation) -> None:
+        super().__init__(name="clipcam", daemon=True)
+        self.error: Exception | None = None
+        self._sink = sink
+        self._evaluation = evaluation
+
+    def run(self) -> None:
+        self.running.add(self)
+        try:
+            self._sink.write(self._evaluation)
+        except Exception as error:
+            self.error = error
+        except BaseException as error:  # a client that calls sys.exit must not end the training
+            self.error = RuntimeError(f"{type(error).__name__}: {error}")
+        finally:
+            self.running.discard(self)
+
+
+@atexit.register
+def _finish_writing() -> None:
+    """Wait a minute for what is being written by sinks that nobody closed."""
+    for write in list(_Write.running):
+        write.join(PATIENCE)

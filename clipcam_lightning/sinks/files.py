@@ -25,6 +25,9 @@ class FileSink(Sink):
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
+    def __str__(self) -> str:
+        return "its folder"
+
     def write(self, evaluation: Evaluation) -> None:
         """Write ``step-<n>.safetensors`` and a line of ``history.jsonl``."""
         info, folder = evaluation.snapshot.info, self.folder.path
@@ -45,6 +48,9 @@ class ImageFileSink(Sink):
         self.folder = folder
         self.draw = draw
         self._without_report: Evaluation | None = None
+
+    def __str__(self) -> str:
+        return "its folder"
 
     def write(self, evaluation: Evaluation) -> None:
         """Write the contact sheet, and the report if there is an alarm.

@@ -22,6 +22,9 @@ class LogImageSink(Sink):
         self.root = root
         self.draw = draw
 
+    def __str__(self) -> str:
+        return type(self.logger).__name__
+
     def write(self, evaluation: Evaluation) -> None:
         """Log the images at the step of the evaluation.
 

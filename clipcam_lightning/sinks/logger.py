@@ -28,6 +28,9 @@ class LoggerSink(Sink):
         self._subject: tuple[str, str] | None = None  # of the last alarm
         self._without_report: Evaluation | None = None
 
+    def __str__(self) -> str:
+        return type(self.logger).__name__
+
     def write(self, evaluation: Evaluation) -> None:
         """Log the evaluation at its step.
 

@@ -30,6 +30,9 @@ class MetricsSink(Sink):
         self.root = root
         self.per_probe = per_probe
 
+    def __str__(self) -> str:
+        return type(self.logger).__name__
+
     def write(self, evaluation: Evaluation) -> None:
         """Log the metrics at the step of the evaluation."""
         metrics = collect_metrics(evaluation, self.root, self.per_probe)

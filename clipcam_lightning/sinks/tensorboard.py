@@ -40,6 +40,9 @@ class TensorBoardSink(Sink):
         self.per_probe = per_probe
         self._has_table = False
 
+    def __str__(self) -> str:
+        return "TensorBoard"
+
     def write(self, evaluation: Evaluation) -> None:
         """Write all metrics at the step of the evaluation, and flush once."""
         step = evaluation.snapshot.info.step

@@ -29,6 +29,9 @@ class TensorBoardImageSink(Sink):
         self.root = root
         self.draw = draw
 
+    def __str__(self) -> str:
+        return "TensorBoard"
+
     def write(self, evaluation: Evaluation) -> None:
         """Write all images at the step of the evaluation and flush."""
         summary = Summary(value=list(self._values(evaluation)))

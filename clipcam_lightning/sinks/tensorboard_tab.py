@@ -32,6 +32,9 @@ class TabSink(Sink):
         self._baseline: Tensor | None = None
         self._newest: Tensor | None = None
 
+    def __str__(self) -> str:
+        return "TensorBoard"
+
     def write(self, evaluation: Evaluation) -> None:
         """Write one event at the evaluation's step and flush."""
         snapshot, baseline, is_first = evaluation.snapshot, evaluation.baseline.maps, self._newest is None

@@ -42,6 +42,13 @@ class RunFolder:
         return None if self._path is None else str(self._path)
 
     @property
+    def note(self) -> str:
+        """What to say of a folder that was claimed elsewhere than at ``base``; empty if it was not."""
+        if self.claimed in (None, str(self.base)):
+            return ""
+        return f"{self.base} holds the files of another run; those of this run are in {self.claimed}"
+
+    @property
     def path(self) -> UPath:
         """The folder.
 
@@ -56,13 +63,15 @@ class RunFolder:
 
 def _claim(base: UPath, run_id: str) -> UPath:
     """Find the folder that a run has already, or claim the first one that holds no files of a run."""
-    for folder in (base, *_numbered(base)):
+    numbered = _numbered(base)
+    for folder in (base, *numbered):
         if _id_in(folder) == run_id:
             return folder
+    taken = {folder.name for folder in numbered}
     content = {"run": run_id, "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     for number in count(1):
         folder = base if number == 1 else base / f"run_{number}"
-        if _holds_files(folder):
+        if folder.name in taken or _holds_files(folder):
             continue
         # Where it is not new, a run that began at the same time was faster, or the answer to a first try was lost.
         if write_new(folder / RUN, json.dumps(content).encode()) or _id_in(folder) == run_id:

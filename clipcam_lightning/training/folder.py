@@ -5,8 +5,8 @@ from typing import Any
 
 from upath import UPath
 
-from clipcam_lightning.cam.decoding import PathLike
-from clipcam_lightning.storage.paths import as_path
+from clipcam_lightning.cam.urls import PathLike
+from clipcam_lightning.storage.paths import as_path, join
 
 OWN_STORES = ("MLFlowLogger",)  # loggers whose save_dir is a database of theirs, in which other folders are errors
 
@@ -43,5 +43,5 @@ def _resolve_beside_checkpoints(loggers: Sequence[Any], folder: UPath) -> UPath:
         folder = as_path(logger.save_dir)
     version = logger.version if isinstance(logger.version, str | None) else f"version_{logger.version}"
     for part in filter(None, (logger.name, version)):
-        folder = folder / str(part)
+        folder = join(folder, str(part))
     return folder

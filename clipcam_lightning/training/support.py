@@ -1,7 +1,9 @@
-"""What the callback must know of a strategy and a module before a fit.
+"""What the callback must know of a Trainer, its strategy and a module.
 
 Classes are matched by name, so that both Lightning packages work.
 """
+
+from typing import Any
 
 UNSUPPORTED = ("DeepSpeedStrategy", "XLAFSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
 
@@ -19,3 +21,17 @@ def may_build_layers_later(module: object) -> bool:
         for kind in type(module).__mro__
         if not kind.__module__.startswith(("lightning.", "pytorch_lightning."))
     )
+
+
+def count_steps(trainer: Any) -> int:
+    """Count the optimizer steps, or the batches of a manual optimization that Lightning does not see step."""
+    module = trainer.lightning_module
+    if trainer.global_step == 0 and module is not None and not module.automatic_optimization:
+        return int(trainer.fit_loop.epoch_loop.total_batch_idx) + 1
+    return int(trainer.global_step)
+
+
+def list_owners(trainer: Any) -> list[Any]:
+    """List what may know the names of the classes: the module, the datamodule, and the dataset."""
+    loader = trainer.train_dataloader
+    return [trainer.lightning_module, getattr(trainer, "datamodule", None), getattr(loader, "dataset", None)]

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.sinks import BackgroundSink, LoggingSettings, UnreachableSink, make_sinks
+from clipcam_lightning.sinks import BackgroundSink, LoggingSettings, UnopenedSink, make_sinks
 from clipcam_lightning.sinks.drawing import Drawer
 from clipcam_lightning.sinks.files import ImageFileSink
 from clipcam_lightning.sinks.tensorboard_images import TensorBoardImageSink
@@ -67,10 +67,10 @@ def test_each_logger_gets_what_it_can_show(tmp_path: Path) -> None:
 def test_a_logger_that_cannot_be_opened_does_not_stop_the_other_sinks(tmp_path: Path, evaluation: Evaluation) -> None:
     loggers = [Unreachable(), TensorBoardLogger(tmp_path, "", "run")]
     sinks = make_sinks(loggers, folder_in(tmp_path), LoggingSettings())
-    assert {"FileSink", "UnreachableSink", "TensorBoardSink", "TabSink", "ImageFileSink"} <= set(names_of(sinks))
+    assert {"FileSink", "UnopenedSink", "TensorBoardSink", "TabSink", "ImageFileSink"} <= set(names_of(sinks))
 
     for sink in sinks:
-        if isinstance(sink, UnreachableSink):
+        if isinstance(sink, UnopenedSink):
             for _ in range(2):
                 with pytest.raises(ConnectionError, match="no server"):
                     sink.write(evaluation)

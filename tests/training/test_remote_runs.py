@@ -2,7 +2,6 @@
 
 import json
 import os
-from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def steps_in(url: str | None) -> list[int]:
 def wait_for_writes(callback: ClipCamCallback) -> None:
     for sink in callback.monitor.sinks if callback.monitor else ():
         if isinstance(sink, BackgroundSink) and sink._in_flight is not None:
-            wait([sink._in_flight])
+            sink._in_flight.join()
 
 
 def test_all_files_of_a_fit_are_in_the_store(store: str, tmp_path: Path) -> None:
