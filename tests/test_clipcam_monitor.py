@@ -123,3 +123,30 @@ def test_the_clip_is_searched_once_and_again_when_a_part_is_another(model: nn.Mo
 def test_an_argument_that_cannot_be_used_is_refused_at_once(tmp_path: Path, unchecked: None) -> None:
     with pytest.raises(ConfigError, match="log, warn, raise"):
         make_monitor(tmp_path, on_drift="stop")
+
+
+def test_a_second_run_in_one_folder_is_told_where_its_files_are(model: nn.Module, tmp_path: Path) -> None:
+    with make_monitor(tmp_path) as monitor:
+        monitor.evaluate(model, 0)
+        assert monitor.directory == str(tmp_path)
+    with make_monitor(tmp_path) as other, pytest.warns(ClipCamWarning, match="holds the files of another run"):
+        other.evaluate(model, 0)
+    assert other.directory == str(tmp_path / "run_2")
+
+
+def test_a_resumed_run_goes_on_in_its_own_folder(model: nn.Module, tmp_path: Path) -> None:
+    with make_monitor(tmp_path) as monitor:
+        monitor.evaluate(model, 0)
+        state = monitor.state_dict()
+    with make_monitor(tmp_path) as other:
+        with pytest.warns(ClipCamWarning, match="holds the files of another run"):
+            other.evaluate(model, 0)
+        other.load_state_dict(state)
+        other.evaluate(shaken(model), 10)
+        assert other.directory == str(tmp_path)
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_contrastive_target_without_negatives_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs explicit negatives"):
+        make_monitor(tmp_path, target="contrast")

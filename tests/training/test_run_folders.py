@@ -15,11 +15,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from clipcam_lightning import ClipCamCallback, Snapshot
+from tests.support import loggers
 from tests.support.faulty import tiny_module, two_probes
 from tests.support.modules import fit
 from tests.support.shell import files_in
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, *loggers.CLIENT_WARNINGS]
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,6 +35,10 @@ def steps_in(folder: str | Path | None) -> list[int]:
     for step in steps:
         assert Snapshot.load(Path(folder) / f"step-{step:08d}.safetensors").info.step == step
     return steps
+
+
+def id_of(folder: str | Path | None) -> str:
+    return str(json.loads((Path(str(folder)) / "run.json").read_text())["run"])
 
 
 def contents_of(folder: Path) -> dict[Path, bytes]:
@@ -74,6 +79,17 @@ def test_versions_of_a_logger_are_folders_of_their_own(tmp_path: Path) -> None:
     assert [steps_in(folder) for folder in folders] == [[0, 4], [0, 4]]
 
 
+def test_nothing_is_said_of_a_folder_that_is_given_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    callback = make_callback(dirpath="evaluations")
+    with caplog.at_level("INFO"):
+        fit(tiny_module(), tmp_path, callback, logger=False, max_epochs=1)
+    assert callback.directory == str(tmp_path / "evaluations")
+    assert "files of another run" not in caplog.text
+
+
 @pytest.mark.parametrize("kind", LOGGERS)
 def test_the_folder_lies_beside_the_checkpoints_of_lightning(kind: str, tmp_path: Path) -> None:
     checkpoints, callback = ModelCheckpoint(), make_callback()
@@ -106,11 +122,6 @@ def test_a_resumed_run_goes_on_in_its_own_folder_among_others(tmp_path: Path) ->
 
 
 def test_the_files_of_a_crashed_run_stay_whole_beside_those_of_the_next(tmp_path: Path) -> None:
-    class Crash(pl.Callback):
-        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            if trainer.current_epoch == 1:
-                raise RuntimeError("on purpose")
-
     crashed, following = make_callback(dirpath=tmp_path / "x"), make_callback(dirpath=tmp_path / "x")
     with pytest.raises(RuntimeError, match="on purpose"):
         fit(tiny_module(), tmp_path, crashed, Crash(), logger=False)
@@ -147,24 +158,64 @@ def test_a_copy_of_a_callback_is_another_run(tmp_path: Path) -> None:
     assert {name: (tmp_path / "x" / name).read_bytes() for name in before} == before
 
 
+class Crash(pl.Callback):
+    """Ends a training in its second epoch."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("on purpose")
+
+
+@pytest.mark.usefixtures("clients")
+@pytest.mark.parametrize("kind", loggers.LOGGERS)
+def test_runs_one_after_the_other_have_whole_files_of_their_own_with_each_logger(kind: str, tmp_path: Path) -> None:
+    def run(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish()  # else the next logger goes on with the run of the one before
+        logger = loggers.LOGGERS[kind](tmp_path)
+        return fit(tiny_module(), tmp_path, *callbacks, logger=logger, default_root_dir=tmp_path, **options)
+
+    whole, crashed, resumed = (make_callback() for _ in range(3))
+    run(whole, max_epochs=1).save_checkpoint(tmp_path / "whole.ckpt")
+    before = contents_of(Path(str(whole.directory)))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(crashed, Crash())
+    run(resumed, max_epochs=2, ckpt_path=tmp_path / "whole.ckpt")
+
+    assert [steps_in(each.directory) for each in (whole, crashed, resumed)] == [[0, 4], [0, 4], [8]]
+    assert len({each.directory for each in (whole, crashed, resumed)}) == 3
+    assert contents_of(Path(str(whole.directory))) == before
+    ids = [id_of(each.directory) for each in (whole, crashed, resumed)]
+    assert ids[0] == ids[2] != ids[1], "a resumed run is the same run, also in the folder of another version"
+    assert len(list(tmp_path.rglob("history.jsonl"))) == 3
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.support.modules import fit
+from tests.support import loggers
 from tests.support.faulty import tiny_module
+from tests.support.loggers import LOGGERS
+from tests.support.modules import fit
 from tests.training.test_run_folders import make_callback
 
-callback = make_callback(dirpath=sys.argv[1])
-fit(tiny_module(), Path(sys.argv[2]), callback, logger=False, default_root_dir=sys.argv[2])
+kind, folder = sys.argv[1], Path(sys.argv[2])
+callback = make_callback(dirpath=folder / "x" if kind == "dirpath" else None)
+logger = LOGGERS[kind](folder) if kind in LOGGERS else False
+fit(tiny_module(), folder, callback, logger=logger, default_root_dir=folder)
 print(callback.directory)
 """
 
 
-def test_four_runs_at_once_do_not_mix_their_files(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("clients")
+@pytest.mark.parametrize("kind", ["dirpath", "tensorboard", "wandb", "mlflow"])
+def test_four_runs_at_once_do_not_mix_their_files(kind: str, tmp_path: Path) -> None:
+    if kind == "mlflow":
+        loggers.LOGGERS[kind](tmp_path).experiment.search_experiments()  # makes the database
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     programs = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "x"), str(tmp_path)],
+            [sys.executable, "-W", "ignore", "-c", PROGRAM, kind, str(tmp_path)],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
@@ -172,7 +223,10 @@ def test_four_runs_at_once_do_not_mix_their_files(tmp_path: Path) -> None:
         for _ in range(4)
     ]
     folders = [program.communicate(timeout=300)[0].splitlines()[-1] for program in programs]
-    assert set(folders) == {str(tmp_path / "x"), *(str(tmp_path / "x" / f"run_{i}") for i in (2, 3, 4))}
+    assert len(set(folders)) == 4
+    if kind == "dirpath":
+        assert set(folders) == {str(tmp_path / "x"), *(str(tmp_path / "x" / f"run_{i}") for i in (2, 3, 4))}
     for folder in folders:
         assert steps_in(folder) == [0, 4, 8]
-    assert len({json.loads((Path(folder) / "run.json").read_text())["run"] for folder in folders}) == 4
+    assert len({id_of(folder) for folder in folders}) == 4
+    assert len(list(tmp_path.rglob("history.jsonl"))) == 4
