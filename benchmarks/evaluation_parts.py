@@ -16,6 +16,7 @@ from torch.utils.tensorboard.writer import FileWriter
 
 from clipcam_lightning import ClipCamCallback
 from clipcam_lightning.monitoring import explainer, monitor, snapshots
+from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.sinks import drawing, files, tensorboard, tensorboard_images
 
@@ -60,6 +61,7 @@ class Stopwatch:
                 self._wrap(owner, name, lambda seconds, part=part: self._record(part, seconds))
         for kind in (files.ImageFileSink, tensorboard_images.TensorBoardImageSink):
             self._wrap(kind, "write", self._record_images, nests=True)
+            self._number_writes(kind)
         self._wrap(ClipCamCallback, "_evaluate", lambda seconds: self._record(WAITS, seconds), nests=True)
         evaluate = ClipCamCallback._evaluate
 
@@ -93,22 +95,22 @@ class Stopwatch:
 
     def _record(self, part: str, seconds: float) -> None:
         if self.evaluations:
-            self.evaluations[self._written if _is_background() else -1][part] += seconds
+            self.evaluations[getattr(self._inside, "number", -1)][part] += seconds
 
     def _record_images(self, seconds: float) -> None:
-        if _is_background():
+        if threading.current_thread().name.startswith("clipcam"):
             self._record(BACKGROUND, seconds)
-            self._inside.written = self._written + 1
 
-    @property
-    def _written(self) -> int:
-        """Evaluations that are written by this thread, or were before it began: the first is written at once."""
-        written: int = getattr(self._inside, "written", 1)
-        return written
+    def _number_writes(self, kind: Any) -> None:
+        """Let each background thread, which writes one evaluation, know its number."""
+        write = kind.write
 
+        def write_numbered(sink: Any, evaluation: Evaluation) -> None:
+            if threading.current_thread().name.startswith("clipcam"):
+                self._inside.number = evaluation.history[-1].number
+            write(sink, evaluation)
 
-def _is_background() -> bool:
-    return threading.current_thread().name.startswith("clipcam")
+        self._patches.enter_context(patch.object(kind, "write", write_numbered))
 
 
 def _unknown_noise_floor(_explainer: object, _prepared: object, maps: Tensor) -> Tensor:

@@ -14,14 +14,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel
 
-from clipcam_lightning import ClipCamCallback, explain, find_clip
+from clipcam_lightning import ClipCamCallback, ClipCamMonitor, evaluate, explain, find_clip
+from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from tests.support.modules import FineTuning, Pairs
 
 ROOT = Path(__file__).parents[1]
-README, MODULES = ((ROOT / name).read_text() for name in ("README.md", "docs/modules.md"))
-BLOCKS, MODULE_BLOCKS = (
-    re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL) for text in (README, MODULES)
+README, MODULES, LOGGERS = ((ROOT / name).read_text() for name in ("README.md", "docs/modules.md", "docs/loggers.md"))
+BLOCKS, MODULE_BLOCKS, LOGGER_BLOCKS = (
+    re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL) for text in (README, MODULES, LOGGERS)
 )
 
 
@@ -75,6 +76,28 @@ def test_each_module_of_the_guide_is_read_with_the_line_beside_it(block: str, mo
     assert explain(clip, images, torch.rand(2, embeddings.shape[1])).maps.isfinite().all()
     if names.get("NAMES"):
         assert clip.embed_texts(names["NAMES"]).shape == embeddings.shape
+
+
+def test_the_code_of_the_page_on_loggers_runs(s3_server: object, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    assert len(LOGGER_BLOCKS) == 2
+    for block in LOGGER_BLOCKS:
+        exec(compile(block, "loggers.md", "exec"), names)
+    scenes = draw_scenes(2)
+    probes = list(zip(scenes.images, scenes.captions, strict=True))
+    evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+    names["PrintingSink"]().write(evaluation)
+    assert "no alarm at step 0" in capsys.readouterr().out
+    assert names["callback"].dirpath == "s3://bucket/runs/1"
+
+
+def test_the_files_that_the_page_on_loggers_lists_are_those_of_a_run(tmp_path: Path) -> None:
+    listed = re.findall(r"^\| `([\w.<>-]+)` \|", LOGGERS[LOGGERS.index("| file |") :], flags=re.M)
+    scenes = draw_scenes(2)
+    probes = list(zip(scenes.images, scenes.captions, strict=True))
+    with ClipCamMonitor(probes, tokenizer=WordTokenizer(), dirpath=tmp_path) as monitor:
+        monitor.evaluate(trained_clip("vit"), 0)
+    assert {name.replace("<n>", "00000000") for name in listed} == {path.name for path in tmp_path.iterdir()}
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:
