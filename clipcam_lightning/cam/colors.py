@@ -20,6 +20,12 @@ def _table(name: str) -> Float[np.ndarray, "256 3"]:
     return cmap.Colormap(name).lut(256)[:, :3].astype(np.float32)
 
 
+def load_color_maps() -> None:
+    """Load the colour maps now, each of which is a module that is imported when it is first used."""
+    for name in (HEAT, CHANGE):
+        _table(name)
+
+
 def colored(values: Float[Tensor, "y x"], name: str = HEAT) -> Float[Tensor, "3 y x"]:
     """Convert values to colours.
 

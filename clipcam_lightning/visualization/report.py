@@ -5,12 +5,13 @@ import math
 from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 from torch import Tensor
 
@@ -61,6 +62,12 @@ class _Row:
     images: dict[str, str]
 
 
+@cache
+def load_page() -> Template:
+    """Load the template of the page; reading a resource of a package imports modules when it first happens."""
+    return environment().from_string(files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
+
+
 def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> str:
     """Render a comparison as one HTML page: the verdict, then the probes, flagged ones first.
 
@@ -96,7 +103,7 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
         )
         for rank, i in enumerate(report.flagged_first)
     ]
-    page = environment().from_string(files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
+    page = load_page()
     crops, grounds = _draw_evidence(baseline, snapshot, report)
     html = page.render(
         report=report,
