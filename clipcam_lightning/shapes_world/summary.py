@@ -62,8 +62,9 @@ def print_summary(callback: ClipCamCallback, model: open_clip.CLIP, log_dir: str
     console.print(f"  the same images without stamp        {retrieval_accuracy(model, hazy):.2f}")
     console.print(f"  with the stamp of another caption    {retrieval_accuracy(model, with_stamps(hazy, shift=7)):.2f}")
     console.print(f"energy on the stamp                    {before:.2f} -> {now:.2f}")
-    console.print(f"\ncontact sheet: {Path(callback.directory or log_dir) / CONTACT_SHEET}")
-    console.print(f"{_tensorboard()} --logdir {Path(log_dir).parents[1]}")
+    # A path that is broken into lines cannot be copied.
+    console.print(f"\ncontact sheet: {Path(callback.directory or log_dir) / CONTACT_SHEET}", soft_wrap=True)
+    console.print(f"{_tensorboard()} --logdir {Path(log_dir).parents[1]}", soft_wrap=True)
 
 
 def _tensorboard() -> str:
