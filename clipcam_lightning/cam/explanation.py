@@ -167,7 +167,7 @@ class Explanation(Shown):
         method = self.method if self.target == "similarity" else f"{self.method} of {self.target}"
         if len(self.layers) <= 1:
             return " at ".join((method, *self.layers))
-        return f"{method} at {len(self.layers)} layers, {self.layers[0]} to {self.layers[-1]}"
+        return f"{method} at {len(self.layers)} layers"
 
     @property
     def _scale(self) -> str:
