@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clipcam_lightning.cam.display.gallery import describe_rest
 from clipcam_lightning.cam.display.markup import clean_text
-from clipcam_lightning.cam.display.plot import make_figure, printable
+from clipcam_lightning.cam.display.plot import make_plot, printable
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def plot_report(report: "DriftReport") -> "Figure":
     """
     order = report.flagged_first[:MAX_BARS]
     probes = [report.probes[i] for i in order]
-    figure = make_figure(7, 1.4 + 0.28 * len(probes))
-    axes = figure.subplots()
+    plot = make_plot(7, 1.4 + 0.28 * len(probes))
+    axes = plot.subplots()
     colors = [FLAGGED if probe.flagged else OTHERS for probe in probes]
     bars = axes.barh(range(len(probes)), [probe.drift for probe in probes], color=colors)
     axes.bar_label(bars, [_format_drift(probe) for probe in probes], padding=3, fontsize="small")
@@ -56,7 +56,7 @@ def plot_report(report: "DriftReport") -> "Figure":
     axes.set_xlabel("drift: 0 the same map, 1 an unrelated one" + (f" ({rest} not shown)" if rest else ""))
     axes.set_title("\n".join(textwrap.wrap(printable(str(report)), 80)), fontsize="medium", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    return plot
 
 
 def _render_row(probe: ProbeDrift) -> str:

@@ -19,8 +19,8 @@ TILE = (2.3, 2.9)  # inches, with the caption
 LETTERS, MAX_LINES = 28, 3  # of a caption
 
 
-def make_figure(width: float, height: float) -> "Figure":
-    """Make an empty figure that a notebook shows once.
+def make_plot(width: float, height: float) -> "Figure":
+    """Make an empty matplotlib Figure that a notebook shows once.
 
     pyplot does not manage it: nothing must be closed, and no window opens.
 
@@ -36,17 +36,17 @@ def make_figure(width: float, height: float) -> "Figure":
     except ImportError as error:
         raise ConfigError("plot() needs matplotlib: pip install 'clipcam-lightning[notebook]'.") from error
 
-    class ShownFigure(Figure):
-        """A figure that a notebook shows, also before it has imported pyplot."""
+    class Plot(Figure):
+        """A matplotlib Figure that a notebook shows, also before it has imported pyplot."""
 
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()
             self.savefig(file, format="png")
             return file.getvalue()
 
-    figure = ShownFigure(figsize=(width, height))
-    figure.set_layout_engine("constrained", h_pad=0.1)
-    return figure
+    plot = Plot(figsize=(width, height))
+    plot.set_layout_engine("constrained", h_pad=0.1)
+    return plot
 
 
 def plot_gallery(gallery: Gallery) -> "Figure":
@@ -57,19 +57,19 @@ def plot_gallery(gallery: Gallery) -> "Figure":
     """
     lines = list(gallery.break_rows(COLUMNS))
     columns = max(map(len, lines))
-    figure = make_figure(max(TILE[0] * columns, 4.5), TILE[1] * len(lines) + 0.9)
-    axes = figure.subplots(len(lines), columns, squeeze=False)
+    plot = make_plot(max(TILE[0] * columns, 4.5), TILE[1] * len(lines) + 0.9)
+    axes = plot.subplots(len(lines), columns, squeeze=False)
     for i, line in enumerate(lines):
         for j, each in enumerate(axes[i]):
             each.axis("off")
             if j < len(line):
                 _plot_tile(each, line[j])
-    figure.suptitle(printable(gallery.heading), fontsize="medium", parse_math=False)
+    plot.suptitle(printable(gallery.heading), fontsize="medium", parse_math=False)
     if gallery.scale:
-        _plot_color_bar(figure, axes, "\n".join(textwrap.wrap(gallery.scale, 60)))
+        _plot_color_bar(plot, axes, "\n".join(textwrap.wrap(gallery.scale, 60)))
     if gallery.remark:
-        figure.supxlabel(printable(gallery.remark), fontsize="small", parse_math=False)
-    return figure
+        plot.supxlabel(printable(gallery.remark), fontsize="small", parse_math=False)
+    return plot
 
 
 def printable(text: str) -> str:
@@ -86,11 +86,11 @@ def _plot_tile(axes: "Axes", tile: Tile) -> None:
     axes.set_title("\n".join([*lines, tile.details]), fontsize="small", fontweight=weight, parse_math=False)
 
 
-def _plot_color_bar(figure: "Figure", axes: np.ndarray, scale: str) -> None:
+def _plot_color_bar(plot: "Figure", axes: np.ndarray, scale: str) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap
 
     colors = ListedColormap(np.asarray(draw_color_bar(256, 1))[0] / 255)
-    bar = figure.colorbar(ScalarMappable(cmap=colors), ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.02)
+    bar = plot.colorbar(ScalarMappable(cmap=colors), ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.02)
     bar.set_ticks([0, 1], labels=["0", "max"])
     bar.set_label(scale, fontsize="small")

@@ -48,7 +48,7 @@ class Shown:
         """Plot what :meth:`show` shows with matplotlib.
 
         Returns:
-            A figure that pyplot does not manage: show it as the result of a cell, or write it with ``savefig``.
+            A matplotlib Figure that pyplot does not manage: the result of a cell, or written with ``savefig``.
 
         Raises:
             ConfigError: matplotlib is not installed; it comes with ``pip install 'clipcam-lightning[notebook]'``.
