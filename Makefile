@@ -45,11 +45,14 @@ benchmarks: .venv/.installed-test
 	$(BIN)/python -m benchmarks.coverage
 
 .venv/.installed: pyproject.toml constraints.txt
+	@echo "Installing clipcam-lightning and what it needs into .venv: 5.4 GB, nearly all of it torch and CUDA."
+	@echo "About 1 GB without CUDA: make $(or $(MAKECMDGOALS),demo) PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
 .venv/.installed-test: .venv/.installed
+	@echo "Installing the packages of the tests: about 2 GB more."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
