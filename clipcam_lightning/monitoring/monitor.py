@@ -88,6 +88,15 @@ class Monitor:
         # A copy has no model, writes nowhere, and is another run: it must not write to the folder of this one.
         return {**vars(self), "sinks": [], "_prepared": None, "run_id": uuid4().hex}
 
+    def begin_fit(self, step: int) -> None:
+        """Begin another run if the steps begin again, so that its files do not replace those of the run before.
+
+        Args:
+            step: optimizer steps taken when the fit begins.
+        """
+        if self.history and step < self.history[-1].step:
+            self.run_id = uuid4().hex
+
     def evaluate(self, explainer: Explainer, *, step: int, epoch: int) -> Outcome:
         """Explain the probes, compare them with the baseline, and pass the evaluation to the sinks.
 

@@ -46,7 +46,7 @@ class RunFolder:
         """What to say of a folder that was claimed elsewhere than at ``base``; empty if it was not."""
         if self.claimed in (None, str(self.base)):
             return ""
-        return f"{self.base} holds the files of another run; those of this run are in {self.claimed}"
+        return f"{self.base} holds the files of another run or callback; those of this one are in {self.claimed}"
 
     @property
     def path(self) -> UPath:

@@ -9,7 +9,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink, require_sinks
 from clipcam_lightning.sinks import BackgroundSink, LoggingSettings, UnopenedSink, make_sinks
 from clipcam_lightning.sinks.drawing import Drawer
 from clipcam_lightning.sinks.files import ImageFileSink
@@ -120,3 +121,21 @@ def test_the_report_of_a_run_without_alarm_is_written_at_its_end(tmp_path: Path)
     assert not (tmp_path / "report.html").exists()
     sink.close()
     assert ">10<" in (tmp_path / "report.html").read_text()
+
+
+class WriteOnly:
+    def write(self, evaluation: Evaluation) -> None: ...
+
+
+UNOPENED = UnopenedSink(None, list, OSError())
+
+
+@pytest.mark.parametrize("sinks", [UNOPENED, [UnopenedSink], [WriteOnly()], [print], [None], "sink"], ids=repr)
+def test_what_is_no_list_of_sinks_is_refused(sinks: object) -> None:
+    with pytest.raises(ConfigError, match=r"derive a class from clipcam_lightning\.Sink"):
+        require_sinks(sinks)
+
+
+def test_sinks_are_accepted() -> None:
+    require_sinks([UNOPENED])
+    require_sinks(())
