@@ -25,9 +25,9 @@ from clipcam_lightning.visualization.drawing import draw_outline, draw_overlay, 
 
 FOLDER = Path(__file__).parents[1] / "docs" / "gallery"
 NAMES = {"vit": "ViT", "resnet": "ResNet"}
-TILE, GAP, LABEL = 176, 6, 40  # pixels
+TILE, GAP, LABEL = 176, 6, 48  # pixels
 JPEG_QUALITY = 80
-NO_MAP = "#d9d9d9"
+NO_MAP, GROUND, INK, FAINT = "#5c5f68", "#26282f", "#ffffff", "#b8bac0"  # neither glares nor hides in dark mode
 
 
 class Example(NamedTuple):
@@ -44,8 +44,7 @@ def list_examples() -> list[Example]:
     scenes = draw_scenes(8, objects=2, seed=3)
     prompts = tuple(scenes.kinds[kind] for kind in scenes.objects[0])
     first, second = (
-        (scenes.images[0], mask, order)
-        for mask, order in zip(scenes.masks[0], (prompts, prompts[::-1]), strict=True)
+        (scenes.images[0], mask, order) for mask, order in zip(scenes.masks[0], (prompts, prompts[::-1]), strict=True)
     )
     photograph = draw_on_photograph()
     return [
@@ -73,8 +72,8 @@ def draw_images(examples: list[Example]) -> Image.Image:
     draw = ImageDraw.Draw(row)
     for i, example in enumerate(examples):
         left = i * (TILE + GAP)
-        draw.text((left, TILE + 3), example.prompts[0], "#1a1a1a", font(15))
-        draw.text((left, TILE + 21), NAMES[example.tower], "#6b6b6b", font(13))
+        draw.text((left + GAP, TILE + 2), example.prompts[0], INK, font(18))
+        draw.text((left + GAP, TILE + 25), NAMES[example.tower], FAINT, font(16))
     return row
 
 
@@ -97,8 +96,8 @@ def enlarge_pixels(example: Example) -> UInt8[torch.Tensor, "3 v u"]:
 
 
 def join(tiles: list[Image.Image], below: int = 0) -> Image.Image:
-    """Put tiles side by side, with ``below`` pixels of white under them."""
-    row = Image.new("RGB", (len(tiles) * (TILE + GAP) - GAP, TILE + below), "#ffffff")
+    """Put tiles side by side, with room for a label under them."""
+    row = Image.new("RGB", (len(tiles) * (TILE + GAP) - GAP, TILE + below), GROUND)
     for i, tile in enumerate(tiles):
         row.paste(tile, (i * (TILE + GAP), 0))
     return row

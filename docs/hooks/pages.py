@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # MkDocs loads this file by its 
 
 from docstrings import MATH_BLOCK, to_markdown
 
-COLUMNS = "100"  # of the help
+COLUMNS = "80"  # of the help
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
