@@ -1,7 +1,7 @@
 """Draw the maps of every CAM method on the same images, for the gallery in ``docs/``.
 
-The small CLIPs of the package explain a generated scene with two objects, and an object on a photograph. Each method gets
-one row of tiles, ``docs/gallery/<method>.jpg``; ``images.jpg`` has what they explain.
+The small CLIPs of the package explain a generated scene with two objects, and an object on a photograph. Each method
+gets one row of tiles, ``docs/gallery/<method>.jpg``; ``images.jpg`` has what they explain.
 
 Run it:  python -m benchmarks.gallery  (about a minute on two cores)
 """
@@ -21,7 +21,7 @@ from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
 from clipcam_lightning.storage.jpeg import encode_jpeg
-from clipcam_lightning.visualization.drawing import draw_outline, draw_overlay, enlarge, to_image, to_pixels
+from clipcam_lightning.visualization.drawing import draw_outline, draw_overlay, enlarge, to_pixels
 
 FOLDER = Path(__file__).parents[1] / "docs" / "gallery"
 NAMES = {"vit": "ViT", "resnet": "ResNet"}

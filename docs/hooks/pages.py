@@ -1,7 +1,7 @@
 """Fill in what pages take from the code: the help of each command, and formula, cost and paper of each CAM method.
 
-A page holds ``<!-- commands -->`` where the help of all commands belongs, and ``<!-- method NAME -->`` where a method of
-the gallery belongs.
+A page holds ``<!-- commands -->`` where the help of all commands belongs, and ``<!-- method NAME -->`` where a method
+of the gallery belongs.
 """
 
 import io
