@@ -217,7 +217,7 @@ def _add_report_options(command: ArgumentParser) -> None:
         type=float,
         metavar="X",
         help="fail if one map drifts by more: 0 the same, 1 unrelated, 2 inverted (default: the rule described under "
-        "'When it is an alarm' in the README)",
+        "'Alarms and what they miss' in the docs)",
     )
     group.add_argument(
         "--false-alarm-rate",
