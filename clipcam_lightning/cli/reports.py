@@ -10,10 +10,11 @@ from clipcam_lightning.cli.outputs import writing
 from clipcam_lightning.cli.terminal import TEXT_WIDTH, Output, sanitize
 from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.report import DriftReport
+from clipcam_lightning.drift.report_json import report_as_json
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.storage.atomic import write_atomically
-from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report, report_as_json
+from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report
 
 PASSED, DRIFTED = 0, 1
 ROWS = 40  # probes in the table; more would scroll the verdict off the screen

@@ -16,7 +16,7 @@ from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.shapes_world.pretraining import retrieval_accuracy
 from clipcam_lightning.shapes_world.scenes import draw_scenes, stamp_mask, with_haze, with_stamps
-from clipcam_lightning.sinks.files import CONTACT_SHEET
+from clipcam_lightning.storage.run_folder import CONTACT_SHEET
 
 HELD_OUT = 300  # scenes
 
