@@ -114,7 +114,7 @@ def require_av() -> None:
         import av  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "a video needs PyAV, which is not installed: pip install 'clipcam-lightning[video]'. --gif works without it."
+            "a video needs PyAV, which is not installed: pip install 'clipcam-lightning[video]'. --gif needs nothing."
         ) from error
 
 
