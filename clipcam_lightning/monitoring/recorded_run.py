@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -218,7 +219,7 @@ def _load_snapshots(folder: UPath, problems: list[str]) -> dict[str, Snapshot]:
     """Load the snapshots of a run by their file names."""
     snapshots = {}
     for file in sorted(list_folder(folder), key=str):
-        if not (file.name == BASELINE or file.match(SNAPSHOTS)):
+        if file.name != BASELINE and not fnmatch(file.name, SNAPSHOTS):
             continue
         try:
             snapshots[file.name] = Snapshot.load(file)

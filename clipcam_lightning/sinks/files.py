@@ -68,7 +68,8 @@ class FileSink(Sink):
             stored = Snapshot.load(self.folder.path / name_snapshot(baseline.info.step))
         except SnapshotError:
             return False
-        return stored.info == baseline.info and torch.equal(stored.maps, baseline.maps)
+        same_content = stored.info == baseline.info and stored.images == baseline.images
+        return same_content and torch.equal(stored.maps, baseline.maps)
 
 
 class ImageFileSink(Sink):

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from clipcam_lightning.visualization import report as report_module
 from clipcam_lightning.visualization.drawing import to_pixels
 from clipcam_lightning.visualization.evidence import draw_crop
 from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report
+from tests.support.html_tree import Element, Tree, tags, words
 
 TOP_LEFT, BOTTOM_RIGHT = torch.zeros(8, 8), torch.zeros(8, 8)
 TOP_LEFT[:2, :2] = 3.0
@@ -94,57 +94,6 @@ BEFORE = snapshot(
     images=(encode_jpeg(Image.fromarray(GREY.permute(1, 2, 0).numpy()), 90),) * 5,
 )
 NOW = snapshot(*MIXED, step=120, energy_inside_mask=torch.tensor([0.5, torch.nan, 0.125, torch.nan, torch.nan]))
-
-
-@dataclass
-class Element:
-    tag: str
-    attributes: dict[str, str | None]
-    parent: "Element | None" = None
-    children: list["Element"] = field(default_factory=list)
-    own: str = ""
-
-    def all(self, tag: str, kind: str = "") -> list["Element"]:
-        kinds = ["", *(self.attributes.get("class") or "").split()]
-        here = [self] if self.tag == tag and kind in kinds else []
-        return here + [inner for child in self.children for inner in child.all(tag, kind)]
-
-    @property
-    def text(self) -> str:
-        return " ".join([self.own, *(child.text for child in self.children)]).strip()
-
-
-class Tree(HTMLParser):
-    """A page as elements; it checks on the way that every tag is closed in its turn."""
-
-    VOID = ("meta", "img", "br", "hr", "rect")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.root = self.at = Element("root", {})
-        self.feed(html)
-        self.close()
-        assert self.at is self.root, f"<{self.at.tag}> is not closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        element = Element(tag, dict(attrs), self.at)
-        self.at.children.append(element)
-        if tag not in self.VOID:
-            self.at = element
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.VOID:
-            return
-        assert tag == self.at.tag, f"</{tag}> ends <{self.at.tag}>"
-        assert self.at.parent is not None
-        self.at = self.at.parent
-
-    def handle_data(self, data: str) -> None:
-        self.at.own += data
-
-
-def words(text: str) -> str:
-    return " ".join(text.split())
 
 
 def test_the_page_starts_with_the_verdict() -> None:
@@ -366,14 +315,6 @@ def test_user_text_is_never_markup(text: str, where: str) -> None:
 
     html.encode()
     assert tags(html) == tags(plain)
-
-
-def tags(html: str) -> list[tuple[str, tuple[str, ...]]]:
-    def walk(element: Element) -> list[tuple[str, tuple[str, ...]]]:
-        here = (element.tag, tuple(element.attributes))
-        return [here, *(inner for child in element.children for inner in walk(child))]
-
-    return walk(Tree(html).root)
 
 
 def test_the_page_has_no_script_forbids_scripts_and_loads_nothing() -> None:
