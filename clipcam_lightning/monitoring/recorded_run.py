@@ -60,6 +60,17 @@ class RecordedEvaluation:
         values = (probe.similarity for probe in self.report.probes)
         return fmean(value if math.isfinite(value) else -1.0 for value in values)
 
+    @property
+    def largest(self) -> ProbeDrift | None:
+        """The probe with the largest drift of those whose drift is known; ``None`` if that of none is."""
+        known = (probe for probe in self.report.probes if probe.has_valid_baseline)
+        return max(known, key=lambda probe: probe.drift, default=None)
+
+    @property
+    def unknown(self) -> list[ProbeDrift]:
+        """The probes whose drift is unknown, because their baseline is degenerate."""
+        return [probe for probe in self.report.probes if not probe.has_valid_baseline]
+
     @cached_property
     def probes(self) -> dict[str, ProbeDrift]:
         """The probes by name."""

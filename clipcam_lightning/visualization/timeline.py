@@ -34,7 +34,7 @@ class Extent:
         evaluations = [each for run in runs for each in run.evaluations]
         steps = [each.step for each in evaluations]
         similarities = [each.similarity for each in evaluations]
-        worst = max(each.report.worst.drift for each in evaluations)
+        worst = max(probe.drift for each in evaluations for probe in each.report.probes)
         low, high = min(similarities) / TICK, max(similarities) / TICK
         return cls(
             steps=(min(steps), max(steps)),
@@ -89,11 +89,16 @@ def draw_timeline(run: RecordedRun, extent: Extent) -> list[Chart]:
         Chart(
             title="Drift",
             label=f"Mean drift over the steps: {format_drift(reports[0].drift)} at step {reports[0].step}, "
-            f"{format_drift(last.report.drift)} at step {last.step}; largest {format_drift(last.report.worst.drift)}",
+            f"{format_drift(last.report.drift)} at step {last.step}; largest "
+            f"{'unknown' if last.largest is None else format_drift(last.largest.drift)}",
             limits=("0", f"{extent.drift:.1f}"),
             lines={
-                "largest": _points(x, [report.worst.drift / extent.drift for report in reports]),
-                "mean": _points(x, [report.drift / extent.drift for report in reports]),
+                "largest": _points(
+                    (left, each.largest.drift / extent.drift)
+                    for left, each in zip(x, run.evaluations, strict=True)
+                    if each.largest is not None
+                ),
+                "mean": _points((left, report.drift / extent.drift) for left, report in zip(x, reports, strict=True)),
             },
             spots=_spots(run, extent, [f"mean {format_drift(each.drift)}" for each in reports]),
         ),
@@ -102,7 +107,7 @@ def draw_timeline(run: RecordedRun, extent: Extent) -> list[Chart]:
             label=f"Mean similarity over the steps: {similarities[0]:.2f} at step {reports[0].step}, "
             f"{similarities[-1]:.2f} at step {last.step}",
             limits=(f"{low:.1f}", f"{high:.1f}"),
-            lines={"mean": _points(x, [(value - low) / (high - low) for value in similarities])},
+            lines={"mean": _points((left, (v - low) / (high - low)) for left, v in zip(x, similarities, strict=True))},
             spots=_spots(run, extent, [f"mean {value:.3f}" for value in similarities]),
         ),
         Chart(
@@ -127,15 +132,17 @@ def draw_probe_timeline(run: RecordedRun, name: str, extent: Extent) -> Chart:
     evaluations = [each for each in run.evaluations if name in each.probes]
     known = [each for each in evaluations if each.probes[name].has_valid_baseline]
     since = run.flagged_since(name)
-    points = [(extent.x(each.step), _y(each.probes[name].drift / extent.drift), each.probes[name]) for each in known]
+    points = [
+        (extent.x(each.step), each.probes[name].drift / extent.drift, each.probes[name].flagged) for each in known
+    ]
     drift = format_drift(known[-1].probes[name].drift) if known else "unknown"
     return Chart(
         title="Drift",
         label=f"Drift of {name} over the steps: {drift} at the end; "
         + ("never flagged" if since is None else f"first flagged at step {since}"),
         limits=("0", f"{extent.drift:.1f}"),
-        lines={"mean": " ".join(f"{x},{y}" for x, y, _ in points)},
-        dots=[(x, y) for x, y, probe in points if probe.flagged],
+        lines={"mean": _points((left, share) for left, share, _ in points)},
+        dots=[(left, _y(share)) for left, share, is_flagged in points if is_flagged],
     )
 
 
@@ -180,8 +187,9 @@ def _spots(run: RecordedRun, extent: Extent, texts: Iterable[str]) -> list[tuple
     ]
 
 
-def _points(x: Sequence[float], shares: Sequence[float]) -> str:
-    return " ".join(f"{left},{_y(share)}" for left, share in zip(x, shares, strict=True))
+def _points(places: Iterable[tuple[float, float]]) -> str:
+    """Write points, given as the place from the left and the share of the height, as SVG does."""
+    return " ".join(f"{left},{_y(share)}" for left, share in places)
 
 
 def _y(share: float) -> float:
