@@ -64,6 +64,7 @@ example:
 REPORT = """\
 Write one HTML page of a whole training from the files of its run, or compare two runs. Needs no model.
 RUN is the folder of a run, a log directory that contains one, or a URL.
+Fails (exit code 1) if a run ends with an alarm.
 
 examples:
   clipcam report lightning_logs/version_3

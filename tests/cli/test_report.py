@@ -419,6 +419,15 @@ def test_maps_without_information_are_named_and_animated(shell: Shell, tmp_path:
     assert Image.open(io.BytesIO(Path("maps.gif").read_bytes())).n_frames == 3  # type: ignore[attr-defined]
 
 
+def test_the_most_severe_probe_is_animated(shell: Shell, tmp_path: Path) -> None:
+    diagonal = torch.eye(4)
+    maps = {0: torch.stack([diagonal] * 3), 5: torch.stack([1 - diagonal, torch.zeros(4, 4), diagonal])}
+    write_files(tmp_path / "run", evaluations_of(maps, ["a fox", "an owl", "a cat"]))
+    shell("run", "--gif", "chosen.gif", "--probe", "probe-1")  # its map vanished; that of probe-0 drifted further
+    shell("run", "--gif", "default.gif")
+    assert Path("default.gif").read_bytes() == Path("chosen.gif").read_bytes()
+
+
 def test_a_page_of_many_probes_and_evaluations_says_what_it_leaves_out(shell: Shell, tmp_path: Path) -> None:
     prompts = [f"animal {i}" for i in range(60)]
     write_files(tmp_path / "run", evaluations_of(random_maps(range(0, 300, 10), 60), prompts))
