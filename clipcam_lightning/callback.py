@@ -43,8 +43,7 @@ from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.batch import ClassNames
 from clipcam_lightning.probes.probe_set import ProbesLike
 from clipcam_lightning.sinks import LoggingSettings, make_sinks
-from clipcam_lightning.sinks.files import REPORT
-from clipcam_lightning.storage.run_folder import RunFolder
+from clipcam_lightning.storage.run_folder import REPORT, RunFolder
 from clipcam_lightning.training.announcement import announce
 from clipcam_lightning.training.folder import resolve_folder
 from clipcam_lightning.training.session import Session

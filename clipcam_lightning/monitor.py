@@ -29,9 +29,8 @@ from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.sinks import LoggingSettings, make_sinks, require_loggers
-from clipcam_lightning.sinks.files import REPORT
 from clipcam_lightning.storage.paths import as_path
-from clipcam_lightning.storage.run_folder import RunFolder
+from clipcam_lightning.storage.run_folder import REPORT, RunFolder
 from clipcam_lightning.training.announcement import announce
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.compare import check_comparable, compare
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
-from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.drift.snapshot import OF_BASELINES, Snapshot
 from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_error
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer
@@ -223,8 +223,7 @@ class Monitor:
             snapshot = add_transplants(explainer, prepared, texts, snapshot, baseline.objects, baseline.donors)
             report = compare(baseline, snapshot, self.rule)
         if self._is_baseline_rolling:
-            kept = ("noise_floor", "images", "objects", "map_agrees", "donors", "transplants_named")
-            self.baseline = replace(snapshot, **{name: getattr(baseline, name) for name in kept})
+            self.baseline = replace(snapshot, **{name: getattr(baseline, name) for name in OF_BASELINES})
         return snapshot, baseline, report, note
 
 

@@ -19,7 +19,7 @@ from clipcam_lightning.drift import metrics
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.shapes_world.pretraining import retrieval_accuracy
 from clipcam_lightning.shapes_world.scenes import draw_scenes, stamp_mask, with_haze, with_stamps
-from clipcam_lightning.sinks.files import CONTACT_SHEET, REPORT
+from clipcam_lightning.storage.run_folder import CONTACT_SHEET, REPORT
 
 HELD_OUT = 300  # scenes
 WIDTH = 110  # columns of an output that is no terminal

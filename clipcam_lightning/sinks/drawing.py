@@ -12,8 +12,9 @@ from PIL import Image
 from clipcam_lightning.cam.colors import load_color_maps
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.visualization.contact_sheet import contact_sheet
+from clipcam_lightning.visualization.page import load_page
 from clipcam_lightning.visualization.panels import probe_panel
-from clipcam_lightning.visualization.report import html_report, load_page
+from clipcam_lightning.visualization.report import PAGE, html_report
 
 LOGGED_COLUMNS = 6  # of contact sheets in loggers, which keep that of every evaluation
 PNG_LEVEL = 1  # 12 % larger than level 6, in 25 % of the time
@@ -117,7 +118,7 @@ class Drawer:
     def __init__(self, num_images: int) -> None:
         # Modules must not be imported in a thread while a dataloader forks its workers.
         load_color_maps()
-        load_page()
+        load_page(PAGE)
         self._num_images = num_images
         self._lock = threading.Lock()
         self._newest: Drawings | None = None
