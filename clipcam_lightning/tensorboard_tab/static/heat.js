@@ -1,6 +1,8 @@
 /** Raw maps as pixels: bilinear between the centres of the cells, as in the images that the callback logs. */
 
 const [DARKEST, CONTRAST] = [0.08, 0.6]; // of an image under heat, as in the logged images
+const [WARM, HOT] = [0.5, 0.75]; // mean heat from which it hides the image, and at which it would hide nearly all
+const CAP = 0.75; // share of its opacity that heat keeps then
 
 /**
  * @typedef {{width: number, height: number, data: Uint8ClampedArray<ArrayBuffer>}} Pixels RGBA
@@ -42,7 +44,7 @@ export function normalize(map, largest = maxValue(map)) {
  *     missing
  */
 export function paint(image, shape, heat, baseline, options) {
-  if (options.view === "input") return image.data;
+  if (options.view === "input") return image.data.slice();
   if (!heat) return null;
   const { width, height, data } = image;
   const out = new Uint8ClampedArray(4 * width * height);
@@ -52,10 +54,21 @@ export function paint(image, shape, heat, baseline, options) {
     paintChange(resize(difference, shape, [height, width]), data, out, options);
   } else {
     const paintHeat = options.view === "heat" ? paintPlain : paintOverlay;
-    paintHeat(resize(heat, shape, [height, width]), data, out, options);
+    const opacity = options.opacity * limitOpacity(heat);
+    paintHeat(resize(heat, shape, [height, width]), data, out, { ...options, opacity });
   }
   for (let i = 3; i < out.length; i += 4) out[i] = 255;
   return out;
+}
+
+/** Share of its opacity that heat keeps: less where nearly everything is hot, so that the image stays visible.
+ *
+ * @param {Float32Array} heat normalized map
+ */
+export function limitOpacity(heat) {
+  const mean = heat.reduce((sum, value) => sum + value, 0) / heat.length;
+  const excess = Math.max(0, Math.min(1, (mean - WARM) / (HOT - WARM)));
+  return 1 - (1 - CAP) * excess;
 }
 
 /** Paint heat over the grey, darkened image: hotter cells cover more of it.
