@@ -5,7 +5,7 @@ import { canvasOf, context, element, explained } from "./dom.js";
 import { cropSheet, groundSheet, listCrops, listGrounds } from "./evidence.js";
 import { formatNumber, formatPercent } from "./format.js";
 import { METRICS } from "./metrics.js";
-import { describePlace } from "./places.js";
+import { describeLocation } from "./places.js";
 import { nameOf } from "./sources.js";
 import { Sparkline } from "./sparkline.js";
 import { checkView, viewGroup } from "./views.js";
@@ -324,7 +324,7 @@ function chart(run, probe, evaluation) {
 function summary(run, probe, evaluation, row, baseline) {
   const [before, now] = [run.baselineMap(probe, evaluation, baseline), row.map(evaluation)];
   const state = run.stateText(probe, evaluation);
-  const place = state || (now ? describePlace(before, now, row.shape) : "no map");
+  const place = state || (now ? describeLocation(before, now, row.shape) : "no map");
   const note = run.notes[evaluation][row.metric(evaluation, "note")];
   const node = element("p", { class: "summary", text: `${place[0].toUpperCase()}${place.slice(1)}. ` });
   if (note) {

@@ -4,7 +4,7 @@ import { badge } from "./badge.js";
 import { element } from "./dom.js";
 import { formatNumber } from "./format.js";
 import { DRIFT } from "./metrics.js";
-import { describePlace } from "./places.js";
+import { describeLocation } from "./places.js";
 import { SIZE } from "./size.js";
 import { Sparkline } from "./sparkline.js";
 import { Strip } from "./strip.js";
@@ -222,7 +222,7 @@ export class GridRow {
     const now = row.map(evaluation);
     if (!now) return "no map";
     const state = run.stateText(probe, evaluation);
-    return state || describePlace(run.baselineMap(probe, evaluation, baseline), now, row.shape);
+    return state || describeLocation(run.baselineMap(probe, evaluation, baseline), now, row.shape);
   }
 }
 

@@ -22,7 +22,7 @@ const SPREAD = 0.3; // of the cells: a map of which so many hold half of the mas
  * @param {Float32Array} now raw map
  * @param {number[]} shape `[h, w]`
  */
-export function describePlace(before, now, shape) {
+export function describeLocation(before, now, shape) {
   const place = describeFocus(now, shape);
   if (!place) return "no positive evidence";
   const shift = before && findShift(before, now, shape);
