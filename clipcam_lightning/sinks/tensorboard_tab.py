@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import shlex
 from collections.abc import Sequence
+from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -12,12 +14,14 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.drift.probe_drift import ProbeDrift
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.tensorboard_tab import events
 from clipcam_lightning.visualization.evidence import Ground, draw_ground, list_grounds
 
 IMAGE_SIDE, IMAGE_QUALITY = 192, 70  # 7 kB for a detailed photograph
+DEFAULT_ROOT = "clipcam"  # which the page assumes
 GROUND_SIDE = 96  # of one of at most six tiles, 2 kB each
 
 
@@ -74,7 +78,7 @@ class TabSink(Sink):
             events.image_value(self._tag(events.GROUND, name), _encode_ground(evaluation, each))
             for name, each in new.items()
         ]
-        values.append(events.scalar_value(self._tag(events.ALARM), report.alarm))
+        values.append(events.scalar_value(self._tag(events.ALARM), float(report.alarm)))
         content = {
             **_describe(evaluation),
             **_describe_states(evaluation.report.probes),
@@ -90,6 +94,15 @@ class TabSink(Sink):
         self.writer.flush()
         self._baseline, self._newest = stored, snapshot.maps
         self._grounds |= set(new)
+
+    def describe_address(self, report: DriftReport) -> str:
+        """Say how to start TensorBoard, whose port is unknown, and at which address it shows a flagged probe."""
+        choices = {"evaluation": str(report.step), "open": next((probe.name for probe in report.flagged), "")}
+        if self.root != DEFAULT_ROOT:
+            choices = {"run": f"{self.root}@.", **choices}
+        fragment = "".join(f"&p.{events.PLUGIN}.{key}={quote(text)}" for key, text in choices.items() if text)
+        command = f"tensorboard --logdir {shlex.quote(str(self.writer.get_logdir()))}"
+        return f"run {command} and add #{events.PLUGIN}{fragment} to its address"
 
     def _tag(self, kind: str, probe: str = "") -> str:
         return events.tag(self.root, kind, probe)
