@@ -94,13 +94,14 @@ def test_tiles_fill_the_width_or_have_the_chosen_size(tab: Tab) -> None:
     tab.fresh(run="clipcam@known")
     tab.page.set_viewport_size({"width": 1100, "height": 1000})
     until(lambda: 0 <= gap() < 10, "the tiles fill 1100 pixels")
-    tab.page.set_viewport_size({"width": 1500, "height": 1000})
-    until(lambda: 0 <= gap() < 10, "the tiles fill 1500 pixels")
+    tab.page.set_viewport_size({"width": 1300, "height": 1000})
+    until(lambda: 0 <= gap() < 10, "the tiles fill 1300 pixels")
     tab.slide("Size", 128)
     until(lambda: pixels(tab.ready().cell("walks", 10)).shape[1] == 128, "the tiles have the chosen size")
     tab.page.wait_for_function("location.hash.includes('size=128')")
     tab.root.get_by_role("button", name="Fit").click()
-    until(lambda: 0 <= gap() < 10, "the tiles fill 1500 pixels again")
+    until(lambda: 0 <= gap() < 10, "the tiles fill 1300 pixels again")
+    tab.page.set_viewport_size({"width": 1500, "height": 1000})
 
 
 def test_the_baseline_stays_in_sight_while_evaluations_scroll(tab: Tab) -> None:
@@ -112,16 +113,17 @@ def test_the_baseline_stays_in_sight_while_evaluations_scroll(tab: Tab) -> None:
     for across in (0, 0.5, 1):
         tab.scroll(across=across)
         expect(baseline).to_be_in_viewport()
-        assert np.array_equal(pixels(baseline), expected)
+        shown = pixels(baseline).astype(int)
+        assert np.abs(shown - expected).max() <= 2, "a map is rounded to half floats, its baseline is not"
     expect(baseline).to_contain_text("step 0")
 
 
 def test_the_place_of_a_row_is_never_blank(tab: Tab) -> None:
     for run in (RUN, "clipcam@known", "clipcam@a-later"):
-        tab.fresh(run=run)
+        tab.fresh(run=run, size=96)
         for name in tab.order():
             expect(tab.row(name).locator(".place")).to_have_text(re.compile(r"\w{3}"))
-    tab.fresh(run="clipcam@known")
+    tab.fresh(run="clipcam@known", size=96)
     tab.head(0).click()
     expect(tab.row("unknown").locator(".place")).to_have_text("nothing in this image raises the similarity")
     expect(tab.row("still").locator(".place")).to_have_text(re.compile("^(at the|spread over)"))
@@ -173,7 +175,7 @@ def test_the_large_view_shows_what_all_flagged_maps_looked_at_before_and_look_at
     before, now = (pixels(crop) for crop in pairs.first.locator("canvas").all())
     green, grey = shortcuts.COLORS[1], (shortcuts.GREYS[1],) * 3
     assert np.abs(before[..., :3].astype(int) - green).sum(-1).min() < 40, "the object"
-    assert np.abs(now[..., :3].astype(int) - grey).max() < 20, "the ground alone"
+    assert np.abs(now[40:, :30, :3].astype(int) - grey).max() < 20, "the ground"
     tab.page.keyboard.press("Escape")
 
 
@@ -237,7 +239,9 @@ def test_axe_finds_nothing_serious(tab: Tab, state: dict[str, str], theme: str) 
         expect(tab.detail.locator(".ground")).to_have_count(4)
     found = Axe().run(tab.frame).response["violations"]
     severe = [
-        (each["id"], [node["target"] for node in each["nodes"]][:5]) for each in found if each["impact"] in SEVERE
+        (each["id"], [(node["target"], node["failureSummary"]) for node in each["nodes"]][:5])
+        for each in found
+        if each["impact"] in SEVERE
     ]
     tab.page.keyboard.press("Escape")
     assert severe == []
@@ -256,8 +260,8 @@ def test_everything_can_be_reached_with_the_keyboard_and_the_focus_is_visible(ta
             " return [node.outerHTML.slice(0, 200), outlineStyle !== 'none' && parseFloat(outlineWidth) >= 1]; }"
         )
         reached.add(html)
-        if not is_visible and "main" not in html[:6]:
+        if not is_visible and not html.startswith("<body"):  # then an element of TensorBoard has the focus
             hidden.append(html)
         tab.page.keyboard.press("Tab")
     assert names <= reached
-    assert hidden[1:] == [], "the first one has the focus by a script"
+    assert hidden == []

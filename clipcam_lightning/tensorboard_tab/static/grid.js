@@ -97,7 +97,9 @@ export class Grid {
   }
 
   #message() {
-    return element("p", { class: "message nothing", role: "status", text: this.board.matched ? NO_HIT : NO_PAIR });
+    const text = this.board.matched ? NO_HIT : NO_PAIR;
+    const cell = element("span", { role: "gridcell", text });
+    return element("div", { class: "message nothing", role: "row", "aria-live": "polite" }, cell);
   }
 
   #schedule() {

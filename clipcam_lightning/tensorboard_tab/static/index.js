@@ -44,6 +44,7 @@ export async function render() {
     document.head.append(element("link", { rel: "stylesheet", href }));
   }
   document.documentElement.lang = "en";
+  document.title = "CLIP CAM";
   followDarkMode();
   try {
     const page = new Page(await fetchColors());
@@ -163,9 +164,11 @@ class Page {
 
   /** Resize the grid to the chosen size, or to the width there is. */
   async #resize() {
-    const lengths = this.#lengths(this.board.columns.length);
+    const columns = this.board.columns.length;
+    if (!columns || !this.grid.node.clientWidth) return; // nothing or another tab is shown
+    const lengths = this.#lengths(columns);
     const resizing = (this.resizing = Symbol("newest size")); // another may be chosen while tiles are made
-    if (!this.grid.node.clientWidth || (lengths.tile === SIZE.tile && lengths.about === SIZE.about)) return;
+    if (lengths.tile === SIZE.tile && lengths.about === SIZE.about) return;
     await Promise.all(this.board.runs.map((run) => run.fit(run.visible, lengths.tile)));
     if (resizing !== this.resizing) return;
     this.grid.resize(lengths);
