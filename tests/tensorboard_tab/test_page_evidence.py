@@ -91,7 +91,7 @@ def test_tiles_fill_the_width_or_have_the_chosen_size(tab: Tab) -> None:
             )
         )
 
-    tab.fresh(run="clipcam@known")
+    tab.fresh(run="clipcam@known", size="fit")
     tab.page.set_viewport_size({"width": 1100, "height": 1000})
     until(lambda: 0 <= gap() < 10, "the tiles fill 1100 pixels")
     tab.page.set_viewport_size({"width": 1300, "height": 1000})
@@ -120,10 +120,10 @@ def test_the_baseline_stays_in_sight_while_evaluations_scroll(tab: Tab) -> None:
 
 def test_the_place_of_a_row_is_never_blank(tab: Tab) -> None:
     for run in (RUN, "clipcam@known", "clipcam@a-later"):
-        tab.fresh(run=run, size=96)
+        tab.fresh(run=run)
         for name in tab.order():
             expect(tab.row(name).locator(".place")).to_have_text(re.compile(r"\w{3}"))
-    tab.fresh(run="clipcam@known", size=96)
+    tab.fresh(run="clipcam@known")
     tab.head(0).click()
     expect(tab.row("unknown").locator(".place")).to_have_text("nothing in this image raises the similarity")
     expect(tab.row("still").locator(".place")).to_have_text(re.compile("^(at the|spread over)"))

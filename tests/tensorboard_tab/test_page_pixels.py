@@ -53,19 +53,19 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def plain(browser: Browser, board: str) -> Iterator[Tab]:
     with Tab(browser, board) as tab:
-        yield tab.open(run=KNOWN, size=96)
+        yield tab.open(run=KNOWN)
 
 
 @pytest.fixture(scope="module")
 def dense(browser: Browser, board: str) -> Iterator[Tab]:
     with Tab(browser, board, device_scale_factor=2) as tab:
-        yield tab.open(run=KNOWN, size=96)
+        yield tab.open(run=KNOWN)
 
 
 @pytest.fixture
 def tab(request: pytest.FixtureRequest) -> Iterator[Tab]:
     opened: Tab = request.getfixturevalue(getattr(request, "param", "plain"))
-    yield opened.fresh(run=KNOWN, size=96)
+    yield opened.fresh(run=KNOWN)
     noise, opened.noise = opened.noise, []
     assert noise == []
 

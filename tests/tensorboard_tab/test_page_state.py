@@ -290,7 +290,7 @@ def test_a_log_directory_can_itself_be_a_run(browser: Browser, logs: Path, flag:
     with tensorboard("--logdir", logs / "known", f"--load_fast={flag}") as url:
         wait_for(url, ".", STEPS)
         with Tab(browser, url) as tab:
-            tab.open()
+            tab.open(size=96)
             assert tab.options("Run") == [". (alarm)"]
             assert sorted(tab.order()) == sorted(NAMES)
             tab.view("Heat")

@@ -176,8 +176,8 @@ export class Grid {
     const [step, epoch] = board.title(board.current).split(", ");
     this.counter.textContent = board.countText;
     this.shown.replaceChildren(
-      element("span", { text: `shown: ${step}` }),
-      element("span", { class: "epoch", text: epoch }),
+      element("span", { text: step }),
+      element("span", { class: "epoch", text: `${epoch}, shown` }),
     );
     for (const [column, head] of this.heads) {
       if (column < from || column > to) {

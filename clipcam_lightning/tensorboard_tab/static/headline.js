@@ -59,7 +59,8 @@ export function describeReason({ last, reasons }) {
 export function describeFlagged(run) {
   const count = run.names.filter((_, probe) => run.flagged(probe, run.last)).length;
   if (!count) return "no probe is flagged";
-  return `${count} of ${run.names.length} probes ${count === 1 ? "is" : "are"} flagged`;
+  const probes = run.names.length === 1 ? "probe" : "probes";
+  return `${count} of ${run.names.length} ${probes} ${count === 1 ? "is" : "are"} flagged`;
 }
 
 /** The prompt that the flagged probes share; undefined if they have several, or none is flagged.
