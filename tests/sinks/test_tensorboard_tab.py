@@ -215,7 +215,7 @@ def test_a_mask_is_written_once_for_each_probe_that_has_one(tmp_path: Path) -> N
     masks[0, 40:160, 100:300] = True
     evaluations = [
         replace(evaluation, masks=[masks[0], None, masks[2]])
-        for evaluation in evaluations_of(random_maps([0, 1], 3), PROMPTS, NAMES)
+        for evaluation in evaluations_of(random_maps([0, 1], 3), PROMPTS, NAMES, ramps(3, 400)[:, :, :300])
     ]
     first, second = written_by(tmp_path, evaluations)
     assert {kind for kind in first if kind.startswith("mask/")} == {"mask/red", "mask/half"}

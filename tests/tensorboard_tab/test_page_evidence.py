@@ -185,15 +185,15 @@ def test_the_large_view_shows_what_other_objects_are_called_on_the_grounds(tab: 
     expect(grounds).to_have_count(4)
     expect(tab.detail).to_contain_text("7 of 8 other objects are now called after the background they are put on")
     expect(grounds.first).to_contain_text("On the background of a hen (hen)")
-    figures = grounds.first.locator("figure")
-    expect(figures).to_have_count(3)
-    expect(figures.nth(0)).to_contain_text("without its object")
-    expect(figures.nth(1)).to_contain_text("a hen")
-    expect(figures.nth(1)).to_contain_text("before: a cow")
-    expect(figures.nth(2)).to_contain_text("a dog")
-    expect(figures.nth(2)).to_contain_text("as before")
-    assert [figures.nth(i).get_attribute("class") for i in range(3)] == [None, "follows", None]
-    shown = pixels(figures.nth(1).locator("canvas"))
+    tiles = grounds.first.locator("figure")
+    expect(tiles).to_have_count(3)
+    expect(tiles.nth(0)).to_contain_text("without its object")
+    expect(tiles.nth(1)).to_contain_text("a hen")
+    expect(tiles.nth(1)).to_contain_text("before: a cow")
+    expect(tiles.nth(2)).to_contain_text("a dog")
+    expect(tiles.nth(2)).to_contain_text("as before")
+    assert [tiles.nth(i).get_attribute("class") for i in range(3)] == ["tile", "tile follows", "tile"]
+    shown = pixels(tiles.nth(1).locator("canvas"))
     top, left = shortcuts.CORNERS[2]
     assert np.abs(shown[top + 12, left + 12, :3].astype(int) - shortcuts.COLORS[2]).max() < 20, "the cow's object"
     tab.page.keyboard.press("Escape")

@@ -77,11 +77,11 @@ export async function groundSheet(run, { probe, called, called_before: calledBef
   const [empty, ...tiles] = (await run.rows.get(probe)?.groundTiles(1 + called.length)) ?? [];
   if (!empty) return [];
   const own = run.prompts[probe];
-  const figures = tiles.map((tile, i) => {
+  const objects = tiles.map((tile, i) => {
     const [now, before] = [run.prompts[called[i]] ?? "unknown", run.prompts[calledBefore[i]] ?? "unknown"];
     return element(
       "figure",
-      { class: now === own ? "follows" : "" },
+      { class: now === own ? "tile follows" : "tile" },
       canvasOf(tile),
       element(
         "figcaption",
@@ -97,7 +97,7 @@ export async function groundSheet(run, { probe, called, called_before: calledBef
       "div",
       { class: "ground" },
       element("h4", {}, "On the background of ", element("bdi", { text: own }), ` (${run.names[probe]})`),
-      element("div", { class: "objects" }, element("figure", {}, canvasOf(empty), caption), ...figures),
+      element("div", { class: "objects" }, element("figure", { class: "tile" }, canvasOf(empty), caption), ...objects),
     ),
   ];
 }
