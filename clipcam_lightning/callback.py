@@ -42,7 +42,7 @@ from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.batch import ClassNames
 from clipcam_lightning.probes.probe_set import ProbesLike
-from clipcam_lightning.sinks import LoggingSettings, make_sinks
+from clipcam_lightning.sinks import LoggingSettings, describe_tab, make_sinks
 from clipcam_lightning.storage.run_folder import REPORT, RunFolder
 from clipcam_lightning.training.announcement import announce
 from clipcam_lightning.training.folder import resolve_folder
@@ -484,7 +484,8 @@ class ClipCamCallback(Callback):
         trainer.should_stop = trainer.should_stop or stops
         if stops or self._subject != last:  # a model that follows its shortcut does so in every epoch
             consequence = " Training stops." if stops else ""
-            text = f"{report}. Report: {self.directory or self._base}/{REPORT}.{consequence}"
+            tab = describe_tab(self.monitor.sinks if self.monitor else [], report)
+            text = f"{report}. Report: {self.directory or self._base}/{REPORT}.{consequence}{tab}"
             rank_zero_warn(text, category=ClipCamWarning)
 
     def _resume(self) -> None:

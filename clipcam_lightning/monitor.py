@@ -28,7 +28,7 @@ from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
-from clipcam_lightning.sinks import LoggingSettings, make_sinks, require_loggers
+from clipcam_lightning.sinks import LoggingSettings, describe_tab, make_sinks, require_loggers
 from clipcam_lightning.storage.paths import as_path
 from clipcam_lightning.storage.run_folder import REPORT, RunFolder
 from clipcam_lightning.training.announcement import announce
@@ -271,7 +271,8 @@ class ClipCamMonitor:
             raise DriftAlarm(str(report), report)
         if self._subject != last:  # a model that follows its shortcut does so in every epoch
             place = self.directory or self._base
-            warnings.warn(f"{report}. Report: {place}/{REPORT}.", ClipCamWarning, stacklevel=3)
+            tab = describe_tab(self._monitor.sinks, report)
+            warnings.warn(f"{report}. Report: {place}/{REPORT}.{tab}", ClipCamWarning, stacklevel=3)
 
     def _warn_once(self, text: str) -> None:
         kind, _, _ = text.partition(":")

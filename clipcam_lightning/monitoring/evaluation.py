@@ -27,6 +27,7 @@ class Evaluation:
         history: the evaluations so far, this one last; of many the first and evenly spaced later ones.
         digests: one per probe, by which evaluations of other runs are matched.
         metrics: means over the probes by name (``drift``, ``similarity``, ...), all finite.
+        visible: share of each probe's image that the model sees, below 1 where it is cropped; empty if unknown.
 
     Example:
         >>> from clipcam_lightning import evaluate
@@ -46,6 +47,7 @@ class Evaluation:
     history: Sequence[HistoryEntry]
     digests: Sequence[str]
     metrics: Mapping[str, float]
+    visible: Sequence[float] = ()
 
     __repr__ = short_repr
 

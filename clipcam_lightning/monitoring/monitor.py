@@ -16,6 +16,7 @@ from upath import UPath
 from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.compare import check_comparable, compare
 from clipcam_lightning.drift.report import DriftReport
@@ -27,6 +28,7 @@ from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.snapshots import add_background, add_transplants, complete_baseline, take_snapshot
 from clipcam_lightning.probes.prepared import PreparedProbes
+from clipcam_lightning.probes.probe import LoadedProbe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.tensorfile import VERSION
 
@@ -128,6 +130,7 @@ class Monitor:
             history=tuple(self.history),
             digests=self.probes.digests,
             metrics=dict(self.metrics),
+            visible=[_visible_share(probe, clip.preprocessing) for probe in self.probes],
         )
         problems = tuple(problem for sink in self.sinks for problem in _failures(sink, sink.write, self.last))
         return Outcome(
@@ -276,6 +279,11 @@ def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor,
         for name in UNKNOWN_WITH_MASKS:
             means[name] = float(getattr(snapshot, name)[has_mask].mean())
     return means
+
+
+def _visible_share(probe: LoadedProbe, preprocessing: Preprocessing) -> float:
+    """Return the share of a probe's image that the model sees; 1 if the image is preprocessed already."""
+    return 1.0 if isinstance(probe.image, Tensor) else preprocessing.visible_share(*probe.image.shape[:2])
 
 
 def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> None:
