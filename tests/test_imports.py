@@ -17,7 +17,7 @@ NO_ROOT = "No module imports from the root package"
 LIGHTNING = "Only the callback and the shapes world import Lightning"
 TAB = "The tab imports neither torch nor Lightning nor the rest of the package"
 DRIFT = "Drift works on arrays and files, without a model"
-CAM = "The CAM core reads no file but images, writes none and uses no logger"
+CAM = "The CAM core reads and writes no file but images, and uses no logger"
 
 
 def broken_contracts(folder: Path) -> set[str]:

@@ -29,6 +29,7 @@ RETIRED = {  # a pattern of the old term, and the term that replaced it
 # Words that mean something else where they stand.
 ELSEWHERE = re.compile(
     r"a picture of \{\}|<figure|</figure|figcaption|\"figure\"|dd, figure, table|colou?r-?blind|\[\"picture,prompt\""
+    r"|matplotlib\.figure|matplotlib Figure|import Figure|[\"(]Figure[\")]"
 )
 
 

@@ -1,16 +1,18 @@
 """Explain images: a model, images and prompts in, an :class:`Explanation` out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clipcam_lightning.cam.capture import AttentionCapture
-from clipcam_lightning.cam.decoding import Images
+from clipcam_lightning.cam.decoding import Images, list_images
 from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
+from clipcam_lightning.cam.explained_images import ExplainedImages
 from clipcam_lightning.cam.explanation import Explanation, concatenate_parts
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion, fuse_maps
@@ -21,7 +23,7 @@ from clipcam_lightning.cam.model_state import checkpointed, evaluation_mode
 from clipcam_lightning.cam.passes import Pass, Result, compute_maps
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike, target_of
-from clipcam_lightning.cam.texts import Prompts, embed_prompts
+from clipcam_lightning.cam.texts import Prompts, embed_prompts, list_prompts
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.cam.views import half_a_cell, shift_images, unshift_maps
 from clipcam_lightning.errors import ConfigError
@@ -74,7 +76,7 @@ def explain(
             :class:`ModelSpec`.
 
     Returns:
-        An :class:`Explanation` of ``n`` images and ``p`` prompts.
+        An :class:`Explanation` of ``n`` images and ``p`` prompts, which shows itself in Jupyter.
 
     Raises:
         ModelError: no CLIP or several in ``model``, its weights have no values, or strings but no tokenizer.
@@ -111,7 +113,16 @@ def explain(
     found = ModelSpec(
         clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
     ).find(model)
-    return explain_clip(found, images, prompts, settings, checkpointing=checkpointing)
+    if isinstance(images, Mapping):
+        images = found.tower.unpack(images)
+    elif not isinstance(images, Tensor | np.ndarray):
+        images = list_images(images)  # of an iterator, which is used up by one pass
+    explanation = explain_clip(found, images, prompts, settings, checkpointing=checkpointing)
+    return replace(
+        explanation,
+        prompts=list_prompts(prompts, len(explanation.maps)),
+        images=ExplainedImages(images, found.preprocessing),
+    )
 
 
 def explain_clip(

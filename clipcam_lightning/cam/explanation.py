@@ -1,26 +1,32 @@
 """The result of :func:`~clipcam_lightning.explain`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
-from clipcam_lightning.cam.colors import overlaid
 from clipcam_lightning.cam.decoding import require_pixels
+from clipcam_lightning.cam.display.drawing import draw_maps, to_image, to_pixels
+from clipcam_lightning.cam.display.gallery import BEST, Gallery, Tile, describe_rest
+from clipcam_lightning.cam.display.shown import Shown
+from clipcam_lightning.cam.encoding import write_image
+from clipcam_lightning.cam.explained_images import ExplainedImages
 from clipcam_lightning.cam.fuse import resize_maps
-from clipcam_lightning.cam.lettering import letter
 from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.cam.representation import short_repr
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Explanation:
+class Explanation(Shown):
     """Saliency maps of a CLIP for ``n`` images and ``p`` prompts, and how they were made.
+
+    In Jupyter it shows itself: each image, with the map of each prompt drawn over it. All prompts of an image share one
+    scale, so that their heat can be compared.
 
     Attributes:
         maps: raw saliency on the layer's own grid, float32, not rescaled, on the model's device. If the images have
@@ -35,6 +41,9 @@ class Explanation:
         score_scale: factor on the cosine before the target.
         shift: whether maps of the images shifted by half a cell were averaged in.
         grids: height and width of each image's grid if they differ, else ``None``.
+        prompts: one tuple of ``p`` prompts per image; empty if they are unknown.
+        images: what was explained, for drawing; ``None`` draws the maps alone. These are references: as long as the
+            explanation lives, so do its images, unless ``dataclasses.replace(explanation, images=None)`` releases them.
 
     Example:
         >>> import torch
@@ -61,6 +70,8 @@ class Explanation:
     score_scale: float = 1.0
     shift: bool = False
     grids: tuple[tuple[int, int], ...] | None = None
+    prompts: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+    images: ExplainedImages | None = field(default=None, repr=False)
 
     __repr__ = short_repr
 
@@ -106,21 +117,63 @@ class Explanation:
         require_pixels(pixels, "n 3 y x")
         if len(pixels) != len(self.maps):
             raise ConfigError(f"pixels must be of the {len(self.maps)} explained images (got {len(pixels)}).")
-        size = (pixels.shape[-2], pixels.shape[-1])
-        heat = self.resize(size).clamp_min(0).cpu()
-        heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        states = self.states
-        is_valid = torch.tensor([[not state.is_degenerate for state in each] for each in states], device="cpu")
-        heat = heat.where(is_valid[..., None, None], 0.0)
-        overlays = torch.stack([overlaid(image, maps) for image, maps in zip(pixels, heat, strict=True)])
-        for i, p in (~is_valid).nonzero().tolist():
-            overlays[i, p] = _lettered(overlays[i, p], states[i][p].words)
-        return overlays
+        return torch.stack(
+            [
+                torch.stack([to_pixels(drawn) for drawn in draw_maps(self.maps_of(i), image.cpu(), max(image.shape))])
+                for i, image in enumerate(pixels)
+            ]
+        )
 
+    def save(self, file: PathLike) -> None:
+        """Write the image that :meth:`draw` draws to a file, which is never half written.
 
-def _lettered(pixels: UInt8[Tensor, "3 y x"], text: str) -> UInt8[Tensor, "3 y x"]:
-    image = letter(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), text)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        Args:
+            file: a path or URL whose suffix names the format, such as ``maps.png``; replaced if it exists.
+
+        Raises:
+            ConfigError: the suffix names no image format, the URL cannot be opened, or an explained image is gone.
+            OSError: the file cannot be written.
+        """
+        write_image(self.draw(), file)
+
+    @override
+    def _gallery(self, side: int, limit: int) -> Gallery:
+        count, prompts = self.similarity.shape
+        columns = min(prompts, limit - 1)
+        rows = min(count, max(1, limit // (columns + 1)))
+        rest = filter(None, (describe_rest(rows, count, "image"), describe_rest(columns, prompts, "prompt")))
+        return Gallery(
+            heading=self._heading,
+            rows=[self._make_row(i, side)[: columns + 1] for i in range(rows)],
+            scale=self._scale,
+            remark=" and ".join(rest),
+        )
+
+    def _make_row(self, image: int, side: int) -> list[Tile]:
+        """Make the tiles of one image: the input, if it is known, and the map of each prompt."""
+        pixels, name = (self.images.pixels(image, side), self.images.name(image)) if self.images else (None, "")
+        similarities = self.similarity[image].tolist()
+        prompts = self.prompts[image] if self.prompts else [f"prompt {i}" for i in range(1, len(similarities) + 1)]
+        tiles = [] if pixels is None else [Tile(to_image(pixels), name, "input")]
+        drawings = draw_maps(self.maps_of(image), pixels, side, is_shared=True)
+        for drawing, prompt, similarity in zip(drawings, prompts, similarities, strict=True):
+            is_best = len(similarities) > 1 and similarity == max(similarities)
+            details = f"similarity {similarity:.3f}{f' · {BEST}' if is_best else ''}"
+            tiles.append(Tile(drawing, prompt, details, is_best))
+        return tiles
+
+    @property
+    def _heading(self) -> str:
+        method = self.method if self.target == "similarity" else f"{self.method} of {self.target}"
+        if len(self.layers) <= 1:
+            return " at ".join((method, *self.layers))
+        return f"{method} at {len(self.layers)} layers"
+
+    @property
+    def _scale(self) -> str:
+        if self.similarity.shape[1] > 1:
+            return "shared scale: from 0 to the largest value among all prompts of an image"
+        return "own scale: from 0 to the largest value of each map"
 
 
 def concatenate_parts(

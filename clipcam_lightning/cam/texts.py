@@ -50,6 +50,22 @@ def embed_prompts(clip: ClipModel, prompts: Prompts, target: Target, images: int
         return texts.expand(images, -1, -1), count
 
 
+def list_prompts(prompts: Prompts, images: int) -> tuple[tuple[str, ...], ...]:
+    """List the prompts of each image as texts; of embeddings, which have none, their numbers.
+
+    Args:
+        prompts: that :func:`embed_prompts` accepts.
+        images: number of images, ``n``.
+    """
+    if isinstance(prompts, Tensor):
+        return (tuple(f"embedding {i}" for i in range(1, prompts.shape[-2] + 1)),) * images
+    if isinstance(prompts, str):
+        return ((prompts,),) * images
+    if isinstance(prompts[0], str):
+        return (tuple(map(str, prompts)),) * images
+    return tuple(tuple(map(str, row)) for row in prompts)
+
+
 def _embed(clip: ClipModel, prompts: Prompts, images: int) -> Float[Tensor, "_n p d"]:
     """Return unit embeddings per image, or of length 1 if all images share the prompts."""
     if isinstance(prompts, Tensor):

@@ -82,6 +82,8 @@ class ModelSource:
             raise ConfigError("--encode-image and --encode-text go with --class-path or --config, not with --model.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu.")
+        if self.device == "mps" and not torch.backends.mps.is_available():
+            raise ConfigError("--device mps: torch finds no Apple GPU here; use --device cpu.")
 
 
 def read_model_source(options: Any) -> ModelSource:

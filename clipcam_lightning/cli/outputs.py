@@ -26,17 +26,17 @@ def check_outputs(*outputs: UPath | None, inputs: Iterable[UPath | None] = ()) -
         ConfigError: an output is a folder, a link or a device, its folder cannot be made or is read-only, its store
             cannot be reached or has no such bucket, or two files are the same.
     """
-    taken = {_identify(path) for path in inputs if path is not None}
+    taken = {identify(path) for path in inputs if path is not None}
     for path in filter(None, outputs):
         with _reachable(path):
             if is_folder(path):
                 raise ConfigError(f"{path} is a folder; give the name of a file.")
-        if _identify(path) in taken:
+        if identify(path) in taken:
             raise ConfigError(f"{path} is named twice; give each file a name of its own.")
         # The new file would replace it by a rename.
         if isinstance(path, Path) and (path.is_symlink() or (path.exists() and not path.is_file())):
             raise ConfigError(f"{path} is a link or a device; give the name of an ordinary file.")
-        taken.add(_identify(path))
+        taken.add(identify(path))
         check_folder(path.parent)
 
 
@@ -105,7 +105,7 @@ def _reachable(path: UPath) -> Iterator[None]:
         raise ConfigError(f"nothing can be written to {path}: {error.strerror or error}.") from error
 
 
-def _identify(path: UPath) -> str:
+def identify(path: UPath) -> str:
     """Return a text that is the same for two paths of one file."""
     if isinstance(path, Path):
         return str(path.resolve())

@@ -24,10 +24,10 @@ Exit code: 0 passed, 1 attention drifted, 2 the input cannot be used, 130 interr
 """
 
 EXPLAIN = """\
-Map which regions of each image raise its similarity to each prompt, and draw one image per pair.
+Map which regions of each image raise its similarity to each prompt, and draw one sheet per image.
 
 example:
-  clipcam explain cat.jpg dog.jpg --prompt "a cat" --prompt "a dog" \\
+  clipcam explain cat.jpg photos/ --prompt "a cat" --prompt "a dog" \\
       --model ViT-B-32 --pretrained laion2b_s34b_b79k --out maps
 """
 
@@ -154,9 +154,11 @@ def _make_empty_parser(name: str, description: str) -> ArgumentParser:
 
 
 def _add_explain_options(command: ArgumentParser) -> None:
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
+    command.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image file, folder of images, or pattern such as 'photos/**/*.jpg'"
+    )
     command.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="text to map; repeatable")
-    command.add_argument("--out", type=_read_path, required=True, metavar="DIR", help="folder for the drawn maps")
+    command.add_argument("--out", type=_read_path, required=True, metavar="DIR", help="folder for the sheets")
     _add_map_options(command)
     _add_model_options(command)
 
@@ -346,7 +348,7 @@ def _add_model_options(command: ArgumentParser) -> None:
         help="method of the class that embeds images, where no CLIP is found; with --encode-text",
     )
     group.add_argument("--encode-text", metavar="NAME", help="the same for texts")
-    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    group.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="(default: %(default)s)")
 
 
 def _read_path(value: PathLike) -> UPath:

@@ -5,10 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
+from typing import TYPE_CHECKING
 
+from clipcam_lightning.cam.display.shown import display, in_notebook
 from clipcam_lightning.drift.evidence import Evidence, weigh_evidence
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
+from clipcam_lightning.drift.report_display import plot_report, report_html
 from clipcam_lightning.drift.rule import DriftRule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_NAMED = 3  # flagged probes in the message of an alarm
 
@@ -17,7 +23,8 @@ MAX_NAMED = 3  # flagged probes in the message of an alarm
 class DriftReport:
     """All probes of one evaluation, compared with the baseline by :func:`compare`.
 
-    Printed, it is the message of the alarm, or one line that says that there is none.
+    Printed, it is the message of the alarm, or one line that says that there is none. In Jupyter it shows itself: the
+    message and a table of the probes, flagged ones first.
 
     Attributes:
         probes: in the order of the probe set.
@@ -150,6 +157,27 @@ class DriftReport:
         grounds = self.grounds
         details = f"{grounds}{_name_flagged(flagged)}" if grounds else _describe_flagged(flagged)
         return f"{self.finding} at step {self.step} (baseline: step {self.baseline_step}): {details}"
+
+    def show(self) -> None:
+        """Show the table in the notebook; elsewhere print the message."""
+        if in_notebook():
+            display(self)
+        else:
+            print(self)
+
+    def plot(self) -> "Figure":
+        """Plot the drift of each probe with matplotlib, flagged ones first and red.
+
+        Returns:
+            A matplotlib Figure that pyplot does not manage: the result of a cell, or written with ``savefig``.
+
+        Raises:
+            ConfigError: matplotlib is not installed; it comes with ``pip install 'clipcam-lightning[notebook]'``.
+        """
+        return plot_report(self)
+
+    def _repr_html_(self) -> str:
+        return report_html(self)
 
     def _describe_contrast(self) -> str:
         known = self._with_known_background

@@ -1,14 +1,21 @@
 """The stored result of an evaluation: the maps of all probes, and what is needed to compare them."""
 
+import io
+import math
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
+from clipcam_lightning.cam.display.drawing import draw_maps, fit_image, to_pixels
+from clipcam_lightning.cam.display.gallery import Gallery, Tile, describe_rest
+from clipcam_lightning.cam.display.shown import Shown
 from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.urls import PathLike
@@ -75,8 +82,10 @@ class SnapshotInfo:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Snapshot:
+class Snapshot(Shown):
     """The stored result of one evaluation; everything on the CPU.
+
+    In Jupyter it shows itself: the map of each probe over its image, where the snapshot holds the images.
 
     The callback, ``clipcam snapshot`` and the ``cam_regression`` fixture write snapshots. Two snapshots of the same
     probe set are compared with :func:`~clipcam_lightning.compare`.
@@ -186,6 +195,32 @@ class Snapshot:
             return cls.from_tensors(tensors, metadata)
         except (KeyError, TypeError, ValueError) as error:
             raise SnapshotError(f"{file} is not a whole snapshot: {abridge(repr(error))}") from error
+
+    @override
+    def _gallery(self, side: int, limit: int) -> Gallery:
+        tiles = [self._make_tile(i, side) for i in range(min(limit, len(self.names)))]
+        return Gallery(
+            heading=f"step {self.info.step}, epoch {self.info.epoch}: {self.info.method} of {self.info.target}",
+            rows=[tiles],
+            scale="own scale: from 0 to the largest value of each map",
+            remark=describe_rest(len(tiles), len(self.names), "probe"),
+        )
+
+    def _make_tile(self, i: int, side: int) -> Tile:
+        (drawing,) = draw_maps(self.maps[i : i + 1], self._decode(i, side) if self.images else None, side)
+        details, energy = f"similarity {self.similarity[i]:.3f}", float(self.energy_inside_mask[i])
+        return Tile(
+            drawing, self.prompts[i], details if math.isnan(energy) else f"{details} · {100 * energy:.0f} % on object"
+        )
+
+    def _decode(self, i: int, side: int) -> UInt8[Tensor, "3 y x"]:
+        try:
+            with Image.open(io.BytesIO(self.images[i]), formats=["JPEG"]) as image:
+                return to_pixels(fit_image(image, side))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise SnapshotError(
+                f"the image of probe {self.names[i]!r} is damaged ({error}); take the snapshot again."
+            ) from error
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Split the snapshot for a file or a checkpoint.

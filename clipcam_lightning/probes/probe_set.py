@@ -10,11 +10,18 @@ from typing import TypeAlias, overload
 
 import numpy as np
 import torch
+from open_clip.transform import PreprocessCfg
+from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
+from typing_extensions import override
 from upath import UPath
 
 from clipcam_lightning.cam.decoding import ImageLike
+from clipcam_lightning.cam.display.drawing import fit_image, to_image
+from clipcam_lightning.cam.display.gallery import Gallery, Tile, describe_rest
+from clipcam_lightning.cam.display.shown import Shown
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.errors import ProbeError, SnapshotError, abridge
 from clipcam_lightning.probes.batch import ClassNames, find_images_and_prompts
@@ -29,12 +36,15 @@ from clipcam_lightning.storage.reading import is_folder
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "probe set"
+OUTLINE = {7: "#000000", 5: "#ffffff"}  # by width, of both sides in pixels: white on black shows on any ground
 ProbeLike: TypeAlias = Probe | LoadedProbe | tuple[ImageLike, str]
 ProbesLike: TypeAlias = PathLike | Sequence[ProbeLike]
 
 
-class ProbeSet(Sequence[LoadedProbe]):
+class ProbeSet(Shown, Sequence[LoadedProbe]):
     """Probes in a fixed order, read and checked once.
+
+    In Jupyter a set shows itself: each image with its prompt and the outline of its mask.
 
     A set is a sequence of :class:`LoadedProbe`, and a slice of it is a set. Two sets are equal if their digests are:
     if they hold the same pixels, prompts, masks and token ids in the same order, under whatever names.
@@ -196,6 +206,17 @@ class ProbeSet(Sequence[LoadedProbe]):
         tensors, rows = self.to_tensors()
         save_tensors(as_path(file), KIND, tensors, {"probes": rows, "digest": self.digest})
 
+    @override
+    def _gallery(self, side: int, limit: int) -> Gallery:
+        tiles = [Tile(_draw(probe, side), probe.prompt, probe.name) for probe in self._probes[:limit]]
+        noun = "probe" if len(self) == 1 else "probes"
+        outlined = ", with the outlines of their masks" if any(probe.mask is not None for probe in self) else ""
+        return Gallery(
+            heading=f"{len(self)} {noun}{outlined}",
+            rows=[tiles],
+            remark=describe_rest(len(tiles), len(self), "probe"),
+        )
+
     def to_tensors(self) -> tuple[dict[str, Tensor], list[dict[str, str]]]:
         """Take the set apart for a file or a checkpoint.
 
@@ -282,6 +303,21 @@ def _probes_from(tensors: Mapping[str, Tensor], rows: Sequence[Mapping[str, str]
             )
         )
     return probes
+
+
+def _draw(probe: LoadedProbe, side: int) -> Image.Image:
+    """Draw the image of a probe, with the outline of its mask."""
+    if isinstance(probe.image, Tensor):  # the normalisation shows by the values
+        large = to_image(Preprocessing(PreprocessCfg()).pixels(probe.image)[0])
+    else:
+        large = Image.fromarray(probe.image)
+    image = fit_image(large, side)
+    if probe.mask is not None:
+        mask = Image.fromarray(probe.mask).convert("L").resize(image.size, Image.Resampling.BILINEAR)
+        solid = mask.point(lambda value: 255 if value > 127 else 0)
+        for width, color in OUTLINE.items():
+            image.paste(color, mask=ImageChops.subtract(solid.filter(ImageFilter.MaxFilter(width)), solid))
+    return image
 
 
 def _tokens_from(tensors: Mapping[str, Tensor], i: int) -> TokensLike | None:

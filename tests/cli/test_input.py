@@ -248,7 +248,7 @@ def test_only_the_model_of_a_config_is_used(
     code, out, err = shell(*EXPLAIN, "--checkpoint", "before.pt", "--config", "config.yaml", *options)
 
     assert (code, err) == (0, "")
-    assert "wrote 1 image to maps: " in out
+    assert "wrote 1 sheet to maps: " in out
 
 
 @pytest.mark.parametrize(
@@ -310,11 +310,11 @@ def test_explain_takes_a_target_with_arguments_and_several_views_and_layers(shel
     for target in ("similarity", CONTRAST):
         code, out, err = shell(*EXPLAIN, *BEFORE, *options, "--target", target)
         assert (code, err) == (0, "")
-        with Image.open(project / "maps" / "0--a-star.png") as drawing:
-            overlays.append(drawing.crop((472, 12, 920, 460)).tobytes())
+        with Image.open(project / "maps" / "0-maps.png") as drawing:
+            overlays.append(drawing.crop((356, 60, 676, 380)).tobytes())
 
     layers = "visual.transformer.resblocks.1.ln_1, visual.transformer.resblocks.2.ln_1"
-    assert f"wrote 1 image to maps: hirescam of contrast(a red star) at {layers}" in out
+    assert f"wrote 1 sheet to maps: hirescam of contrast(a red star) at {layers}" in out
     assert overlays[0] != overlays[1]
 
 
@@ -324,7 +324,7 @@ def test_a_dotted_name_selects_a_method_of_the_project(shell: Main, refused: Cal
 
     code, out, err = shell(*EXPLAIN, *BEFORE, *own)
     assert (code, err) == (0, "")
-    assert "wrote 1 image to maps: gradient_norm at " in out
+    assert "wrote 1 sheet to maps: gradient_norm at " in out
     assert shell(*SNAPSHOT[:-1], "own.safetensors", *BEFORE, *own, "--layers", -2)[0] == 0
     assert "--method my_project.my_function" in refused(*check)
     code, out, err = shell(*check, *own)  # with the layer of the baseline

@@ -73,7 +73,7 @@ def test_every_input_and_output_may_be_in_a_store(shell: Shell, project: Path, s
 
     code, _ = shell("explain", f"{store}/probes/0.png", "--prompt", "a star", "--out", f"{store}/maps", *before)
     assert code == 0
-    assert read_bytes(as_path(f"{store}/maps/0--a-star.png")).startswith(b"\x89PNG")
+    assert read_bytes(as_path(f"{store}/maps/0-maps.png")).startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

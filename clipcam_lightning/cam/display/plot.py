@@ -1,0 +1,96 @@
+"""A gallery in matplotlib, which is imported when it is first asked for."""
+
+import io
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipcam_lightning.cam.display.drawing import draw_color_bar
+from clipcam_lightning.cam.display.gallery import Gallery, Tile
+from clipcam_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 6
+TILE = (2.3, 2.9)  # inches, with the caption
+LETTERS, MAX_LINES = 28, 3  # of a caption
+
+
+def make_plot(width: float, height: float) -> "Figure":
+    """Make an empty matplotlib Figure that a notebook shows once.
+
+    pyplot does not manage it: nothing must be closed, and no window opens.
+
+    Args:
+        width: in inches.
+        height: in inches.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("plot() needs matplotlib: pip install 'clipcam-lightning[notebook]'.") from error
+
+    class Plot(Figure):
+        """A matplotlib Figure that a notebook shows, also before it has imported pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    plot = Plot(figsize=(width, height))
+    plot.set_layout_engine("constrained", h_pad=0.1)
+    return plot
+
+
+def plot_gallery(gallery: Gallery) -> "Figure":
+    """Plot a gallery: one axes per tile, and a colour bar.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    lines = list(gallery.break_rows(COLUMNS))
+    columns = max(map(len, lines))
+    plot = make_plot(max(TILE[0] * columns, 4.5), TILE[1] * len(lines) + 0.9)
+    axes = plot.subplots(len(lines), columns, squeeze=False)
+    for i, line in enumerate(lines):
+        for j, each in enumerate(axes[i]):
+            each.axis("off")
+            if j < len(line):
+                _plot_tile(each, line[j])
+    plot.suptitle(printable(gallery.heading), fontsize="medium", parse_math=False)
+    if gallery.scale:
+        _plot_color_bar(plot, axes, "\n".join(textwrap.wrap(gallery.scale, 60)))
+    if gallery.remark:
+        plot.supxlabel(printable(gallery.remark), fontsize="small", parse_math=False)
+    return plot
+
+
+def printable(text: str) -> str:
+    """Replace what no font of matplotlib can draw: control characters and halves of surrogate pairs."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def _plot_tile(axes: "Axes", tile: Tile) -> None:
+    axes.imshow(np.asarray(tile.image))
+    lines = textwrap.wrap(printable(tile.caption), LETTERS, max_lines=MAX_LINES, placeholder=" …")
+    # A prompt is data: "$" begins no formula.
+    weight = "bold" if tile.is_marked else "normal"
+    axes.set_title("\n".join([*lines, tile.details]), fontsize="small", fontweight=weight, parse_math=False)
+
+
+def _plot_color_bar(plot: "Figure", axes: np.ndarray, scale: str) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap
+
+    colors = ListedColormap(np.asarray(draw_color_bar(256, 1))[0] / 255)
+    bar = plot.colorbar(ScalarMappable(cmap=colors), ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.02)
+    bar.set_ticks([0, 1], labels=["0", "max"])
+    bar.set_label(scale, fontsize="small")

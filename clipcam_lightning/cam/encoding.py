@@ -1,0 +1,43 @@
+"""Write images to files."""
+
+import io
+import os
+
+from PIL import Image
+from upath import UPath
+
+from clipcam_lightning.cam.urls import PathLike, is_url, open_url, require_whole_url, store_errors
+from clipcam_lightning.errors import ConfigError, abridge
+
+
+def write_image(image: Image.Image, file: PathLike) -> None:
+    """Write an image to a file, which is never half written. Missing folders are created.
+
+    Args:
+        image: in any mode that the format can hold.
+        file: a path or URL; its suffix, such as ``.png``, ``.jpg`` or ``.pdf``, names the format.
+
+    Raises:
+        ConfigError: the suffix names no format that can be written, or the URL cannot be opened.
+        OSError: the file cannot be written.
+    """
+    suffix = os.path.splitext(str(file))[1].lower()  # noqa: PTH122 - the core has no pathlib
+    kind = Image.registered_extensions().get(suffix)
+    if kind not in Image.SAVE:
+        raise ConfigError(f"{abridge(file)} names no image format; let it end in .png, .jpg, .webp or .pdf.")
+    content = io.BytesIO()
+    image.save(content, kind)
+    if is_url(file):
+        path = open_url(str(file))
+        with store_errors(path):
+            path.fs.pipe_file(path.path, content.getvalue())
+        return
+    require_whole_url(str(file))
+    path = UPath(os.path.abspath(str(file)))  # noqa: PTH100 - the core has no pathlib
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(content.getvalue())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
