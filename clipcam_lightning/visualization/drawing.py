@@ -1,6 +1,7 @@
 """Drawing shared by all images: tiles with heat on them, and panels of tiles."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT, colored, overlaid
 from clipcam_lightning.cam.fuse import resize_maps
-from clipcam_lightning.cam.lettering import font, letter, shorten, text_width
+from clipcam_lightning.cam.lettering import font, letter, shorten, text_width, wrap
 from clipcam_lightning.cam.map_state import MapState
 
 TILE, GAP = 208, 8  # pixels
-INK, FAINT, PAPER, FLAG = "#1a1a1a", "#6b6b6b", "#ffffff", "#c1121f"
+INK, FAINT, PAPER, FLAG = "#f4f4f2", "#c4c4c0", "#2b2c2e", "#ff7a6b"  # dark, so that no theme of a page makes it glare
+TITLE, DETAILS, LABEL, LINE, BAR = 17, 14, 14, 22, 10  # pixels: of the fonts, between two lines, and of a colour bar
+FLAG_TEXT = "FLAGGED"
+DIM = 0.15  # grey of a black image under a change
 
 
 def to_image(pixels: UInt8[Tensor, "3 y x"]) -> Image.Image:
@@ -54,11 +58,14 @@ def draw_overlay(
 
 
 def draw_change(pixels: UInt8[Tensor, "3 y x"], change: Float[Tensor, "h w"]) -> Image.Image:
-    """Draw a change of heat, -1 (blue) to 1 (red), over a faint image, which shows where nothing changed."""
-    change = fit_to(pixels, change)
-    faint = 0.55 + 0.45 * pixels.float().mean(0) / 255
+    """Draw a change of heat, -1 (blue) to 1 (red), over a dim grey image, which shows where nothing changed."""
+    return _to_image(_tint(fit_to(pixels, change), DIM + 0.4 * pixels.float().mean(0) / 255))
+
+
+def _tint(change: Float[Tensor, "y x"], ground: Float[Tensor, "*ground"]) -> Float[Tensor, "3 y x"]:
+    """Cover a grey ground with the colours of a change: the larger, the more."""
     cover = change.abs().sqrt()
-    return _to_image(cover * colored(change / 2 + 0.5, CHANGE) + (1 - cover) * faint)
+    return cover * colored(change / 2 + 0.5, CHANGE) + (1 - cover) * ground
 
 
 def draw_outline(pixels: UInt8[Tensor, "3 v u"], mask: Bool[Tensor, "y x"] | None) -> Image.Image:
@@ -75,30 +82,75 @@ def draw_outline(pixels: UInt8[Tensor, "3 v u"], mask: Bool[Tensor, "y x"] | Non
     return image
 
 
-def draw_panel(title: str, details: str, tiles: Sequence[tuple[str, Image.Image]], flag: str = "") -> Image.Image:
-    """Arrange tiles side by side, with texts around them.
+def draw_panel(
+    title: str,
+    details: str,
+    tiles: Sequence[tuple[str, Image.Image]],
+    *,
+    is_flagged: bool = False,
+    heat: str = "own scale",
+    change: tuple[str, str] = ("less", "more"),
+) -> Image.Image:
+    """Arrange four tiles two by two, with texts above and a colour bar below each column.
 
     Args:
-        title: first line, above the tiles.
-        details: second line, smaller.
+        title: at most two lines above the tiles.
+        details: one line below the title, smaller.
         tiles: each with the label below it.
-        flag: red, at the right end of the first line.
+        is_flagged: whether there is a red flag at the right end of the first line.
+        heat: what the maps are scaled to, beside the bar of heat.
+        change: names of the ends of the bar of change.
 
     Returns:
-        The panel; texts that are too long are shortened.
+        The panel; texts that are too long are shortened. Its size depends on the title alone.
     """
-    width, header = len(tiles) * TILE + (len(tiles) + 1) * GAP, 58
-    image = Image.new("RGB", (width, header + TILE + 24), PAPER)
+    width = 2 * TILE + 3 * GAP
+    room = width - 2 * GAP
+    lines = wrap(title, TITLE, room - GAP - text_width(FLAG_TEXT, DETAILS), 2) or [""]
+    top = GAP + LINE * (len(lines) + 1)
+    image = Image.new("RGB", (width, top + 2 * (TILE + LINE) + LINE + GAP // 2), PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((GAP, 5), shorten(title, 20, width - 2 * GAP - text_width(flag, 20)), INK, font(20))
-    if flag:
-        draw.text((width - GAP - text_width(flag, 20), 5), flag, FLAG, font(20))
-    draw.text((GAP, 33), shorten(details, 14, width - 2 * GAP), FAINT, font(14))
+    for n, line in enumerate(lines):
+        draw.text((GAP, GAP // 2 + LINE * n), line, INK, font(TITLE, line))
+    if is_flagged:
+        draw.text((width - GAP, GAP // 2 + 2), FLAG_TEXT, FLAG, font(DETAILS, FLAG_TEXT), anchor="ra")
+    details = shorten(details, DETAILS, room)
+    draw.text((GAP, GAP // 2 + LINE * len(lines)), details, FAINT, font(DETAILS, details))
     for i, (label, tile) in enumerate(tiles):
-        left = GAP + i * (TILE + GAP)
-        image.paste(tile, (left, header))
-        draw.text((left, header + TILE + 4), shorten(label, 13, TILE), FAINT, font(13))
+        left, upper = GAP + i % 2 * (TILE + GAP), top + i // 2 * (TILE + LINE)
+        image.paste(tile, (left, upper))
+        label = shorten(label, LABEL, TILE)
+        draw.text((left, upper + TILE + 1), label, FAINT, font(LABEL, label))
+    bars = (("none", _heat_bar(), f"most, {heat}"), (change[0], _change_bar(), change[1]))
+    for i, (low, bar, high) in enumerate(bars):
+        _draw_bar(draw, (GAP + i * (TILE + GAP), top + 2 * (TILE + LINE)), low, bar, high)
     return image
+
+
+def _draw_bar(draw: ImageDraw.ImageDraw, place: tuple[int, int], low: str, bar: Image.Image, high: str) -> None:
+    """Draw a colour bar across a tile's width, with the names of its ends beside it."""
+    left, top = place
+    start, end = left + text_width(low, LABEL) + GAP, left + TILE - text_width(high, LABEL) - GAP
+    draw.text((left, top + 1), low, FAINT, font(LABEL, low))
+    draw.text((left + TILE, top + 1), high, FAINT, font(LABEL, high), anchor="ra")
+    draw._image.paste(bar.resize((max(1, end - start), BAR)), (start, top + (LINE - BAR) // 2))
+
+
+@cache
+def _heat_bar() -> Image.Image:
+    """Draw the colours of heat as they look over a grey image."""
+    grey, level = torch.full((3, 1, 256), 128, dtype=torch.uint8, device="cpu"), _ramp(0)
+    return to_image(overlaid(grey, level))
+
+
+@cache
+def _change_bar() -> Image.Image:
+    """Draw the colours of change as they look over a grey image."""
+    return _to_image(_tint(_ramp(-1), torch.tensor(DIM + 0.2, dtype=torch.float32, device="cpu")))
+
+
+def _ramp(start: float) -> Float[Tensor, "1 256"]:
+    return torch.linspace(start, 1, 256, dtype=torch.float32, device="cpu")[None]
 
 
 def _shown(heat: Float[Tensor, "h w"], state: MapState) -> Float[Tensor, "h w"]:

@@ -1,4 +1,4 @@
-"""Panels: one probe at one evaluation as a row of tiles."""
+"""Panels: one probe at one evaluation as four tiles."""
 
 import math
 
@@ -63,14 +63,14 @@ def probe_panel(
     """
     require_pixels(pixels, "3 y x")
     labels = (
-        "input",
-        f"baseline, step {steps[0]} (own scale)",
-        f"now, step {steps[1]} (own scale)",
-        "change (red: more, blue: less)",
+        "input" if mask is None else "input, object outlined",
+        f"baseline, step {steps[0]}",
+        f"now, step {steps[1]}",
+        "change",
     )
     tiles = probe_tiles(pixels, baseline, now, mask)
     return draw_panel(
-        probe.prompt, _describe(probe), list(zip(labels, tiles, strict=True)), " FLAGGED" if probe.flagged else ""
+        probe.prompt, _describe(probe), list(zip(labels, tiles, strict=True)), is_flagged=probe.flagged
     )
 
 
@@ -128,18 +128,15 @@ def _draw_change(
 
 
 def _describe(probe: ProbeDrift) -> str:
+    """Describe a probe on one line, with what is wrong with its maps first."""
     before = probe.similarity - probe.similarity_change
-    parts = [
-        f"drift {format_drift(probe.drift)}",
-        f"top-20 % IoU {probe.top_iou:.2f}",
-        f"similarity {before:.2f} to {probe.similarity:.2f}",
-    ]
-    if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
-        energy = probe.energy_inside_mask - probe.energy_change
-        parts.append(f"energy on object {energy:.2f} to {probe.energy_inside_mask:.2f}")
+    parts = [f"drift {format_drift(probe.drift)}" if probe.has_valid_baseline else "drift unknown"]
+    if not probe.has_valid_baseline:
+        parts.append(f"baseline's map {probe.baseline_state}")
     if probe.state.is_degenerate:
         parts.append(f"map {probe.state}")
-    if not probe.has_valid_baseline:
-        parts[:2] = ["drift unknown"]
-        parts.append(f"baseline's map {probe.baseline_state}")
+    parts.append(f"similarity {before:.2f} to {probe.similarity:.2f}")
+    if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
+        energy = probe.energy_inside_mask - probe.energy_change
+        parts.append(f"on object {energy:.2f} to {probe.energy_inside_mask:.2f}")
     return " · ".join(parts)
