@@ -32,6 +32,10 @@ PUNCTUATION = {*range(0x2010, 0x2027)}
 JOINERS = {0x200C, 0x200D, 0xFE0F}  # in words of many scripts, and in emoji that consist of several
 JAPANESE = {*range(0x3000, 0x3100), *range(0x31F0, 0x3200), *range(0xFF00, 0xFFF0)}  # kana, and letters as wide
 KOREAN = {*range(0x3131, 0x318F), *range(0xAC00, 0xD7A4)}  # letters and all syllables
+LINE_HEIGHT = {
+    "hhea": ("ascent", "descent", "lineGap"),
+    "OS/2": ("sTypoAscender", "sTypoDescender", "sTypoLineGap", "usWinAscent", "usWinDescent"),
+}
 NAMES = [0, 13, 14]  # copyright and licence
 UNUSED = ["vhea", "vmtx", "STAT"]  # tables that a horizontal line at one weight does not need
 UNITS_PER_EM, WEIGHT = 1000, 400
@@ -164,8 +168,9 @@ def _rename(font: TTFont) -> None:
 
 def _copy_line_height(source: TTFont, font: TTFont) -> None:
     """Let a line of text be as high with one font as with the other."""
-    for name in ("ascent", "descent", "lineGap"):
-        setattr(font["hhea"], name, getattr(source["hhea"], name))
+    for table, names in LINE_HEIGHT.items():
+        for name in names:
+            setattr(font[table], name, getattr(source[table], name))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
 """Text on images, in any script: measured, shortened and broken into lines, so that it stays in its place."""
 
 import math
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from importlib.resources import files
 
 import regex
 from PIL import Image, ImageDraw, ImageFont
 
-SMALLEST, LARGEST, LETTERS = 9, 16, 10  # pixels of the font, and the width of an image in units of it
+SMALLEST, LARGEST, LETTERS = 9, 22, 7  # pixels of the font, and the width of an image in units of it
 LEADING = 1.25  # distance of two lines, in units of the font
 GROUND, LIGHT = (0, 0, 0, 176), (255, 255, 255, 255)  # RGBA
-FONTS = os.path.join(os.path.dirname(__file__), "fonts")
 LATIN = frozenset(map(chr, (*range(0x20, 0x7F), *range(0xA0, 0x250), *range(0x2010, 0x2027))))  # of latin.ttf
 # What stays on one line: a word, or one character of a script without spaces, with the punctuation that belongs to it.
 PIECES = regex.compile(
@@ -60,7 +59,7 @@ def _balance(text: str, size: int, room: int, max_lines: int) -> tuple[str, ...]
 
 @cache
 def _load(name: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(os.path.join(FONTS, name), size)
+    return ImageFont.truetype(str(files("clipcam_lightning.cam") / "fonts" / name), size)
 
 
 def font(size: int, text: str | None = None) -> ImageFont.FreeTypeFont:

@@ -15,7 +15,7 @@ from clipcam_lightning.visualization.contact_sheet import contact_sheet
 from clipcam_lightning.visualization.panels import probe_panel
 from clipcam_lightning.visualization.report import html_report, load_page
 
-LOGGED_COLUMNS = 6  # of contact sheets in loggers, which keep that of every evaluation
+LOGGED_COLUMNS = 4  # of contact sheets in loggers, which show them small and keep that of every evaluation
 PNG_LEVEL = 1  # 12 % larger than level 6, in 25 % of the time
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class Panel:
 
     Attributes:
         index: of the probe in its set.
-        name: under which loggers show the image; that of the probe, but for one that is the name of a metric.
+        name: of the probe.
         prompt: of the probe.
         image: input, baseline, now and change, with prompt and metrics above.
     """
@@ -91,7 +91,7 @@ class Drawings:
         steps = evaluation.report.baseline_step, evaluation.report.step
         return Panel(
             index=i,
-            name=f"{probe.name}-probe" if probe.name in evaluation.metrics else probe.name,
+            name=probe.name,
             prompt=probe.prompt,
             image=probe_panel(pixels, before, now, probe, steps=steps, mask=mask),
         )

@@ -15,9 +15,14 @@ from clipcam_lightning.cam.lettering import font, letter, shorten, text_width, w
 from clipcam_lightning.cam.map_state import MapState
 
 TILE, GAP = 208, 8  # pixels
-INK, FAINT, PAPER, FLAG = "#f4f4f2", "#c4c4c0", "#2b2c2e", "#ff7a6b"  # dark, so that no theme of a page makes it glare
-TITLE, DETAILS, LABEL, LINE, BAR = 17, 14, 14, 22, 10  # pixels: of the fonts, between two lines, and of a colour bar
-FLAG_TEXT = "FLAGGED"
+# TensorBoard shows an image 350 pixels wide in one tab and 215 pixels high in the other, and leaves out rows and columns
+# of pixels to make it smaller: of an image that is exactly twice as large, every second one.
+CARD = (700, 430)
+PANEL_TILE = 180
+TITLE, DETAILS, LABEL = 26, 23, 22  # pixels: fonts that are legible at half their size
+LINE, BAR, MAX_LINES = 28, 16, 5  # pixels: between two lines, of a colour bar; lines of a title
+INK, FAINT, PAPER, FLAG = "#f4f4f2", "#cfcfcb", "#2b2c2e", "#ff7a6b"  # dark, so that no theme of a page makes it glare
+FLAG_TEXT, ALARM = "FLAGGED", "#c9252d"
 DIM = 0.15  # grey of a black image under a change
 
 
@@ -84,56 +89,72 @@ def draw_outline(pixels: UInt8[Tensor, "3 v u"], mask: Bool[Tensor, "y x"] | Non
 
 def draw_panel(
     title: str,
-    details: str,
+    details: Sequence[str],
     tiles: Sequence[tuple[str, Image.Image]],
     *,
     is_flagged: bool = False,
-    heat: str = "own scale",
     change: tuple[str, str] = ("less", "more"),
 ) -> Image.Image:
-    """Arrange four tiles two by two, with texts above and a colour bar below each column.
+    """Arrange four tiles two by two, with texts and colour bars on their left.
 
     Args:
-        title: at most two lines above the tiles.
-        details: one line below the title, smaller.
-        tiles: each with the label below it.
-        is_flagged: whether there is a red flag at the right end of the first line.
-        heat: what the maps are scaled to, beside the bar of heat.
+        title: at most five lines.
+        details: at most four lines, smaller.
+        tiles: of :data:`PANEL_TILE` pixels, each with the label below it. The heat has a scale of its own on each.
+        is_flagged: whether there is a red flag.
         change: names of the ends of the bar of change.
 
     Returns:
-        The panel; texts that are too long are shortened. Its size depends on the title alone.
+        The panel; texts that are too long are shortened.
     """
-    width = 2 * TILE + 3 * GAP
-    room = width - 2 * GAP
-    lines = wrap(title, TITLE, room - GAP - text_width(FLAG_TEXT, DETAILS), 2) or [""]
-    top = GAP + LINE * (len(lines) + 1)
-    image = Image.new("RGB", (width, top + 2 * (TILE + LINE) + LINE + GAP // 2), PAPER)
+    image = Image.new("RGB", CARD, PAPER)
     draw = ImageDraw.Draw(image)
-    for n, line in enumerate(lines):
-        draw.text((GAP, GAP // 2 + LINE * n), line, INK, font(TITLE, line))
+    pitch = PANEL_TILE + GAP
+    right = CARD[0] - 2 * pitch
+    room = right - 2 * GAP
+    for n, line in enumerate(wrap(title, TITLE, room, MAX_LINES)):
+        draw.text((GAP, GAP // 2 + (LINE + 4) * n), line, INK, font(TITLE, line))
+    bars = CARD[1] - 2 * LINE - GAP
+    draw_heat_bar(image, (GAP, bars), room)
+    _draw_bar(image, (GAP, bars + LINE), room, change[0], _change_bar(), change[1])
+    top = bars - GAP - LINE * len(details)
+    for n, detail in enumerate(details):
+        text = shorten(detail, DETAILS, room)
+        draw.text((GAP, top + LINE * n), text, FAINT, font(DETAILS, text))
     if is_flagged:
-        draw.text((width - GAP, GAP // 2 + 2), FLAG_TEXT, FLAG, font(DETAILS, FLAG_TEXT), anchor="ra")
-    details = shorten(details, DETAILS, room)
-    draw.text((GAP, GAP // 2 + LINE * len(lines)), details, FAINT, font(DETAILS, details))
+        _draw_flag(draw, (GAP, top - LINE - GAP))
     for i, (label, tile) in enumerate(tiles):
-        left, upper = GAP + i % 2 * (TILE + GAP), top + i // 2 * (TILE + LINE)
+        left, upper = right + i % 2 * pitch, GAP + i // 2 * (pitch + LINE)
         image.paste(tile, (left, upper))
-        label = shorten(label, LABEL, TILE)
-        draw.text((left, upper + TILE + 1), label, FAINT, font(LABEL, label))
-    bars = (("none", _heat_bar(), f"most, {heat}"), (change[0], _change_bar(), change[1]))
-    for i, (low, bar, high) in enumerate(bars):
-        _draw_bar(draw, (GAP + i * (TILE + GAP), top + 2 * (TILE + LINE)), low, bar, high)
+        text = shorten(label, LABEL, PANEL_TILE)
+        draw.text((left, upper + PANEL_TILE), text, FAINT, font(LABEL, text))
     return image
 
 
-def _draw_bar(draw: ImageDraw.ImageDraw, place: tuple[int, int], low: str, bar: Image.Image, high: str) -> None:
-    """Draw a colour bar across a tile's width, with the names of its ends beside it."""
+def _draw_flag(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
     left, top = place
-    start, end = left + text_width(low, LABEL) + GAP, left + TILE - text_width(high, LABEL) - GAP
-    draw.text((left, top + 1), low, FAINT, font(LABEL, low))
-    draw.text((left + TILE, top + 1), high, FAINT, font(LABEL, high), anchor="ra")
-    draw._image.paste(bar.resize((max(1, end - start), BAR)), (start, top + (LINE - BAR) // 2))
+    width = text_width(FLAG_TEXT, DETAILS) + 2 * GAP
+    draw.rounded_rectangle((left, top, left + width, top + LINE + 2), radius=4, fill=ALARM)
+    draw.text((left + GAP, top), FLAG_TEXT, "#ffffff", font(DETAILS, FLAG_TEXT))
+
+
+def draw_heat_bar(image: Image.Image, place: tuple[int, int], width: int) -> None:
+    """Draw the colours of heat on one line of an image, with the names of the ends.
+
+    Args:
+        image: drawn on.
+        place: left and top.
+        width: of bar and names.
+    """
+    _draw_bar(image, place, width, "none", _heat_bar(), "most, own scale")
+
+
+def _draw_bar(image: Image.Image, place: tuple[int, int], width: int, low: str, bar: Image.Image, high: str) -> None:
+    draw, (left, top) = ImageDraw.Draw(image), place
+    start, end = left + text_width(low, LABEL) + GAP, left + width - text_width(high, LABEL) - GAP
+    draw.text((left, top), low, FAINT, font(LABEL, low))
+    draw.text((left + width, top), high, FAINT, font(LABEL, high), anchor="ra")
+    image.paste(bar.resize((max(1, end - start), BAR)), (start, top + (LINE - BAR) // 2 + 2))
 
 
 @cache
