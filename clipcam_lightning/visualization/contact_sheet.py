@@ -20,6 +20,7 @@ from clipcam_lightning.visualization.drawing import (
     LINE,
     PAPER,
     TITLE,
+    TITLE_LINE,
     draw_heat_bar,
     draw_overlay,
     enlarge,
@@ -27,7 +28,7 @@ from clipcam_lightning.visualization.drawing import (
 )
 
 SHEET_TILE = 130  # pixels: with an input and four evaluations, a sheet is as wide as a panel
-ROW, HEADER = SHEET_TILE + 2 * LINE + GAP, 2 * LINE + GAP  # pixels: prompt, maps and drifts; scale and steps
+ROW, HEADER = TITLE_LINE + SHEET_TILE + LINE + GAP, 2 * LINE + GAP  # pixels: prompt, maps and drifts; scale and steps
 MAX_COLUMNS, MAX_ROWS = 12, 32
 
 
@@ -40,8 +41,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw all evaluations so far: one row per probe with its prompt, one column per evaluation.
 
-    Each map has its drift below, and is scaled to its own maximum. A degenerate map is drawn as the image without heat, with the words of its
-    :class:`~clipcam_lightning.MapState`.
+    Each map has its drift below, and is scaled to its own maximum. A degenerate map is drawn as the image without heat,
+    with the words of its :class:`~clipcam_lightning.MapState`.
 
     Args:
         pixels: input of the model for each probe.
@@ -76,11 +77,12 @@ def contact_sheet(
     draw = ImageDraw.Draw(image)
     draw_heat_bar(image, (GAP, GAP // 2), 3 * cell - GAP)
     for c, title in enumerate(["input", *(f"step {entry.step}" for entry in columns)]):
+        title = shorten(title, DETAILS, SHEET_TILE)
         draw.text((GAP + c * cell, GAP // 2 + LINE), title, FAINT, font(DETAILS, title))
     for r, i in enumerate(rows):
-        top = HEADER + r * ROW + LINE
+        top = HEADER + r * ROW + TITLE_LINE
         prompt = shorten(prompts[i], TITLE, image.width - 2 * GAP)
-        draw.text((GAP, top - LINE), prompt, INK, font(TITLE, prompt))
+        draw.text((GAP, top - TITLE_LINE), prompt, INK, font(TITLE, prompt))
         large = enlarge(pixels[i], SHEET_TILE)
         image.paste(to_image(large), (GAP, top))
         for c, entry in enumerate(columns, start=1):

@@ -15,12 +15,14 @@ from clipcam_lightning.cam.lettering import font, letter, shorten, text_width, w
 from clipcam_lightning.cam.map_state import MapState
 
 TILE, GAP = 208, 8  # pixels
-# TensorBoard shows an image 350 pixels wide in one tab and 215 pixels high in the other, and leaves out rows and columns
-# of pixels to make it smaller: of an image that is exactly twice as large, every second one.
+# TensorBoard shows an image 350 pixels wide in one tab and 215 pixels high in the other, and leaves out rows and
+# columns of pixels to make it smaller: of an image that is exactly twice as large, every second one.
 CARD = (700, 430)
-PANEL_TILE = 180
+PANEL_TILE, PITCH = 176, (184, 210)  # pixels: side of a tile, and distances of two
 TITLE, DETAILS, LABEL = 26, 23, 22  # pixels: fonts that are legible at half their size
-LINE, BAR, MAX_LINES = 28, 16, 5  # pixels: between two lines, of a colour bar; lines of a title
+TITLE_LINE, LINE, BAR = 34, 28, 16  # pixels: between two lines, and of a colour bar
+MAX_LINES = 5  # of a title
+TEXT_WIDTH, BARS = CARD[0] - 2 * PITCH[0] - 2 * GAP, CARD[1] - 2 * LINE - GAP  # pixels: of the texts, top of the bars
 INK, FAINT, PAPER, FLAG = "#f4f4f2", "#cfcfcb", "#2b2c2e", "#ff7a6b"  # dark, so that no theme of a page makes it glare
 FLAG_TEXT, ALARM = "FLAGGED", "#c9252d"
 DIM = 0.15  # grey of a black image under a change
@@ -100,42 +102,53 @@ def draw_panel(
     Args:
         title: at most five lines.
         details: at most four lines, smaller.
-        tiles: of :data:`PANEL_TILE` pixels, each with the label below it. The heat has a scale of its own on each.
+        tiles: of :data:`PANEL_TILE` pixels, each with a short label, drawn below it.
         is_flagged: whether there is a red flag.
         change: names of the ends of the bar of change.
 
     Returns:
         The panel; texts that are too long are shortened.
     """
-    image = Image.new("RGB", CARD, PAPER)
+    image = _draw_frame(tuple(label for label, _ in tiles), change).copy()
     draw = ImageDraw.Draw(image)
-    pitch = PANEL_TILE + GAP
-    right = CARD[0] - 2 * pitch
-    room = right - 2 * GAP
-    for n, line in enumerate(wrap(title, TITLE, room, MAX_LINES)):
-        draw.text((GAP, GAP // 2 + (LINE + 4) * n), line, INK, font(TITLE, line))
-    bars = CARD[1] - 2 * LINE - GAP
-    draw_heat_bar(image, (GAP, bars), room)
-    _draw_bar(image, (GAP, bars + LINE), room, change[0], _change_bar(), change[1])
-    top = bars - GAP - LINE * len(details)
+    for n, line in enumerate(wrap(title, TITLE, TEXT_WIDTH, MAX_LINES)):
+        draw.text((GAP, GAP // 2 + TITLE_LINE * n), line, INK, font(TITLE, line))
+    top = BARS - GAP - LINE * len(details)
     for n, detail in enumerate(details):
-        text = shorten(detail, DETAILS, room)
+        text = shorten(detail, DETAILS, TEXT_WIDTH)
         draw.text((GAP, top + LINE * n), text, FAINT, font(DETAILS, text))
     if is_flagged:
-        _draw_flag(draw, (GAP, top - LINE - GAP))
-    for i, (label, tile) in enumerate(tiles):
-        left, upper = right + i % 2 * pitch, GAP + i // 2 * (pitch + LINE)
-        image.paste(tile, (left, upper))
-        text = shorten(label, LABEL, PANEL_TILE)
-        draw.text((left, upper + PANEL_TILE), text, FAINT, font(LABEL, text))
+        image.paste(_flag(), (GAP, top - LINE - GAP))
+    for i, (_, tile) in enumerate(tiles):
+        image.paste(tile, _place(i))
     return image
 
 
-def _draw_flag(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
-    left, top = place
-    width = text_width(FLAG_TEXT, DETAILS) + 2 * GAP
-    draw.rounded_rectangle((left, top, left + width, top + LINE + 2), radius=4, fill=ALARM)
-    draw.text((left + GAP, top), FLAG_TEXT, "#ffffff", font(DETAILS, FLAG_TEXT))
+@cache
+def _draw_frame(labels: tuple[str, ...], change: tuple[str, str]) -> Image.Image:
+    """Draw what panels of one kind have in common; a text takes as long as a tile."""
+    image = Image.new("RGB", CARD, PAPER)
+    draw = ImageDraw.Draw(image)
+    draw_heat_bar(image, (GAP, BARS), TEXT_WIDTH)
+    _draw_bar(image, (GAP, BARS + LINE), TEXT_WIDTH, change[0], _change_bar(), change[1])
+    for i, label in enumerate(labels):
+        left, top = _place(i)
+        draw.text((left, top + PANEL_TILE), label, FAINT, font(LABEL, label))
+    return image
+
+
+def _place(i: int) -> tuple[int, int]:
+    """Return left and top of a tile of a panel."""
+    return CARD[0] - (2 - i % 2) * PITCH[0], GAP + i // 2 * PITCH[1]
+
+
+@cache
+def _flag() -> Image.Image:
+    image = Image.new("RGB", (text_width(FLAG_TEXT, DETAILS) + 2 * GAP, LINE + 3), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.rounded_rectangle((0, 0, image.width - 1, image.height - 1), radius=4, fill=ALARM)
+    draw.text((GAP, 0), FLAG_TEXT, "#ffffff", font(DETAILS, FLAG_TEXT))
+    return image
 
 
 def draw_heat_bar(image: Image.Image, place: tuple[int, int], width: int) -> None:
