@@ -62,6 +62,12 @@ def _load(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(files("clipcam_lightning.cam") / "fonts" / name), size)
 
 
+def load_fonts() -> None:
+    """Open the fonts and draw a letter now, because Pillow imports modules when it first does."""
+    for name in ("latin.ttf", "world.ttf"):
+        ImageDraw.Draw(Image.new("RGB", (1, 1))).text((0, 0), "a", font=_load(name, SMALLEST))
+
+
 def font(size: int, text: str | None = None) -> ImageFont.FreeTypeFont:
     """Return the font of all images.
 

@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 from PIL import Image
 
 from clipcam_lightning.cam.colors import load_color_maps
+from clipcam_lightning.cam.lettering import load_fonts
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.visualization.contact_sheet import contact_sheet
 from clipcam_lightning.visualization.panels import probe_panel
@@ -28,7 +29,7 @@ class Panel:
         index: of the probe in its set.
         name: of the probe.
         prompt: of the probe.
-        image: input, baseline, now and change, with prompt and metrics above.
+        image: input, baseline, now and change, with prompt and metrics.
     """
 
     index: int
@@ -117,6 +118,7 @@ class Drawer:
     def __init__(self, num_images: int) -> None:
         # Modules must not be imported in a thread while a dataloader forks its workers.
         load_color_maps()
+        load_fonts()
         load_page()
         self._num_images = num_images
         self._lock = threading.Lock()

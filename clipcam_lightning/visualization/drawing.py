@@ -25,7 +25,7 @@ MAX_LINES = 5  # of a title
 TEXT_WIDTH, BARS = CARD[0] - 2 * PITCH[0] - 2 * GAP, CARD[1] - 2 * LINE - GAP  # pixels: of the texts, top of the bars
 INK, FAINT, PAPER, FLAG = "#f4f4f2", "#cfcfcb", "#2b2c2e", "#ff7a6b"  # dark, so that no theme of a page makes it glare
 FLAG_TEXT, ALARM = "FLAGGED", "#c9252d"
-DIM = 0.15  # grey of a black image under a change
+DIM, DENSEST_CHANGE = 0.15, 0.8  # grey of a black image under a change, and opacity of the largest change
 
 
 def to_image(pixels: UInt8[Tensor, "3 y x"]) -> Image.Image:
@@ -71,7 +71,7 @@ def draw_change(pixels: UInt8[Tensor, "3 y x"], change: Float[Tensor, "h w"]) ->
 
 def _tint(change: Float[Tensor, "y x"], ground: Float[Tensor, "*ground"]) -> Float[Tensor, "3 y x"]:
     """Cover a grey ground with the colours of a change: the larger, the more."""
-    cover = change.abs().sqrt()
+    cover = DENSEST_CHANGE * change.abs().sqrt()
     return cover * colored(change / 2 + 0.5, CHANGE) + (1 - cover) * ground
 
 
