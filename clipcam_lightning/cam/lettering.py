@@ -93,7 +93,7 @@ def shorten(text: str, size: int, room: int) -> str:
     if text_width(text, size) <= room:
         return text
     characters = CHARACTERS.findall(text)
-    return "".join(characters[: _count_fitting(characters, size, room, "…")]) + "…"
+    return "".join(characters[: _count_fitting(characters, size, room, "…")]).strip() + "…"
 
 
 def wrap(text: str, size: int, room: int, max_lines: int) -> list[str]:

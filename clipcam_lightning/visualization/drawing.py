@@ -173,14 +173,14 @@ def _draw_bar(image: Image.Image, place: tuple[int, int], width: int, low: str, 
 @cache
 def _heat_bar() -> Image.Image:
     """Draw the colours of heat as they look over a grey image."""
-    grey, level = torch.full((3, 1, 256), 128, dtype=torch.uint8, device="cpu"), _ramp(0)
-    return to_image(overlaid(grey, level))
+    grey = torch.full((3, 1, 256), 128, dtype=torch.uint8, device="cpu")
+    return to_image(overlaid(grey, _ramp(0.0)))
 
 
 @cache
 def _change_bar() -> Image.Image:
     """Draw the colours of change as they look over a grey image."""
-    return _to_image(_tint(_ramp(-1), torch.tensor(DIM + 0.2, dtype=torch.float32, device="cpu")))
+    return _to_image(_tint(_ramp(-1.0), torch.tensor(DIM + 0.2, dtype=torch.float32, device="cpu")))
 
 
 def _ramp(start: float) -> Float[Tensor, "1 256"]:

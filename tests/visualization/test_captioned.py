@@ -5,10 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.visualization.captioned import GAP, LINE_HEIGHT, caption, magnify
+from clipcam_lightning.visualization.drawing import PAPER
 from tests.support.drawn_images import TEXTS, pixels_of
 
 IMAGE, OVERLAY = torch.full((3, 90, 120), 200, dtype=torch.uint8), torch.full((3, 90, 120), 100, dtype=torch.uint8)
@@ -31,7 +32,7 @@ def test_a_long_prompt_takes_three_lines() -> None:
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_no_text_reaches_into_the_margin_or_the_images(text: str) -> None:
     pixels = pixels_of(page(text, details=text))
-    paper = np.full(3, 255)
+    paper = np.array(ImageColor.getrgb(PAPER))
     assert (pixels[:, -GAP:] == paper).all()
     assert (pixels[GAP + 90 : GAP + 90 + 6] == paper).all()
 
