@@ -88,8 +88,8 @@ def test_panels_are_those_of_the_first_probes_in_the_order_of_the_report(
     writer = SummaryWriter(tmp_path / "run")
     TensorBoardImageSink(writer, "clipcam", Drawer(2)).write(evaluation)
     writer.close()
-    panels = {tag for tag in images_in(tmp_path / "run") if tag.startswith("clipcam/")}
-    assert panels == {"clipcam/probe-0", "clipcam/probe-1"}
+    panels = {tag for tag in images_in(tmp_path / "run") if tag.startswith("clipcam_maps/")}
+    assert panels == {"clipcam_maps/probe-0", "clipcam_maps/probe-1"}
 
 
 def test_panels_stay_in_the_order_of_the_probes(evaluation: Evaluation) -> None:

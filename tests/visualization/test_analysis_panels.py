@@ -6,13 +6,12 @@ import torch
 from clipcam_lightning.analysis.confusion import Confusion
 from clipcam_lightning.analysis.prompt_sensitivity import Sensitivity
 from clipcam_lightning.visualization.analysis_panels import confusion_panel, sensitivity_panel
-from clipcam_lightning.visualization.drawing import GAP, TILE
 from tests.support.drawn_images import TEXTS, colourfulness, corners, panel_tile
 
 GREY = torch.full((3, 64, 64), 128, dtype=torch.uint8)
 TOP_LEFT, BOTTOM_RIGHT = torch.zeros(8, 8), torch.zeros(8, 8)
 TOP_LEFT[0, 0], BOTTOM_RIGHT[-1, -1] = 3.0, 0.5
-SIZE = (4 * TILE + 5 * GAP, 58 + TILE + 24)
+SIZE = (700, 430)
 
 
 def confusion(prompt: str = "a cat", preferred: str = "a dog") -> Confusion:
