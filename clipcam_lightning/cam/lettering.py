@@ -9,7 +9,7 @@ from importlib.resources import files
 import regex
 from PIL import Image, ImageDraw, ImageFont
 
-SMALLEST, LARGEST, LETTERS = 9, 22, 7  # pixels of the font, and the width of an image in units of it
+SMALLEST, LARGEST, LETTERS = 9, 22, 7  # pixels of the font, and the shorter side of an image in units of it
 LEADING = 1.25  # distance of two lines, in units of the font
 GROUND, LIGHT = (0, 0, 0, 176), (255, 255, 255, 255)  # RGBA
 LATIN = frozenset(map(chr, (*range(0x20, 0x7F), *range(0xA0, 0x250), *range(0x2010, 0x2027))))  # of latin.ttf
@@ -31,7 +31,7 @@ def letter(image: Image.Image, text: str) -> Image.Image:
     Returns:
         A new image; the image itself if there is no text.
     """
-    size = min(LARGEST, max(SMALLEST, image.width // LETTERS))
+    size = min(LARGEST, max(SMALLEST, min(image.size) // LETTERS))
     line_height = math.ceil(LEADING * size)
     lines = _balance(text, size, image.width - size // 2, max(1, image.height // line_height))
     if not lines:

@@ -67,7 +67,7 @@ def contact_sheet(
         >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
         >>> order = evaluation.report.flagged_first
         >>> contact_sheet(evaluation.pixels, evaluation.snapshot.prompts, evaluation.history, order).size
-        (398, 306)
+        (284, 464)
     """
     require_pixels(pixels, "n 3 y x")
     columns = [history[i] for i in np.unique(np.linspace(0, len(history) - 1, max_columns).round().astype(int))]

@@ -52,8 +52,8 @@ def test_a_panel_shows_where_the_map_was_where_it_is_and_the_change() -> None:
     assert image.size == (700, 430), "twice the 350 x 215 pixels that TensorBoard shows"
     shown, baseline, now, change = (corners(panel_tile(image, k)) for k in range(4))
     assert max(map(colourfulness, shown)) == 0  # the grey input as it is
-    assert colourfulness(baseline[0]) > 60 > 20 > colourfulness(baseline[1])
-    assert colourfulness(now[1]) > 60 > 20 > colourfulness(now[0])
+    assert colourfulness(baseline[0]) > 50 > 20 > colourfulness(baseline[1])
+    assert colourfulness(now[1]) > 50 > 20 > colourfulness(now[0])
     assert change[1][0] > change[1][2] + 50  # more: red
     assert change[0][2] > change[0][0] + 50  # less: blue
     assert colourfulness(panel_tile(image, 3)[88, 88]) < 8  # nothing changed
@@ -97,7 +97,7 @@ def test_an_image_of_any_shape_keeps_its_proportions_in_the_panel(size: tuple[in
     image = probe_panel(pixels, BEFORE, NOW, probe_drift(), steps=(0, 1))
     assert image.size == panel().size
     black = (panel_tile(image, 0).sum(2) == 0).sum()
-    assert black == pytest.approx(176**2 * min(size) / max(size), rel=0.02)
+    assert black == pytest.approx(176**2 * min(size) / max(size), rel=0.03)
 
 
 def test_the_mask_is_outlined_on_the_input_alone() -> None:
