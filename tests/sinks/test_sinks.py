@@ -130,7 +130,11 @@ class WriteOnly:
 UNOPENED = UnopenedSink(None, list, OSError())
 
 
-@pytest.mark.parametrize("sinks", [UNOPENED, [UnopenedSink], [WriteOnly()], [print], [None], "sink"], ids=repr)
+@pytest.mark.parametrize(
+    "sinks",
+    [UNOPENED, [UnopenedSink], [WriteOnly()], [print], [None], "sink"],
+    ids=["no list", "a class", "no close", "a function", "None", "a string"],
+)
 def test_what_is_no_list_of_sinks_is_refused(sinks: object) -> None:
     with pytest.raises(ConfigError, match=r"derive a class from clipcam_lightning\.Sink"):
         require_sinks(sinks)

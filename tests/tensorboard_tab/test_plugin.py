@@ -285,7 +285,7 @@ def test_the_other_tabs_get_the_same_data_with_and_without_this_one(loader: str,
 def valid_events() -> list[Event]:
     with example_folder() as folder:
         stored = evaluations_of(random_maps([9], 2, seed=3), ["a", "b"])[0].snapshot
-        masks = [torch.ones(8, 8, dtype=torch.bool), None]
+        masks = [torch.ones(32, 32, dtype=torch.bool), None]
         evaluations = evaluations_of(random_maps(range(2), 2), ["a", "b"], baseline=stored)
         write_run(folder, [replace(each, masks=masks, visible=[0.5, 1.0]) for each in evaluations])
         (file,) = folder.iterdir()
