@@ -17,7 +17,11 @@ from tests.support.modules import FineTuning, Pairs
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+README = "README.md"
+PAGES = {
+    README: (ROOT / README).read_text(),
+    **{str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))},
+}
 
 
 def read_blocks(text: str, language: str) -> list[str]:
