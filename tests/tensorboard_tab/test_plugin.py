@@ -285,7 +285,7 @@ def test_the_other_tabs_get_the_same_data_with_and_without_this_one(loader: str,
 def valid_events() -> list[Event]:
     with example_folder() as folder:
         stored = evaluations_of(random_maps([9], 2, seed=3), ["a", "b"])[0].snapshot
-        masks = [torch.ones(8, 8, dtype=torch.bool), None]
+        masks = [torch.ones(32, 32, dtype=torch.bool), None]
         evaluations = evaluations_of(random_maps(range(2), 2), ["a", "b"], baseline=stored)
         write_run(folder, [replace(each, masks=masks, visible=[0.5, 1.0]) for each in evaluations])
         (file,) = folder.iterdir()
@@ -530,7 +530,7 @@ def test_a_run_of_another_version_is_listed_with_its_problem(metadata: str, prob
         write_events(folder / "run" / "events.out.tfevents.1.x", events)
         with board_over("legacy", folder) as board:
             (source,) = board.json("clipcam/runs")["runs"]
-            assert source == {**RUN, "problem": problem, "alarm": False, "wall_time": source["wall_time"]}
+            assert source == {**RUN, "problem": problem, "alarm": True, "wall_time": source["wall_time"]}
             check(board)
 
 
