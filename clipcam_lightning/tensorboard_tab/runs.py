@@ -224,7 +224,7 @@ class RunReader:
             values = self._provider.read_last_scalars(**self._query)
         except UNREADABLE:  # of one run; the list of runs is shown all the same
             return set()
-        return {(run, tag) for run, tags in values.items() for tag, datum in tags.items() if datum.value > 0}
+        return {(run, tag) for run, tags in values.items() for tag, datum in tags.items() if _is_positive(datum.value)}
 
     def _read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[TensorDatum]]:
         """Read all data of some tags, in the order of writing."""
@@ -266,6 +266,11 @@ def drop_overtaken(data: Iterable[TensorDatum]) -> list[TensorDatum]:
             kept.pop()
         kept.append(datum)
     return kept
+
+
+def _is_positive(value: object) -> bool:
+    """Whether a scalar is a number above 0; the legacy loader returns what is no number, too."""
+    return isinstance(value, float) and value > 0
 
 
 def _finite(time: float | None) -> float:

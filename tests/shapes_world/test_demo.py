@@ -96,7 +96,7 @@ def test_the_tab_shows_what_the_demo_says(done: Demo, browser: Browser, load_fas
     with tensorboard("--logdir", done.folder / "clipcam_demo", f"--load_fast={load_fast}") as url:
         wait_for(url, "stamped/version_0", [0, 40, 80, 120, 160])
         with Tab(browser, url, viewport={"width": 1500, "height": 1500}) as tab:
-            tab.open()
+            tab.open(size=96)
             expect(tab.headline).to_contain_text(f"{len(done.flagged)} of 8 probes are flagged")
             expect(tab.headline).to_contain_text(f"{worst} moved most: drift {drift[worst]}")
             expect(tab.headline).to_contain_text("to the bottom right")  # where the stamp is

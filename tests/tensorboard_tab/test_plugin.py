@@ -530,7 +530,7 @@ def test_a_run_of_another_version_is_listed_with_its_problem(metadata: str, prob
         write_events(folder / "run" / "events.out.tfevents.1.x", events)
         with board_over("legacy", folder) as board:
             (source,) = board.json("clipcam/runs")["runs"]
-            assert source == {**RUN, "problem": problem, "alarm": False, "wall_time": source["wall_time"]}
+            assert source == {**RUN, "problem": problem, "alarm": True, "wall_time": source["wall_time"]}
             check(board)
 
 
