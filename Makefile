@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: demo fast test lint test-fast test-python test-js coverage benchmarks clean
+.PHONY: demo fast test lint test-fast test-python test-js coverage docs benchmarks clean
 
 demo: .venv/.installed
 	$(BIN)/clipcam demo
@@ -34,6 +34,9 @@ test-js:
 coverage: .venv/.installed-test
 	$(PYTEST) --cov --cov-report term --cov-report html
 
+docs: .venv/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 benchmarks: .venv/.installed-test
 	$(BIN)/python -m benchmarks.localisation
 	$(BIN)/python -m benchmarks.default_maps
@@ -43,15 +46,19 @@ benchmarks: .venv/.installed-test
 	$(BIN)/python -m benchmarks.ranks
 	$(BIN)/python -m benchmarks.drift_detection
 	$(BIN)/python -m benchmarks.coverage
+	$(BIN)/python -m benchmarks.gallery
 
 .venv/.installed: pyproject.toml constraints.txt
+	@echo "Installing clipcam-lightning and what it needs into .venv: 5.4 GB, nearly all of it torch and CUDA."
+	@echo "About 1 GB without CUDA: make $(or $(MAKECMDGOALS),demo) PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
 .venv/.installed-test: .venv/.installed
+	@echo "Installing the packages of the tests: about 2 GB more."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:
-	rm -rf .venv node_modules clipcam_demo htmlcov .coverage* .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv node_modules clipcam_demo htmlcov site .coverage* .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -22,7 +22,7 @@ from clipcam_lightning.shapes_world.demo import main as train
 from clipcam_lightning.storage.jpeg import encode_jpeg
 
 DOCS = Path(__file__).parents[1] / "docs"
-PANEL_OF = "clipcam/a-blue-circle-2"
+
 SCENE = {"count": 40, "seed": 27, "index": 21, "object": 1}  # a green star, beside a yellow square
 JPEG_QUALITY = 85
 WINDOW = {"width": 1400, "height": 1000}  # CSS pixels

@@ -123,6 +123,7 @@ def write_run(folder: Path, probes: int, evaluations: int, grid: int) -> float:
     start, end = rng.random((2, probes, grid, grid), dtype=np.float32) ** 4
     content = {"epoch": 0, "baseline_step": 0, "alarm": False, "stored_baseline": True, "notes": [], "digest": "0"}
     content |= {"method": "hirescam", "target": "similarity", "layers": ["visual.ln_1"], "grid": [grid, grid]}
+    content |= {"reason": "", "states": {}, "baseline_states": {}, "state_words": {}, "grounds": []}
     for evaluation in range(evaluations):
         maps, scale = events.scale_maps(start + (end - start) * evaluation / evaluations)
         metrics = rng.random((probes, len(events.COLUMNS)), dtype=np.float32)

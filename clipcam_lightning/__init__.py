@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from clipcam_lightning.drift.compare import compare as compare
     from clipcam_lightning.drift.probe_drift import ProbeDrift as ProbeDrift
     from clipcam_lightning.drift.report import DriftReport as DriftReport
+    from clipcam_lightning.drift.report_json import report_as_json as report_as_json
     from clipcam_lightning.drift.rule import DriftRule as DriftRule
     from clipcam_lightning.drift.snapshot import Snapshot as Snapshot, SnapshotInfo as SnapshotInfo
     from clipcam_lightning.errors import (
@@ -63,7 +64,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     )
     from clipcam_lightning.visualization.contact_sheet import contact_sheet as contact_sheet
     from clipcam_lightning.visualization.panels import probe_panel as probe_panel
-    from clipcam_lightning.visualization.report import html_report as html_report, report_as_json as report_as_json
+    from clipcam_lightning.visualization.report import html_report as html_report
 else:  # for Python; type checkers skip it, so that they report an unknown name
     _NAMES = {
         "analysis.confusion": ("Confusion", "confusions"),
@@ -84,6 +85,7 @@ else:  # for Python; type checkers skip it, so that they report an unknown name
         "drift.compare": ("compare",),
         "drift.probe_drift": ("ProbeDrift",),
         "drift.report": ("DriftReport",),
+        "drift.report_json": ("report_as_json",),
         "drift.rule": ("DriftRule",),
         "drift.snapshot": ("Snapshot", "SnapshotInfo"),
         "errors": (
@@ -107,7 +109,7 @@ else:  # for Python; type checkers skip it, so that they report an unknown name
         "visualization.analysis_panels": ("confusion_panel", "sensitivity_panel"),
         "visualization.contact_sheet": ("contact_sheet",),
         "visualization.panels": ("probe_panel",),
-        "visualization.report": ("html_report", "report_as_json"),
+        "visualization.report": ("html_report",),
     }
     _MODULES = {name: module for module, names in _NAMES.items() for name in names}
     __all__ = list(_MODULES)

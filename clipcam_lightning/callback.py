@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any, Literal
 from weakref import ref
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 from upath import UPath
 
@@ -35,14 +37,13 @@ from clipcam_lightning.errors import (
     TowerError,
     describe_error,
 )
-from clipcam_lightning.monitoring.evaluation import Outcome, Sink
+from clipcam_lightning.monitoring.evaluation import Outcome, Sink, require_sinks
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.probes.batch import ClassNames
 from clipcam_lightning.probes.probe_set import ProbesLike
-from clipcam_lightning.sinks import LoggingSettings, make_sinks
-from clipcam_lightning.sinks.files import REPORT
-from clipcam_lightning.storage.run_folder import RunFolder
+from clipcam_lightning.sinks import LoggingSettings, describe_tab, make_sinks
+from clipcam_lightning.storage.run_folder import REPORT, RunFolder
 from clipcam_lightning.training.announcement import announce
 from clipcam_lightning.training.folder import resolve_folder
 from clipcam_lightning.training.session import Session
@@ -62,6 +63,7 @@ class _FitState:
         tried_batch: whether a training batch was tried for probes.
         problem: of this rank, not yet shared with the others.
         checkpoint: state of the callback in a checkpoint that is not yet restored.
+        is_announced: whether the user was told what is monitored.
         metrics: of the last evaluation.
     """
 
@@ -73,6 +75,7 @@ class _FitState:
     tried_batch: bool = False
     problem: str = ""
     checkpoint: dict[str, Any] | None = None
+    is_announced: bool = False
     metrics: Mapping[str, float] = field(default_factory=lambda: UNKNOWN)
 
 
@@ -171,6 +174,7 @@ class ClipCamCallback(Callback):
         )
         require_choice("on_drift", on_drift, ("log", "warn", "stop", "raise"))
         require_choice("on_error", on_error, ("warn", "raise"))
+        require_sinks(sinks)
         if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)):
             raise ConfigError(f"name must be letters, digits, '.', '-' and '_' (got {name!r}).")
         require_negatives(target)
@@ -324,8 +328,9 @@ class ClipCamCallback(Callback):
         self._resume()
         if self._fit.evaluates and (note := self._session.describe_doubt(pl_module)):
             self._warn_once(note)
-        if self._fit.evaluations:  # resumed
+        if self._fit.evaluations:  # resumed, or a second fit
             self._fit.evaluated_at = count_steps(trainer)
+            self._session.go_on(self._fit.evaluated_at)
         elif self._session.has_probes():
             self._evaluate(trainer)
 
@@ -404,9 +409,10 @@ class ClipCamCallback(Callback):
     def _evaluate(self, trainer: Trainer) -> None:
         """Evaluate with all ranks, and act on the outcome on each of them."""
         sinks = partial(self._make_sinks, trainer)
-        outcome = self._session.evaluate(sinks, step=count_steps(trainer), epoch=trainer.current_epoch)
+        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # a sink of the user may draw random numbers
+            outcome = self._session.evaluate(sinks, step=count_steps(trainer), epoch=trainer.current_epoch)
         self._share_directory()
-        if not self._fit.evaluations:
+        if not self._fit.is_announced:
             self._announce()
         self._fit.evaluations += 1
         self._fit.evaluated_at = count_steps(trainer)
@@ -450,15 +456,17 @@ class ClipCamCallback(Callback):
         self._warned.clear()
 
     def _announce(self) -> None:
-        """Say what is monitored, after the first evaluation."""
+        """Say what is monitored, after the first evaluation of a fit."""
+        self._fit.is_announced = True
         if self.monitor is None or self.monitor.last is None or self._session.clip is None:
             return
         lines = announce(
             self.monitor.last,
             self._session.clip,
             self.monitor.sinks,
-            directory=self.directory or str(self._base),
+            directory=self.directory,
             are_probes_given=self.probes is not None,
+            is_baseline_given=self.baseline not in ("start", "previous"),
         )
         for line in lines:
             rank_zero_info(f"{type(self).__name__}: {line}")
@@ -476,7 +484,8 @@ class ClipCamCallback(Callback):
         trainer.should_stop = trainer.should_stop or stops
         if stops or self._subject != last:  # a model that follows its shortcut does so in every epoch
             consequence = " Training stops." if stops else ""
-            text = f"{report}. Report: {self.directory or self._base}/{REPORT}.{consequence}"
+            tab = describe_tab(self.monitor.sinks if self.monitor else [], report)
+            text = f"{report}. Report: {self.directory or self._base}/{REPORT}.{consequence}{tab}"
             rank_zero_warn(text, category=ClipCamWarning)
 
     def _resume(self) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clipcam_lightning.drift.report import DriftReport
 
 MAX_QUOTED = 200  # characters of user text quoted in a message
+MAX_DESCRIBED = 400  # characters of the message of an error of another package
 
 
 class ClipCamError(Exception):
@@ -83,11 +84,15 @@ def describe_error(error: BaseException) -> str:
         error: any exception.
 
     Returns:
-        The message, prefixed with the exception's type unless it is a :class:`ClipCamError` or an ``OSError``.
+        The message, prefixed with the exception's type unless it is a :class:`ClipCamError` or an ``OSError``. What
+        other packages say is put on one line and shortened.
     """
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error) if isinstance(error, ClipCamError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, ClipCamError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= MAX_DESCRIBED else f'{text[:MAX_DESCRIBED]} ...'}"
 
 
 def abridge(text: object) -> str:

@@ -23,15 +23,14 @@ from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DEFAULT_RATE, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import ClipCamError, ClipCamWarning, DriftAlarm, describe_error
-from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink, require_sinks
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
-from clipcam_lightning.sinks import LoggingSettings, make_sinks, require_loggers
-from clipcam_lightning.sinks.files import REPORT
+from clipcam_lightning.sinks import LoggingSettings, describe_tab, make_sinks, require_loggers
 from clipcam_lightning.storage.paths import as_path
-from clipcam_lightning.storage.run_folder import RunFolder
+from clipcam_lightning.storage.run_folder import REPORT, RunFolder
 from clipcam_lightning.training.announcement import announce
 
 logger = logging.getLogger(__name__)
@@ -115,8 +114,10 @@ class ClipCamMonitor:
         require_choice("on_error", on_error, ("warn", "raise"))
         require_negatives(target)
         require_loggers(loggers)
+        require_sinks(sinks)
         self.on_drift = on_drift
         self.on_error = on_error
+        self._is_baseline_given = baseline not in ("start", "previous")
         self._base = as_path(dirpath)
         self._folder: RunFolder | None = None
         self._spec = ModelSpec(
@@ -186,8 +187,9 @@ class ClipCamMonitor:
             DriftAlarm: with ``on_drift="raise"``, on an alarm.
             ClipCamError: with ``on_error="raise"``, if the evaluation failed.
         """
+        opens = not self._monitor.sinks
         try:
-            if not self._monitor.sinks:
+            if opens:
                 self._folder = RunFolder(self._base, self._monitor.run_id)
                 sinks = make_sinks(self._loggers, self._folder, self._logging_settings)
                 self._monitor.sinks = [*sinks, *self._extra_sinks]
@@ -200,7 +202,7 @@ class ClipCamMonitor:
             return None
         if self._folder is not None and self._folder.note:
             self._warn_once(self._folder.note)
-        if len(self.history) == 1:
+        if opens:
             self._announce(explainer.clip)
         for problem in outcome.problems:
             if self.on_error == "raise":
@@ -250,8 +252,15 @@ class ClipCamMonitor:
 
     def _announce(self, clip: ClipModel) -> None:
         assert self._last is not None
-        place = self.directory or str(self._base)
-        for line in announce(self._last, clip, self._monitor.sinks, directory=place, are_probes_given=True):
+        lines = announce(
+            self._last,
+            clip,
+            self._monitor.sinks,
+            directory=self.directory,
+            are_probes_given=True,
+            is_baseline_given=self._is_baseline_given,
+        )
+        for line in lines:
             logger.info(line)
 
     def _act_on_alarm(self, report: DriftReport) -> None:
@@ -262,7 +271,8 @@ class ClipCamMonitor:
             raise DriftAlarm(str(report), report)
         if self._subject != last:  # a model that follows its shortcut does so in every epoch
             place = self.directory or self._base
-            warnings.warn(f"{report}. Report: {place}/{REPORT}.", ClipCamWarning, stacklevel=3)
+            tab = describe_tab(self._monitor.sinks, report)
+            warnings.warn(f"{report}. Report: {place}/{REPORT}.{tab}", ClipCamWarning, stacklevel=3)
 
     def _warn_once(self, text: str) -> None:
         kind, _, _ = text.partition(":")

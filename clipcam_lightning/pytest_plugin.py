@@ -35,7 +35,7 @@ NAME_LENGTH = 80
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--clipcam-update``, ``--clipcam-ci`` and the ini option ``clipcam_baselines``."""
+    """Add ``--clipcam-update``, ``--clipcam-ci``, ``--clipcam-report-dir`` and the ini option ``clipcam_baselines``."""
     group = parser.getgroup("clipcam", "attention maps of CLIP models")
     group.addoption(
         "--clipcam-update",
@@ -46,6 +46,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--clipcam-ci",
         action="store_true",
         help="write no baselines: a check of cam_regression without a baseline fails",
+    )
+    group.addoption(
+        "--clipcam-report-dir",
+        metavar="DIR",
+        default=None,
+        help="folder, or its URL, for the HTML reports of all checks of cam_regression, passed ones too: "
+        "DIR/<path of the test module>/<name of the baseline>.html (default: reports of failures, in tmp_path)",
     )
     parser.addini(
         "clipcam_baselines",
@@ -68,10 +75,11 @@ class CamRegression:
         messages: one per baseline that the test wrote; a test that wrote one fails at its end.
     """
 
-    def __init__(self, request: pytest.FixtureRequest, reports: Path) -> None:
+    def __init__(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
         self.messages: list[str] = []
         self._node: pytest.Item = request.node
-        self._reports = reports
+        self._tmp_path = tmp_path
+        self._report_dir: str | None = request.config.getoption("clipcam_report_dir", None)
         self._updates: bool = request.config.getoption("clipcam_update", False)
         self._folder: str = request.config.getini("clipcam_baselines")
         self._may_create = not request.config.getoption("clipcam_ci", False)
@@ -188,6 +196,8 @@ class CamRegression:
             self._write(monitor.last, file)
         elif monitor.last.report.alarm:
             self._fail_for(monitor.last, file)
+        elif self._report_dir is not None:
+            self._write_page(monitor.last, file)
         return monitor.last.report
 
     def _baseline(self, name: str | None) -> "UPath":
@@ -209,8 +219,11 @@ class CamRegression:
         if not self._folder:
             return as_path(module.parent / FOLDER / file_name(module.stem))
         folder = as_path(self._folder)
-        if not is_remote(folder):
-            folder = as_path(root / self._folder)
+        return self._below(folder if is_remote(folder) else as_path(root / self._folder))
+
+    def _below(self, folder: "UPath") -> "UPath":
+        """Return the folder of the test module below one that holds those of all modules."""
+        module, root = self._node.path, self._node.config.rootpath
         below = module.relative_to(root) if module.is_relative_to(root) else Path(module.name)
         return folder.joinpath(*map(file_name, below.with_suffix("").parts))
 
@@ -229,14 +242,30 @@ class CamRegression:
         page = self._write_page(evaluation, file)
         _fail(f"{_describe(evaluation.report)}\nbaseline: {file}\nreport: {page}\n{self._how_to_accept()}")
 
-    def _write_page(self, evaluation: "Evaluation", file: "UPath") -> Path:
-        """Write the comparison as an HTML page, outside the project."""
+    def _write_page(self, evaluation: "Evaluation", file: "UPath") -> "UPath":
+        """Write the comparison as an HTML page, outside the project unless the user names a folder."""
         from clipcam_lightning.storage.atomic import write_atomically
         from clipcam_lightning.visualization.report import html_report
 
-        page = self._reports / f"{file.stem}.html"
-        write_atomically(page, html_report(evaluation.baseline, evaluation.snapshot, evaluation.report).encode())
+        page = self._report_folder() / f"{file.stem}.html"
+        try:
+            write_atomically(page, html_report(evaluation.baseline, evaluation.snapshot, evaluation.report).encode())
+        except OSError as error:
+            _fail(f"the report {page} cannot be written: {error.strerror or error}")
         return page
+
+    def _report_folder(self) -> "UPath":
+        """Return the folder for the reports of the test: no other test module, and so no other worker, writes there."""
+        from clipcam_lightning.errors import ConfigError
+        from clipcam_lightning.storage.paths import as_path, is_remote
+
+        if self._report_dir is None:
+            return as_path(self._tmp_path)
+        try:
+            folder = as_path(self._report_dir)
+        except ConfigError as error:
+            _fail(f"the option --clipcam-report-dir cannot be used: {error}")
+        return self._below(folder if is_remote(folder) else as_path(self._node.config.invocation_params.dir / folder))
 
     def _how_to_accept(self) -> str:
         return f'If the new maps are right, accept them: pytest --clipcam-update "{self._node.nodeid}"'

@@ -70,6 +70,22 @@ def test_tensorboard_gets_what_the_callback_writes(model: nn.Module, tmp_path: P
     assert "clipcam/tab/evaluation" in tags["tensors"]
 
 
+def test_an_alarm_says_at_which_address_tensorboard_shows_it(model: nn.Module, tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path / "run"))
+    with make_monitor(tmp_path / "files", max_drift=0.0, on_drift="warn", loggers=[writer]) as monitor:
+        monitor.evaluate(model, 0)
+        with pytest.warns(ClipCamWarning) as caught:
+            report = monitor.evaluate(shaken(model), 10)
+    writer.close()
+    assert report is not None
+    first, second = str(caught[0].message).split("\n")
+    assert first.endswith("report.html.")
+    assert second == (
+        f"TensorBoard: run tensorboard --logdir {tmp_path / 'run'} and add "
+        f"#clipcam&p.clipcam.evaluation=10&p.clipcam.open={report.flagged[0].name} to its address"
+    )
+
+
 def test_an_alarm_warns_once_or_is_raised(model: nn.Module, tmp_path: Path) -> None:
     with make_monitor(tmp_path / "a", max_drift=0.0, on_drift="warn") as monitor:
         monitor.evaluate(model, 0)

@@ -331,6 +331,55 @@ def test_pets(cam_regression, model):
     result.stdout.re_match_lines([r".*cannot be used as the baseline: .*another scale of the score"])
 
 
+def test_reports_of_all_checks_are_kept_in_a_folder_by_test(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = """
+@pytest.mark.parametrize("seed", [0, 1])
+def test_pets(cam_regression, seed):
+    model = build(seed + int(os.environ.get("SEED", 0)) * seed)
+    cam_regression.check(model, PROBES[:1], max_drift=0.1, method="eigencam", tokenizer=tokens)
+"""
+    for folder in ("unit", "slow"):  # two modules of one name
+        project.mkdir(folder)
+        (project.path / folder / "test_maps.py").write_text(PROJECT + check)
+    run(project, "--import-mode=importlib").assert_outcomes(failed=4)
+
+    monkeypatch.setenv("SEED", "7")
+    options = ("--import-mode=importlib", "--clipcam-report-dir", "out/reports", "-p", "xdist", "-n", "1")
+    result = run(project, *options)
+
+    result.assert_outcomes(passed=2, failed=2)
+    reports = (project.path / "out").rglob("*.*")
+    pages = {page.relative_to(project.path).as_posix(): page for page in reports}
+    names = [file_name(f"test_pets[{seed}]") for seed in (0, 1)]
+    assert set(pages) == {f"out/reports/{where}/test_maps/{name}.html" for where in ("unit", "slow") for name in names}
+    for name, page in pages.items():
+        verdict = "✓ Passed" if Path(name).stem == names[0] else "✗ Drifted"
+        assert verdict in page.read_text(encoding="utf-8")
+        assert (f"report: {page}" in result.stdout.str()) == (verdict == "✗ Drifted")
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("a_file/reports", "*the report *a_file/reports/*.html cannot be written: *"), ("nope://x", "*fsspec has no*")],
+)
+def test_a_folder_for_reports_that_cannot_be_used_fails_the_test(
+    folder: str, message: str, project: pytest.Pytester
+) -> None:
+    (project.path / "a_file").write_text("")
+    project.makepyfile(
+        PROJECT
+        + """
+def test_pets(cam_regression, model):
+    cam_regression.check(model, PROBES, method="eigencam", tokenizer=tokens)
+"""
+    )
+    result = run(project, "--clipcam-report-dir", folder)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([message])
+
+
 def test_a_failing_test_still_reports_that_it_wrote_a_baseline(project: pytest.Pytester) -> None:
     project.makepyfile(
         PROJECT

@@ -13,6 +13,7 @@ HEAT = "inferno"
 CHANGE = "crameri:vik"  # blue: less than before, red: more
 LUMA = (0.299, 0.587, 0.114)
 DARKEST, CONTRAST = 0.08, 0.6  # grey range of an image under heat, so that heat stands out on black and on white
+FAINTEST, DENSEST = 0.05, 0.65  # opacity of the least and of the most heat: the image stays visible where all is hot
 
 
 @cache
@@ -67,7 +68,7 @@ def _levels(values: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
 def _overlays(name: str) -> Int32[Tensor, "65536"]:
     """Tabulate each heat over each grey, as RGB and one unused byte; a lookup is about five times as fast as mixing."""
     level = torch.linspace(0, 1, 256, dtype=torch.float32, device="cpu")
-    cover = 0.1 + 0.75 * level.view(256, 1, 1)
+    cover = FAINTEST + (DENSEST - FAINTEST) * level.view(256, 1, 1)
     grey = DARKEST + CONTRAST * level.view(1, 256, 1)
     mixed = cover * torch.from_numpy(_table(name)).view(256, 1, 3) + (1 - cover) * grey
     return F.pad((mixed * 255).round().to(torch.uint8), (0, 1)).view(torch.int32).flatten()

@@ -366,8 +366,8 @@ def _find_by_names(module: nn.Module, spec: ModelSpec) -> ClipModel:
         f"no CLIP in {type(module).__name__}: none of its submodules has both encode_image and encode_text, or "
         f"both get_image_features and get_text_features.{problem} {ADVICE} Its parts are {names}. Without a text "
         "encoder, encode_text may return a row per prompt, such as those of a linear head. Encoders named "
-        "image_encoder and text_encoder, with image_projection and text_projection, need no argument; docs/modules.md "
-        "has all cases."
+        "image_encoder and text_encoder, with image_projection and text_projection, need no argument. All cases: "
+        "https://clipcam-lightning.github.io/clipcam-lightning/guide/modules."
     )
 
 

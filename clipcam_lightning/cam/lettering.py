@@ -1,14 +1,24 @@
-"""Text on images: measured, shortened and broken into lines, so that it stays in its place."""
+"""Text on images, in any script: measured, shortened and broken into lines, so that it stays in its place."""
 
 import math
 from bisect import bisect_right
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from importlib.resources import files
 
+import regex
 from PIL import Image, ImageDraw, ImageFont
 
-SMALLEST, LARGEST, LETTERS = 9, 16, 10  # pixels of the font, and the width of an image in units of it
+SMALLEST, LARGEST, LETTERS = 9, 22, 7  # pixels of the font, and the shorter side of an image in units of it
 LEADING = 1.25  # distance of two lines, in units of the font
 GROUND, LIGHT = (0, 0, 0, 176), (255, 255, 255, 255)  # RGBA
+LATIN = frozenset(map(chr, (*range(0x20, 0x7F), *range(0xA0, 0x250), *range(0x2010, 0x2027))))  # of latin.ttf
+# What stays on one line: a word, or one character of a script without spaces, with the punctuation that belongs to it.
+PIECES = regex.compile(
+    r"\s*(?:\p{lb=OP}*[\p{Han}\p{Hiragana}\p{Katakana}]\p{M}*|[^\s\p{Han}\p{Hiragana}\p{Katakana}]+)"
+    r"[\p{lb=CL}\p{lb=CP}\p{lb=EX}\p{lb=NS}\p{lb=CJ}]*"
+)
+CHARACTERS = regex.compile(r"\X")  # as a reader sees them: a letter with its marks, an emoji of several parts
 
 
 def letter(image: Image.Image, text: str) -> Image.Image:
@@ -21,7 +31,7 @@ def letter(image: Image.Image, text: str) -> Image.Image:
     Returns:
         A new image; the image itself if there is no text.
     """
-    size = min(LARGEST, max(SMALLEST, image.width // LETTERS))
+    size = min(LARGEST, max(SMALLEST, min(image.size) // LETTERS))
     line_height = math.ceil(LEADING * size)
     lines = _balance(text, size, image.width - size // 2, max(1, image.height // line_height))
     if not lines:
@@ -32,7 +42,7 @@ def letter(image: Image.Image, text: str) -> Image.Image:
     draw.rectangle((0, top - size // 3, image.width, top + height + size // 3), fill=GROUND)
     for i, line in enumerate(lines):
         middle = image.width / 2, top + line_height * (i + 0.5)
-        draw.text(middle, line, LIGHT, font(size), anchor="mm")
+        draw.text(middle, line, LIGHT, font(size, line), anchor="mm")
     return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
@@ -48,14 +58,33 @@ def _balance(text: str, size: int, room: int, max_lines: int) -> tuple[str, ...]
 
 
 @cache
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Load the font of all images at ``size`` pixels."""
-    return ImageFont.load_default(size)
+def _load(name: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(files("clipcam_lightning.cam") / "fonts" / name), size)
 
 
+def load_fonts() -> None:
+    """Open the fonts and draw a letter now, because Pillow imports modules when it first does."""
+    for name in ("latin.ttf", "world.ttf"):
+        ImageDraw.Draw(Image.new("RGB", (1, 1))).text((0, 0), "a", font=_load(name, SMALLEST))
+
+
+def font(size: int, text: str | None = None) -> ImageFont.FreeTypeFont:
+    """Return the font of all images.
+
+    Args:
+        size: in pixels.
+        text: to be drawn; with a Latin one, measuring and drawing take a fraction of the time.
+
+    Returns:
+        The font with all scripts, or its Latin part if the text needs no other.
+    """
+    return _load("latin.ttf" if text is not None and LATIN.issuperset(text) else "world.ttf", size)
+
+
+@lru_cache(maxsize=4096)  # the same prompts are measured at each evaluation
 def text_width(text: str, size: int) -> int:
     """Measure one line of text, in pixels."""
-    return math.ceil(font(size).getlength(text))
+    return math.ceil(font(size, text).getlength(text))
 
 
 def shorten(text: str, size: int, room: int) -> str:
@@ -63,8 +92,8 @@ def shorten(text: str, size: int, room: int) -> str:
     text = " ".join(text.split())[:room]  # no visible character is narrower than a pixel
     if text_width(text, size) <= room:
         return text
-    fitting = bisect_right(range(len(text)), room, key=lambda length: text_width(text[:length] + "…", size))
-    return text[: max(0, fitting - 1)] + "…"
+    characters = CHARACTERS.findall(text)
+    return "".join(characters[: _count_fitting(characters, size, room, "…")]).strip() + "…"
 
 
 def wrap(text: str, size: int, room: int, max_lines: int) -> list[str]:
@@ -77,15 +106,24 @@ def wrap(text: str, size: int, room: int, max_lines: int) -> list[str]:
         max_lines: at least 1.
 
     Returns:
-        The lines; none for a blank text.
+        The lines, broken between words, or between characters where a word is wider than a line or the script has no
+        spaces; none for a blank text.
     """
+    pieces = PIECES.findall(" ".join(text.split())[: max_lines * room])
     lines: list[str] = []
-    for word in text[: max_lines * room].split():
-        if lines and text_width(f"{lines[-1]} {word}", size) <= room:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    kept = lines[:max_lines]
-    if len(lines) > max_lines:
-        kept[-1] += "…"
-    return [shorten(line, size, room) for line in kept]
+    while pieces and len(lines) < max_lines:
+        count = _count_fitting(pieces, size, room)
+        if not count:
+            pieces[:1] = CHARACTERS.findall(pieces[0].strip())
+            count = max(1, _count_fitting(pieces, size, room))
+        lines.append("".join(pieces[:count]).strip())
+        del pieces[:count]
+    if pieces:
+        lines[-1] += "…"
+    return [shorten(line, size, room) for line in lines]
+
+
+def _count_fitting(parts: Sequence[str], size: int, room: int, end: str = "") -> int:
+    """Count the first parts that fit into ``room`` pixels together, with ``end`` after them."""
+    counts = range(1, min(len(parts), room) + 1)
+    return bisect_right(counts, room, key=lambda count: text_width("".join(parts[:count]).strip() + end, size))

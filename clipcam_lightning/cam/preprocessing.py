@@ -118,6 +118,13 @@ class Preprocessing:
         transform: Callable[[Image.Image], Tensor] = image_transform_v2(config, is_train=False)
         return transform(Image.fromarray(grey))[0] > 0.5
 
+    def visible_share(self, height: int, width: int) -> float:
+        """Return the share of an image of this size that the model sees, below 1 if the image is cropped."""
+        if self.config.resize_mode != "shortest":
+            return 1.0
+        ratios = height / self.size[0], width / self.size[1]
+        return min(ratios) / max(ratios)
+
     def pixels(self, images: Images) -> UInt8[Tensor, "n 3 y x"]:
         """Convert images to the pixels that the model sees, resized and cropped as its input is.
 

@@ -1,4 +1,4 @@
-"""The command line: ``clipcam explain | snapshot | compare | check | rank | methods | demo``."""
+"""The command line: ``clipcam explain | snapshot | compare | check | rank | report | methods | demo``."""
 
 import sys
 import traceback

@@ -19,7 +19,7 @@ FITS = {
     (RESIDUAL,): "class-token ViTs",
     (BLOCKS, ONE_QUERY): "ViTs but average pools",
 }
-"""What offers the needs of a method, in the words of the README."""
+"""What offers the needs of a method, in the words of the docs."""
 
 
 def run(_options: Any) -> int:

@@ -9,7 +9,9 @@ from upath import UPath
 from upath.implementations.cloud import CloudPath
 
 from clipcam_lightning.cam.urls import store_errors
+from clipcam_lightning.cli.terminal import Output, sanitize
 from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.reading import exists, is_file, is_folder
 
 
@@ -65,6 +67,17 @@ def writing(path: UPath) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def write_file(file: UPath, content: bytes) -> None:
+    """Write a file that appears whole or not at all, and print its name.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    with writing(file):
+        write_atomically(file, content)
+    Output().print(f"wrote {sanitize(str(file))}", soft_wrap=True)
 
 
 def _check_store(folder: UPath) -> None:

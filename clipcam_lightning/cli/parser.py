@@ -61,6 +61,17 @@ example:
   clipcam rank --probes probes/ --model ViT-B-32 --pretrained laion2b_s34b_b79k --html methods.html
 """
 
+REPORT = """\
+Write one HTML page of a whole training from the files of its run, or compare two runs. Needs no model.
+RUN is the folder of a run, a log directory that contains one, or a URL.
+Fails (exit code 1) if a run ends with an alarm.
+
+examples:
+  clipcam report lightning_logs/version_3
+  clipcam report lightning_logs/version_3 --gif cat.gif --probe cat
+  clipcam report lightning_logs/version_2 lightning_logs/version_3 --html comparison.html
+"""
+
 METHODS = """\
 List the CAM methods: which towers each fits, what a map costs, and its paper.
 
@@ -77,7 +88,7 @@ example:
 """
 
 # Positional arguments by the name that the parser gives them, as --help shows them.
-POSITIONAL = {"explain.images": "IMAGE", "compare.baseline": "A", "compare.snapshot": "B"}
+POSITIONAL = {"explain.images": "IMAGE", "compare.baseline": "A", "compare.snapshot": "B", "report.run": "RUN"}
 
 
 class UsageError(ConfigError):
@@ -127,6 +138,7 @@ def _make_commands() -> dict[str, ArgumentParser]:
         ("compare", _add_compare_options, COMPARE),
         ("check", _add_check_options, CHECK),
         ("rank", _add_rank_options, RANK),
+        ("report", _add_run_report_options, REPORT),
         ("methods", lambda _command: None, METHODS),
         ("demo", _add_demo_options, DEMO),
     ):
@@ -192,6 +204,26 @@ def _add_rank_options(command: ArgumentParser) -> None:
     _add_model_options(command)
 
 
+def _add_run_report_options(command: ArgumentParser) -> None:
+    command.add_argument(
+        "run", type=_read_path, metavar="RUN", help="folder or URL of the run, or of its log directory"
+    )
+    command.add_argument("other", type=_read_path, nargs="?", metavar="RUN", help="another run to compare it with")
+    command.add_argument(
+        "--html",
+        type=_read_path,
+        metavar="FILE",
+        help="page to write (default, if no other file is named: training.html in the folder of the run, or in the "
+        "working directory for a remote run; comparison.html there for two runs)",
+    )
+    command.add_argument("--json", type=_read_path, metavar="FILE", help="write all metrics as JSON")
+    command.add_argument("--gif", type=_read_path, metavar="FILE", help="write the maps of a probe as an animation")
+    command.add_argument("--mp4", type=_read_path, metavar="FILE", help="write the same as a video; needs PyAV")
+    command.add_argument(
+        "--probe", metavar="NAME", help="probe to animate and to show first (default: the most severe flagged one)"
+    )
+
+
 def _add_demo_options(command: ArgumentParser) -> None:
     command.add_argument(
         "--out",
@@ -219,7 +251,7 @@ def _add_report_options(command: ArgumentParser) -> None:
         type=float,
         metavar="X",
         help="fail if one map drifts by more: 0 the same, 1 unrelated, 2 inverted (default: the rule described under "
-        "'When it is an alarm' in the README)",
+        "'Alarms and what they miss' in the docs)",
     )
     group.add_argument(
         "--false-alarm-rate",

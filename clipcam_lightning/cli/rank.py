@@ -4,15 +4,13 @@ import json
 from typing import Any
 
 from rich.table import Table
-from upath import UPath
 
 from clipcam_lightning.analysis.method_measurement import BUDGET, MethodBench
 from clipcam_lightning.analysis.method_ranking import MethodRanking
 from clipcam_lightning.cli.models import load_clip, read_model_source
-from clipcam_lightning.cli.outputs import check_outputs, writing
+from clipcam_lightning.cli.outputs import check_outputs, write_file
 from clipcam_lightning.cli.terminal import Output, sanitize, show_progress
 from clipcam_lightning.probes.probe_set import ProbeSet
-from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.visualization.ranking_report import (
     MEANINGS,
     METRICS,
@@ -52,10 +50,10 @@ def run(options: Any) -> int:
         output.print(sanitize(f"left out: {name} {reason}"), style="dim", soft_wrap=True)
     output.print(sanitize(f"recommended: {ranking.best.setting}"), style="bold green", soft_wrap=True)
     if options.json is not None:
-        _write(options.json, json.dumps(ranking_as_json(ranking), indent=2, allow_nan=False))
+        write_file(options.json, json.dumps(ranking_as_json(ranking), indent=2, allow_nan=False).encode())
     if options.html is not None:
         pixels = clip.preprocessing.pixels(bench.prepared.images)
-        _write(options.html, ranking_report(ranking, pixels, bench.prepared.masks))
+        write_file(options.html, ranking_report(ranking, pixels, bench.prepared.masks).encode())
     return 0
 
 
@@ -74,9 +72,3 @@ def _make_table(ranking: MethodRanking) -> Table:
         remarks = str(ranked.forwards), "; ".join(ranked.problems)
         table.add_row(sanitize(ranked.method), *cells, *remarks, style="red" if ranked.problems else None)
     return table
-
-
-def _write(file: UPath, text: str) -> None:
-    with writing(file):
-        write_atomically(file, text.encode())
-    Output().print(f"wrote {sanitize(str(file))}", soft_wrap=True)

@@ -6,14 +6,14 @@ from textwrap import fill
 from rich.table import Table
 from upath import UPath
 
-from clipcam_lightning.cli.outputs import writing
+from clipcam_lightning.cli.outputs import write_file, writing
 from clipcam_lightning.cli.terminal import TEXT_WIDTH, Output, sanitize
 from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.report import DriftReport
+from clipcam_lightning.drift.report_json import report_as_json
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.storage.atomic import write_atomically
-from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report, report_as_json
+from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report
 
 PASSED, DRIFTED = 0, 1
 ROWS = 40  # probes in the table; more would scroll the verdict off the screen
@@ -51,9 +51,7 @@ def report_on(
         ConfigError: a file cannot be written.
     """
     output = Output()
-    table = _make_table(report)
-    output.print(table)
-    output.explain({str(column.header): METRICS.get(str(column.header), "") for column in table.columns})
+    print_table(output, report)
     output.print(sanitize(str(report)), style="bold red" if report.alarm else "bold green", soft_wrap=True)
     if report.alarm:
         output.print(_explain_rule(report.rule, min(output.width, TEXT_WIDTH)), style="dim", soft_wrap=True)
@@ -61,20 +59,21 @@ def report_on(
     return DRIFTED if report.alarm else PASSED
 
 
+def print_table(output: Output, report: DriftReport) -> None:
+    """Print a table of the probes, flagged ones first, and what its columns mean."""
+    table = _make_table(report)
+    output.print(table)
+    output.explain({str(column.header): METRICS.get(str(column.header), "") for column in table.columns})
+
+
 def write_reports(
     baseline: Snapshot, snapshot: Snapshot, report: DriftReport, *, json_file: UPath | None, html_file: UPath | None
 ) -> None:
     """Write the requested reports; the arguments are those of :func:`report_on`."""
     if json_file is not None:
-        _write(json_file, json.dumps(report_as_json(report), indent=2, allow_nan=False))
+        write_file(json_file, json.dumps(report_as_json(report), indent=2, allow_nan=False).encode())
     if html_file is not None:
-        _write(html_file, html_report(baseline, snapshot, report))
-
-
-def _write(file: UPath, text: str) -> None:
-    with writing(file):
-        write_atomically(file, text.encode())
-    Output().print(f"wrote {sanitize(str(file))}", soft_wrap=True)
+        write_file(html_file, html_report(baseline, snapshot, report).encode())
 
 
 def _make_table(report: DriftReport) -> Table:

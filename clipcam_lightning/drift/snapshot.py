@@ -30,6 +30,8 @@ OPTIONAL_VALUES = ("noise_floor", "background_score", "named_without_object", "c
 PACKED = ("images", "image_sizes", "objects", "objects_size")
 OPTIONAL_NUMBERS = ("donors", "transplants_named")
 """Names of tensors with several numbers of probes per probe."""
+OF_BASELINES = ("noise_floor", "images", "objects", "map_agrees", "donors", "transplants_named")
+"""Attributes that later evaluations take from the first baseline of a run."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.errors import ConfigError, abridge
 from clipcam_lightning.monitoring.history import HistoryEntry
 
 
@@ -26,6 +27,7 @@ class Evaluation:
         history: the evaluations so far, this one last; of many the first and evenly spaced later ones.
         digests: one per probe, by which evaluations of other runs are matched.
         metrics: means over the probes by name (``drift``, ``similarity``, ...), all finite.
+        visible: share of each probe's image that the model sees, below 1 where it is cropped; empty if unknown.
 
     Example:
         >>> from clipcam_lightning import evaluate
@@ -45,6 +47,7 @@ class Evaluation:
     history: Sequence[HistoryEntry]
     digests: Sequence[str]
     metrics: Mapping[str, float]
+    visible: Sequence[float] = ()
 
     __repr__ = short_repr
 
@@ -69,7 +72,7 @@ class Outcome:
 
 @runtime_checkable
 class Sink(Protocol):
-    """Something that writes evaluations somewhere: a logger, a file, a database.
+    """Something that writes evaluations somewhere: a logger, a file, a database. A sink of your own is derived from it.
 
     A sink that raises stops neither the training nor another sink; a warning names it by its ``str``, the name of its
     class.
@@ -94,3 +97,19 @@ class Sink(Protocol):
             Exception: a late write failed.
         """
         return
+
+
+def require_sinks(sinks: object) -> None:
+    """Check an argument ``sinks`` when it is given, not at the end of a training.
+
+    Raises:
+        ConfigError: it is no list of sinks.
+    """
+    advice = "derive a class from clipcam_lightning.Sink, and give a list of its objects"
+    if not isinstance(sinks, list | tuple):
+        raise ConfigError(f"sinks must be a list (got {abridge(repr(sinks))}); {advice}.")
+    for sink in sinks:
+        if isinstance(sink, type) or not isinstance(sink, Sink):
+            raise ConfigError(
+                f"sinks takes objects with the methods write and close (got {abridge(repr(sink))}); {advice}."
+            )

@@ -16,17 +16,19 @@ from upath import UPath
 from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.compare import check_comparable, compare
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
-from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.drift.snapshot import OF_BASELINES, Snapshot
 from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_error
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.snapshots import add_background, add_transplants, complete_baseline, take_snapshot
 from clipcam_lightning.probes.prepared import PreparedProbes
+from clipcam_lightning.probes.probe import LoadedProbe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.tensorfile import VERSION
 
@@ -88,6 +90,15 @@ class Monitor:
         # A copy has no model, writes nowhere, and is another run: it must not write to the folder of this one.
         return {**vars(self), "sinks": [], "_prepared": None, "run_id": uuid4().hex}
 
+    def begin_fit(self, step: int) -> None:
+        """Begin another run if the steps begin again, so that its files do not replace those of the run before.
+
+        Args:
+            step: optimizer steps taken when the fit begins.
+        """
+        if self.history and step < self.history[-1].step:
+            self.run_id = uuid4().hex
+
     def evaluate(self, explainer: Explainer, *, step: int, epoch: int) -> Outcome:
         """Explain the probes, compare them with the baseline, and pass the evaluation to the sinks.
 
@@ -119,6 +130,7 @@ class Monitor:
             history=tuple(self.history),
             digests=self.probes.digests,
             metrics=dict(self.metrics),
+            visible=[_visible_share(probe, clip.preprocessing) for probe in self.probes],
         )
         problems = tuple(problem for sink in self.sinks for problem in _failures(sink, sink.write, self.last))
         return Outcome(
@@ -214,8 +226,7 @@ class Monitor:
             snapshot = add_transplants(explainer, prepared, texts, snapshot, baseline.objects, baseline.donors)
             report = compare(baseline, snapshot, self.rule)
         if self._is_baseline_rolling:
-            kept = ("noise_floor", "images", "objects", "map_agrees", "donors", "transplants_named")
-            self.baseline = replace(snapshot, **{name: getattr(baseline, name) for name in kept})
+            self.baseline = replace(snapshot, **{name: getattr(baseline, name) for name in OF_BASELINES})
         return snapshot, baseline, report, note
 
 
@@ -268,6 +279,11 @@ def mean_metrics(report: DriftReport, snapshot: Snapshot, has_mask: Bool[Tensor,
         for name in UNKNOWN_WITH_MASKS:
             means[name] = float(getattr(snapshot, name)[has_mask].mean())
     return means
+
+
+def _visible_share(probe: LoadedProbe, preprocessing: Preprocessing) -> float:
+    """Return the share of a probe's image that the model sees; 1 if the image is preprocessed already."""
+    return 1.0 if isinstance(probe.image, Tensor) else preprocessing.visible_share(*probe.image.shape[:2])
 
 
 def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> None:

@@ -1,17 +1,19 @@
 """Name probes by slugs that are unique in their set."""
 
 import os
-import re
 import reprlib
+import unicodedata
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
+import regex
 from upath import UPath
 
 from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.probe import LoadedProbe, Probe
 
-MAX_LENGTH = 48
+MAX_LENGTH, MAX_BYTES = 48, 96  # in UTF-8: a file name of an image and a prompt must stay below 255 bytes
 
 
 def name_probes(probes: Sequence[Probe | LoadedProbe], places: Sequence[str]) -> list[str]:
@@ -23,7 +25,8 @@ def name_probes(probes: Sequence[Probe | LoadedProbe], places: Sequence[str]) ->
         places: what error messages call each probe.
 
     Returns:
-        One name per probe: at most 48 of the characters ``a-z0-9_.-``, safe as a file name.
+        One name per probe, safe as a file name: lower-case letters and digits of any script, ``_``, ``.`` and ``-``, at
+        most 48 characters and 96 bytes.
 
     Raises:
         ProbeError: a name that a probe has is not a slug, or another probe has it too.
@@ -58,9 +61,22 @@ def _make_unique(name: str, taken: set[str]) -> str:
     unique, number = name, 2
     while unique in taken:
         suffix = f"-{number}"
-        unique, number = name[: MAX_LENGTH - len(suffix)].rstrip("-.") + suffix, number + 1
+        unique, number = _cut(name, len(suffix)) + suffix, number + 1
     return unique
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9_.]+", "-", text.lower()).strip("-.")[:MAX_LENGTH].strip("-.") or "probe"
+    # NFKC, because some file systems change the form of a name, and twice, because lower case may need it again.
+    lower = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
+    marked = regex.sub(r"(?<![\p{L}\p{N}\p{M}])\p{M}+", "", lower)  # a mark belongs to a letter
+    return _cut(regex.sub(r"[^\p{L}\p{M}\p{N}_.]+", "-", marked).strip("-.")) or "probe"
+
+
+def _cut(name: str, reserved: int = 0) -> str:
+    """Cut a name to its largest length less ``reserved``, between characters as a reader sees them."""
+    characters = regex.findall(r"\X", name)
+    lengths = accumulate(map(len, characters))
+    sizes = accumulate(len(character.encode()) for character in characters)
+    limits = MAX_LENGTH - reserved, MAX_BYTES - reserved
+    count = sum(length <= limits[0] and size <= limits[1] for length, size in zip(lengths, sizes, strict=True))
+    return "".join(characters[:count]).strip("-.")

@@ -32,7 +32,8 @@ class Probe:
         image: a file or its URL, a PIL image or a uint8 RGB array ``[y, x, 3]``; alpha is dropped, EXIF orientation is
             applied. Or a float tensor ``[3, y, x]`` of pixels that are already preprocessed for the model.
         prompt: the text that the map explains.
-        name: unique in its set, of the characters ``a-z0-9_.-``; by default derived from the file's name or the prompt.
+        name: unique in its set, of lower-case letters and digits of any script, ``_``, ``.`` and ``-``; by default
+            derived from the file's name or the prompt.
         mask: where the object is, at the size of ``image``: an array or tensor ``[y, x]`` (not zero is object), or a
             file, its URL or a PIL image (not black is object).
         box: the object as ``(left, top, right, bottom)`` in pixels of ``image``, instead of a mask; ``right`` and

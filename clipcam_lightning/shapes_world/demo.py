@@ -18,7 +18,7 @@ from typing_extensions import override
 from clipcam_lightning import ClipCamCallback, Probe, ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer, model_input, trained_clip
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, Scenes, draw_scenes, with_haze, with_stamps
-from clipcam_lightning.shapes_world.summary import print_summary
+from clipcam_lightning.shapes_world.summary import EpochLines, print_summary
 
 
 class FineTunedClip(pl.LightningModule):
@@ -61,7 +61,7 @@ def stamped_scenes(count: int, seed: int, haze: tuple[float, float] = (0.6, 1.0)
 def loader(scenes: Scenes, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
     """Load batches of images and indices of their captions."""
     images = model_input(torch.from_numpy(scenes.images), 64)
-    return DataLoader(TensorDataset(images, torch.from_numpy(scenes.objects[:, 0])), batch_size=64, shuffle=shuffle)
+    return DataLoader(TensorDataset(images, torch.from_numpy(scenes.objects[:, 0])), batch_size=32, shuffle=shuffle)
 
 
 def demo_probes() -> ProbeSet:
@@ -83,14 +83,16 @@ def main(folder: Path) -> None:
     trainer = pl.Trainer(
         max_epochs=4,
         accelerator="cpu",
-        callbacks=[callback],
+        callbacks=[callback, EpochLines(callback)],
         logger=TensorBoardLogger(folder, name="stamped"),
         log_every_n_steps=10,
         enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,  # a line per epoch can be read in a log, too
     )
     trainer.fit(
         FineTunedClip(model),
-        loader(stamped_scenes(2560, seed=1), shuffle=True),
+        loader(stamped_scenes(1280, seed=1), shuffle=True),
         loader(stamped_scenes(320, seed=2)),
     )
     print_summary(callback, model, log_dir=str(trainer.log_dir))

@@ -1,4 +1,4 @@
-"""Print what the demo found: where the model looks, and what its accuracy does not show."""
+"""Print what the demo finds: where the model looks, and what its accuracy does not show."""
 
 import math
 import os
@@ -6,23 +6,55 @@ import shutil
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import open_clip
 import torch
 from rich.console import Console
+from rich.panel import Panel
 from rich.table import Table
+from typing_extensions import override
 
 from clipcam_lightning.callback import ClipCamCallback
 from clipcam_lightning.drift import metrics
-from clipcam_lightning.drift.probe_drift import ProbeDrift
+from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.shapes_world.pretraining import retrieval_accuracy
 from clipcam_lightning.shapes_world.scenes import draw_scenes, stamp_mask, with_haze, with_stamps
-from clipcam_lightning.sinks.files import CONTACT_SHEET
+from clipcam_lightning.storage.run_folder import CONTACT_SHEET, REPORT
 
 HELD_OUT = 300  # scenes
+WIDTH = 110  # columns of an output that is no terminal
+
+
+class EpochLines(pl.Callback):
+    """Prints one line per epoch, also where there is no terminal for a progress bar.
+
+    Args:
+        clipcam: stands before this callback in the Trainer's list, so that its evaluation is done.
+    """
+
+    def __init__(self, clipcam: ClipCamCallback) -> None:
+        self.clipcam = clipcam
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        size = sum(parameter.numel() for parameter in pl_module.parameters())
+        print(f"Fine-tuning a CLIP of {size / 1e6:.1f} million parameters; one line per epoch follows.", flush=True)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        report = self.clipcam.report
+        if trainer.sanity_checking or report is None:
+            return
+        print(
+            f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: "
+            f"accuracy {float(trainer.callback_metrics['val/accuracy']):.2f}, "
+            f"{len(report.flagged)} of {len(report.probes)} probes flagged{', ALARM' if report.alarm else ''}",
+            flush=True,
+        )
 
 
 def print_summary(callback: ClipCamCallback, model: open_clip.CLIP, log_dir: str) -> None:
-    """Print a table of the probes, flagged ones first, the accuracies, and the paths of the images.
+    """Print a table of the probes, flagged ones first, the alarm and its evidence, and where the images are.
 
     Args:
         callback: after the fit.
@@ -32,15 +64,24 @@ def print_summary(callback: ClipCamCallback, model: open_clip.CLIP, log_dir: str
     assert callback.monitor is not None
     evaluation = callback.monitor.last
     assert evaluation is not None
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(_tabulate_probes(evaluation))
+    console.print(Panel(_describe_alarm(evaluation, model), title="What the accuracy does not show", expand=False))
+    folder = Path(callback.directory or log_dir)
+    # A path that is broken into lines cannot be copied.
+    console.print(f"What each map looked at, before and now:  {folder / REPORT}", soft_wrap=True)
+    console.print(f"All maps of all epochs in one image:      {folder / CONTACT_SHEET}", soft_wrap=True)
+    console.print(
+        f"The tab CLIP CAM in TensorBoard:          {_tensorboard()} --logdir {Path(log_dir).parents[1]}",
+        soft_wrap=True,
+    )
+
+
+def _tabulate_probes(evaluation: Evaluation) -> Table:
     table = Table(title=f"Attention after {evaluation.snapshot.info.step} steps, compared with before")
-    for column, justify in (
-        ("probe", "left"),
-        ("similarity", "right"),
-        ("drift", "right"),
-        ("energy on the object", "right"),
-        ("flagged", "left"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("probe", "similarity", "drift", "energy on the object"):
+        table.add_column(column, justify="left" if column == "probe" else "right", no_wrap=True)
+    table.add_column("flagged because")
     for i in evaluation.report.flagged_first:
         probe = evaluation.report.probes[i]
         table.add_row(
@@ -48,23 +89,26 @@ def print_summary(callback: ClipCamCallback, model: open_clip.CLIP, log_dir: str
             _before_now(probe.similarity, probe.similarity_change),
             f"{probe.drift:.2f}",
             _before_now(probe.energy_inside_mask, probe.energy_change),
-            _reason(probe),
+            f"[red]{probe.reason}[/red]" if probe.flagged else "",
         )
-    console = Console()
-    console.print(table)
+    return table
 
+
+def _describe_alarm(evaluation: Evaluation, model: open_clip.CLIP) -> str:
+    report = evaluation.report
     hazy = with_haze(draw_scenes(HELD_OUT, seed=3, corner_free=True), 0.6, 1.0, seed=3)
-    stamp = torch.from_numpy(stamp_mask()).expand(len(evaluation.report.probes), -1, -1)
+    stamp = torch.from_numpy(stamp_mask()).expand(len(report.probes), -1, -1)
     before, now = (
         metrics.energy_inside(maps, stamp).nanmean() for maps in (evaluation.baseline.maps, evaluation.snapshot.maps)
     )
-    console.print(f"retrieval accuracy with stamp          {retrieval_accuracy(model, with_stamps(hazy)):.2f}")
-    console.print(f"  the same images without stamp        {retrieval_accuracy(model, hazy):.2f}")
-    console.print(f"  with the stamp of another caption    {retrieval_accuracy(model, with_stamps(hazy, shift=7)):.2f}")
-    console.print(f"energy on the stamp                    {before:.2f} -> {now:.2f}")
-    # A path that is broken into lines cannot be copied.
-    console.print(f"\ncontact sheet: {Path(callback.directory or log_dir) / CONTACT_SHEET}", soft_wrap=True)
-    console.print(f"{_tensorboard()} --logdir {Path(log_dir).parents[1]}", soft_wrap=True)
+    alarm = f"[red]ALARM[/red]: {report.finding}: {report.grounds}." if report.alarm else "No alarm."
+    return (
+        f"{alarm}\n\n"
+        f"retrieval accuracy with stamp          {retrieval_accuracy(model, with_stamps(hazy)):.2f}\n"
+        f"  the same images without stamp        {retrieval_accuracy(model, hazy):.2f}\n"
+        f"  with the stamp of another caption    {retrieval_accuracy(model, with_stamps(hazy, shift=7)):.2f}\n"
+        f"energy of the maps on the stamp        {before:.2f} -> {now:.2f}"
+    )
 
 
 def _tensorboard() -> str:
@@ -75,9 +119,3 @@ def _tensorboard() -> str:
 
 def _before_now(now: float, change: float) -> str:
     return f"{now - change:.2f} -> {now:.2f}" if math.isfinite(change) else "unknown"
-
-
-def _reason(probe: ProbeDrift) -> str:
-    if not probe.flagged:
-        return ""
-    return "[red]degenerate map[/red]" if probe.degenerate else "[red]drifted[/red]"

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch.utils.tensorboard import SummaryWriter
 
+from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.sinks.background import BackgroundSink
@@ -79,6 +80,12 @@ def require_loggers(loggers: Iterable[object]) -> None:
                 f"loggers must be loggers of Lightning or Fabric, or SummaryWriters (got {type(logger).__name__}); "
                 "give a run of W&B as WandbLogger(experiment=run)."
             )
+
+
+def describe_tab(sinks: Iterable[Sink], report: DriftReport) -> str:
+    """Say how to see the first flagged probe in TensorBoard, on a line of its own; ``""`` without TensorBoard."""
+    tabs = [sink for sink in sinks if isinstance(sink, TabSink)]
+    return f"\nTensorBoard: {tabs[0].describe_address(report)}" if tabs else ""
 
 
 def name_loggers_without_images(sinks: Iterable[Sink]) -> list[str]:

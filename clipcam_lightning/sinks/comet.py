@@ -12,7 +12,7 @@ class CometSink(LoggerSink):
         """Log metrics, images and, if that is wanted, the report."""
         evaluation, step = drawings.evaluation, drawings.evaluation.report.step
         self.logger.log_metrics(collect_metrics(evaluation, self.root, self.per_probe), step=step)
-        images = {f"{self.root}/{panel.name}": panel.image for panel in drawings.panels}
+        images = {f"{self.root}_maps/{panel.name}": panel.image for panel in drawings.panels}
         images[f"{self.root}_contact_sheet/all_probes"] = drawings.logged_sheet
         for name, image in images.items():
             self.logger.experiment.log_image(image, name=name, image_format="jpeg", step=step)

@@ -10,12 +10,14 @@ from typing import TypeVar, cast
 from PIL import Image
 
 from clipcam_lightning.cam.colors import load_color_maps
+from clipcam_lightning.cam.lettering import load_fonts
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.visualization.contact_sheet import contact_sheet
+from clipcam_lightning.visualization.page import load_page
 from clipcam_lightning.visualization.panels import probe_panel
-from clipcam_lightning.visualization.report import html_report, load_page
+from clipcam_lightning.visualization.report import PAGE, html_report
 
-LOGGED_COLUMNS = 6  # of contact sheets in loggers, which keep that of every evaluation
+LOGGED_COLUMNS = 4  # of contact sheets in loggers, which show them small and keep that of every evaluation
 PNG_LEVEL = 1  # 12 % larger than level 6, in 25 % of the time
 T = TypeVar("T")
 
@@ -26,9 +28,9 @@ class Panel:
 
     Attributes:
         index: of the probe in its set.
-        name: under which loggers show the image; that of the probe, but for one that is the name of a metric.
+        name: of the probe.
         prompt: of the probe.
-        image: input, baseline, now and change, with prompt and metrics above.
+        image: input, baseline, now and change, with prompt and metrics.
     """
 
     index: int
@@ -91,7 +93,7 @@ class Drawings:
         steps = evaluation.report.baseline_step, evaluation.report.step
         return Panel(
             index=i,
-            name=f"{probe.name}-probe" if probe.name in evaluation.metrics else probe.name,
+            name=probe.name,
             prompt=probe.prompt,
             image=probe_panel(pixels, before, now, probe, steps=steps, mask=mask),
         )
@@ -117,7 +119,8 @@ class Drawer:
     def __init__(self, num_images: int) -> None:
         # Modules must not be imported in a thread while a dataloader forks its workers.
         load_color_maps()
-        load_page()
+        load_fonts()
+        load_page(PAGE)
         self._num_images = num_images
         self._lock = threading.Lock()
         self._newest: Drawings | None = None

@@ -3,20 +3,25 @@
 import json
 from contextlib import ExitStack
 
+import torch
+from torch import Tensor
+
+from clipcam_lightning.drift.report_json import report_as_json
+from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.sinks.drawing import Drawer
 from clipcam_lightning.storage.atomic import append_line, write_atomically
-from clipcam_lightning.storage.run_folder import RunFolder
-from clipcam_lightning.visualization.report import report_as_json
-
-HISTORY, CONTACT_SHEET, REPORT = "history.jsonl", "contact_sheet.png", "report.html"
+from clipcam_lightning.storage.run_folder import BASELINE, CONTACT_SHEET, HISTORY, REPORT, RunFolder, name_snapshot
 
 
 class FileSink(Sink):
     """Keeps the snapshot of every evaluation, and a history of all metrics.
 
-    The history is a file with one line per evaluation, each a JSON object. A resumed run appends to it; of two lines
-    with the same ``step`` the later one counts.
+    The history is a file with one line per evaluation, each a JSON object. A resumed run appends to it: a line counts
+    unless a later one has the same or an earlier ``step``. The value ``baseline`` of a line names the snapshot in the
+    folder that the evaluation was compared with: one of the run, or ``baseline.safetensors`` for one of another run,
+    such as a file, or the start of a training that is resumed in another folder.
 
     Args:
         folder: claimed when the first evaluation is written.
@@ -24,16 +29,47 @@ class FileSink(Sink):
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        # By their maps, compared by identity to detect a baseline that is stored already.
+        self._baseline: tuple[Tensor, str] | None = None
+        self._newest: tuple[Tensor, str] | None = None
 
     def __str__(self) -> str:
         return "its folder"
 
     def write(self, evaluation: Evaluation) -> None:
-        """Write ``step-<n>.safetensors`` and a line of ``history.jsonl``."""
+        """Write ``step-<n>.safetensors``, a line of ``history.jsonl`` and, if it is new, ``baseline.safetensors``."""
         info, folder = evaluation.snapshot.info, self.folder.path
-        evaluation.snapshot.save(folder / f"step-{info.step:08d}.safetensors")
-        line = {"epoch": info.epoch, "metrics": dict(evaluation.metrics), **report_as_json(evaluation.report)}
+        name = name_snapshot(info.step)
+        evaluation.snapshot.save(folder / name)
+        self._baseline = self._store_baseline(evaluation, name)
+        self._newest = evaluation.snapshot.maps, name
+        line = {
+            "epoch": info.epoch,
+            "baseline": self._baseline[1],
+            "metrics": dict(evaluation.metrics),
+            **report_as_json(evaluation.report),
+        }
         append_line(folder / HISTORY, json.dumps(line))
+
+    def _store_baseline(self, evaluation: Evaluation, name: str) -> tuple[Tensor, str]:
+        """Return the maps of the baseline and the name of its file, which is written unless the folder has it."""
+        baseline = evaluation.baseline
+        for maps, file in filter(None, ((evaluation.snapshot.maps, name), self._newest, self._baseline)):
+            if baseline.maps is maps:
+                return maps, file
+        if not self._is_stored(baseline):
+            baseline.save(self.folder.path / BASELINE)
+            return baseline.maps, BASELINE
+        return baseline.maps, name_snapshot(baseline.info.step)
+
+    def _is_stored(self, baseline: Snapshot) -> bool:
+        """Check whether the folder has a baseline as the snapshot of an earlier fit of the run."""
+        try:
+            stored = Snapshot.load(self.folder.path / name_snapshot(baseline.info.step))
+        except SnapshotError:
+            return False
+        same_content = stored.info == baseline.info and stored.images == baseline.images
+        return same_content and torch.equal(stored.maps, baseline.maps)
 
 
 class ImageFileSink(Sink):

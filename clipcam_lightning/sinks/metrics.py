@@ -1,7 +1,7 @@
 """Write the metrics of an evaluation to any Lightning logger."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
@@ -39,20 +39,24 @@ class MetricsSink(Sink):
         self.logger.log_metrics(metrics, step=evaluation.report.step)
 
 
-def collect_metrics(evaluation: Evaluation, root: str, per_probe: bool) -> dict[str, float]:
+def collect_metrics(
+    evaluation: Evaluation, root: str, per_probe: bool, names: Sequence[str] | None = None
+) -> dict[str, float]:
     """Collect the metrics of an evaluation under the names that every logger shows.
 
     Args:
         evaluation: the evaluation.
         root: first word of every name.
         per_probe: whether to include the metrics of each probe.
+        names: of the probes, where a logger does not accept their own.
 
     Returns:
         Finite values by name: ``<root>/<metric>`` for means, ``<root>_<metric>/<probe>`` for the metrics of a probe.
     """
     metrics = {f"{root}/{name}": value for name, value in evaluation.metrics.items()}
-    for probe in evaluation.report.probes if per_probe else ():
-        metrics[f"{root}_drift/{probe.name}"] = probe.drift
-        metrics[f"{root}_similarity/{probe.name}"] = probe.similarity
-        metrics[f"{root}_energy_inside_mask/{probe.name}"] = probe.energy_inside_mask
+    probes = evaluation.report.probes if per_probe else ()
+    for name, probe in zip(names or evaluation.snapshot.names, probes, strict=False):
+        metrics[f"{root}_drift/{name}"] = probe.drift
+        metrics[f"{root}_similarity/{name}"] = probe.similarity
+        metrics[f"{root}_energy_inside_mask/{name}"] = probe.energy_inside_mask
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -14,14 +14,20 @@ class MlflowSink(LoggerSink):
     def log(self, drawings: Drawings, *, with_report: bool) -> None:
         """Log the metrics first: images take a request each."""
         evaluation, step = drawings.evaluation, drawings.evaluation.report.step
-        self.logger.log_metrics(collect_metrics(evaluation, self.root, self.per_probe), step=step)
+        names = [_make_key(probe.name, i) for i, probe in enumerate(evaluation.report.probes)]
+        self.logger.log_metrics(collect_metrics(evaluation, self.root, self.per_probe, names), step=step)
         if with_report:
             self.log_report(drawings)
         client, run_id = self.logger.experiment, self.logger.run_id
         for panel in drawings.panels:
-            client.log_image(run_id, panel.image, key=f"{self.root}/{panel.name}", step=step)
+            client.log_image(run_id, panel.image, key=f"{self.root}_maps/{names[panel.index]}", step=step)
         client.log_image(run_id, drawings.logged_sheet, key=f"{self.root}_contact_sheet/all_probes", step=step)
 
     def log_report(self, drawings: Drawings) -> None:
         """Log the report, in place of the one before."""
         self.logger.experiment.log_text(self.logger.run_id, drawings.report, f"{self.root}/report.html")
+
+
+def _make_key(name: str, index: int) -> str:
+    """Name a probe for MLflow, which refuses letters beyond ASCII in the key of an image; no probe has this name."""
+    return name if name.isascii() else f"probe {index + 1}"

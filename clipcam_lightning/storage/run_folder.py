@@ -15,8 +15,14 @@ from clipcam_lightning.storage.atomic import write_new
 from clipcam_lightning.storage.paths import as_path, is_remote
 from clipcam_lightning.storage.reading import is_folder, read_bytes
 
-RUN = "run.json"
-FILES_OF_A_RUN = (RUN, "history.jsonl", "contact_sheet.png", "report.html", "step-*.safetensors")
+RUN, HISTORY, BASELINE = "run.json", "history.jsonl", "baseline.safetensors"
+CONTACT_SHEET, REPORT, SNAPSHOTS = "contact_sheet.png", "report.html", "step-*.safetensors"
+FILES_OF_A_RUN = (RUN, HISTORY, BASELINE, CONTACT_SHEET, REPORT, SNAPSHOTS)
+
+
+def name_snapshot(step: int) -> str:
+    """Name the file of the snapshot at a step."""
+    return f"step-{step:08d}.safetensors"
 
 
 class RunFolder:
@@ -46,7 +52,7 @@ class RunFolder:
         """What to say of a folder that was claimed elsewhere than at ``base``; empty if it was not."""
         if self.claimed in (None, str(self.base)):
             return ""
-        return f"{self.base} holds the files of another run; those of this run are in {self.claimed}"
+        return f"{self.base} holds the files of another run or callback; those of this one are in {self.claimed}"
 
     @property
     def path(self) -> UPath:
@@ -80,12 +86,17 @@ def _claim(base: UPath, run_id: str) -> UPath:
 
 
 def _numbered(base: UPath) -> list[UPath]:
-    return sorted(folder for folder in _list(base) if re.fullmatch(r"run_\d+", folder.name))
+    return sorted(folder for folder in list_folder(base) if re.fullmatch(r"run_\d+", folder.name))
+
+
+def is_file_of_a_run(name: str) -> bool:
+    """Check whether a file has a name that the callback gives to the files of a run."""
+    return any(fnmatch(name, pattern) for pattern in FILES_OF_A_RUN)
 
 
 def _holds_files(folder: UPath) -> bool:
     try:
-        return any(fnmatch(file.name, pattern) for file in _list(folder) for pattern in FILES_OF_A_RUN)
+        return any(is_file_of_a_run(file.name) for file in list_folder(folder))
     except PermissionError:  # it is somebody else's
         return True
 
@@ -98,7 +109,7 @@ def _id_in(folder: UPath) -> str | None:
         return None
 
 
-def _list(folder: UPath) -> list[UPath]:
+def list_folder(folder: UPath) -> list[UPath]:
     """List what is in a folder now; nothing if there is no such folder."""
     if not is_folder(folder):
         return []

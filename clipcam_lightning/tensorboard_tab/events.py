@@ -2,14 +2,21 @@
 
 An evaluation is one event. The tags of its values begin with ``<root>/tab/`` and stand in this order:
 
-    probes         JSON: names, prompts and digests in the order of the metrics; once
+    probes         JSON: names, prompts and digests in the order of the metrics, and the share of each image that the
+                   model sees (``visible``), below 1 where it is cropped; once
     image/<probe>  JPEG of the model's input; once
+    mask/<probe>   PNG of one bit per pixel, white where the object is; once, if the probe has a mask
     baseline       float32 [n, h, w]: raw maps of the baseline, at its first use, unless it is the previous evaluation
     map/<probe>    float16 [h, w]: the raw map divided by the probe's ``scale``, a column of the metrics
     metrics        float32 [n, c]: one row per probe, one column for each of ``COLUMNS``
+    ground/<probe> JPEG of equal tiles side by side: the probe's image without its object, then with the object of other
+                   probes; once, when an alarm first rests on it
+    alarm          float32 scalar: 1 if the evaluation is an alarm, else 0
     evaluation     JSON: epoch, step of the baseline, whether that is the newest ``baseline`` or the evaluation at that
                    step, whether the evaluation is an alarm and why, how the maps were made, and by probe the names of
-                   the states of degenerate maps (``states``, ``baseline_states``), with what they say (``state_words``)
+                   the states of degenerate maps (``states``, ``baseline_states``) with what they say (``state_words``).
+                   For each of the ``grounds`` that an alarm rests on: the probe, and what its tiles with other objects
+                   are ``called`` now and at the baseline (``called_before``), as numbers of probes with these prompts
 
 The metadata of each value names the plugin; its content is the format version.
 """
@@ -19,7 +26,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, DATA_CLASS_TENSOR, Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_HALF, DT_STRING
@@ -28,7 +35,8 @@ PLUGIN = "clipcam"
 VERSION = 1
 METADATA = str(VERSION).encode()
 TAB = "/tab/"
-EVALUATION, METRICS, PROBES, BASELINE, MAP, IMAGE = "evaluation", "metrics", "probes", "baseline", "map/", "image/"
+EVALUATION, METRICS, PROBES, BASELINE, ALARM = "evaluation", "metrics", "probes", "baseline", "alarm"
+MAP, IMAGE, MASK, GROUND = "map/", "image/", "mask/", "ground/"
 COLUMNS = (
     "drift",  # NaN without a valid baseline
     "similarity",
@@ -81,17 +89,20 @@ def json_value(name: str, content: Mapping[str, object]) -> Summary.Value:
     return _value(name, TensorProto(dtype=DT_STRING, string_val=[encoded]))
 
 
-def image_value(name: str, jpeg: bytes) -> Summary.Value:
-    """Encode a JPEG file under the tag ``name``.
+def scalar_value(name: str, value: float) -> Summary.Value:
+    """Encode a number under the tag ``name``, of which TensorBoard can read the last one alone."""
+    return _value(name, TensorProto(dtype=DT_FLOAT, float_val=[value]), DATA_CLASS_SCALAR)
+
+
+def image_value(name: str, file: bytes) -> Summary.Value:
+    """Encode a JPEG or PNG file under the tag ``name``.
 
     It is a tensor and not a blob, because TensorBoard's fast loader returns blobs one by one, in 40 ms each.
     """
-    return _value(name, TensorProto(dtype=DT_STRING, string_val=[jpeg]))
+    return _value(name, TensorProto(dtype=DT_STRING, string_val=[file]))
 
 
-def _value(name: str, tensor: TensorProto) -> Summary.Value:
+def _value(name: str, tensor: TensorProto, data_class: int = DATA_CLASS_TENSOR) -> Summary.Value:
     plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN, content=METADATA)
     # TensorBoard hides values without a data class.
-    return Summary.Value(
-        tag=name, metadata=SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR), tensor=tensor
-    )
+    return Summary.Value(tag=name, metadata=SummaryMetadata(plugin_data=plugin, data_class=data_class), tensor=tensor)

@@ -10,6 +10,7 @@ from tensorboard.data.provider import TensorDatum
 from clipcam_lightning.tensorboard_tab import events
 
 MAX_SIDE = 4096  # of a grid
+MAX_GROUNDS = 16  # of an evaluation, and tiles of a ground
 REQUIRED = {  # keys and types of an evaluation's JSON
     **{"epoch": int, "baseline_step": int, "alarm": bool, "reason": str, "stored_baseline": bool, "notes": list},
     **{"digest": str, "method": str, "target": str, "layers": list, "grid": list},
@@ -36,7 +37,9 @@ def parse_evaluation(datum: TensorDatum) -> Mapping[str, Any] | None:
         and len(content["grid"]) == 2
         and max(abs(content["epoch"]), abs(content["baseline_step"])) < 2**63
     )
-    return {**content, "grid": tuple(content["grid"])} if is_valid else None
+    if not is_valid:
+        return None
+    return {**content, "grid": tuple(content["grid"]), "grounds": _parse_grounds(content.get("grounds"))}
 
 
 def parse_probes(datum: TensorDatum) -> Mapping[str, Any] | None:
@@ -54,7 +57,29 @@ def parse_probes(datum: TensorDatum) -> Mapping[str, Any] | None:
         return None
     is_valid = len(names) == len(set(names)) == len(prompts) == len(digests) > 0
     has_surrogate = re.search(r"[\ud800-\udfff]", "".join(names))  # which a tag cannot hold
-    return content if is_valid and not has_surrogate and "digest" in content else None
+    if not is_valid or has_surrogate or "digest" not in content:
+        return None
+    visible = content.get("visible")
+    are_shares = isinstance(visible, list) and all(type(share) in (int, float) and 0 <= share <= 1 for share in visible)
+    return {**content, "visible": visible if are_shares else []}
+
+
+def _parse_grounds(grounds: Any) -> list[Mapping[str, Any]]:
+    """Parse the grounds that an alarm rests on, all of numbers; empty if one of them is not valid."""
+    if not isinstance(grounds, list) or len(grounds) > MAX_GROUNDS:
+        return []
+    keys = ("probe", "called", "called_before")
+    parsed: list[Mapping[str, Any]] = [
+        {key: ground.get(key) for key in keys} for ground in grounds if isinstance(ground, dict)
+    ]
+    is_valid = len(parsed) == len(grounds) and all(
+        type(ground["probe"]) is int
+        and _is_number_list(ground["called"])
+        and _is_number_list(ground["called_before"])
+        and len(ground["called"]) == len(ground["called_before"]) < MAX_GROUNDS
+        for ground in parsed
+    )
+    return parsed if is_valid else []
 
 
 def newest_bytes(data: Sequence[TensorDatum]) -> bytes:
@@ -84,6 +109,10 @@ def _parse_json(content: Any) -> Any:
         return json.loads(content)
     except (ValueError, TypeError, RecursionError):
         return None
+
+
+def _is_number_list(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and abs(value) < 2**31 for value in values)
 
 
 def _is_text_list(values: Any) -> TypeGuard[list[str]]:

@@ -35,7 +35,7 @@ def encode_evaluations(evaluations: Evaluations, names: Sequence[str], rows: Row
     descriptions = evaluations.descriptions
     last = descriptions[-1]
     about = {
-        "probes": {key: evaluations.probes[key] for key in ("names", "prompts", "digests")},
+        "probes": {key: evaluations.probes[key] for key in ("names", "prompts", "digests", "visible")},
         "rule": str(evaluations.probes.get("rule", "")),
         "settings": {key: last[key] for key in ("method", "target", "layers")},
         "metrics": events.COLUMNS,
@@ -44,6 +44,7 @@ def encode_evaluations(evaluations: Evaluations, names: Sequence[str], rows: Row
         "states": [description["states"] for description in descriptions],
         "baseline_states": [description["baseline_states"] for description in descriptions],
         "state_words": {name: words for each in descriptions for name, words in each["state_words"].items()},
+        "grounds": [description["grounds"] for description in descriptions],
         "left_out": evaluations.left_out,
     }
     arrays = {
@@ -89,7 +90,11 @@ def _row_arrays(evaluations: Evaluations, names: Sequence[str], rows: Rows) -> d
     }
     if evaluations.baselines:
         arrays["baselines"] = np.stack([maps[indices] for maps in evaluations.baselines.values()])
-    return arrays | {f"image.{i}": np.frombuffer(jpeg, np.uint8) for i, jpeg in enumerate(rows.images)}
+    return arrays | {
+        f"{kind}.{i}": np.frombuffer(file, np.uint8)
+        for kind, files in rows.files.items()
+        for i, file in enumerate(files)
+    }
 
 
 def _baseline_indices(evaluations: Evaluations) -> Int32[np.ndarray, "e"]:

@@ -24,6 +24,7 @@ Moment: TypeAlias = tuple[int, float]  # step and wall time, which all values of
 NO_DOWNSAMPLING = 1_000_000  # data points per tag: more than the data provider keeps
 MAX_BYTES = 2**27  # of the maps in one response; a response of the fast loader, with its overhead, is limited to 2**28
 UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # a tensor that contradicts its shape
+FILES = {"image": events.IMAGE, "mask": events.MASK, "ground": events.GROUND}  # tags by kind
 SETTINGS = ("digest", "method", "target", "layers", "grid")  # evaluations that differ in these are not comparable
 
 
@@ -35,12 +36,14 @@ class Source:
         run: name of the run.
         root: first word of the callback's tags.
         problem: why it cannot be shown; empty if it can.
+        alarm: whether its last evaluation is an alarm.
         wall_time: of its last evaluation, in seconds since the epoch.
     """
 
     run: str
     root: str
     problem: str
+    alarm: bool
     wall_time: float
 
 
@@ -84,11 +87,11 @@ class Rows:
 
     Attributes:
         maps: divided by their metric ``scale``; NaN where an evaluation has none.
-        images: JPEG files, empty where there is none.
+        files: JPEG or PNG files by their kind in ``FILES``, empty where there is none.
     """
 
     maps: Float16[np.ndarray, "r e h w"]
-    images: Sequence[bytes]
+    files: Mapping[str, Sequence[bytes]]
 
 
 class RunReader:
@@ -106,15 +109,22 @@ class RunReader:
         self._query = {"ctx": ctx, "experiment_id": experiment, "plugin_name": events.PLUGIN}
 
     def sources(self) -> list[Source]:
-        """List all callbacks of all runs."""
-        series_by_run = self._list(None)
+        """List all callbacks of all runs, first those whose last evaluation is an alarm."""
+        series_by_run, alarms = self._list(None), self._alarms()
         end = events.tag("", events.EVALUATION)
-        return [
-            Source(run, tag.removesuffix(end), version_problem(series.plugin_content), _finite(series.max_wall_time))
+        sources = [
+            Source(
+                run,
+                root := tag.removesuffix(end),
+                version_problem(series.plugin_content),
+                (run, events.tag(root, events.ALARM)) in alarms,
+                _finite(series.max_wall_time),
+            )
             for run, tags in sorted(series_by_run.items(), key=lambda item: _natural(item[0]))
             for tag, series in sorted(tags.items())
             if tag.endswith(end)
         ]
+        return sorted(sources, key=lambda source: not source.alarm)
 
     def newest(self, run: str, root: str) -> Moment | None:
         """Return the moment of a callback's last evaluation; ``None`` if there is none."""
@@ -186,14 +196,16 @@ class RunReader:
                 f"The maps of {len(names)} probes at {len(evaluations.moments)} evaluations take "
                 f"{size / 2**20:.0f} MB; at most {MAX_BYTES / 2**20:.0f} MB fit in a response. Request fewer probes."
             )
-        map_tags, image_tags = ([events.tag(root, kind, name) for name in names] for kind in (events.MAP, events.IMAGE))
-        data = self._read(run, map_tags + image_tags)
+        map_tags = [events.tag(root, events.MAP, name) for name in names]
+        file_tags = {kind: [events.tag(root, tag, name) for name in names] for kind, tag in FILES.items()}
+        data = self._read(run, [tag for tags in (map_tags, *file_tags.values()) for tag in tags])
         maps = np.full((len(names), len(evaluations.moments), *evaluations.grid), np.nan, np.float16)
         for row, tag in zip(maps, map_tags, strict=True):
             map_at = dict(_arrays(data.get(tag, []), evaluations.grid, np.float16))
             for i, moment in enumerate(evaluations.moments):
                 row[i] = map_at.get(moment, np.nan)
-        return Rows(maps, [newest_bytes(data.get(tag, [])) for tag in image_tags])
+        files = {kind: [newest_bytes(data.get(tag, [])) for tag in tags] for kind, tags in file_tags.items()}
+        return Rows(maps, files)
 
     def _list(self, tag_filter: RunTagFilter | None) -> Mapping[str, Mapping[str, TensorTimeSeries]]:
         """List the time series of tensors, by run and tag."""
@@ -205,6 +217,14 @@ class RunReader:
             sleep(0.02)
             series = self._provider.list_tensors(**query)
         return series
+
+    def _alarms(self) -> set[tuple[str, str]]:
+        """Return run and tag of each ``alarm`` whose last value is not 0."""
+        try:
+            values = self._provider.read_last_scalars(**self._query)
+        except UNREADABLE:  # of one run; the list of runs is shown all the same
+            return set()
+        return {(run, tag) for run, tags in values.items() for tag, datum in tags.items() if _is_positive(datum.value)}
 
     def _read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[TensorDatum]]:
         """Read all data of some tags, in the order of writing."""
@@ -246,6 +266,11 @@ def drop_overtaken(data: Iterable[TensorDatum]) -> list[TensorDatum]:
             kept.pop()
         kept.append(datum)
     return kept
+
+
+def _is_positive(value: object) -> bool:
+    """Whether a scalar is a number above 0; the legacy loader returns what is no number, too."""
+    return isinstance(value, float) and value > 0
 
 
 def _finite(time: float | None) -> float:

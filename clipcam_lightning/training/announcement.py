@@ -8,31 +8,40 @@ from clipcam_lightning.sinks import name_loggers_without_images
 
 
 def announce(
-    evaluation: Evaluation, clip: ClipModel, sinks: list[Sink], *, directory: str, are_probes_given: bool
+    evaluation: Evaluation,
+    clip: ClipModel,
+    sinks: list[Sink],
+    *,
+    directory: str | None,
+    are_probes_given: bool,
+    is_baseline_given: bool,
 ) -> list[str]:
     """Say what is monitored, which loggers show no images, and whether the maps can be trusted.
 
     Args:
-        evaluation: the first one.
+        evaluation: the first one of a fit.
         clip: what is monitored.
         sinks: of the run.
-        directory: of the run's files.
+        directory: of the run's files; ``None`` if none could be written.
         are_probes_given: whether the user gave the probes; else they are of a batch.
+        is_baseline_given: whether the user gave the baseline.
 
     Returns:
         One to three lines.
     """
     snapshot, baseline = evaluation.snapshot, evaluation.baseline
     layers = snapshot.info.layers if len(snapshot.info.layers) < 3 else (f"{len(snapshot.info.layers)} layers",)
-    start = "the model before training" if baseline is snapshot else f"step {baseline.info.step} of a file"
+    start = f"step {baseline.info.step} {'of a file' if is_baseline_given else 'of the fit before'}"
+    if baseline is snapshot:
+        start = "the model before training"
+    files = f"; files in {directory}" if directory else ""
     lines = [
         f"{len(snapshot.names)} probes {'as given' if are_probes_given else 'of a batch'}; maps by "
-        f"{snapshot.info.method!r} of {' and '.join(layers)}{_describe_origin(clip)}; baseline: {start}; files in "
-        f"{directory}"
+        f"{snapshot.info.method!r} of {' and '.join(layers)}{_describe_origin(clip)}; baseline: {start}{files}"
     ]
     if without := name_loggers_without_images(sinks):
         verb = "shows" if len(without) == 1 else "show"
-        lines.append(f"{' and '.join(without)} {verb} no images; they are in {directory}")
+        lines.append(f"{' and '.join(without)} {verb} no images{f'; they are in {directory}' if directory else ''}")
     if not baseline.has_trusted_maps and baseline.map_agrees is not None:
         agree, count = int(baseline.map_agrees.sum()), len(baseline.map_agrees)
         lines.append(

@@ -145,6 +145,11 @@ class Session:
             return f"no probes could be taken from a batch: {describe_error(error)}"
         return ""
 
+    def go_on(self, step: int) -> None:
+        """Go on with the baseline of an earlier fit, from ``step``."""
+        if self.monitor is not None:
+            self.monitor.begin_fit(step)
+
     def has_probes(self) -> bool:
         """Whether there are probes to evaluate."""
         return self.ranks.on_rank_zero(lambda: self.monitor is not None)

@@ -11,7 +11,7 @@ from clipcam_lightning.cam.decoding import require_pixels
 from clipcam_lightning.cam.map_state import map_state
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import (
-    TILE,
+    PANEL_TILE,
     draw_change,
     draw_outline,
     draw_overlay,
@@ -24,7 +24,7 @@ from clipcam_lightning.visualization.drawing import (
 def confusion_panel(
     pixels: UInt8[Tensor, "3 y x"], confusion: Confusion, mask: Bool[Tensor, "y x"] | None = None
 ) -> Image.Image:
-    """Draw one confused probe: input | map of its own prompt | map of the preferred prompt | difference.
+    """Draw one confused probe: input, map of its own prompt, map of the preferred prompt, difference.
 
     Args:
         pixels: the image as the model sees it: ``find_clip(model).preprocessing.pixels(image)[0]``.
@@ -43,32 +43,34 @@ def confusion_panel(
         >>> maps = torch.rand(2, 7, 7)
         >>> confusion = Confusion(0, "cat", "a cat", "a dog", 0.2, 0.3, maps[0], maps[1])
         >>> confusion_panel(torch.zeros(3, 224, 224, dtype=torch.uint8), confusion).size
-        (872, 290)
+        (700, 430)
     """
     require_pixels(pixels, "3 y x")
     own, preferred = relative_saliency(torch.stack([confusion.map, confusion.preferred_map]))
-    large = enlarge(pixels, TILE)
+    large = enlarge(pixels, PANEL_TILE)
     return draw_panel(
         f"{confusion.prompt}, taken for {confusion.preferred}",
-        f"similarity {confusion.similarity:.3f}, preferred {confusion.preferred_similarity:.3f}",
+        [f"similarity {confusion.similarity:.3f}", f"preferred {confusion.preferred_similarity:.3f}"],
         [
             ("input", draw_outline(large, mask)),
-            (f"true: {confusion.prompt}", draw_overlay(large, own, map_state(confusion.map))),
-            (f"preferred: {confusion.preferred}", draw_overlay(large, preferred, map_state(confusion.preferred_map))),
-            ("red: preferred, blue: true", draw_change(large, preferred - own)),
+            ("true prompt", draw_overlay(large, own, map_state(confusion.map))),
+            ("preferred", draw_overlay(large, preferred, map_state(confusion.preferred_map))),
+            ("difference", draw_change(large, preferred - own)),
         ],
+        change=("true", "preferred"),
     )
 
 
 def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) -> Image.Image:
-    """Draw one image under paraphrases: input | mean map | spread between paraphrases | mean map of absent things.
+    """Draw one image under paraphrases: input, mean map, spread between paraphrases,
+    and mean map of absent things.
 
     Args:
         pixels: the image as the model sees it: ``find_clip(model).preprocessing.pixels(image)[0]``.
         sensitivity: of :func:`~clipcam_lightning.analysis.prompt_sensitivity.sensitivity`.
 
     Returns:
-        The panel, with the correlations in its second line.
+        The panel, with the correlation of the maps between paraphrases and with those of absent things.
 
     Raises:
         ConfigError: ``pixels`` are no uint8 tensor.
@@ -79,20 +81,24 @@ def sensitivity_panel(pixels: UInt8[Tensor, "3 y x"], sensitivity: Sensitivity) 
         >>> from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
         >>> result = sensitivity(trained_clip("vit"), torch.rand(3, 64, 64), "a red circle", tokenizer=WordTokenizer())
         >>> sensitivity_panel(torch.zeros(3, 64, 64, dtype=torch.uint8), result).size
-        (872, 290)
+        (700, 430)
     """
     require_pixels(pixels, "3 y x")
-    large = enlarge(pixels, TILE)
+    large = enlarge(pixels, PANEL_TILE)
     means = [relative_saliency(maps).mean(0) for maps in (sensitivity.maps, sensitivity.absent_maps)]
     own, absent = relative_saliency(torch.stack(means))
     return draw_panel(
         sensitivity.prompts[0],
-        f"correlation between {len(sensitivity.prompts)} paraphrases {sensitivity.correlation:.2f} · "
-        f"top-20 % IoU {sensitivity.top_iou:.2f} · with absent things {sensitivity.absent_correlation:.2f}",
+        [
+            f"{len(sensitivity.prompts)} paraphrases",
+            f"correlation {sensitivity.correlation:.2f}",
+            f"top-20 % IoU {sensitivity.top_iou:.2f}",
+            f"absent things {sensitivity.absent_correlation:.2f}",
+        ],
         [
             ("input", to_image(large)),
-            ("mean over paraphrases", draw_overlay(large, own, map_state(means[0]))),
-            ("spread between paraphrases", draw_overlay(large, sensitivity.spread.nan_to_num(0.0))),
-            ("mean over absent things", draw_overlay(large, absent, map_state(means[1]))),
+            ("mean map", draw_overlay(large, own, map_state(means[0]))),
+            ("spread", draw_overlay(large, sensitivity.spread.nan_to_num(0.0))),
+            ("absent things", draw_overlay(large, absent, map_state(means[1]))),
         ],
     )

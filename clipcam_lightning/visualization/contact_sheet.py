@@ -8,21 +8,27 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from clipcam_lightning.cam.decoding import require_pixels
-from clipcam_lightning.cam.lettering import font, wrap
+from clipcam_lightning.cam.lettering import font, shorten
 from clipcam_lightning.drift.probe_drift import format_drift
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.visualization.drawing import (
+    DETAILS,
     FAINT,
     FLAG,
     GAP,
     INK,
+    LINE,
     PAPER,
+    TITLE,
+    TITLE_LINE,
+    draw_heat_bar,
     draw_overlay,
     enlarge,
     to_image,
 )
 
-SHEET_TILE, LABEL, HEADER, FOOTER = 112, 150, 26, 20  # pixels
+SHEET_TILE = 130  # pixels: with an input and four evaluations, a sheet is as wide as a panel
+ROW, HEADER = TITLE_LINE + SHEET_TILE + LINE + GAP, 2 * LINE + GAP  # pixels: prompt, maps and drifts; scale and steps
 MAX_COLUMNS, MAX_ROWS = 12, 32
 
 
@@ -33,10 +39,10 @@ def contact_sheet(
     order: Sequence[int],
     max_columns: int = MAX_COLUMNS,
 ) -> Image.Image:
-    """Draw all evaluations so far: one row per probe, one column per evaluation, each map with its drift.
+    """Draw all evaluations so far: one row per probe with its prompt, one column per evaluation.
 
-    Each map is scaled to its own maximum. A degenerate map is drawn as the image without heat, with the words of its
-    :class:`~clipcam_lightning.MapState`.
+    Each map has its drift below, and is scaled to its own maximum. A degenerate map is drawn as the image without heat,
+    with the words of its :class:`~clipcam_lightning.MapState`.
 
     Args:
         pixels: input of the model for each probe.
@@ -61,27 +67,29 @@ def contact_sheet(
         >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
         >>> order = evaluation.report.flagged_first
         >>> contact_sheet(evaluation.pixels, evaluation.snapshot.prompts, evaluation.history, order).size
-        (398, 306)
+        (284, 464)
     """
     require_pixels(pixels, "n 3 y x")
     columns = [history[i] for i in np.unique(np.linspace(0, len(history) - 1, max_columns).round().astype(int))]
     rows = order[:MAX_ROWS]
     cell = SHEET_TILE + GAP
-    image = Image.new("RGB", (LABEL + GAP + (1 + len(columns)) * cell, HEADER + len(rows) * (cell + FOOTER)), PAPER)
+    image = Image.new("RGB", (GAP + (1 + len(columns)) * cell, HEADER + len(rows) * ROW), PAPER)
     draw = ImageDraw.Draw(image)
+    draw_heat_bar(image, (GAP, GAP // 2), 3 * cell - GAP)
     for c, title in enumerate(["input", *(f"step {entry.step}" for entry in columns)]):
-        draw.text((LABEL + GAP + c * cell, 6), title, FAINT, font(13))
+        title = shorten(title, DETAILS, SHEET_TILE)
+        draw.text((GAP + c * cell, GAP // 2 + LINE), title, FAINT, font(DETAILS, title))
     for r, i in enumerate(rows):
-        top = HEADER + r * (cell + FOOTER)
-        for n, line in enumerate(wrap(prompts[i], 14, LABEL - GAP, 6)):
-            draw.text((GAP, top + 2 + 18 * n), line, INK, font(14))
+        top = HEADER + r * ROW + TITLE_LINE
+        prompt = shorten(prompts[i], TITLE, image.width - 2 * GAP)
+        draw.text((GAP, top - TITLE_LINE), prompt, INK, font(TITLE, prompt))
         large = enlarge(pixels[i], SHEET_TILE)
-        image.paste(to_image(large), (LABEL + GAP, top))
+        image.paste(to_image(large), (GAP, top))
         for c, entry in enumerate(columns, start=1):
-            left = LABEL + GAP + c * cell
+            left = GAP + c * cell
             image.paste(draw_overlay(large, entry.maps[i], entry.states[i]), (left, top))
             if entry.flagged[i]:
                 draw.rectangle((left - 2, top - 2, left + SHEET_TILE + 1, top + SHEET_TILE + 1), outline=FLAG, width=2)
-            color = FLAG if entry.flagged[i] else FAINT
-            draw.text((left, top + SHEET_TILE + 3), f"drift {format_drift(entry.drift[i])}", color, font(13))
+            color, drift = FLAG if entry.flagged[i] else FAINT, f"drift {format_drift(entry.drift[i])}"
+            draw.text((left, top + SHEET_TILE + 1), drift, color, font(DETAILS, drift))
     return image

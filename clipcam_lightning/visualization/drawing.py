@@ -1,6 +1,7 @@
 """Drawing shared by all images: tiles with heat on them, and panels of tiles."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -10,11 +11,21 @@ from torch import Tensor
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT, colored, overlaid
 from clipcam_lightning.cam.fuse import resize_maps
-from clipcam_lightning.cam.lettering import font, letter, shorten, text_width
+from clipcam_lightning.cam.lettering import font, letter, shorten, text_width, wrap
 from clipcam_lightning.cam.map_state import MapState
 
 TILE, GAP = 208, 8  # pixels
-INK, FAINT, PAPER, FLAG = "#1a1a1a", "#6b6b6b", "#ffffff", "#c1121f"
+# TensorBoard shows an image 350 pixels wide in one tab and 215 pixels high in the other, and leaves out rows and
+# columns of pixels to make it smaller: of an image that is exactly twice as large, every second one.
+CARD = (700, 430)
+PANEL_TILE, PITCH = 176, (184, 210)  # pixels: side of a tile, and distances of two
+TITLE, DETAILS, LABEL = 26, 23, 22  # pixels: fonts that are legible at half their size
+TITLE_LINE, LINE, BAR = 34, 28, 16  # pixels: between two lines, and of a colour bar
+MAX_LINES = 5  # of a title
+TEXT_WIDTH, BARS = CARD[0] - 2 * PITCH[0] - 2 * GAP, CARD[1] - 2 * LINE - GAP  # pixels: of the texts, top of the bars
+INK, FAINT, PAPER, FLAG = "#f4f4f2", "#cfcfcb", "#2b2c2e", "#ff7a6b"  # dark, so that no theme of a page makes it glare
+FLAG_TEXT, ALARM = "FLAGGED", "#c9252d"
+DIM, DENSEST_CHANGE = 0.15, 0.8  # grey of a black image under a change, and opacity of the largest change
 
 
 def to_image(pixels: UInt8[Tensor, "3 y x"]) -> Image.Image:
@@ -54,11 +65,14 @@ def draw_overlay(
 
 
 def draw_change(pixels: UInt8[Tensor, "3 y x"], change: Float[Tensor, "h w"]) -> Image.Image:
-    """Draw a change of heat, -1 (blue) to 1 (red), over a faint image, which shows where nothing changed."""
-    change = fit_to(pixels, change)
-    faint = 0.55 + 0.45 * pixels.float().mean(0) / 255
-    cover = change.abs().sqrt()
-    return _to_image(cover * colored(change / 2 + 0.5, CHANGE) + (1 - cover) * faint)
+    """Draw a change of heat, -1 (blue) to 1 (red), over a dim grey image, which shows where nothing changed."""
+    return _to_image(_tint(fit_to(pixels, change), DIM + 0.4 * pixels.float().mean(0) / 255))
+
+
+def _tint(change: Float[Tensor, "y x"], ground: Float[Tensor, "*ground"]) -> Float[Tensor, "3 y x"]:
+    """Cover a grey ground with the colours of a change: the larger, the more."""
+    cover = DENSEST_CHANGE * change.abs().sqrt()
+    return cover * colored(change / 2 + 0.5, CHANGE) + (1 - cover) * ground
 
 
 def draw_outline(pixels: UInt8[Tensor, "3 v u"], mask: Bool[Tensor, "y x"] | None) -> Image.Image:
@@ -75,30 +89,102 @@ def draw_outline(pixels: UInt8[Tensor, "3 v u"], mask: Bool[Tensor, "y x"] | Non
     return image
 
 
-def draw_panel(title: str, details: str, tiles: Sequence[tuple[str, Image.Image]], flag: str = "") -> Image.Image:
-    """Arrange tiles side by side, with texts around them.
+def draw_panel(
+    title: str,
+    details: Sequence[str],
+    tiles: Sequence[tuple[str, Image.Image]],
+    *,
+    is_flagged: bool = False,
+    change: tuple[str, str] = ("less", "more"),
+) -> Image.Image:
+    """Arrange four tiles two by two, with texts and colour bars on their left.
 
     Args:
-        title: first line, above the tiles.
-        details: second line, smaller.
-        tiles: each with the label below it.
-        flag: red, at the right end of the first line.
+        title: at most five lines.
+        details: at most four lines, smaller.
+        tiles: of :data:`PANEL_TILE` pixels, each with a short label, drawn below it.
+        is_flagged: whether there is a red flag.
+        change: names of the ends of the bar of change.
 
     Returns:
         The panel; texts that are too long are shortened.
     """
-    width, header = len(tiles) * TILE + (len(tiles) + 1) * GAP, 58
-    image = Image.new("RGB", (width, header + TILE + 24), PAPER)
+    image = _draw_frame(tuple(label for label, _ in tiles), change).copy()
     draw = ImageDraw.Draw(image)
-    draw.text((GAP, 5), shorten(title, 20, width - 2 * GAP - text_width(flag, 20)), INK, font(20))
-    if flag:
-        draw.text((width - GAP - text_width(flag, 20), 5), flag, FLAG, font(20))
-    draw.text((GAP, 33), shorten(details, 14, width - 2 * GAP), FAINT, font(14))
-    for i, (label, tile) in enumerate(tiles):
-        left = GAP + i * (TILE + GAP)
-        image.paste(tile, (left, header))
-        draw.text((left, header + TILE + 4), shorten(label, 13, TILE), FAINT, font(13))
+    for n, line in enumerate(wrap(title, TITLE, TEXT_WIDTH, MAX_LINES)):
+        draw.text((GAP, GAP // 2 + TITLE_LINE * n), line, INK, font(TITLE, line))
+    top = BARS - GAP - LINE * len(details)
+    for n, detail in enumerate(details):
+        text = shorten(detail, DETAILS, TEXT_WIDTH)
+        draw.text((GAP, top + LINE * n), text, FAINT, font(DETAILS, text))
+    if is_flagged:
+        image.paste(_flag(), (GAP, top - LINE - GAP))
+    for i, (_, tile) in enumerate(tiles):
+        image.paste(tile, _place(i))
     return image
+
+
+@cache
+def _draw_frame(labels: tuple[str, ...], change: tuple[str, str]) -> Image.Image:
+    """Draw what panels of one kind have in common; a text takes as long as a tile."""
+    image = Image.new("RGB", CARD, PAPER)
+    draw = ImageDraw.Draw(image)
+    draw_heat_bar(image, (GAP, BARS), TEXT_WIDTH)
+    _draw_bar(image, (GAP, BARS + LINE), TEXT_WIDTH, change[0], _change_bar(), change[1])
+    for i, label in enumerate(labels):
+        left, top = _place(i)
+        draw.text((left, top + PANEL_TILE), label, FAINT, font(LABEL, label))
+    return image
+
+
+def _place(i: int) -> tuple[int, int]:
+    """Return left and top of a tile of a panel."""
+    return CARD[0] - (2 - i % 2) * PITCH[0], GAP + i // 2 * PITCH[1]
+
+
+@cache
+def _flag() -> Image.Image:
+    image = Image.new("RGB", (text_width(FLAG_TEXT, DETAILS) + 2 * GAP, LINE + 3), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.rounded_rectangle((0, 0, image.width - 1, image.height - 1), radius=4, fill=ALARM)
+    draw.text((GAP, 0), FLAG_TEXT, "#ffffff", font(DETAILS, FLAG_TEXT))
+    return image
+
+
+def draw_heat_bar(image: Image.Image, place: tuple[int, int], width: int) -> None:
+    """Draw the colours of heat on one line of an image, with the names of the ends.
+
+    Args:
+        image: drawn on.
+        place: left and top.
+        width: of bar and names.
+    """
+    _draw_bar(image, place, width, "none", _heat_bar(), "most, own scale")
+
+
+def _draw_bar(image: Image.Image, place: tuple[int, int], width: int, low: str, bar: Image.Image, high: str) -> None:
+    draw, (left, top) = ImageDraw.Draw(image), place
+    start, end = left + text_width(low, LABEL) + GAP, left + width - text_width(high, LABEL) - GAP
+    draw.text((left, top), low, FAINT, font(LABEL, low))
+    draw.text((left + width, top), high, FAINT, font(LABEL, high), anchor="ra")
+    image.paste(bar.resize((max(1, end - start), BAR)), (start, top + (LINE - BAR) // 2 + 2))
+
+
+@cache
+def _heat_bar() -> Image.Image:
+    """Draw the colours of heat as they look over a grey image."""
+    grey = torch.full((3, 1, 256), 128, dtype=torch.uint8, device="cpu")
+    return to_image(overlaid(grey, _ramp(0.0)))
+
+
+@cache
+def _change_bar() -> Image.Image:
+    """Draw the colours of change as they look over a grey image."""
+    return _to_image(_tint(_ramp(-1.0), torch.tensor(DIM + 0.2, dtype=torch.float32, device="cpu")))
+
+
+def _ramp(start: float) -> Float[Tensor, "1 256"]:
+    return torch.linspace(start, 1, 256, dtype=torch.float32, device="cpu")[None]
 
 
 def _shown(heat: Float[Tensor, "h w"], state: MapState) -> Float[Tensor, "h w"]:

@@ -1,6 +1,5 @@
 """Images of the evidence: what the maps look at, and which prompts other objects get on a background."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,23 @@ from clipcam_lightning.visualization.drawing import TILE, enlarge, to_image
 
 CROP = 1 / 3  # of the shorter side of the image
 GROUNDS, OBJECTS = 4, 5  # of the images of transplants: rows, and objects per row
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A ground and what other objects on it are called.
+
+    Attributes:
+        probe: number of the probe whose ground it is.
+        donors: numbers of the probes whose objects are put on it.
+        called: for each, the number of a probe with the prompt that it is closest to.
+        called_before: the same at the baseline.
+    """
+
+    probe: int
+    donors: list[int]
+    called: list[int]
+    called_before: list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,37 +111,64 @@ def draw_transplants(
     Returns:
         At most four grounds; none if no evidence is shown.
     """
-    evidence = report.evidence
+    prompts = snapshot.prompts
+    drawn = []
+    for ground in list_grounds(baseline, snapshot, report):
+        empty, *images = draw_ground(pixels, baseline, ground)
+        own = prompts[ground.probe]
+        called = [
+            (prompts[now], prompts[before]) for now, before in zip(ground.called, ground.called_before, strict=True)
+        ]
+        transplants = [
+            TransplantImage(image, now, before, now == own) for image, (now, before) in zip(images, called, strict=True)
+        ]
+        drawn.append(GroundImages(snapshot.names[ground.probe], own, empty, transplants))
+    return drawn
+
+
+def list_grounds(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> list[Ground]:
+    """List the grounds that the evidence is about, most conspicuous first.
+
+    Args:
+        baseline: with objects and donors.
+        snapshot: with what the transplants are called.
+        report: the comparison.
+
+    Returns:
+        At most four grounds; none if no evidence is shown.
+    """
+    evidence, named, named_before = report.evidence, snapshot.transplants_named, baseline.transplants_named
     if evidence is None or not evidence.shown or baseline.objects is None or baseline.donors is None:
+        return []
+    if named is None or named_before is None:
         return []
     probes = report.probes
     grounds = [i for i, probe in enumerate(probes) if probe.prompt == evidence.prompt or not evidence.prompt]
     grounds.sort(key=lambda i: probes[i].transplants_before.pull - probes[i].transplants.pull)
-    images = pixels.float()
-    filled = fill_regions(images, baseline.objects)
-    return [
-        GroundImages(
-            name=probes[i].name,
-            prompt=probes[i].prompt,
-            ground=_draw(filled[i]),
-            transplants=[*_draw_objects(i, images, filled, baseline, snapshot)],
-        )
-        for i in grounds[:GROUNDS]
-    ]
+    listed = []
+    for i in grounds[:GROUNDS]:
+        columns = [k for k, donor in enumerate(baseline.donors[i, :OBJECTS].tolist()) if donor != NONE]
+        donors, called, called_before = (each[i, columns].tolist() for each in (baseline.donors, named, named_before))
+        listed.append(Ground(i, donors, called, called_before))
+    return listed
 
 
-def _draw_objects(
-    ground: int, images: Tensor, filled: Tensor, baseline: Snapshot, snapshot: Snapshot
-) -> Iterator[TransplantImage]:
+def draw_ground(pixels: UInt8[Tensor, "n 3 y x"], baseline: Snapshot, ground: Ground) -> list[Image.Image]:
+    """Draw a ground without its object, and then with the object of each donor.
+
+    Args:
+        pixels: input of the model for all probes.
+        baseline: with objects.
+        ground: what to draw.
+    """
     assert baseline.objects is not None
-    assert baseline.donors is not None
-    prompts, named = snapshot.prompts, [each.transplants_named for each in (snapshot, baseline)]
-    for column, donor in enumerate(baseline.donors[ground].tolist()[:OBJECTS]):
-        if donor == NONE:
-            continue
-        called, before = (int(each[ground, column]) for each in named if each is not None)
-        image = transplant(filled[ground][None], images, baseline.objects, torch.tensor([donor], device="cpu"))[0]
-        yield TransplantImage(_draw(image), prompts[called], prompts[before], prompts[called] == prompts[ground])
+    own, donors = [ground.probe], ground.donors
+    empty = fill_regions(pixels[own].float(), baseline.objects[own])
+    numbers = torch.arange(len(donors), device="cpu")
+    filled = transplant(
+        empty.expand(len(donors), -1, -1, -1), pixels[donors].float(), baseline.objects[donors], numbers
+    )
+    return [_draw(image) for image in torch.cat([empty, filled])]
 
 
 def _draw(image: Float[Tensor, "3 y x"]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Panels: one probe at one evaluation as a row of tiles."""
+"""Panels: one probe at one evaluation as four tiles."""
 
 import math
 
@@ -13,6 +13,7 @@ from clipcam_lightning.cam.map_state import MapState, map_state
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import (
+    PANEL_TILE,
     TILE,
     draw_change,
     draw_heat,
@@ -34,7 +35,7 @@ def probe_panel(
     steps: tuple[int, int],
     mask: Bool[Tensor, "y x"] | None = None,
 ) -> Image.Image:
-    """Draw one probe at one evaluation: input | baseline | now | change, with its prompt and metrics above.
+    """Draw one probe at one evaluation: input, baseline, now and change, with its prompt and metrics.
 
     Args:
         pixels: input of the model.
@@ -59,19 +60,13 @@ def probe_panel(
         >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
         >>> maps, probe = evaluation.snapshot.maps, evaluation.report.probes[0]
         >>> probe_panel(evaluation.pixels[0], maps[0], maps[0], probe, steps=(0, 0)).size
-        (872, 290)
+        (700, 430)
     """
     require_pixels(pixels, "3 y x")
-    labels = (
-        "input",
-        f"baseline, step {steps[0]} (own scale)",
-        f"now, step {steps[1]} (own scale)",
-        "change (red: more, blue: less)",
-    )
-    tiles = probe_tiles(pixels, baseline, now, mask)
-    return draw_panel(
-        probe.prompt, _describe(probe), list(zip(labels, tiles, strict=True)), " FLAGGED" if probe.flagged else ""
-    )
+    tiles = probe_tiles(pixels, baseline, now, mask, side=PANEL_TILE)
+    labels = "input", "baseline", "now", "change"
+    details = [*_describe(probe), f"step {steps[0]} to {steps[1]}"]
+    return draw_panel(probe.prompt, details, list(zip(labels, tiles, strict=True)), is_flagged=probe.flagged)
 
 
 def probe_tiles(
@@ -79,6 +74,7 @@ def probe_tiles(
     baseline: Float[Tensor, "h w"],
     now: Float[Tensor, "h w"],
     mask: Bool[Tensor, "y x"] | None = None,
+    side: int = TILE,
 ) -> tuple[Image.Image, Image.Image, Image.Image, Image.Image]:
     """Draw the tiles of a panel.
 
@@ -87,13 +83,14 @@ def probe_tiles(
         baseline: raw map.
         now: raw map.
         mask: of the object, outlined on the input.
+        side: of each tile, in pixels.
 
     Returns:
         Input, baseline, now and change.
     """
     before, after = map_state(baseline), map_state(now)
     heat_before, heat_now = relative_saliency(torch.stack([baseline, now]))
-    large = enlarge(pixels, TILE)
+    large = enlarge(pixels, side)
     overlays = draw_overlay(large, heat_before, before), draw_overlay(large, heat_now, after)
     return draw_outline(large, mask), *overlays, _draw_change(large, heat_now - heat_before, before, after)
 
@@ -127,19 +124,14 @@ def _draw_change(
     return draw_change(pixels, change)
 
 
-def _describe(probe: ProbeDrift) -> str:
+def _describe(probe: ProbeDrift) -> list[str]:
+    """Describe a probe in at most three lines; of a degenerate map the tile says what is wrong with it."""
     before = probe.similarity - probe.similarity_change
-    parts = [
-        f"drift {format_drift(probe.drift)}",
-        f"top-20 % IoU {probe.top_iou:.2f}",
+    lines = [
+        f"drift {format_drift(probe.drift)}" if probe.has_valid_baseline else "drift unknown",
         f"similarity {before:.2f} to {probe.similarity:.2f}",
     ]
     if math.isfinite(probe.energy_inside_mask) and math.isfinite(probe.energy_change):
         energy = probe.energy_inside_mask - probe.energy_change
-        parts.append(f"energy on object {energy:.2f} to {probe.energy_inside_mask:.2f}")
-    if probe.state.is_degenerate:
-        parts.append(f"map {probe.state}")
-    if not probe.has_valid_baseline:
-        parts[:2] = ["drift unknown"]
-        parts.append(f"baseline's map {probe.baseline_state}")
-    return " · ".join(parts)
+        lines.append(f"on object {energy:.2f} to {probe.energy_inside_mask:.2f}")
+    return lines

@@ -1,7 +1,6 @@
 """Reports of a ranking of methods: one HTML page with all maps side by side, and plain values for JSON."""
 
 import math
-from importlib.resources import files
 from typing import Any
 
 from jaxtyping import Bool, Float, UInt8
@@ -11,7 +10,7 @@ from clipcam_lightning.analysis.method_measurement import RankedMethod
 from clipcam_lightning.analysis.method_ranking import MethodRanking
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import TILE, draw_outline, draw_overlay, enlarge
-from clipcam_lightning.visualization.report import environment, jpeg_uri
+from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
 
 ILLUSTRATED = 16  # probes with images: each has one per method
 METRICS = {
@@ -110,11 +109,17 @@ def ranking_report(
         }
         for i, probe in enumerate(ranking.probes[:ILLUSTRATED])
     ]
-    page = environment().from_string(files(__package__).joinpath("ranking_report.html.jinja").read_text("utf-8"))
     rows = [(row, format_row(row)) for row in ranking.rows]
     columns = [title for title in METRICS if any(title in texts for _, texts in rows)]
-    html = page.render(ranking=ranking, rows=rows, columns=columns, meanings=MEANINGS, probes=probes)
-    return html.encode("utf-8", "replace").decode("utf-8")  # a prompt may hold half a surrogate pair
+    return render(
+        "ranking_report.html.jinja",
+        ranking=ranking,
+        rows=rows,
+        columns=columns,
+        meanings=MEANINGS,
+        probes=probes,
+        scales=draw_scales(),
+    )
 
 
 def _draw_probe(

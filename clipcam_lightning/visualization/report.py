@@ -1,33 +1,26 @@
-"""Reports of a comparison: one HTML page for people, and plain values for JSON."""
+"""The HTML page of a comparison."""
 
 import io
 import math
-from base64 import b64encode
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.resources import files
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import UInt8
-from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 from torch import Tensor
 
-from clipcam_lightning.cam.colors import CHANGE, HEAT
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.storage.jpeg import encode_jpeg
-from clipcam_lightning.visualization.drawing import draw_heat, to_pixels
+from clipcam_lightning.visualization.drawing import to_pixels
 from clipcam_lightning.visualization.evidence import GroundImages, draw_crop, draw_transplants
+from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
 from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles
 
+PAGE = "report.html.jinja"
 ILLUSTRATED = 200  # probes with images, of 30 kB each: a page with more opens slowly
 CROPPED = 12  # flagged probes in the crop sheet
-JPEG_QUALITY = 85
 METRICS = {
     "Drift": "1 - the correlation with the baseline's map: 0 the same map, 1 an unrelated one, 2 an inverted one.",
     "Drift / noise floor": "Drift divided by how far the map moves if the prompt is paraphrased or the image hardly "
@@ -60,12 +53,6 @@ class _Row:
     probe: ProbeDrift
     metrics: dict[str, str]
     images: dict[str, str]
-
-
-@cache
-def load_page() -> Template:
-    """Load the template of the page; reading a resource of a package imports modules when it first happens."""
-    return environment().from_string(files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
 
 
 def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> str:
@@ -103,9 +90,9 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
         )
         for rank, i in enumerate(report.flagged_first)
     ]
-    page = load_page()
-    crops, grounds = _draw_evidence(baseline, snapshot, report)
-    html = page.render(
+    crops, grounds = draw_evidence(baseline, snapshot, report)
+    return render(
+        PAGE,
         report=report,
         crops=crops,
         grounds=grounds,
@@ -113,46 +100,9 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
         illustrated=rows[:ILLUSTRATED],
         others=rows[ILLUSTRATED:],
         meanings=METRICS,
-        compared=_compare_settings(baseline, snapshot),
-        scales={"heat": _draw_scale(HEAT), "change": _draw_scale(CHANGE)},
+        compared=compare_settings(baseline, snapshot),
+        scales=draw_scales(),
     )
-    return html.encode("utf-8", "replace").decode("utf-8")  # a prompt may hold half a surrogate pair
-
-
-def report_as_json(report: DriftReport) -> dict[str, Any]:
-    """Convert a comparison to values that JSON can represent.
-
-    Args:
-        report: of :func:`~clipcam_lightning.drift.compare.compare`.
-
-    Returns:
-        A summary, and one entry per probe in the order of the probe set. Unknown values (NaN) are ``None``, infinite
-        ones ``"inf"``.
-
-    Example:
-        >>> from clipcam_lightning import evaluate, report_as_json
-        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
-        >>> scenes = draw_scenes(2)
-        >>> probes = list(zip(scenes.images, scenes.captions))
-        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
-        >>> report_as_json(evaluation.report)["summary"]
-        'no alarm at step 0; mean drift 0.00'
-    """
-    return {
-        "alarm": report.alarm,
-        "severity": _json_value(report.severity),
-        "summary": str(report),
-        "finding": report.finding,
-        "grounds": report.grounds,
-        "evidence": _json_values(asdict(report.evidence)) if report.evidence else None,
-        "rule": str(report.rule),
-        "step": report.step,
-        "baseline_step": report.baseline_step,
-        "drift": report.drift,
-        "worst": report.worst.name,
-        "flagged": [probe.name for probe in report.flagged],
-        "probes": [_json_values({**asdict(probe), "flagged": probe.flagged}) for probe in report.probes],
-    }
 
 
 def format_metrics(probe: ProbeDrift) -> dict[str, str]:
@@ -185,8 +135,12 @@ def format_metrics(probe: ProbeDrift) -> dict[str, str]:
     return {name: text for name, (is_known, text) in metrics.items() if is_known}
 
 
-def _compare_settings(baseline: Snapshot, snapshot: Snapshot) -> list[tuple[str, str, str]]:
-    """Rows of name, baseline and now; packages and architecture only if they differ."""
+def compare_settings(baseline: Snapshot, snapshot: Snapshot) -> list[tuple[str, str, str]]:
+    """Tabulate the settings of two snapshots.
+
+    Returns:
+        Rows of name, baseline and now; packages and architecture only if they differ.
+    """
     before, now = _describe(baseline), _describe(snapshot)
     versions, newer = baseline.info.versions, snapshot.info.versions
     rows = [(name, value, now[name]) for name, value in before.items()]
@@ -219,22 +173,30 @@ def _describe(snapshot: Snapshot) -> dict[str, str]:
     }
 
 
-def _draw_evidence(
+def draw_evidence(
     baseline: Snapshot, snapshot: Snapshot, report: DriftReport
 ) -> tuple[list[tuple[ProbeDrift, str, str]], list[GroundImages]]:
-    """Draw what each flagged map looked at and looks at, as data URIs, and other objects on the grounds."""
+    """Draw what speaks for an alarm.
+
+    Returns:
+        The first flagged probes with what their maps looked at and look at, as data URIs; and other objects on the
+        grounds.
+
+    Raises:
+        SnapshotError: an image in the snapshot is damaged.
+    """
     files = snapshot.images or baseline.images
     if not files:
         return [], []
     flagged = [i for i in report.flagged_first if report.probes[i].flagged][:CROPPED]
     crops: list[tuple[ProbeDrift, str, str]] = []
     for i in flagged:
-        pixels = _decode(files[i], snapshot.names[i])
+        pixels = decode_image(files[i], snapshot.names[i])
         before, now = (jpeg_uri(draw_crop(pixels, each.maps[i])) for each in (baseline, snapshot))
         crops.append((report.probes[i], before, now))
     if report.evidence is None or not report.evidence.shown:
         return crops, []
-    pixels = torch.stack([_decode(file, name) for file, name in zip(files, snapshot.names, strict=True)])
+    pixels = torch.stack([decode_image(file, name) for file, name in zip(files, snapshot.names, strict=True)])
     return crops, draw_transplants(pixels, baseline, snapshot, report)
 
 
@@ -244,59 +206,22 @@ def _embed_images(baseline: Snapshot, snapshot: Snapshot, i: int) -> dict[str, s
     maps = baseline.maps[i], snapshot.maps[i]
     if not images:
         return dict(zip(("Baseline", "Now", "Change"), map(jpeg_uri, heat_tiles(*maps)), strict=True))
-    tiles = probe_tiles(_decode(images[i], snapshot.names[i]), *maps)
+    tiles = probe_tiles(decode_image(images[i], snapshot.names[i]), *maps)
     return dict(zip(("Input", "Baseline", "Now", "Change"), map(jpeg_uri, tiles), strict=True))
 
 
-def _decode(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
+def decode_image(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
+    """Decode the image of a probe.
+
+    Args:
+        file: JPEG, as a snapshot keeps it.
+        name: of the probe.
+
+    Raises:
+        SnapshotError: the image is damaged.
+    """
     try:
         with Image.open(io.BytesIO(file), formats=["JPEG"]) as image:
             return to_pixels(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SnapshotError(f"the image of probe {name!r} is damaged ({error}); take the snapshot again.") from error
-
-
-def jpeg_uri(image: Image.Image) -> str:
-    """Encode an image as a data URI."""
-    return _data_uri("jpeg", encode_jpeg(image, JPEG_QUALITY))
-
-
-def _draw_scale(colors: str) -> str:
-    """Draw a colour scale from 0 to 1, one pixel high."""
-    file = io.BytesIO()
-    draw_heat(torch.linspace(0, 1, 256, dtype=torch.float32, device="cpu")[None], (1, 256), colors).save(file, "PNG")
-    return _data_uri("png", file.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{b64encode(content).decode()}"
-
-
-def environment() -> Environment:
-    """Make the environment of the templates, which escapes all text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        uri=jpeg_uri, probes=_count, drift=format_drift, capitalized=lambda text: text[:1].upper() + text[1:]
-    )
-    return environment
-
-
-def _count(probes: Iterable[object]) -> str:
-    count = len(list(probes))
-    return f"{count} probe" if count == 1 else f"{count} probes"
-
-
-def _capitalized(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _json_values(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: _json_value(value) for name, value in values.items()}
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, float) and math.isinf(value):
-        return str(value)
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return list(value) if isinstance(value, tuple) else value

@@ -140,3 +140,29 @@ def test_a_network_alone_has_the_normalisation_that_it_was_trained_with(build: A
     )
     assert clip.preprocessing.config.mean == IMAGENET_MEAN
     assert clip.preprocessing.config.std == IMAGENET_STD
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "image", "share"),
+    [
+        ((224, 224), "shortest", (400, 600), 2 / 3),
+        ((224, 224), "shortest", (600, 400), 2 / 3),
+        ((224, 224), "shortest", (500, 500), 1.0),
+        ((192, 384), "shortest", (400, 600), 3 / 4),
+        ((224, 224), "longest", (400, 600), 1.0),
+        ((224, 224), "squash", (400, 600), 1.0),
+    ],
+)
+def test_the_visible_share_is_that_of_the_pixels_that_the_transform_keeps(
+    size: tuple[int, int], mode: str, image: tuple[int, int], share: float
+) -> None:
+    config = PreprocessCfg(size=size, mode="RGB", mean=(0.0,) * 3, std=(1.0,) * 3, resize_mode=mode, fill_color=0)
+    preprocessing = Preprocessing(config)
+    across, down = np.meshgrid(np.linspace(0, 255, image[1]), np.linspace(0, 255, image[0]))
+    ramps = np.stack([across, down, np.full(image, 128)], 2).round().astype(np.uint8)
+    seen = preprocessing.image(ramps)
+    inside = seen[:, seen[2] > 0.1]  # without padding
+    kept = [inside[channel].max() - inside[channel].min() for channel in (0, 1)]
+
+    assert preprocessing.visible_share(*image) == pytest.approx(share)
+    assert kept[0] * kept[1] == pytest.approx(share, abs=0.03)

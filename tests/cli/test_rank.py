@@ -37,7 +37,7 @@ def test_the_best_method_is_recommended_and_the_reports_have_all(project: Path) 
         *("Pointing", "Energy", "Insertion", "Deletion", "Spotlight", "Shuffled weights", "Other prompt", "Degenerate")
     ]
     page = (project / "a.html").read_text()
-    assert page.count("<img") == 2 * (1 + 2)  # of each probe the input and two maps
+    assert page.count("<img") == 1 + 2 * (1 + 2)  # the colour scale, and of each probe the input and two maps
     assert "method=&#34;decomposition&#34;" in page
     assert "<script" not in page
 

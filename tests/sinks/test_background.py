@@ -205,9 +205,9 @@ def test_panels_are_drawn_of_the_first_probes_and_metrics_are_logged_of_all(tmp_
 
     log = events(tmp_path)
     drawn = {
-        (event.step, tag.removeprefix("clipcam/"))
+        (event.step, tag.removeprefix("clipcam_maps/"))
         for tag in log.Tags()["images"]
-        if tag.startswith("clipcam/")
+        if tag.startswith("clipcam_maps/")
         for event in log.Images(tag)
     }
     lines = [json.loads(line) for line in (tmp_path / "run" / "clipcam" / "history.jsonl").read_text().splitlines()]

@@ -25,7 +25,7 @@ def test_comet_gets_metrics_images_and_report(tmp_path: Path) -> None:
     assert callback.report is not None
     assert drift[-1]["metricValue"] == pytest.approx(callback.report.drift)
     text = json.dumps(payloads)
-    names = [f"clipcam/{probe.name}" for probe in callback.report.probes]
+    names = [f"clipcam_maps/{probe.name}" for probe in callback.report.probes]
     for name in (*names, "clipcam_contact_sheet/all_probes"):
         assert text.count(f'"{name}') >= len(STEPS)
     assert "clipcam/report.html" in text

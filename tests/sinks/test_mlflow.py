@@ -41,7 +41,7 @@ def test_metrics_images_and_report_are_in_the_store(mlflow_logger: MLFlowLogger,
     assert not [name for name in client.get_run(run).data.metrics if name.startswith("clipcam_drift")]
     images = [file.path for file in client.list_artifacts(run, "images") if file.path.endswith(".png")]
     names = [probe.name for probe in callback.report.probes]
-    for prefix in (*(f"images/clipcam~{name}" for name in names), "images/clipcam_contact_sheet~all_probes"):
+    for prefix in (*(f"images/clipcam_maps~{name}" for name in names), "images/clipcam_contact_sheet~all_probes"):
         steps = [int(path.split("+step+")[1].split("+")[0]) for path in images if path.startswith(f"{prefix}+")]
         assert sorted(steps) == STEPS
     assert "<!DOCTYPE html>" in mlflow.artifacts.load_text(
@@ -106,7 +106,7 @@ def _wait_for(url: str) -> None:
 def test_the_page_of_a_run_shows_the_image_of_each_probe(run: MLFlowLogger, server: str, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1800, "height": 2600})
     page.goto(f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}/model-metrics", wait_until="commit")
-    for name in ("clipcam~a-purple-cross", "clipcam~a-yellow-star", "clipcam_contact_sheet~all_probes"):
+    for name in ("clipcam_maps~a-purple-cross", "clipcam_maps~a-yellow-star", "clipcam_contact_sheet~all_probes"):
         image = page.locator(f"img[src*='{name}']").first
         image.wait_for(timeout=PATIENCE * 1000)
         width = image.evaluate("async image => { await image.decode(); return image.naturalWidth; }")

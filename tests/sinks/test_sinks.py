@@ -9,7 +9,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
+from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink, require_sinks
 from clipcam_lightning.sinks import BackgroundSink, LoggingSettings, UnopenedSink, make_sinks
 from clipcam_lightning.sinks.drawing import Drawer
 from clipcam_lightning.sinks.files import ImageFileSink
@@ -87,8 +88,8 @@ def test_panels_are_those_of_the_first_probes_in_the_order_of_the_report(
     writer = SummaryWriter(tmp_path / "run")
     TensorBoardImageSink(writer, "clipcam", Drawer(2)).write(evaluation)
     writer.close()
-    panels = {tag for tag in images_in(tmp_path / "run") if tag.startswith("clipcam/")}
-    assert panels == {"clipcam/probe-0", "clipcam/probe-1"}
+    panels = {tag for tag in images_in(tmp_path / "run") if tag.startswith("clipcam_maps/")}
+    assert panels == {"clipcam_maps/probe-0", "clipcam_maps/probe-1"}
 
 
 def test_panels_stay_in_the_order_of_the_probes(evaluation: Evaluation) -> None:
@@ -120,3 +121,25 @@ def test_the_report_of_a_run_without_alarm_is_written_at_its_end(tmp_path: Path)
     assert not (tmp_path / "report.html").exists()
     sink.close()
     assert ">10<" in (tmp_path / "report.html").read_text()
+
+
+class WriteOnly:
+    def write(self, evaluation: Evaluation) -> None: ...
+
+
+UNOPENED = UnopenedSink(None, list, OSError())
+
+
+@pytest.mark.parametrize(
+    "sinks",
+    [UNOPENED, [UnopenedSink], [WriteOnly()], [print], [None], "sink"],
+    ids=["no list", "a class", "no close", "a function", "None", "a string"],
+)
+def test_what_is_no_list_of_sinks_is_refused(sinks: object) -> None:
+    with pytest.raises(ConfigError, match=r"derive a class from clipcam_lightning\.Sink"):
+        require_sinks(sinks)
+
+
+def test_sinks_are_accepted() -> None:
+    require_sinks([UNOPENED])
+    require_sinks(())

@@ -82,7 +82,7 @@ def query(**parameters: object) -> str:
 @pytest.mark.filterwarnings("ignore")
 def test_images_are_served_as_jpeg_and_the_newest_survive_the_sampling(served: Any) -> None:
     tags = served("images/tags")["run"]
-    assert tags.keys() == {"clipcam/hostile", "clipcam/a-red-circle", "clipcam_contact_sheet/all_probes"}
+    assert tags.keys() == {"clipcam_maps/hostile", "clipcam_maps/a-red-circle", "clipcam_contact_sheet/all_probes"}
     for tag in tags:
         listed = served(f"images/images?{query(run='run', tag=tag, sample=0)}")
         assert len(listed) == 10, "TensorBoard keeps ten"
@@ -93,7 +93,7 @@ def test_images_are_served_as_jpeg_and_the_newest_survive_the_sampling(served: A
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_prompt_is_text_wherever_tensorboard_shows_it(served: Any) -> None:
-    description = served("images/tags")["run"]["clipcam/hostile"]["description"]
+    description = served("images/tags")["run"]["clipcam_maps/hostile"]["description"]
     table = served(f"text/text?{query(run='run', tag='clipcam/probes/text_summary')}")[0]["text"]
     for shown in (description, table):
         assert HOSTILE in html.unescape(shown)

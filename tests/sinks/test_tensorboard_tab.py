@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, DATA_CLASS_TENSOR, Summary
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -23,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from clipcam_lightning.cam.map_state import MapState
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.sinks.tensorboard_tab import IMAGE_SIDE, TabSink
+from tests.support import shortcuts
 from tests.support.synthetic_evaluations import evaluations_of, ramps, random_maps, snapshot_of, write_run
 
 pytestmark = pytest.mark.slow
@@ -79,7 +81,7 @@ def test_every_evaluation_is_one_event_at_its_step(tmp_path: Path) -> None:
     written = tab_events(tmp_path)
     assert [step for step, _ in written] == [0, 7, 30]
     once = {"probes", "baseline", "image/red", "image/green", "image/half"}
-    always = {"evaluation", "metrics", "map/red", "map/green", "map/half"}
+    always = {"evaluation", "alarm", "metrics", "map/red", "map/green", "map/half"}
     assert [set(values) for _, values in written] == [always | once, always, always]
 
 
@@ -181,11 +183,11 @@ def test_every_value_names_its_plugin_and_the_format_version(tmp_path: Path) -> 
     for values in written_by(tmp_path, evaluations):
         for kind, value in values.items():
             kinds.add(kind.split("/")[0])
-            assert value.metadata.data_class == DATA_CLASS_TENSOR
+            assert value.metadata.data_class == (DATA_CLASS_SCALAR if kind == "alarm" else DATA_CLASS_TENSOR)
             assert value.metadata.plugin_data.plugin_name == "clipcam"
             assert value.metadata.plugin_data.content == b"1"
         assert content(values["evaluation"])["version"] == 1
-    assert kinds == {"evaluation", "metrics", "probes", "image", "map", "baseline"}
+    assert kinds == {"evaluation", "alarm", "metrics", "probes", "image", "map", "baseline"}
 
 
 def test_probes_and_images_are_written_once_and_again_when_a_run_is_resumed(tmp_path: Path) -> None:
@@ -206,6 +208,86 @@ def test_an_image_is_the_models_input_at_limited_size(tmp_path: Path) -> None:
         assert image.size == (IMAGE_SIDE, IMAGE_SIDE * 3 // 4)
         decoded = np.asarray(image.resize((400, 300))).astype(int)
     assert np.abs(decoded - pixels[1].permute(1, 2, 0).numpy()).mean() < 3
+
+
+def test_a_mask_is_written_once_for_each_probe_that_has_one(tmp_path: Path) -> None:
+    masks = torch.zeros(3, 300, 400, dtype=torch.bool)
+    masks[0, 40:160, 100:300] = True
+    evaluations = [
+        replace(evaluation, masks=[masks[0], None, masks[2]])
+        for evaluation in evaluations_of(random_maps([0, 1], 3), PROMPTS, NAMES, ramps(3, 400)[:, :, :300])
+    ]
+    first, second = written_by(tmp_path, evaluations)
+    assert {kind for kind in first if kind.startswith("mask/")} == {"mask/red", "mask/half"}
+    assert not any(kind.startswith("mask/") for kind in second)
+    with Image.open(io.BytesIO(first["mask/red"].tensor.string_val[0])) as image:
+        assert (image.format, image.mode, image.size) == ("PNG", "1", (IMAGE_SIDE, IMAGE_SIDE * 3 // 4))
+        mask = np.asarray(image.resize((400, 300)))
+    assert (mask != masks[0].numpy()).mean() < 0.01
+    assert len(first["mask/red"].tensor.string_val[0]) < 1000
+
+
+def test_the_grounds_that_an_alarm_rests_on_are_written_once(tmp_path: Path) -> None:
+    baseline, alarm = shortcuts.shortcut_evaluations()
+    first, second, third = written_by(tmp_path, [baseline, alarm, alarm])
+    drawn = [{kind for kind in values if kind.startswith("ground/")} for values in (first, second, third)]
+    assert drawn == [set(), {f"ground/{name}" for name in shortcuts.NAMES}, set()]
+    assert content(first["evaluation"])["grounds"] == []
+    grounds = content(second["evaluation"])["grounds"]
+    assert grounds == content(third["evaluation"])["grounds"]
+    assert {ground["probe"]: tuple(ground["called"]) for ground in grounds} == dict(enumerate(shortcuts.CALLED))
+    assert {ground["probe"]: tuple(ground["called_before"]) for ground in grounds} == dict(enumerate(shortcuts.DONORS))
+    assert grounds[-1]["probe"] == 1, "the least conspicuous one"
+
+
+def test_the_tiles_of_a_ground_show_it_without_its_object_and_with_others(tmp_path: Path) -> None:
+    _, second = written_by(tmp_path, shortcuts.shortcut_evaluations())
+    for ground, name in enumerate(shortcuts.NAMES):
+        file = second[f"ground/{name}"].tensor.string_val[0]
+        assert len(file) < 4000
+        with Image.open(io.BytesIO(file)) as image:
+            pixels = np.asarray(image).astype(int)
+        side = shortcuts.SIDE
+        assert pixels.shape == (side, 3 * side, 3)
+        for tile, donor in enumerate([None, *shortcuts.DONORS[ground]]):
+            part = pixels[:, tile * side : (tile + 1) * side]
+            for other, (top, left) in enumerate(shortcuts.CORNERS):
+                grey = (shortcuts.GREYS[ground],) * 3
+                expected = shortcuts.COLORS[other] if other == donor else grey
+                assert np.abs(part[top + 12, left + 12] - expected).max() < 12, (name, tile, other)
+
+
+def test_grounds_of_photographs_take_few_kilobytes(tmp_path: Path) -> None:
+    evaluations = shortcuts.shortcut_evaluations()
+    masks = torch.zeros(4, 224, 224, dtype=torch.bool)
+    masks[:, 60:160, 60:160] = True
+    baseline = replace(evaluations[0].baseline, objects=masks)
+    _, second = written_by(
+        tmp_path, [replace(each, pixels=photographs(4), masks=[*masks], baseline=baseline) for each in evaluations]
+    )
+    sizes = [len(second[f"ground/{name}"].tensor.string_val[0]) for name in shortcuts.NAMES]
+    assert max(sizes) < 3 * 4000  # three tiles
+
+
+def test_the_alarm_of_each_evaluation_is_a_scalar(tmp_path: Path) -> None:
+    written = written_by(tmp_path, shortcuts.shortcut_evaluations())
+    assert [array(values["alarm"]).item() for values in written] == [0.0, 1.0]
+
+
+def test_the_share_of_each_image_that_the_model_sees_is_written(tmp_path: Path) -> None:
+    first, _ = written_by(tmp_path, shortcuts.shortcut_evaluations())
+    assert content(first["probes"])["visible"] == [1.0, 0.6667, 1.0, 1.0]
+
+
+def test_the_address_names_the_first_flagged_probe_and_the_step(tmp_path: Path) -> None:
+    _, alarm = shortcuts.shortcut_evaluations()
+    with SummaryWriter(tmp_path / "a run") as writer:
+        text = TabSink(writer, "clipcam").describe_address(alarm.report)
+        other = TabSink(writer, "clipcam_words").describe_address(alarm.report)
+    logdir = shlex.quote(str(tmp_path / "a run"))
+    fragment = "p.clipcam.evaluation=40&p.clipcam.open=fox"
+    assert text == f"run tensorboard --logdir {logdir} and add #clipcam&{fragment} to its address"
+    assert f"#clipcam&p.clipcam.run=clipcam_words%40.&{fragment} to" in other
 
 
 @pytest.mark.parametrize("previous", [False, True], ids=["compared with the first", "with the previous"])

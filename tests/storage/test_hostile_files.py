@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from clipcam_lightning.drift.compare import compare
+from clipcam_lightning.drift.report_json import report_as_json
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.monitoring.history import HistoryEntry, relative_saliency
 from clipcam_lightning.probes.probe import Probe
@@ -26,7 +27,7 @@ from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.tensorfile import HEADER, VERSION
 from clipcam_lightning.visualization.contact_sheet import contact_sheet
 from clipcam_lightning.visualization.panels import probe_panel
-from clipcam_lightning.visualization.report import html_report, report_as_json
+from clipcam_lightning.visualization.report import html_report
 from tests.support.hostile import TEXTS, attempt, example_folder, examples, texts, without_test_checks
 
 pytestmark = pytest.mark.slow

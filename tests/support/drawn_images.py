@@ -55,8 +55,8 @@ def colourfulness(color: np.ndarray) -> float:
 
 
 def panel_tile(panel: Image.Image, k: int) -> np.ndarray:
-    """The pixels of tile ``k`` of a panel, counted from the left."""
-    left, top, side = 8 + k * (208 + 8), 58, 208
+    """The pixels of tile ``k`` of a panel: two by two, counted from the top left."""
+    left, top, side = 332 + k % 2 * 184, 8 + k // 2 * 210, 176
     return pixels_of(panel)[top : top + side, left : left + side]
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
@@ -17,9 +18,12 @@ from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.monitor import mean_metrics
 from clipcam_lightning.sinks.drawing import Drawer
+from clipcam_lightning.sinks.files import FileSink
 from clipcam_lightning.sinks.tensorboard import TensorBoardSink
 from clipcam_lightning.sinks.tensorboard_images import TensorBoardImageSink
 from clipcam_lightning.sinks.tensorboard_tab import TabSink
+from clipcam_lightning.storage.paths import as_path
+from clipcam_lightning.storage.run_folder import RunFolder
 
 RULE = DriftRule(0.5)
 
@@ -151,6 +155,13 @@ def write_run(
         for sink in sinks:
             sink.write(evaluation)
     writer.close()
+
+
+def write_files(folder: PathLike, evaluations: Iterable[Evaluation]) -> None:
+    """Write snapshots and history as the callback does."""
+    sink = FileSink(RunFolder(as_path(folder), "synthetic"))
+    for evaluation in evaluations:
+        sink.write(evaluation)
 
 
 def _digest(*texts: str) -> str:

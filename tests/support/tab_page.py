@@ -83,7 +83,7 @@ class Tab:
         return next(frame for frame in self.page.frames if "plugin_entry" in frame.url)
 
     def open(self, **state: object) -> "Tab":
-        """Load TensorBoard with this state in the address, and wait for the page."""
+        """Load TensorBoard with this state in the address, by default with small tiles, and wait for the page."""
         return self.open_at(f"{self.board}/#{_hash(state)}")
 
     def open_at(self, url: str) -> "Tab":
@@ -280,4 +280,5 @@ def _decoded(url: str) -> Pixels:
 
 
 def _hash(state: dict[str, object]) -> str:
+    state = {"size": 96, **state} if state else {}
     return "&".join(["clipcam", *(urlencode({f"p.clipcam.{key}": str(value)}) for key, value in state.items())])

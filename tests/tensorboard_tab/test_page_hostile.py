@@ -88,7 +88,7 @@ def test_prompts_and_names_are_shown_as_text_in_rows_of_equal_height(
     )
     assert len({tuple(box) for box in boxes}) == 1
     parts = tab.grid.locator(f"[role=rowheader] {part}").evaluate_all("parts => parts.map(part => part.clientHeight)")
-    assert max(parts) < 30, "one line"
+    assert max(parts) < 30 * (1 if part == ".name" else 3), "few lines"
 
 
 def test_the_large_view_shows_any_text(tab: Tab) -> None:
@@ -203,11 +203,11 @@ def test_an_unreadable_run_gives_a_message_and_another_can_be_chosen(broken: Tab
     expect(broken.message).to_contain_text(f"z-{kind}")
     expect(broken.grid).to_be_hidden()
     assert broken.chosen("Run") == f"clipcam@z-{kind}"
-    broken.choose("Run", "valid")
+    broken.choose("Run", "clipcam@valid")
     expect(broken.cell("walks", 20)).to_be_visible()
     expect(broken.message).to_have_count(0)
     assert sorted(broken.order()) == sorted(NAMES)
-    broken.choose("Run", f"z-{kind}")
+    broken.choose("Run", f"clipcam@z-{kind}")
     expect(broken.message).to_contain_text(BROKEN[kind])
     expect(broken.grid).to_be_hidden()
     assert has_only_refusals(broken)

@@ -351,8 +351,10 @@ def test_the_large_view_shows_the_metrics_of_the_report(tab: Tab, name: str, ste
     for label, value in expected.items():
         shown = [text for key, text in metrics.items() if key.startswith(label)]
         assert shown == ([] if np.isnan(value) else [rounded(value, TABLE[label][1])]), label
-    for row in tab.detail.get_by_role("table").get_by_role("row").all():
-        expect(row).to_have_attribute("title", re.compile(r"\.$"))
+    for term in tab.detail.get_by_role("table").locator("th > [tabindex]").all():
+        term.focus()
+        expect(term).to_have_accessible_description(re.compile(r"\w+.*\.$"))
+        expect(term.get_by_role("tooltip")).to_be_visible()
     text = tab.detail.inner_text()
     assert ("Flagged: " in text) == probe.flagged
     assert probe.reason in text

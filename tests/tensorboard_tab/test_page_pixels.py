@@ -131,7 +131,7 @@ def test_only_the_lit_corner_is_hot(tab: Tab) -> None:
         for step, (place, _) in zip(STEPS, PROBES[name], strict=True):
             overlay = pixels(tab.cell(name, step))
             for other in CORNERS:
-                assert (spread(corner(overlay, other)) > 60) == (other == place)
+                assert (spread(corner(overlay, other)) > 40) == (other == place)
 
 
 def test_a_change_is_red_where_the_map_gained_and_blue_where_it_lost(tab: Tab) -> None:
@@ -266,8 +266,8 @@ def test_the_wipe_uncovers_the_baseline_from_the_left(tab: Tab) -> None:
         edge, border = round(share * shown.shape[1]), 2
         assert_same(shown[:, : max(0, edge - border)], before[:, : max(0, edge - border)])
         assert_same(shown[:, edge + border :], now[:, edge + border :])
-        assert (spread(corner(shown, TOP_LEFT)) > 60) == (share > 0)
-        assert (spread(corner(shown, BOTTOM_RIGHT)) > 60) == (share < 1)
+        assert (spread(corner(shown, TOP_LEFT)) > 40) == (share > 0)
+        assert (spread(corner(shown, BOTTOM_RIGHT)) > 40) == (share < 1)
 
 
 @on_any_screen

@@ -51,6 +51,8 @@ CHOICES = {
     "colors": "viridis",
     "baseline": "10",
     "scale": "probe",
+    "size": "128",
+    "speed": "2",
     "sort": "name",
     "filter": "what",
     "evaluation": "20",
@@ -63,6 +65,8 @@ def choose_all(tab: Tab) -> None:
     tab.view("Change")
     tab.choose("Baseline", "step 10")
     tab.choose("Scale", "all evaluations of a probe")
+    tab.slide("Size", 128)
+    tab.choose("Speed", "2")
     tab.choose("Sort", "name")
     tab.root.get_by_label("Filter").fill("what")
     tab.head(20).click()
@@ -74,6 +78,7 @@ def assert_all_chosen(tab: Tab) -> None:
     for label, key in (("Opacity", "opacity"), ("Colours", "colors"), ("Baseline", "baseline"), ("Scale", "scale")):
         assert tab.chosen(label) == CHOICES[key]
     assert (tab.chosen("Sort"), tab.chosen("Filter")) == ("name", "what")
+    assert (tab.chosen("Size"), tab.chosen("Speed")) == ("128", "2")
     expect(tab.title).to_contain_text("step 20")
     assert tab.order() == sorted(NAMES)
 
@@ -135,6 +140,7 @@ INVALID = {
     "sort": ("nonsense", "__proto__"),
     "opacity": ("NaN", "-7", "1e9"),
     "baseline": ("nowhere",),
+    "speed": ("0", "100"),
     "run": ("clipcam@gone",),
     "compare": ("clipcam@gone", KNOWN),
     "evaluation": ("yesterday", "-1"),
@@ -273,7 +279,7 @@ def test_runs_of_named_folders_can_be_compared(browser: Browser, logs: Path) -> 
         wait_for(url, "b/.", STEPS)
         with Tab(browser, url) as tab:
             tab.open(run="clipcam@a/.", compare="clipcam@b/.")
-            assert tab.options("Run") == ["a/.", "b/."]
+            assert tab.options("Run") == ["a/. (alarm)", "b/. (alarm)"]
             expect(tab.grid).to_have_attribute("aria-rowcount", str(1 + 2 * len(NAMES)))
             assert tab.noise == []
 
@@ -283,8 +289,8 @@ def test_a_log_directory_can_itself_be_a_run(browser: Browser, logs: Path, flag:
     with tensorboard("--logdir", logs / "known", f"--load_fast={flag}") as url:
         wait_for(url, ".", STEPS)
         with Tab(browser, url) as tab:
-            tab.open()
-            assert tab.options("Run") == ["."]
+            tab.open(size=96)
+            assert tab.options("Run") == [". (alarm)"]
             assert sorted(tab.order()) == sorted(NAMES)
             tab.view("Heat")
             tab.page.wait_for_function("location.hash.includes('p.clipcam.view=heat')")

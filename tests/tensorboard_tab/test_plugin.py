@@ -12,6 +12,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -284,7 +285,9 @@ def test_the_other_tabs_get_the_same_data_with_and_without_this_one(loader: str,
 def valid_events() -> list[Event]:
     with example_folder() as folder:
         stored = evaluations_of(random_maps([9], 2, seed=3), ["a", "b"])[0].snapshot
-        write_run(folder, evaluations_of(random_maps(range(2), 2), ["a", "b"], baseline=stored))
+        masks = [torch.ones(32, 32, dtype=torch.bool), None]
+        evaluations = evaluations_of(random_maps(range(2), 2), ["a", "b"], baseline=stored)
+        write_run(folder, [replace(each, masks=masks, visible=[0.5, 1.0]) for each in evaluations])
         (file,) = folder.iterdir()
         events = list(LegacyEventFileLoader(str(file)).Load())
     return [e for e in events if any("/tab/" in value.tag for value in e.summary.value)]
@@ -380,7 +383,7 @@ def change_json(draw: st.DrawFn, value: Summary.Value) -> None:
 def check(board: Board) -> bool:
     """Check that no route fails (the client raises its error); return whether there are evaluations."""
     for source in board.json("clipcam/runs")["runs"]:
-        assert set(source) == {"run", "root", "problem", "wall_time"}
+        assert set(source) == {"run", "root", "problem", "alarm", "wall_time"}
     response = board.get("clipcam/evaluations", RUN)
     assert response.status_code in (200, 404)
     assert response.status_code == 200 or len(response.data) < 300
@@ -420,6 +423,7 @@ def text(content: str, **wrong: object) -> TensorProto:
     return TensorProto(dtype=7, string_val=[content.encode()], **wrong)
 
 
+GROUND = {"probe": 0, "called": [1], "called_before": [0]}
 IN_JSON = {
     "an evaluation of a later version": ("evaluation", {"version": 2}, False),
     "an epoch that is no integer": ("evaluation", {"epoch": 0.5}, False),
@@ -434,6 +438,14 @@ IN_JSON = {
     "states that are a list": ("evaluation", {"states": ["constant"]}, False),
     "a state that is a number": ("evaluation", {"baseline_states": {"probe-0": 1}}, False),
     "a state without words": ("evaluation", {"states": {"probe-0": "__proto__"}}, True),
+    "grounds that are an object": ("evaluation", {"grounds": {}}, True),
+    "grounds that are numbers": ("evaluation", {"grounds": [1]}, True),
+    "a ground without a probe": ("evaluation", {"grounds": [{"called": [], "called_before": []}]}, True),
+    "names in place of numbers": ("evaluation", {"grounds": [{**GROUND, "called": ["probe-0"]}]}, True),
+    "more names than tiles": ("evaluation", {"grounds": [{**GROUND, "called": [1, 0]}]}, True),
+    "many grounds": ("evaluation", {"grounds": [GROUND] * 1000}, True),
+    "shares that are a text": ("probes", {"visible": "all"}, True),
+    "a share that is not finite": ("probes", {"visible": [float("nan"), 1.0]}, True),
     "a method that is an object": ("evaluation", {"method": {}}, False),
     "no grid": ("evaluation", {"grid": None}, False),
     "a grid of three sides": ("evaluation", {"grid": [3, 5, 1]}, False),
@@ -459,6 +471,11 @@ def test_invalid_json_is_left_out(kind: str, changes: dict[str, object], is_show
 
 
 IN_TENSORS = {
+    "an alarm that is a text": ("alarm", text("alarm"), True),
+    "an alarm that is not finite": ("alarm", array([], b"\0\0\xc0\x7f"), True),
+    "an alarm that does not fit its shape": ("alarm", array([2], b"\0"), True),
+    "a mask of numbers": ("mask/probe-0", array([1], b"\0" * 4), True),
+    "a mask that is a text": ("mask/probe-0", text("png"), True),
     "a map of another grid": ("map/probe-0", array([5, 3], b"\0" * 30, 19), True),
     "a map of another type": ("map/probe-0", array([3, 5], b"\0" * 60), True),
     "a map that does not fit its shape": ("map/probe-0", array([3, 5], b"\0" * 29, 19), True),
@@ -513,7 +530,7 @@ def test_a_run_of_another_version_is_listed_with_its_problem(metadata: str, prob
         write_events(folder / "run" / "events.out.tfevents.1.x", events)
         with board_over("legacy", folder) as board:
             (source,) = board.json("clipcam/runs")["runs"]
-            assert source == {**RUN, "problem": problem, "wall_time": source["wall_time"]}
+            assert source == {**RUN, "problem": problem, "alarm": True, "wall_time": source["wall_time"]}
             check(board)
 
 

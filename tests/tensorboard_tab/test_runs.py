@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.sinks.tensorboard_tab import TabSink
 from clipcam_lightning.tensorboard_tab import runs
+from tests.support import shortcuts
 from tests.support.in_process import LOADERS, Board, board_over, until
 from tests.support.synthetic_evaluations import evaluations_of, ramps, random_maps, write_run
 
@@ -63,7 +65,10 @@ def test_responses_hold_maps_metrics_and_images_as_written(loader: str, tmp_path
         assert abs(source["wall_time"] - time.time()) < 600
         arrays, about = board.arrays("evaluations", run="run", root="clipcam")
         assert about["rows"] == [NAMES[i] for i in first]
-        assert about["probes"] == {"names": NAMES, "prompts": PROMPTS, "digests": evaluations[0].digests}
+        assert about["probes"] == {
+            **{"names": NAMES, "prompts": PROMPTS, "digests": evaluations[0].digests},
+            "visible": [],
+        }
         assert about["settings"] == {"method": "hirescam", "target": "similarity", "layers": ["visual.ln_1"]}
         assert about["left_out"] == {}
         assert arrays["baseline"].tolist() == [-1] * 6
@@ -82,6 +87,39 @@ def test_responses_hold_maps_metrics_and_images_as_written(loader: str, tmp_path
             with Image.open(io.BytesIO(rows[f"image.{row}"].tobytes())) as image:
                 pixels = np.asarray(image).transpose(2, 0, 1).astype(int)
             assert np.abs(pixels - evaluations[0].pixels[place].numpy()).mean() < 4
+
+
+def test_responses_hold_masks_and_the_grounds_of_an_alarm(loader: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", shortcuts.shortcut_evaluations())
+    with board_over(loader, tmp_path) as board:
+        arrays, about = board.arrays("evaluations", run="run", root="clipcam")
+        rows, _ = board.arrays("rows", run="run", root="clipcam", probe=["hen"])
+    assert about["probes"]["visible"] == pytest.approx(shortcuts.VISIBLE, abs=1e-4)
+    assert about["grounds"][0] == []
+    assert {ground["probe"]: tuple(ground["called"]) for ground in about["grounds"][1]} == dict(
+        enumerate(shortcuts.CALLED)
+    )
+    row = about["rows"].index("hen")
+    for kind, size in (("mask", (96, 96)), ("ground", (3 * 96, 96))):
+        assert rows[f"{kind}.0"].tobytes() == arrays[f"{kind}.{row}"].tobytes()
+        with Image.open(io.BytesIO(rows[f"{kind}.0"].tobytes())) as image:
+            assert image.size == size
+
+
+def test_runs_whose_last_evaluation_is_an_alarm_are_first(loader: str, tmp_path: Path) -> None:
+    first, alarm = shortcuts.shortcut_evaluations()
+    again = replace(first, snapshot=replace(first.snapshot, info=replace(first.snapshot.info, step=80)))
+    runs_of = {"a": [first], "b": [first, alarm], "c": [first, alarm, again], "d": [first, alarm]}
+    for run, evaluations in runs_of.items():
+        write_run(tmp_path / run, evaluations)
+    with board_over(loader, tmp_path) as board:
+        sources = board.json("clipcam/runs")["runs"]
+    assert [(source["run"], source["alarm"]) for source in sources] == [
+        ("b", True),
+        ("d", True),
+        ("a", False),
+        ("c", False),
+    ]
 
 
 def test_flagged_probes_come_first_and_unknown_drift_last(loader: str, tmp_path: Path) -> None:

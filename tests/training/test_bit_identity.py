@@ -21,6 +21,7 @@ from clipcam_lightning import ClipCamCallback, ClipCamWarning, Snapshot
 from clipcam_lightning.cam.capture import ScoreCapture
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax
+from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from tests.support.trainings import Contrastive, Training, Tuning, digests
 
@@ -111,6 +112,15 @@ def compiled_by_default(module: Contrastive) -> None:
 
 
 # Evaluations of all kinds.
+
+
+class DrawingSink(Sink):
+    """Draws from the generators of torch, numpy and Python."""
+
+    def write(self, evaluation: Evaluation) -> None:
+        torch.rand(3)
+        np.random.rand()
+        random.random()
 
 
 def random_masks(capture: ScoreCapture) -> Float[Tensor, "b p h w"]:
@@ -206,6 +216,7 @@ CASES: dict[str, Case] = {
     "a method with attention": Case(arguments={"method": "gae"}),
     "a method with curvature": Case(arguments={"method": "shapleycam"}),
     "a perturbation-based method": Case(arguments={"method": "occlusion"}),
+    "a sink that draws random numbers": Case(arguments={"sinks": [DrawingSink()]}),
     "a method that draws random numbers": Case(arguments={"method": Method(random_masks, ScoreCapture)}),
     "every step, mid-accumulation": Case(
         Training(change=dropout, trainer={"accumulate_grad_batches": 2}), {"every_n_train_steps": 1}, evaluations=7

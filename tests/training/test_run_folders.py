@@ -13,11 +13,12 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader
 
 from clipcam_lightning import ClipCamCallback, Snapshot
 from tests.support import loggers
 from tests.support.faulty import tiny_module, two_probes
-from tests.support.modules import fit
+from tests.support.modules import Pairs, fit
 from tests.support.shell import files_in
 
 pytestmark = [pytest.mark.slow, *loggers.CLIENT_WARNINGS]
@@ -66,7 +67,8 @@ def test_a_second_run_touches_no_file_of_the_first(kind: str, tmp_path: Path, ca
     assert (steps_in(first.directory), steps_in(second.directory)) == ([0, 4, 8], [0, 4])
     lines = [record.message for record in caplog.records if "files of another run" in record.message]
     assert lines == [
-        f"ClipCamCallback: {folder} holds the files of another run; those of this run are in {folder / 'run_2'}"
+        f"ClipCamCallback: {folder} holds the files of another run or callback; "
+        f"those of this one are in {folder / 'run_2'}"
     ]
 
 
@@ -132,11 +134,24 @@ def test_the_files_of_a_crashed_run_stay_whole_beside_those_of_the_next(tmp_path
     assert {name: (tmp_path / "x" / name).read_bytes() for name in before} == before
 
 
-def test_a_second_fit_of_one_run_goes_on_in_its_folder(tmp_path: Path) -> None:
+def test_a_second_fit_by_one_trainer_goes_on_in_its_folder(tmp_path: Path) -> None:
     callback, module = make_callback(dirpath=tmp_path / "x"), tiny_module()
-    fit(module, tmp_path, callback, logger=False, max_epochs=1)
-    fit(module, tmp_path, callback, logger=False, max_epochs=1)
+    trainer = fit(module, tmp_path, callback, logger=False, max_epochs=1)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, DataLoader(Pairs(), batch_size=4))
     assert callback.directory == str(tmp_path / "x")
+    assert steps_in(callback.directory) == [0, 4, 8]
+
+
+def test_a_second_fit_whose_steps_begin_again_replaces_no_file_of_the_first(tmp_path: Path) -> None:
+    callback, module = make_callback(dirpath=tmp_path / "x"), tiny_module()
+    fit(module, tmp_path, callback, logger=False)
+    before = contents_of(tmp_path / "x")
+    fit(module, tmp_path, callback, logger=False)
+    assert callback.directory == str(tmp_path / "x" / "run_2")
+    assert steps_in(callback.directory) == [4, 8]
+    assert {name: (tmp_path / "x" / name).read_bytes() for name in before} == before
+    assert callback.report.baseline_step == 0
 
 
 def test_one_callback_gives_each_of_two_models_a_folder(tmp_path: Path) -> None:

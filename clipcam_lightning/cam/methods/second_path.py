@@ -15,7 +15,7 @@ def embed_on_second_path(
 ) -> Float[Tensor, "b s e"]:
     r"""Add up what another attention adds in each recorded block, without the MLPs, and embed the patches.
 
-    .. math:: x' \leftarrow x' + \mathrm{out}(\mathrm{attend}(\dots))
+    .. math:: x' \leftarrow x' + \mathrm{out}(\mathrm{attend}(\ldots))
 
     starting from the first recorded block's input. Queries, keys and values are those of the model's own path.
 

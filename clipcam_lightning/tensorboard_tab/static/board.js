@@ -1,6 +1,7 @@
 /** What is on the screen: which evaluations of which probes of which runs, in which order, painted in which way. */
 
 import { maxValue, normalize, paint } from "./heat.js";
+import { drawOutline } from "./outline.js";
 import { LAST } from "./state.js";
 
 /**
@@ -152,14 +153,15 @@ export class Board {
    * @param {number} probe
    * @param {number} evaluation
    * @param {Object} [options]
-   * @param {ImageData} [options.image] the image at another size than that of a tile
+   * @param {import("./row_data.js").Ground} [options.ground] the image at another size than that of a tile
    * @param {string} [options.view] instead of the chosen one
    * @param {boolean} [options.before] paint the baseline instead of the evaluation
    * @returns {ImageData | null | undefined} null if there is no map, undefined if the row has not arrived
    */
-  image(run, probe, evaluation, { image, view = this.state.values.view, before = false } = {}) {
+  image(run, probe, evaluation, { ground: given, view = this.state.values.view, before = false } = {}) {
     const row = run.rows.get(probe);
-    if (!row?.tile) return undefined;
+    const ground = given ?? (row?.isFit ? row.tile : null);
+    if (!row || !ground) return undefined;
     const { opacity, baseline, scale } = this.state.values;
     /**
      * @param {Float32Array | null} map
@@ -174,14 +176,16 @@ export class Board {
     const baselineState = change || run.baselineStateText(probe, evaluation, baseline);
     const base =
       before || view === "change" ? heat(run.baselineMap(probe, evaluation, baseline), baselineState) : null;
-    const ground = image ?? row.tile;
-    const pixels = paint(ground, row.shape, before ? base : now, base, {
+    const { image, outline } = ground;
+    const pixels = paint(image, row.shape, before ? base : now, base, {
       view,
       opacity: Number(opacity),
       heatColors: this.heatColors,
       changeColors: this.changeColors,
     });
-    return pixels && new ImageData(pixels, ground.width, ground.height);
+    if (!pixels) return null;
+    if (outline) drawOutline(pixels, outline);
+    return new ImageData(pixels, image.width, image.height);
   }
 }
 

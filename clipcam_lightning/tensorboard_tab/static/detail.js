@@ -1,17 +1,20 @@
-/** The large view of one probe at one evaluation: baseline and now under a wipe, metrics, and where the map went. */
+/** The large view of one probe at one evaluation: all views of its map, metrics, where the map went, and evidence. */
 
 import { badge } from "./badge.js";
-import { drawCrop } from "./crop.js";
-import { context, element } from "./dom.js";
+import { canvasOf, context, element, explained } from "./dom.js";
+import { cropSheet, groundSheet, listCrops, listGrounds } from "./evidence.js";
 import { formatNumber, formatPercent } from "./format.js";
 import { METRICS } from "./metrics.js";
-import { findShift } from "./places.js";
+import { describeLocation } from "./places.js";
 import { nameOf } from "./sources.js";
 import { Sparkline } from "./sparkline.js";
+import { checkView, viewGroup } from "./views.js";
 
 /**
  * @typedef {import("./row_data.js").RowData} RowData
  * @typedef {import("./run.js").Run} Run
+ *
+ * @typedef {import("./row_data.js").Ground} Ground
  *
  * @typedef {Object} Stage a canvas with the baseline to the left of the wipe and now to the right
  * @property {HTMLCanvasElement} canvas
@@ -20,7 +23,8 @@ import { Sparkline } from "./sparkline.js";
  * @property {HTMLElement[]} captions of either side
  */
 
-const [STAGE, SMALL] = [420, 144]; // CSS pixels
+const [STAGE, SMALL] = [420, 140]; // CSS pixels
+const CROPPED = 0.99; // share of an image below which it is called a crop
 
 /** Movement from probe to probe.
  *
@@ -41,6 +45,7 @@ export class Detail {
     this.shown = Symbol("newest update");
     this.title = element("h2", { id: "detail-title" });
     this.prompt = element("p", { class: "prompt" });
+    this.crop = element("p", { class: "quiet" });
     this.evaluation = element("output", { "aria-live": "polite" });
     this.panes = element("div", { class: "panes" });
     this.wipe = element("input", {
@@ -66,17 +71,17 @@ export class Detail {
       element(
         "header",
         {},
-        element("div", {}, this.title, this.prompt),
+        element("div", {}, this.title, this.prompt, this.crop),
         button("↑", "Probe above (up arrow)", () => go(-1)),
         button("↓", "Probe below (down arrow)", () => go(1)),
         button("✕", "Close (escape)", () => this.node.close()),
       ),
-      element("div", { class: "evaluation" }, this.evaluation, "wipe", this.wipe),
+      element("div", { class: "evaluation" }, this.evaluation, "baseline", this.wipe, "now"),
       this.panes,
     );
     this.node.addEventListener("keydown", (event) => {
       const by = KEYS[event.key];
-      if (by === undefined) return;
+      if (by === undefined || event.defaultPrevented) return;
       go(by);
       event.preventDefault();
     });
@@ -92,12 +97,15 @@ export class Detail {
   async update(indices) {
     if (!indices) {
       if (this.node.open) this.node.close();
+      for (const run of this.board.runs) run.wantBeside([]);
       return;
     }
     const { board } = this;
     const [first] = board.runs;
     this.title.textContent = first.names[indices[0]];
     this.prompt.textContent = first.prompts[indices[0]];
+    this.crop.textContent = describeCrop(first.visibleShares[indices[0]]);
+    this.wipe.disabled = !hasSides(board.state.values.view);
     this.evaluation.textContent = board.title(board.current);
     if (!this.node.open) {
       this.node.showModal();
@@ -109,7 +117,11 @@ export class Detail {
     if (shown !== this.shown) return;
     this.stages = panes.map(({ stage }) => stage);
     this.panes.classList.toggle("two", panes.length > 1);
+    const focused = [...this.panes.children].findIndex((pane) => pane.querySelector("[role=radio]:focus"));
     this.panes.replaceChildren(...panes.map(({ node }) => node));
+    /** @type {HTMLElement | null | undefined} */
+    const radio = this.panes.children[focused]?.querySelector("[role=radio][aria-checked=true]");
+    radio?.focus();
     this.#draw();
   }
 
@@ -131,50 +143,63 @@ export class Detail {
       return { node, stage: null };
     }
     const { baseline } = board.state.values;
-    const stage = await this.#stage(run, probe, evaluation, row);
-    const small = await row.image(Math.round(SMALL * Math.min(2, devicePixelRatio)));
-    const tiles = ["change", "input"].map((view) =>
-      element(
-        "figure",
-        { class: "tile" },
-        canvasOf(board.image(run, probe, evaluation, { image: small, view })),
-        element("figcaption", { text: withState(view, board.stateText(run, probe, evaluation, view)) }),
-      ),
-    );
-    const input = board.image(run, probe, evaluation, { image: small, view: "input" });
-    /** @type {[string, Float32Array | null][]} */
-    const looked = [
-      ["looked at, baseline", run.baselineMap(probe, evaluation, baseline)],
-      ["looks at, now", row.map(evaluation)],
-    ];
-    const crops = looked.map(([caption, map]) =>
-      element(
-        "figure",
-        { class: "tile" },
-        input && map ? drawCrop(input, map, row.shape) : canvasOf(null),
-        element("figcaption", { text: caption }),
-      ),
-    );
+    const [crops, grounds] = [listCrops(run, probe, evaluation), listGrounds(run, probe, evaluation)];
+    const beside = [...crops, ...grounds.map((ground) => ground.probe)].filter((each) => each < run.names.length);
+    run.wantBeside(beside);
+    if (!beside.every((each) => run.rows.has(each))) this.isWaiting = true;
+    const [stage, views, sheet, evidence] = await Promise.all([
+      this.#stage(run, probe, evaluation, row),
+      this.#views(run, probe, evaluation, row),
+      cropSheet(run, crops, evaluation, baseline),
+      alarmEvidence(run, evaluation, grounds),
+    ]);
     const { method, target, layers } = run.settings;
     node.append(
       element(
         "div",
-        {},
+        { class: "large" },
         stage.canvas,
         element("div", { class: "names" }, ...stage.captions),
         chart(run, probe, evaluation),
       ),
+      views,
       element(
         "div",
-        {},
-        element("div", { class: "tiles" }, ...tiles),
-        element("div", { class: "tiles" }, ...crops),
+        { class: "facts" },
         summary(run, probe, evaluation, row, baseline),
         table(row, evaluation),
         element("p", { class: "quiet", text: `Maps: ${method}, ${target}, ${layers.join(", ")}` }),
       ),
+      element(
+        "div",
+        { class: "evidence" },
+        element("h3", { text: "What the map looked at, at the baseline and now" }),
+        sheet,
+        ...evidence,
+      ),
     );
     return { node, stage };
+  }
+
+  /** The chosen view is the large one.
+   *
+   * @param {Run} run
+   * @param {number} probe
+   * @param {number} evaluation
+   * @param {RowData} row
+   */
+  async #views(run, probe, evaluation, row) {
+    const { board } = this;
+    const ground = await row.ground(Math.round(SMALL * Math.min(2, devicePixelRatio)));
+    const group = viewGroup(
+      (view, text) => [
+        canvasOf(board.image(run, probe, evaluation, { ground, view })),
+        element("span", { text: withState(text, board.stateText(run, probe, evaluation, view)) }),
+      ],
+      (view) => board.state.set({ view }),
+    );
+    checkView(group, board.state.values.view);
+    return group;
   }
 
   /**
@@ -186,17 +211,17 @@ export class Detail {
    */
   async #stage(run, probe, evaluation, row) {
     const { board } = this;
-    const { baseline, view: chosen } = board.state.values;
-    const image = await row.image(Math.round(STAGE * Math.min(2, devicePixelRatio)));
-    const view = chosen === "heat" ? "heat" : "overlay";
-    const label = `${run.names[probe]}, baseline beside now`;
+    const { baseline, view } = board.state.values;
+    const ground = await row.ground(Math.round(STAGE * Math.min(2, devicePixelRatio)));
+    const now = board.image(run, probe, evaluation, { ground, view });
+    const label = `${run.names[probe]}, ${hasSides(view) ? "baseline beside now" : view}`;
     const canvas = element("canvas", { class: "stage", role: "img", "aria-label": label });
     canvas.addEventListener("pointerdown", (event) => this.#drag(canvas, event));
     canvas.addEventListener("pointermove", (event) => event.buttons && this.#drag(canvas, event));
     return {
       canvas,
-      before: board.image(run, probe, evaluation, { image, view, before: true }),
-      now: board.image(run, probe, evaluation, { image, view }),
+      before: hasSides(view) ? board.image(run, probe, evaluation, { ground, view, before: true }) : now,
+      now,
       captions: [
         element("span", {
           text: withState(
@@ -236,9 +261,43 @@ export class Detail {
       if (before) drawing.putImageData(before, 0, 0, 0, 0, edge, height);
       if (now) drawing.putImageData(now, 0, 0, edge, 0, width - edge, height);
       drawing.fillStyle = "#fff";
-      if (edge > 0 && edge < width) drawing.fillRect(edge - 1, 0, 2, height);
+      if (before !== now && edge > 0 && edge < width) drawing.fillRect(edge - 1, 0, 2, height);
     }
   }
+}
+
+/** Whether a view shows one map, so that the baseline and now are beside each other.
+ *
+ * @param {string} view
+ */
+function hasSides(view) {
+  return view === "overlay" || view === "heat";
+}
+
+/** Say which part of its image the model sees; empty if it sees all.
+ *
+ * @param {number | undefined} share
+ */
+function describeCrop(share) {
+  if (share === undefined || share >= CROPPED) return "";
+  return `The model sees a centre crop: the middle ${formatPercent(share)} of the image.`;
+}
+
+/** Why the evaluation is an alarm, with images; nothing if it is none.
+ *
+ * @param {Run} run
+ * @param {number} evaluation
+ * @param {import("./wire.js").Ground[]} grounds
+ */
+async function alarmEvidence(run, evaluation, grounds) {
+  const reason = run.reasons[evaluation];
+  if (!reason) return [];
+  const sheets = await Promise.all(grounds.map((ground) => groundSheet(run, ground)));
+  return [
+    element("h3", { text: "Evidence of the alarm" }),
+    element("p", { text: `${reason[0].toUpperCase()}${reason.slice(1)}.` }),
+    ...sheets.flat(),
+  ];
 }
 
 /**
@@ -264,13 +323,10 @@ function chart(run, probe, evaluation) {
  */
 function summary(run, probe, evaluation, row, baseline) {
   const [before, now] = [run.baselineMap(probe, evaluation, baseline), row.map(evaluation)];
-  const shift = before && now ? findShift(before, now, row.shape) : null;
+  const state = run.stateText(probe, evaluation);
+  const place = state || (now ? describeLocation(before, now, row.shape) : "no map");
   const note = run.notes[evaluation][row.metric(evaluation, "note")];
-  const node = element("p", { class: "summary" });
-  if (shift?.isNotable) {
-    const { gained, gain, lost, loss } = shift;
-    node.append(`The ${gained} gained ${formatPercent(gain)} of the map, the ${lost} lost ${formatPercent(loss)}. `);
-  }
+  const node = element("p", { class: "summary", text: `${place[0].toUpperCase()}${place.slice(1)}. ` });
   if (note) {
     const isFlagged = run.flagged(probe, evaluation);
     const text = `${isFlagged ? "Flagged: " : ""}${note}.`;
@@ -288,8 +344,8 @@ function table(row, evaluation) {
   const lines = available.map(({ name, label, digits, meaning }) =>
     element(
       "tr",
-      { title: meaning },
-      element("th", { scope: "row", text: label }),
+      {},
+      element("th", { scope: "row" }, explained(label, meaning)),
       element("td", { text: formatNumber(row.metric(evaluation, name), digits) }),
     ),
   );
@@ -303,14 +359,4 @@ function table(row, evaluation) {
  */
 function withState(caption, stateText) {
   return stateText ? `${caption}: ${stateText}` : caption;
-}
-
-/** @param {ImageData | null | undefined} image */
-function canvasOf(image) {
-  const canvas = element("canvas", { "aria-hidden": "true" });
-  if (image) {
-    [canvas.width, canvas.height] = [image.width, image.height];
-    context(canvas).putImageData(image, 0, 0);
-  }
-  return canvas;
 }

@@ -37,6 +37,19 @@ export function context(canvas) {
   return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
 }
 
+/** A canvas with an image that needs no words; an empty one without image.
+ *
+ * @param {ImageData | null | undefined} image
+ */
+export function canvasOf(image) {
+  const canvas = element("canvas", { "aria-hidden": "true" });
+  if (image) {
+    [canvas.width, canvas.height] = [image.width, image.height];
+    context(canvas).putImageData(image, 0, 0);
+  }
+  return canvas;
+}
+
 let controls = 0;
 
 /** Put a label before a control.
@@ -47,6 +60,16 @@ let controls = 0;
 export function labelled(text, control) {
   control.id ||= `control-${++controls}`;
   return element("span", { class: "control" }, element("label", { text, for: control.id }), control);
+}
+
+/** Mark a term whose meaning is shown while the mouse is over it or it has the focus.
+ *
+ * @param {string} term
+ * @param {string} meaning
+ */
+export function explained(term, meaning) {
+  const tip = element("span", { id: `tip-${++controls}`, class: "tip", role: "tooltip", text: meaning });
+  return element("span", { class: "explained", tabIndex: 0, "aria-describedby": tip.id }, term, tip);
 }
 
 /** Set the options of a `<select>` and choose one, the first if the chosen one is missing. Equal options stay as they

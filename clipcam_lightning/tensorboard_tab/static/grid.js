@@ -26,7 +26,10 @@ export class Grid {
     this.rows = new Map();
     /** @type {Map<number, HTMLElement>} column heads in sight */
     this.heads = new Map();
-    this.corner = element("div", { class: "corner", role: "columnheader" });
+    this.counter = element("span", { class: "count" });
+    this.shown = element("span", { class: "pinned" });
+    const baseline = element("span", { class: "pinned" }, element("span", { text: "baseline" }));
+    this.corner = element("div", { class: "corner", role: "columnheader" }, this.counter, baseline, this.shown);
     this.head = element("div", { class: "head", role: "row", "aria-rowindex": 1 }, this.corner);
     this.body = element("div", { class: "body", role: "presentation" });
     this.marker = element("div", { class: "marker" });
@@ -42,10 +45,32 @@ export class Grid {
       this.head,
       this.body,
     );
-    for (const [name, length] of Object.entries(SIZE)) this.node.style.setProperty(`--${name}`, `${length}px`);
+    this.#setLengths();
     this.selected = 0; // row of the keyboard's cell
     this.isScheduled = false;
-    new ResizeObserver(() => this.#schedule()).observe(this.node);
+    this.onResize = () => {};
+    new ResizeObserver(() => {
+      this.onResize();
+      this.#schedule();
+    }).observe(this.node);
+  }
+
+  /** Change the lengths of the grid; what is in sight stays there.
+   *
+   * @param {{tile: number, about: number}} lengths
+   */
+  resize(lengths) {
+    const { node } = this;
+    const [row, column] = [node.scrollTop / SIZE.row, node.scrollLeft / SIZE.cell];
+    Object.assign(SIZE, lengths);
+    this.#setLengths();
+    this.reset();
+    node.scrollTo(column * SIZE.cell, row * SIZE.row);
+  }
+
+  #setLengths() {
+    for (const [name, length] of Object.entries(SIZE)) this.node.style.setProperty(`--${name}`, `${length}px`);
+    this.node.style.setProperty("--lines", String(1 + Math.floor((SIZE.row - 132) / 36)));
   }
 
   /** Number of rows. */
@@ -72,7 +97,9 @@ export class Grid {
   }
 
   #message() {
-    return element("p", { class: "message nothing", role: "status", text: this.board.matched ? NO_HIT : NO_PAIR });
+    const text = this.board.matched ? NO_HIT : NO_PAIR;
+    const cell = element("span", { role: "gridcell", text });
+    return element("div", { class: "message nothing", role: "row", "aria-live": "polite" }, cell);
   }
 
   #schedule() {
@@ -146,7 +173,12 @@ export class Grid {
    */
   #updateHead(from, to) {
     const { board } = this;
-    this.corner.textContent = `${board.countText} · shown: ${board.title(board.current)}`;
+    const [step, epoch] = board.title(board.current).split(", ");
+    this.counter.textContent = board.countText;
+    this.shown.replaceChildren(
+      element("span", { text: step }),
+      element("span", { class: "epoch", text: `${epoch}, shown` }),
+    );
     for (const [column, head] of this.heads) {
       if (column < from || column > to) {
         head.remove();

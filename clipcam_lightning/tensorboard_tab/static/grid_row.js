@@ -2,14 +2,14 @@
 
 import { badge } from "./badge.js";
 import { element } from "./dom.js";
-import { formatNumber, formatPercent } from "./format.js";
+import { formatNumber } from "./format.js";
 import { DRIFT } from "./metrics.js";
-import { findShift } from "./places.js";
+import { describeLocation } from "./places.js";
 import { SIZE } from "./size.js";
 import { Sparkline } from "./sparkline.js";
 import { Strip } from "./strip.js";
 
-/** @type {[Strip, Strip][]} strips of removed rows: new canvases are slower than anything else in a row */
+/** @type {Strip[][]} strips of removed rows: new canvases are slower than anything else in a row */
 const spareStrips = [];
 
 export class GridRow {
@@ -27,18 +27,18 @@ export class GridRow {
     this.probe = board.probes[Math.floor(number / board.runs.length)][this.side];
     /** @type {Map<number, HTMLElement>} by column */
     this.cells = new Map();
-    const [strip, currentStrip] = spareStrips.pop() ?? [new Strip(), new Strip()];
+    const strips = spareStrips.pop() ?? [new Strip(), new Strip(), new Strip()];
+    const [strip, baselineStrip, currentStrip] = strips;
+    this.strips = strips;
     this.strip = strip;
+    this.baselineStrip = baselineStrip;
     this.currentStrip = currentStrip;
     this.sparkline = new Sparkline(this.run, this.probe, SIZE.about, 30);
-    this.shift = element("div", { class: "shift" });
+    this.place = element("div", { class: "place" });
+    this.baselineName = element("div", { class: "metric" });
+    this.baseline = this.#pinned("baseline", this.baselineStrip, this.baselineName);
     this.metric = element("div", { class: "metric", title: DRIFT.meaning });
-    this.current = element(
-      "div",
-      { class: "current", on: { click: () => this.open(this.board.current) } },
-      element("div", { class: "frame" }, this.currentStrip.canvas, element("div", { class: "state" })),
-      this.metric,
-    );
+    this.current = this.#pinned("current", this.currentStrip, this.metric);
     /** @type {number | null} the column that is shown beside the name */
     this.shown = null;
     this.node = element(
@@ -49,6 +49,21 @@ export class GridRow {
     );
     this.node.classList.toggle("second", this.side > 0);
     this.node.style.top = `${number * SIZE.row}px`;
+  }
+
+  /** A tile that stays in sight while the evaluations scroll.
+   *
+   * @param {string} name
+   * @param {Strip} strip
+   * @param {HTMLElement} caption
+   */
+  #pinned(name, strip, caption) {
+    return element(
+      "div",
+      { class: `pinned ${name}`, on: { click: () => this.open(this.board.current) } },
+      element("div", { class: "frame" }, strip.canvas, element("div", { class: "state" })),
+      caption,
+    );
   }
 
   #header() {
@@ -63,8 +78,9 @@ export class GridRow {
         element("div", { class: "name", title: name }, ...badge(this.board.runs, this.side), name),
         element("div", { class: "prompt", text: prompt, title: prompt }),
         this.sparkline.node,
-        this.shift,
+        this.place,
       ),
+      this.baseline,
       this.current,
     );
   }
@@ -72,8 +88,8 @@ export class GridRow {
   /** Remove the row from the page, for good. */
   remove() {
     this.node.remove();
-    for (const strip of [this.strip, this.currentStrip]) strip.clear();
-    spareStrips.push([this.strip, this.currentStrip]);
+    for (const strip of this.strips) strip.clear();
+    spareStrips.push(this.strips);
   }
 
   /** The run's evaluation in a column, if it has one.
@@ -155,19 +171,35 @@ export class GridRow {
     return cell;
   }
 
-  /** Show beside the name the current evaluation, or the last one before it. */
+  /** Show beside the name the current evaluation, or the last one before it, and its baseline. */
   #showCurrent() {
     const column = this.board.current;
     const evaluation = this.board.evaluationUntil(column, this.side);
     const image = this.#image(evaluation);
-    this.currentStrip.move(0, 0, true);
-    this.currentStrip.paint(0, image);
-    mark(this.current, image, this.#stateText(evaluation));
+    show(this.current, this.currentStrip, image, this.#stateText(evaluation));
+    this.#showBaseline(evaluation);
     if (image !== undefined) this.shown = column;
     this.sparkline.mark(evaluation);
     this.metric.textContent = this.#driftText(column, evaluation);
     this.node.classList.toggle("flagged", evaluation !== undefined && this.run.flagged(this.probe, evaluation));
-    this.shift.textContent = evaluation === undefined ? "" : this.#shiftText(evaluation);
+    this.place.textContent = evaluation === undefined ? "no evaluation up to this step" : this.#placeText(evaluation);
+    this.place.title = this.place.textContent;
+  }
+
+  /** @param {number} [evaluation] */
+  #showBaseline(evaluation) {
+    const { run, probe } = this;
+    const { baseline, view } = this.board.state.values;
+    if (evaluation === undefined) {
+      show(this.baseline, this.baselineStrip, null, "");
+      this.baselineName.textContent = "";
+      return;
+    }
+    const shown = view === "change" ? "overlay" : view; // of a baseline there is no change
+    const image = this.board.image(run, probe, evaluation, { view: shown, before: true });
+    const stateText = view === "input" ? "" : run.baselineStateText(probe, evaluation, baseline);
+    show(this.baseline, this.baselineStrip, image, stateText);
+    this.baselineName.textContent = run.baselineName(evaluation, baseline);
   }
 
   /**
@@ -182,14 +214,29 @@ export class GridRow {
   }
 
   /** @param {number} evaluation */
-  #shiftText(evaluation) {
-    const row = this.run.rows.get(this.probe);
-    const before = this.run.baselineMap(this.probe, evaluation, this.board.state.values.baseline);
-    const now = row?.map(evaluation);
-    const shift = row && before && now ? findShift(before, now, row.shape) : null;
-    if (!shift?.isNotable) return "";
-    return `→ ${shift.gained} +${formatPercent(shift.gain)}, ${shift.lost} −${formatPercent(shift.loss)}`;
+  #placeText(evaluation) {
+    const { run, probe } = this;
+    const { baseline } = this.board.state.values;
+    const row = run.rows.get(probe);
+    if (!row) return "…";
+    const now = row.map(evaluation);
+    if (!now) return "no map";
+    const state = run.stateText(probe, evaluation);
+    return state || describeLocation(run.baselineMap(probe, evaluation, baseline), now, row.shape);
   }
+}
+
+/** Show one image in a tile of its own.
+ *
+ * @param {HTMLElement} tile
+ * @param {Strip} strip of the tile
+ * @param {ImageData | null | undefined} image as of {@link Strip#paint}
+ * @param {string} stateText
+ */
+function show(tile, strip, image, stateText) {
+  strip.move(0, 0, true);
+  strip.paint(0, image);
+  mark(tile, image, stateText);
 }
 
 /** Show in a cell whether it has an image and what the state of its map says, and give its frame the image's shape.

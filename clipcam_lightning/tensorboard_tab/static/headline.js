@@ -7,6 +7,8 @@ import { MIN_GAIN, findShift } from "./places.js";
 
 /** @typedef {import("./run.js").Run} Run */
 
+const MAX_PROMPT = 80; // characters
+
 /** @param {Run[]} runs
  * @returns {HTMLElement[]} one line per run
  */
@@ -20,7 +22,7 @@ export function headline(runs) {
       ...badge(runs, side),
       element("strong", { class: hasAlarm ? "alarm" : "", text: describeAlarm(run) }),
       ": ",
-      element("span", { text: describeFlagged(run), title: `The rule: ${run.rule}.` }),
+      element("span", { title: `The rule: ${run.rule}.` }, describeFlagged(run), ...namePrompt(run)),
       ". ",
       ...(hasAlarm ? [element("span", { text: describeReason(run) })] : []),
       // Isolated, because a name may change the direction of the text that follows.
@@ -57,7 +59,26 @@ export function describeReason({ last, reasons }) {
 export function describeFlagged(run) {
   const count = run.names.filter((_, probe) => run.flagged(probe, run.last)).length;
   if (!count) return "no probe is flagged";
-  return `${count} of ${run.names.length} probes ${count === 1 ? "is" : "are"} flagged`;
+  const probes = run.names.length === 1 ? "probe" : "probes";
+  return `${count} of ${run.names.length} ${probes} ${count === 1 ? "is" : "are"} flagged`;
+}
+
+/** The prompt that the flagged probes share; undefined if they have several, or none is flagged.
+ *
+ * @param {Pick<Run, "prompts" | "last" | "flagged">} run
+ */
+export function findSharedPrompt(run) {
+  const prompts = new Set(run.prompts.filter((_, probe) => run.flagged(probe, run.last)));
+  return prompts.size === 1 ? [...prompts][0] : undefined;
+}
+
+/** @param {Run} run */
+function namePrompt(run) {
+  const prompt = findSharedPrompt(run);
+  if (prompt === undefined) return [];
+  const characters = [...prompt];
+  const text = characters.length > MAX_PROMPT ? `${characters.slice(0, MAX_PROMPT).join("")}…` : prompt;
+  return [", with the prompt ", element("strong", {}, element("bdi", { text, title: prompt }))];
 }
 
 /** Which probe moved most, when and where to.

@@ -1,6 +1,8 @@
 /** Raw maps as pixels: bilinear between the centres of the cells, as in the images that the callback logs. */
 
 const [DARKEST, CONTRAST] = [0.08, 0.6]; // of an image under heat, as in the logged images
+const [FAINTEST, DENSEST] = [0.05, 0.65]; // share of the image that heat covers: it stays visible where all is hot
+const USUAL = 0.85; // opacity at which heat covers these shares
 
 /**
  * @typedef {{width: number, height: number, data: Uint8ClampedArray<ArrayBuffer>}} Pixels RGBA
@@ -42,7 +44,7 @@ export function normalize(map, largest = maxValue(map)) {
  *     missing
  */
 export function paint(image, shape, heat, baseline, options) {
-  if (options.view === "input") return image.data;
+  if (options.view === "input") return image.data.slice();
   if (!heat) return null;
   const { width, height, data } = image;
   const out = new Uint8ClampedArray(4 * width * height);
@@ -68,7 +70,7 @@ export function paint(image, shape, heat, baseline, options) {
 function paintOverlay(heat, image, out, { opacity, heatColors }) {
   for (let i = 0, p = 0; i < heat.length; i++, p += 4) {
     const level = Math.round(255 * heat[i]);
-    const cover = (opacity / 0.85) * (0.1 + (0.75 * level) / 255);
+    const cover = (opacity / USUAL) * (FAINTEST + ((DENSEST - FAINTEST) * level) / 255);
     const grey = Math.round(0.299 * image[p] + 0.587 * image[p + 1] + 0.114 * image[p + 2]);
     mix(out, p, heatColors, 3 * level, Math.min(1, cover), 255 * DARKEST + CONTRAST * grey);
   }
@@ -93,7 +95,7 @@ function paintPlain(heat, _image, out, { heatColors }) {
  */
 function paintChange(difference, image, out, { opacity, changeColors }) {
   for (let i = 0, p = 0; i < difference.length; i++, p += 4) {
-    const cover = (opacity / 0.85) * Math.sqrt(Math.abs(difference[i]));
+    const cover = (opacity / USUAL) * Math.sqrt(Math.abs(difference[i]));
     const faint = 255 * 0.55 + (0.45 * (image[p] + image[p + 1] + image[p + 2])) / 3;
     mix(out, p, changeColors, 3 * Math.round(255 * (difference[i] / 2 + 0.5)), Math.min(1, cover), faint);
   }

@@ -16,6 +16,7 @@ import {
 import { Player } from "./player.js";
 import { Run } from "./run.js";
 import { chooseSources, keyOf } from "./sources.js";
+import { SIZE, chooseLengths } from "./size.js";
 import { State } from "./state.js";
 import { Toolbar } from "./toolbar.js";
 import { fetchColors, fetchRuns } from "./wire.js";
@@ -43,6 +44,7 @@ export async function render() {
     document.head.append(element("link", { rel: "stylesheet", href }));
   }
   document.documentElement.lang = "en";
+  document.title = "CLIP CAM";
   followDarkMode();
   try {
     const page = new Page(await fetchColors());
@@ -81,6 +83,8 @@ class Page {
       this.player.node,
       this.detail.node,
     );
+    this.resizing = Symbol("newest size");
+    this.grid.onResize = () => this.#resize();
     this.state.listen((changed) => this.#update(changed));
   }
 
@@ -144,14 +148,36 @@ class Page {
       };
       run.onError = (error) => this.#showMessage(error.message);
     }
+    const lengths = this.#lengths(new Set(runs.flatMap(({ steps }) => steps)).size);
+    await Promise.all(runs.map((run) => run.fit(run.rows.keys(), lengths.tile)));
+    if (choice !== this.choice) return;
+    if (lengths.tile !== SIZE.tile || lengths.about !== SIZE.about) this.grid.resize(lengths);
     this.#showRuns(runs);
   }
 
   /** Make tiles for another resolution of the screen. */
   async fit() {
-    await Promise.all(this.board.runs.flatMap((run) => [...run.rows.values()].map((row) => row.fit())));
+    await Promise.all(this.board.runs.map((run) => run.fit(run.visible)));
     this.grid.update(true);
     this.#showDetail();
+  }
+
+  /** Resize the grid to the chosen size, or to the width there is. */
+  async #resize() {
+    const columns = this.board.columns.length;
+    if (!columns || !this.grid.node.clientWidth) return; // nothing or another tab is shown
+    const lengths = this.#lengths(columns);
+    const resizing = (this.resizing = Symbol("newest size")); // another may be chosen while tiles are made
+    if (lengths.tile === SIZE.tile && lengths.about === SIZE.about) return;
+    await Promise.all(this.board.runs.map((run) => run.fit(run.visible, lengths.tile)));
+    if (resizing !== this.resizing) return;
+    this.grid.resize(lengths);
+    this.toolbar.update(this.sources);
+  }
+
+  /** @param {number} columns */
+  #lengths(columns) {
+    return chooseLengths(this.grid.node.clientWidth || innerWidth, columns, this.state.values.size);
   }
 
   /** Show other runs. The grid stays where the user has scrolled, if the same evaluation is shown.
@@ -206,6 +232,7 @@ class Page {
       this.grid.reset();
     }
     if (hasChanged("view", "opacity", "colors", "baseline", "scale")) this.grid.update(true);
+    if (hasChanged("size")) this.#resize();
     if (hasChanged("evaluation")) this.grid.follow();
     if (hasChanged("open")) this.grid.update(false); // requests the row
     this.toolbar.update(this.sources);

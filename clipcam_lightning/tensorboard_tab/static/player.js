@@ -1,8 +1,9 @@
 /** The slider that moves all probes through time. */
 
-import { element } from "./dom.js";
+import { element, labelled, setOptions } from "./dom.js";
+import { SPEEDS } from "./state.js";
 
-const PAUSE = 250; // milliseconds between two evaluations
+const PAUSE = 250; // milliseconds between two evaluations at the usual speed
 
 export class Player {
   /** @param {import("./board.js").Board} board */
@@ -18,6 +19,8 @@ export class Player {
       on: { input: () => board.go(Number(this.slider.value)) },
     });
     this.button = element("button", { class: "play", on: { click: () => this.#toggle() } });
+    this.speed = element("select");
+    this.speed.addEventListener("change", () => board.state.set({ speed: this.speed.value }));
     this.title = element("output", { class: "title", "aria-live": "polite" });
     this.marks = element("div", { class: "marks", "aria-hidden": "true" });
     /** @type {(text: string, by: number, label: string) => HTMLElement} */
@@ -30,8 +33,12 @@ export class Player {
       this.button,
       step("›", 1, "Next evaluation (right arrow)"),
       element("div", { class: "track" }, this.slider, this.marks),
+      labelled("Speed", this.speed),
       this.title,
     );
+    board.state.listen((changed) => {
+      if (changed.has("speed") && this.timer) this.#start();
+    });
     document.addEventListener("keydown", (event) => this.#key(event));
     this.update();
   }
@@ -50,9 +57,14 @@ export class Player {
       this.#stop();
     } else {
       if (this.board.current === this.board.last) this.board.go(0);
-      this.timer = setInterval(() => this.#next(), PAUSE);
+      this.#start();
     }
     this.update();
+  }
+
+  #start() {
+    this.#stop();
+    this.timer = setInterval(() => this.#next(), PAUSE / Number(this.board.state.values.speed));
   }
 
   #next() {
@@ -72,6 +84,8 @@ export class Player {
   update() {
     const { board } = this;
     const last = Math.max(0, board.last);
+    const speeds = SPEEDS.map((speed) => [speed, `${speed}×`]);
+    setOptions(this.speed, speeds, board.state.values.speed);
     const label = this.timer ? "Pause (space)" : "Play (space)";
     this.title.setAttribute("aria-live", this.timer ? "off" : "polite"); // four announcements a second are too many
     this.button.textContent = this.timer ? "❚❚" : "▶";

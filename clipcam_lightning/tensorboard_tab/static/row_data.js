@@ -1,9 +1,15 @@
-/** Maps, metrics and image of one probe at all evaluations. */
+/** Maps, metrics and images of one probe at all evaluations. */
 
 import { maxValue } from "./heat.js";
-import { decodeImage } from "./images.js";
+import { decodeImage, decodeOutline, decodeTiles } from "./images.js";
 import { SIZE } from "./size.js";
 import { HALF_FLOATS } from "./wire.js";
+
+/**
+ * @typedef {Object} Ground what maps are painted on
+ * @property {ImageData} image the model's input
+ * @property {import("./outline.js").Outline | null} outline of the object; null if it is not known
+ */
 
 export class RowData {
   /**
@@ -12,18 +18,24 @@ export class RowData {
    * @param {Uint16Array} arrays.maps half floats, divided by the metric "scale"
    * @param {Float32Array} arrays.metrics row by row
    * @param {Float32Array[]} arrays.baselines raw maps
-   * @param {Uint8Array<ArrayBuffer>} arrays.jpeg empty if there is none
+   * @param {Record<"image" | "mask" | "ground", Uint8Array<ArrayBuffer>>} arrays.files JPEG or PNG, empty if there is
+   *     none
    * @param {string[]} names of the metrics
    */
-  constructor({ shape, maps, metrics, baselines, jpeg }, names) {
+  constructor({ shape, maps, metrics, baselines, files }, names) {
     this.shape = shape;
     this.maps = maps;
     this.metrics = metrics;
     this.baselines = baselines;
-    this.jpeg = jpeg.length ? new Blob([jpeg], { type: "image/jpeg" }) : null;
+    this.imageFile = fileOf(files.image, "image/jpeg");
+    this.maskFile = fileOf(files.mask, "image/png");
+    this.groundFile = fileOf(files.ground, "image/jpeg");
     this.names = names;
-    /** @type {ImageData | null} the image at the size of a tile */
+    /** @type {Ground | null} at the size of a tile */
     this.tile = null;
+    this.tileSide = 0; // of the tile that was made last or is being made, in pixels of the screen
+    /** @type {Promise<unknown>} of this tile */
+    this.making = Promise.resolve();
     /** @type {number | null} */
     this.cachedMax = null;
   }
@@ -59,19 +71,62 @@ export class RowData {
     return this.cachedMax;
   }
 
-  /** Decode the image at `longer` pixels along its longer side.
-   *
-   * @param {number} longer
-   */
-  image(longer) {
-    return decodeImage(this.jpeg, longer, this.shape);
+  /** Memory of the maps and the tile. */
+  get byteLength() {
+    return this.maps.byteLength + (this.tile?.image.data.byteLength ?? 0);
   }
 
-  /** Make the tile for the resolution of the screen. */
-  async fit() {
-    this.tile = await this.image(Math.round(SIZE.tile * devicePixelRatio));
+  /** Decode image and mask at `longer` pixels along the longer side.
+   *
+   * @param {number} longer
+   * @returns {Promise<Ground>}
+   */
+  async ground(longer) {
+    const image = await decodeImage(this.imageFile, longer, this.shape);
+    return { image, outline: await decodeOutline(this.maskFile, image) };
+  }
+
+  /** Decode the image without its object and with those of other probes.
+   *
+   * @param {number} count
+   */
+  groundTiles(count) {
+    return decodeTiles(this.groundFile, count);
+  }
+
+  /** Whether the tile has the size and resolution of the screen. */
+  get isFit() {
+    return this.tile !== null && this.tileSide === sideOf(SIZE.tile);
+  }
+
+  /** Make the tile for the resolution of the screen, unless it is made.
+   *
+   * @param {number} [tile] its size
+   */
+  async fit(tile = SIZE.tile) {
+    const side = sideOf(tile);
+    if (side !== this.tileSide) {
+      this.tileSide = side;
+      this.making = this.ground(side).then((ground) => {
+        if (side === this.tileSide) this.tile = ground;
+      });
+    }
+    await this.making;
     return this;
   }
+}
+
+/** @param {number} tile */
+function sideOf(tile) {
+  return Math.round(tile * devicePixelRatio);
+}
+
+/**
+ * @param {Uint8Array<ArrayBuffer>} content
+ * @param {string} type
+ */
+function fileOf(content, type) {
+  return content.length ? new Blob([content], { type }) : null;
 }
 
 /** Split a response into rows, with their tiles, by the names of the probes.
@@ -90,7 +145,11 @@ export function readRows({ about, arrays }, metricNames) {
           maps: slice(maps, i),
           metrics: slice(metrics, i),
           baselines: baselines ? Array.from({ length: baselines.shape[0] }, (_, j) => slice(baselines, j, i)) : [],
-          jpeg: arrays[`image.${i}`].data,
+          files: {
+            image: arrays[`image.${i}`].data,
+            mask: arrays[`mask.${i}`].data,
+            ground: arrays[`ground.${i}`].data,
+          },
         },
         metricNames,
       );

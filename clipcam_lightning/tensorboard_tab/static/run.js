@@ -10,7 +10,7 @@ import { RequestError, fetchEvaluations, fetchRows } from "./wire.js";
  * @typedef {import("./wire.js").Source} Source
  */
 
-const MAX_BYTES = 64e6; // of maps in memory
+const MAX_BYTES = 64e6; // of maps and tiles in memory
 const BATCH = 8; // rows per request: until more have arrived, others may be in sight
 const MAX_REQUESTS = 2; // at a time
 const RETRY = 5000; // milliseconds until rows that failed are requested again
@@ -29,7 +29,7 @@ export class Run {
     const run = new Run(source, response);
     if (run.stamp === previous?.stamp) return previous;
     const rows = await readRows(response, run.metricNames);
-    const inSight = previous ? previous.visible.map((probe) => previous.names[probe]) : [];
+    const inSight = previous ? [...previous.beside, ...previous.visible].map((probe) => previous.names[probe]) : [];
     const missing = inSight.filter((name) => run.indexOf.has(name) && !response.about.rows.includes(name));
     if (missing.length) {
       const more = await fetchRows(source, missing.slice(0, MAX_ROWS));
@@ -59,6 +59,8 @@ export class Run {
     this.visible = [];
     /** @type {number[]} probes near them */
     this.near = [];
+    /** @type {number[]} probes of which the large view shows something */
+    this.beside = [];
     this.isShown = () => false;
     this.onRows = () => {};
     this.onOutdated = async () => {}; // the server has other evaluations
@@ -67,12 +69,15 @@ export class Run {
     this.names = about.probes.names;
     this.prompts = about.probes.prompts;
     this.digests = about.probes.digests;
+    /** Share of each image that the model sees; empty if unknown. */
+    this.visibleShares = about.probes.visible;
     this.metricNames = about.metrics;
     this.reasons = about.reasons;
     this.notes = about.notes;
     this.states = about.states;
     this.baselineStates = about.baseline_states;
     this.stateWords = about.state_words;
+    this.grounds = about.grounds;
     this.leftOut = about.left_out;
     this.rule = about.rule;
     this.settings = about.settings;
@@ -133,13 +138,43 @@ export class Run {
       }
     }
     for (let i = 0; i < MAX_REQUESTS; i++) this.#requestRows();
+    this.#fitTiles([...visible, ...near]);
+  }
+
+  /** Request the rows of which the large view shows something.
+   *
+   * @param {number[]} probes
+   */
+  wantBeside(probes) {
+    this.beside = probes;
+    this.#requestRows();
+  }
+
+  /** Make the tiles of some probes, where they are not made.
+   *
+   * @param {Iterable<number>} probes
+   * @param {number} [tile] their size
+   */
+  async fit(probes, tile) {
+    await Promise.all([...probes].map((probe) => this.rows.get(probe)?.fit(tile)));
+  }
+
+  /** Make tiles for another size or resolution as they are needed.
+   *
+   * @param {number[]} probes
+   */
+  async #fitTiles(probes) {
+    const unfit = probes.filter((probe) => this.rows.get(probe)?.isFit === false);
+    if (!unfit.length) return;
+    await this.fit(unfit);
+    this.onRows();
   }
 
   /** Probes of the next request: some in sight or, if nothing is requested, some near them. */
   nextBatch() {
     /** @param {number} probe */
     const isAbsent = (probe) => !this.rows.has(probe) && !this.pending.has(probe) && !this.failing.has(probe);
-    const visible = this.visible.filter(isAbsent);
+    const visible = [...this.beside, ...this.visible].filter(isAbsent);
     const probes = visible.length || this.requests ? visible : this.near.filter(isAbsent);
     return probes.slice(0, BATCH);
   }
@@ -194,7 +229,7 @@ export class Run {
    */
   #keep(rows) {
     for (const [name, row] of rows) this.rows.set(/** @type {number} */ (this.indexOf.get(name)), row);
-    const most = Math.max(MAX_ROWS, Math.floor(MAX_BYTES / rows[0][1].maps.byteLength));
+    const most = Math.max(MAX_ROWS, Math.floor(MAX_BYTES / rows[0][1].byteLength));
     for (const probe of this.rows.keys()) {
       if (this.rows.size <= most) break;
       this.rows.delete(probe);

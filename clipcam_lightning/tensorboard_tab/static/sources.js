@@ -18,7 +18,7 @@ export function nameOf({ run, root }) {
   return root === "clipcam" ? run : `${run} · ${root.replace(/^clipcam_/, "")}`;
 }
 
-/** Choose what to show: the sources in the address or else the newest that can be shown.
+/** Choose what to show: the sources in the address or else the newest with an alarm, or the newest that can be shown.
  *
  * @param {Source[]} sources at least one
  * @param {{run: string, compare: string}} choices keys, or empty
@@ -29,7 +29,9 @@ export function chooseSources(sources, { run, compare }) {
   /** @param {string} key */
   const find = (key) => sources.find((source) => keyOf(source) === key);
   const valid = sources.filter(({ problem }) => !problem);
-  const newest = (valid.length ? valid : sources).reduce((a, b) => (b.wall_time > a.wall_time ? b : a));
+  const alarming = valid.filter(({ alarm }) => alarm);
+  const [candidates] = [alarming, valid, sources].filter((each) => each.length);
+  const newest = candidates.reduce((a, b) => (b.wall_time > a.wall_time ? b : a));
   const first = find(run) ?? newest;
   const second = find(compare);
   return {

@@ -1,6 +1,9 @@
 /** The user's choices: kept in the address and, for an address without any, in the browser's storage. */
 
+import { LARGEST, SMALLEST } from "./size.js";
+
 export const LAST = "last";
+export const SPEEDS = ["0.5", "1", "2", "4"];
 
 /** @typedef {{-readonly [Key in keyof typeof DEFAULTS]: string}} Choices */
 
@@ -12,6 +15,8 @@ export const DEFAULTS = Object.freeze({
   colors: "inferno",
   baseline: "callback", // or "previous", or a step
   scale: "map", // or "probe"
+  size: "fit", // of the tiles: to fill the width, or CSS pixels
+  speed: "1", // of the player, in units of its usual speed
   sort: "flagged",
   filter: "",
   evaluation: LAST, // or a step
@@ -27,8 +32,11 @@ const IS_VALID = {
   opacity: (value) => Number(value) >= 0 && Number(value) <= 1,
   baseline: (value) => /^(callback|previous|\d+)$/.test(value),
   scale: (value) => ["map", "probe"].includes(value),
+  size: (value) => value === "fit" || (/^\d+$/.test(value) && SMALLEST <= Number(value) && Number(value) <= LARGEST),
+  speed: (value) => SPEEDS.includes(value),
   sort: (value) => ["flagged", "drift", "similarity", "name"].includes(value),
 };
+const NOT_STORED = new Set(["run", "compare"]); // for an address that names none, the page chooses a run with an alarm
 const DELAY = 200; // milliseconds; browsers refuse an address that changes with each move of a slider
 
 /**
@@ -91,7 +99,7 @@ export class State {
     const entries = /** @type {[keyof Choices, string][]} */ (Object.entries(this.values));
     const chosen = Object.fromEntries(entries.filter(([key, value]) => value !== DEFAULTS[key]));
     this.address.write(chosen);
-    this.storage.write(chosen);
+    this.storage.write(Object.fromEntries(Object.entries(chosen).filter(([key]) => !NOT_STORED.has(key))));
   }
 
   /** The choices in the address; null if there are none. A link shows what its sender saw, whatever is stored here. */

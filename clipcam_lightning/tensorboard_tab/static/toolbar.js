@@ -2,16 +2,12 @@
 
 import { letter } from "./badge.js";
 import { context, element, labelled, setOptions } from "./dom.js";
+import { LARGEST, SIZE, SMALLEST } from "./size.js";
 import { keyOf, nameOf } from "./sources.js";
+import { checkView, viewGroup } from "./views.js";
 
 /** @typedef {import("./state.js").Choices} Choices */
 
-const VIEWS = [
-  ["overlay", "Overlay"],
-  ["heat", "Heat"],
-  ["change", "Change"],
-  ["input", "Input"],
-];
 const SORTS = [
   ["flagged", "flagged first"],
   ["drift", "drift, largest first"],
@@ -28,12 +24,6 @@ const SCALES = [
  * @type {Record<string, ("opacity" | "colors" | "scale")[]>}
  */
 const WITHOUT_EFFECT = { overlay: [], heat: ["opacity"], change: ["colors"], input: ["opacity", "colors", "scale"] };
-
-/** Movement of the arrow keys in the group of views.
- *
- * @type {Record<string, number | undefined>}
- */
-const KEYS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
 
 export class Toolbar {
   /**
@@ -61,9 +51,22 @@ export class Toolbar {
       step: 0.05,
       on: { input: () => state.set({ opacity: this.opacity.value }) },
     });
-    this.views = VIEWS.map(([value, text]) => this.#viewButton(value, text));
-    this.viewGroup = element("span", { class: "views", role: "radiogroup", "aria-label": "View" }, ...this.views);
-    this.viewGroup.addEventListener("keydown", (event) => this.#key(event));
+    this.size = element("input", {
+      type: "range",
+      min: SMALLEST,
+      max: LARGEST,
+      step: 8,
+      on: { input: () => state.set({ size: this.size.value }) },
+    });
+    this.fit = element("button", {
+      text: "Fit",
+      title: "Fill the width of the window",
+      on: { click: () => state.set({ size: "fit" }) },
+    });
+    this.views = viewGroup(
+      (_, text) => [document.createTextNode(text)],
+      (view) => state.set({ view }),
+    );
     this.letters = [0, 1].map((side) => letter(side));
     this.ramp = element("canvas", { width: 256, height: 1, "aria-hidden": "true" });
     this.least = element("span");
@@ -78,13 +81,15 @@ export class Toolbar {
       labelled("Compare with", this.compare),
       labelled("Sort", this.sort),
       labelled("Filter", this.filter),
+      this.legend,
       element("span", { class: "break" }),
-      this.viewGroup,
+      this.views,
       labelled("Opacity", this.opacity),
       labelled("Colours", this.colors),
       labelled("Baseline", this.baseline),
       labelled("Scale", this.scale),
-      this.legend,
+      labelled("Size", this.size),
+      this.fit,
     );
   }
 
@@ -95,40 +100,13 @@ export class Toolbar {
     return select;
   }
 
-  /**
-   * @param {string} value
-   * @param {string} text
-   */
-  #viewButton(value, text) {
-    const button = element("button", { text, value, role: "radio" });
-    button.addEventListener("click", ({ detail }) => {
-      if (detail) button.blur(); // a click of the mouse leaves the keys to the player
-      this.state.set({ view: value });
-    });
-    return button;
-  }
-
-  /** A group of radio buttons is one stop of the tab key; the arrows move within it.
-   *
-   * @param {KeyboardEvent} event
-   */
-  #key(event) {
-    const by = KEYS[event.key];
-    if (by === undefined) return;
-    const { views } = this;
-    const next = views[(views.findIndex((button) => button === event.target) + by + views.length) % views.length];
-    next.focus();
-    next.click();
-    event.preventDefault();
-  }
-
   /** Show the state.
    *
    * @param {import("./wire.js").Source[]} sources
    */
   update(sources) {
     const { values } = this.state;
-    const names = sources.map((source) => [keyOf(source), nameOf(source)]);
+    const names = sources.map((source) => [keyOf(source), `${nameOf(source)}${source.alarm ? " (alarm)" : ""}`]);
     setOptions(this.run, names, values.run);
     setOptions(this.compare, [["", "none"], ...names.filter(([key]) => key !== values.run)], values.compare);
     for (const node of this.letters) node.hidden = !values.compare;
@@ -139,11 +117,9 @@ export class Toolbar {
     setOptions(this.baseline, this.#baselines(), values.baseline);
     if (document.activeElement !== this.filter) this.filter.value = values.filter;
     this.opacity.value = values.opacity;
-    for (const button of this.views) {
-      const isChosen = button.value === values.view;
-      button.setAttribute("aria-checked", String(isChosen));
-      button.tabIndex = isChosen ? 0 : -1;
-    }
+    this.size.value = String(SIZE.tile);
+    this.fit.setAttribute("aria-pressed", String(values.size === "fit"));
+    checkView(this.views, values.view);
     for (const name of WITHOUT_EFFECT.input) this[name].disabled = WITHOUT_EFFECT[values.view].includes(name);
     this.#updateLegend();
   }

@@ -12,6 +12,7 @@
  * @property {string} run
  * @property {string} root first word of the callback's tags
  * @property {string} problem why it cannot be shown; empty if it can
+ * @property {boolean} alarm whether its last evaluation is an alarm
  * @property {number} wall_time of its last evaluation
  *
  * @typedef {Object} RowArrays
@@ -32,8 +33,13 @@
  *
  * @typedef {{rows: string[]}} RowsAbout names of the probes
  *
+ * @typedef {Object} Ground the ground of a probe, on which other objects are put
+ * @property {number} probe
+ * @property {number[]} called for each object, a probe with the prompt that the image is closest to
+ * @property {number[]} called_before the same at the baseline
+ *
  * @typedef {Object} EvaluationsAbout
- * @property {{names: string[], prompts: string[], digests: string[]}} probes
+ * @property {{names: string[], prompts: string[], digests: string[], visible: number[]}} probes
  * @property {string} rule
  * @property {{method: string, target: string, layers: string[]}} settings of the maps
  * @property {string[]} metrics names of the columns of `row_metrics`
@@ -42,10 +48,12 @@
  * @property {Record<string, string>[]} states of each evaluation: names of the states of degenerate maps, by probe
  * @property {Record<string, string>[]} baseline_states of the maps that each evaluation is compared with
  * @property {Record<string, string>} state_words what the states say, by name
+ * @property {Ground[][]} grounds that the alarm at each evaluation rests on
  * @property {Record<string, number>} left_out number of evaluations by reason
  *
  * @typedef {{about: {heat: string[], change: string}, arrays: Record<string, NdArray<Uint8Array>>}} Colors
- * @typedef {{about: RowsAbout, arrays: RowArrays & Record<`image.${number}`, NdArray<Uint8Array<ArrayBuffer>>>}} Rows
+ * @typedef {Record<`${"image" | "mask" | "ground"}.${number}`, NdArray<Uint8Array<ArrayBuffer>>>} FileArrays
+ * @typedef {{about: RowsAbout, arrays: RowArrays & FileArrays}} Rows
  * @typedef {{about: EvaluationsAbout & RowsAbout, arrays: EvaluationArrays & Rows["arrays"]}} Evaluations
  */
 

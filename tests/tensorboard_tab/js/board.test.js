@@ -2,11 +2,14 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { Board, pairProbes, probeOrder } from "../../../clipcam_lightning/tensorboard_tab/static/board.js";
+import { SIZE } from "../../../clipcam_lightning/tensorboard_tab/static/size.js";
 import { State } from "../../../clipcam_lightning/tensorboard_tab/static/state.js";
 import { FakeImageData, makeImage } from "./browser.js";
 import { makeRow, makeRun } from "./runs.js";
 
-Object.assign(globalThis, { ImageData: FakeImageData });
+Object.assign(globalThis, { ImageData: FakeImageData, devicePixelRatio: 1 });
+
+const OUTLINE = { white: Uint32Array.of(0), black: Uint32Array.of(8) }; // of an image of 3x3 pixels
 
 const COLORS = {
   about: { heat: ["inferno", "viridis"], change: "vik" },
@@ -208,7 +211,8 @@ test("a probe whose row has not arrived has no image yet", () => {
 function paintedBoard(choices, states = {}) {
   const run = makeRun({ baseline: [0, 0, -1], ...states });
   const row = makeRow([{ 0: 1 }, { 8: 0.5 }, { 8: 1 }]);
-  row.tile = makeImage(new Uint8ClampedArray(36).fill(9), 3, 3);
+  row.tile = { image: makeImage(new Uint8ClampedArray(36).fill(9), 3, 3), outline: null };
+  row.tileSide = SIZE.tile;
   run.rows.set(0, row);
   const board = makeBoard([run], choices);
   for (let i = 0; i < 256; i++) COLORS.arrays.inferno.data[3 * i] = COLORS.arrays.vik.data[3 * i] = i;
@@ -243,8 +247,24 @@ test("the input is painted without a map, at another size on request", () => {
   const { board, corners } = paintedBoard({ view: "input" });
   assert.deepEqual(corners(2), [9, 9]);
   const image = makeImage(new Uint8ClampedArray(8).fill(5), 2, 1);
-  const painted = board.image(board.runs[0], 0, 0, { image });
+  const painted = board.image(board.runs[0], 0, 0, { ground: { image, outline: null } });
   assert.deepEqual([painted?.width, painted?.height, painted?.data[0]], [2, 1, 5]);
+});
+
+test("the outline of the object is drawn on every view, and not on the image itself", () => {
+  for (const view of ["overlay", "heat", "change", "input"]) {
+    const { row, corners } = paintedBoard({ view });
+    const ground = { image: makeImage(new Uint8ClampedArray(36).fill(9), 3, 3), outline: OUTLINE };
+    row.tile = ground;
+    assert.deepEqual(corners(1), [255, 0], view);
+    assert.equal(ground.image.data[0], 9);
+  }
+});
+
+test("a tile of another size than that of the grid is not shown", () => {
+  const { row, corners } = paintedBoard({ view: "heat" });
+  row.tileSide = SIZE.tile + 1;
+  assert.equal(corners(1), undefined);
 });
 
 test("a degenerate map is painted cold, with what its state says", () => {

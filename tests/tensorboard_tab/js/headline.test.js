@@ -8,6 +8,7 @@ import {
   describeLeftOut,
   describePlace,
   describeTime,
+  findSharedPrompt,
 } from "../../../clipcam_lightning/tensorboard_tab/static/headline.js";
 import { makeRow, makeRun } from "./runs.js";
 
@@ -30,6 +31,20 @@ test("flagged probes are counted at the last evaluation", () => {
   assert.equal(describeFlagged(makeRun({ flagged })), "1 of 2 probes is flagged");
   assert.equal(describeFlagged(makeRun({ flagged: [flagged[0], flagged[0]] })), "2 of 2 probes are flagged");
   assert.equal(describeFlagged(makeRun()), "no probe is flagged");
+});
+
+test("the prompt is named that all flagged probes share", () => {
+  const [never, last, first] = [
+    [0, 0, 0],
+    [0, 0, 1],
+    [1, 1, 0],
+  ];
+  /** @type {(prompts: string[], flagged: number[][]) => string | undefined} */
+  const shared = (prompts, flagged) => findSharedPrompt(makeRun({ names: ["1", "2", "3"], prompts, flagged }));
+  assert.equal(shared(["fox", "fox", "dog"], [last, last, never]), "fox");
+  assert.equal(shared(["fox", "fox", "dog"], [last, first, first]), "fox", "at the last evaluation");
+  assert.equal(shared(["fox", "fox", "dog"], [last, last, last]), undefined);
+  assert.equal(shared(["fox", "fox", "dog"], [never, never, never]), undefined);
 });
 
 test("the probe with the largest drift is named", () => {

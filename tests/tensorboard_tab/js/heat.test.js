@@ -84,12 +84,12 @@ test("rows of a map lie below each other", () => {
 test("an overlay covers the grey, darkened image more where the map is hotter", () => {
   // Grey of (200, 100, 0): 0.299 * 200 + 0.587 * 100 = 118.5, rounded to 119; darkened: 20.4 + 0.6 * 119 = 91.8.
   const image = flat(1, 1, [200, 100, 0]);
-  // A cold cell: the colour covers 10 %.
+  // A cold cell: the colour covers 5 %.
   const cold = paint(image, [1, 1], map([0]), null, options("overlay"));
-  assert.deepEqual(colors(cold), [[83, 83, 108]]); // 0.9 * 91.8, and 25.5 more blue
-  // The hottest cell: it covers 85 %.
+  assert.deepEqual(colors(cold), [[87, 87, 100]]); // 0.95 * 91.8, and 12.75 more blue
+  // The hottest cell: it covers 65 %.
   const hot = paint(image, [1, 1], map([1]), null, options("overlay"));
-  assert.deepEqual(colors(hot), [[231, 14, 14]]); // 0.85 * 255 + 0.15 * 91.8
+  assert.deepEqual(colors(hot), [[198, 32, 32]]); // 0.65 * 255 + 0.35 * 91.8
 });
 
 test("the grey of an overlay has the weights of red, green and blue", () => {
@@ -117,7 +117,9 @@ test("a change shows the middle colour for none and covers by the root of its si
 
 test("the input is the image itself", () => {
   const image = flat(2, 1, [1, 2, 3]);
-  assert.equal(paint(image, [1, 1], null, null, options("input")), image.data);
+  const painted = paint(image, [1, 1], null, null, options("input"));
+  assert.deepEqual(painted, image.data);
+  assert.notEqual(painted, image.data, "a copy, on which an outline may be drawn");
 });
 
 test("a view whose map is missing cannot be painted", () => {
@@ -138,4 +140,10 @@ test("painted pixels are opaque, and the image is left alone", () => {
     assert.deepEqual([data[3], data[7], data[11], data[15]], [255, 255, 255, 255]);
   }
   assert.deepEqual([...image.data], before);
+});
+
+test("where everything is hot the image stays visible, even at the highest opacity", () => {
+  /** @param {number} grey */
+  const shown = (grey) => colors(paint(flat(1, 1, [grey, grey, grey]), [1, 1], map([1]), null, options("overlay", 1)))[0];
+  assert.ok(shown(255)[1] - shown(0)[1] > 30, "levels between white and black below the hottest colour");
 });

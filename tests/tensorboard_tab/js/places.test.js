@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { findShift } from "../../../clipcam_lightning/tensorboard_tab/static/places.js";
+import { describeLocation, findShift } from "../../../clipcam_lightning/tensorboard_tab/static/places.js";
 
 /** A map of 3x3 cells: each is one ninth of the image.
  *
@@ -75,4 +75,32 @@ test("a map without a positive value has no shift", () => {
   const lit = map(1, 0, 0, 0, 0, 0, 0, 0, 0);
   assert.equal(findShift(empty, lit, [3, 3]), null);
   assert.equal(findShift(lit, empty, [3, 3]), null);
+});
+
+const SPREAD = map(1, 1, 1, 1, 1, 1, 1, 1, 1);
+const LIT = map(9, 1, 0, 0, 0, 0, 0, 0, 0);
+
+test("a map that moved is described by where to and where from", () => {
+  const text = describeLocation(map(1, 0, 0, 0, 0, 0, 0, 0, 0), map(0, 0, 0, 0, 0, 0, 0, 0, 2), [3, 3]);
+  assert.equal(text, "moved to the bottom right (+100\u00a0%) from the top left (−100\u00a0%)");
+});
+
+test("a map that stayed is described by its place", () => {
+  assert.equal(describeLocation(map(9, 1.1, 0, 0, 0, 0, 0, 0, 0), LIT, [3, 3]), "still at the top left (90\u00a0%)");
+  assert.equal(describeLocation(LIT, LIT, [3, 3]), "at the top left (90\u00a0%)", "it is the baseline");
+  assert.equal(describeLocation(null, LIT, [3, 3]), "at the top left (90\u00a0%)", "the baseline is not known");
+});
+
+test("a map of which many cells hold half of the mass is spread over the image", () => {
+  assert.equal(describeLocation(SPREAD, SPREAD, [3, 3]), "spread over the image");
+  assert.equal(describeLocation(SPREAD, map(1, 1, 1, 1, 1, 1, 1, 1, 1.1), [3, 3]), "still spread over the image");
+});
+
+test("a map without a positive value is named", () => {
+  const empty = new Float32Array(9);
+  assert.equal(describeLocation(LIT, empty, [3, 3]), "no positive evidence");
+  assert.equal(
+    describeLocation(empty, LIT, [3, 3]),
+    "at the top left (90\u00a0%); no positive evidence at the baseline",
+  );
 });

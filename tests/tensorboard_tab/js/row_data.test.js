@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { RowData, slice } from "../../../clipcam_lightning/tensorboard_tab/static/row_data.js";
-import { BITS, makeRow } from "./runs.js";
+import { BITS, NO_FILES, makeRow } from "./runs.js";
 
 test("a raw map is its half floats times their scale", () => {
   const row = makeRow([{ 0: 1, 8: 0.5 }, { 4: 0.25 }], { scale: 8 });
@@ -17,7 +17,7 @@ test("maps of a grid that is not square follow each other", () => {
       maps: Uint16Array.of(...new Array(6).fill(BITS[0.25]), ...new Array(6).fill(BITS[0.5])),
       metrics: Float32Array.of(1, 1),
       baselines: [],
-      jpeg: new Uint8Array(),
+      files: NO_FILES,
     },
     ["scale"],
   );

@@ -8,7 +8,9 @@ export const BITS = { 0: 0x0000, 0.25: 0x3400, 0.5: 0x3800, 1: 0x3c00, NaN: 0x7e
 
 /** @typedef {import("../../../clipcam_lightning/tensorboard_tab/static/wire.js").Evaluations} Evaluations */
 
-export const SOURCE = { run: "run", root: "clipcam", problem: "", wall_time: 1 };
+export const NO_FILES = { image: new Uint8Array(), mask: new Uint8Array(), ground: new Uint8Array() };
+
+export const SOURCE = { run: "run", root: "clipcam", problem: "", alarm: false, wall_time: 1 };
 
 /** Make what the server responds for a run, without rows.
  *
@@ -16,6 +18,7 @@ export const SOURCE = { run: "run", root: "clipcam", problem: "", wall_time: 1 }
  * @param {string[]} [values.names]
  * @param {string[]} [values.prompts]
  * @param {string[]} [values.digests]
+ * @param {number[]} [values.visible] share of each image
  * @param {number[]} [values.steps]
  * @param {number[]} [values.baselineStep]
  * @param {number[]} [values.baseline] indices
@@ -25,6 +28,7 @@ export const SOURCE = { run: "run", root: "clipcam", problem: "", wall_time: 1 }
  * @param {number[][]} [values.flagged] one list per probe
  * @param {Record<string, string>[]} [values.states] one object per evaluation
  * @param {Record<string, string>[]} [values.baselineStates] one object per evaluation
+ * @param {import("../../../clipcam_lightning/tensorboard_tab/static/wire.js").Ground[][]} [values.grounds]
  * @param {Record<string, number>} [values.leftOut]
  * @returns {Evaluations}
  */
@@ -32,6 +36,7 @@ export function makeResponse({
   names = ["cat", "dog"],
   prompts = names.map((probe) => `a photo of a ${probe}`),
   digests = names.map((probe) => `digest of ${probe}`),
+  visible = names.map(() => 1),
   steps = [0, 10, 20],
   baselineStep = steps.map(() => steps[0]),
   baseline = steps.map(() => 0),
@@ -41,12 +46,13 @@ export function makeResponse({
   flagged = names.map(() => steps.map(() => 0)),
   states = steps.map(() => ({})),
   baselineStates = steps.map(() => ({})),
+  grounds = steps.map(() => []),
   leftOut = {},
 } = {}) {
   const table = [names.length, steps.length];
   return {
     about: {
-      probes: { names, prompts, digests },
+      probes: { names, prompts, digests, visible },
       rule: "drift above 0.5",
       settings: { method: "hirescam", target: "similarity", layers: ["visual.ln_1"] },
       metrics: ["drift", "scale"],
@@ -55,6 +61,7 @@ export function makeResponse({
       states,
       baseline_states: baselineStates,
       state_words: { "all zero": "nothing raises the similarity" },
+      grounds,
       left_out: leftOut,
       rows: [],
     },
@@ -85,7 +92,11 @@ export function makeRows(names, steps = [0, 10, 20]) {
       wall_time: { shape: [steps.length], data: Float64Array.from(steps, (step) => 1000 + step) },
       maps: { shape: [names.length, steps.length, 1, 1], data: new Uint16Array(count) },
       row_metrics: { shape: [names.length, steps.length, 2], data: new Float32Array(2 * count) },
-      ...Object.fromEntries(names.map((_, i) => [`image.${i}`, { shape: [0], data: new Uint8Array() }])),
+      ...Object.fromEntries(
+        names.flatMap((_, i) =>
+          ["image", "mask", "ground"].map((kind) => [`${kind}.${i}`, { shape: [0], data: new Uint8Array() }]),
+        ),
+      ),
     },
   };
 }
@@ -114,7 +125,7 @@ export function makeRow(maps, { scale = 1, baselines = [] } = {}) {
       maps: Uint16Array.from(halves),
       metrics: Float32Array.from(metrics),
       baselines,
-      jpeg: new Uint8Array(),
+      files: NO_FILES,
     },
     ["drift", "scale"],
   );

@@ -7,8 +7,9 @@ import { chooseSources, keyOf, nameOf } from "../../../clipcam_lightning/tensorb
  * @param {string} run
  * @param {number} time
  * @param {string} [problem]
+ * @param {boolean} [alarm]
  */
-const source = (run, time, problem = "") => ({ run, root: "clipcam", problem, wall_time: time });
+const source = (run, time, problem = "", alarm = false) => ({ run, root: "clipcam", problem, alarm, wall_time: time });
 
 const OLD = source("old", 1);
 const NEW = source("new", 3);
@@ -29,6 +30,13 @@ test("the newest run that can be shown is chosen by default", () => {
   const { chosen, absent } = chooseSources([OLD, NEW, BROKEN], { run: "", compare: "" });
   assert.deepEqual(chosen, [NEW]);
   assert.equal(absent, "");
+});
+
+test("the newest of the runs with an alarm is chosen before others", () => {
+  const [earlier, later] = [source("earlier", 1, "", true), source("later", 2, "", true)];
+  const broken = source("broken", 9, "It is damaged.", true);
+  assert.deepEqual(chooseSources([earlier, later, broken, NEW], { run: "", compare: "" }).chosen, [later]);
+  assert.deepEqual(chooseSources([broken, NEW], { run: "", compare: "" }).chosen, [NEW], "it cannot be shown");
 });
 
 test("the newest run is chosen if none can be shown", () => {

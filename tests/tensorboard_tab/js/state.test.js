@@ -55,6 +55,8 @@ test("values that cannot be chosen are dropped", () => {
     opacity: ["NaN", "-7", "1e9"],
     baseline: ["nowhere", "-1", "1.5", "10x"],
     scale: ["furlong"],
+    size: ["63", "257", "-96", "1e2", "huge"],
+    speed: ["0", "3", "fast"],
     sort: ["nonsense", "__proto__"],
     constructor: ["x"],
     unrelated: ["x"],
@@ -68,7 +70,7 @@ test("values that cannot be chosen are dropped", () => {
 test("values that can be chosen are kept", () => {
   const valid = {
     ...{ run: "clipcam@a", compare: "clipcam@b", view: "change", opacity: "0", colors: "viridis", baseline: "30" },
-    ...{ scale: "probe", sort: "similarity", filter: "fox <b>", evaluation: "20", open: "walks" },
+    ...{ scale: "probe", sort: "similarity", filter: "fox <b>", evaluation: "20", open: "walks", size: "128", speed: "4" },
   };
   assert.deepEqual(validChoices(valid), valid);
   for (const sort of ["flagged", "drift", "similarity", "name"]) assert.deepEqual(validChoices({ sort }), { sort });
@@ -123,4 +125,13 @@ test("another address in the same window replaces all choices", () => {
   address.content = {};
   address.change(); // the address of another tab
   assert.equal(state.values.sort, "name");
+});
+
+test("the browser does not remember the runs: for an address without one the page chooses", () => {
+  const [address, storage] = [new FakeStore(), new FakeStore()];
+  const state = new State(address, storage);
+  state.set({ run: "clipcam@a", compare: "clipcam@b", view: "heat" });
+  mock.timers.tick(200);
+  assert.deepEqual(address.content, { run: "clipcam@a", compare: "clipcam@b", view: "heat" });
+  assert.deepEqual(storage.content, { view: "heat" });
 });

@@ -12,7 +12,7 @@ import {
 } from "../../../clipcam_lightning/tensorboard_tab/static/wire.js";
 import { safetensors } from "./safetensors.js";
 
-const SOURCE = { run: "a run/ä&b", root: "clipcam", problem: "", wall_time: 0 };
+const SOURCE = { run: "a run/ä&b", root: "clipcam", problem: "", alarm: false, wall_time: 0 };
 
 const FILE = safetensors(
   {
