@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - letters of all scripts look like others
 """Text in any script: every letter has a glyph, right to left is shaped, and lines break where readers expect it."""
 
 from functools import cache

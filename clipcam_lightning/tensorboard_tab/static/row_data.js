@@ -33,7 +33,8 @@ export class RowData {
     this.names = names;
     /** @type {Ground | null} at the size of a tile */
     this.tile = null;
-    this.tileSide = 0; // of the tile that was made last or is being made, in pixels of the screen
+    this.tileSide = 0; // of this tile, in pixels of the screen
+    this.wantedSide = 0; // of the tile that was made last or is being made
     /** @type {Promise<unknown>} of this tile */
     this.making = Promise.resolve();
     /** @type {number | null} */
@@ -105,10 +106,10 @@ export class RowData {
    */
   async fit(tile = SIZE.tile) {
     const side = sideOf(tile);
-    if (side !== this.tileSide) {
-      this.tileSide = side;
+    if (side !== this.wantedSide) {
+      this.wantedSide = side;
       this.making = this.ground(side).then((ground) => {
-        if (side === this.tileSide) this.tile = ground;
+        if (side === this.wantedSide) [this.tile, this.tileSide] = [ground, side];
       });
     }
     await this.making;

@@ -267,6 +267,25 @@ test("a tile of another size than that of the grid is not shown", () => {
   assert.equal(corners(1), undefined);
 });
 
+test("while a tile is made for another size of the grid, the old one is not shown at that size", async () => {
+  const { row, corners } = paintedBoard({ view: "heat" });
+  const before = SIZE.tile;
+  const ground = { image: makeImage(new Uint8ClampedArray(36).fill(9), 3, 3), outline: null };
+  /** @type {(value: typeof ground) => void} */
+  let finish = () => {};
+  row.ground = () => new Promise((resolve) => (finish = resolve));
+  const making = row.fit(before + 1);
+  SIZE.tile = before + 1;
+  try {
+    assert.equal(corners(1), undefined);
+    finish(ground);
+    await making;
+    assert.notEqual(corners(1), undefined);
+  } finally {
+    SIZE.tile = before;
+  }
+});
+
 test("a degenerate map is painted cold, with what its state says", () => {
   /** @type {Record<string, string>[]} */
   const states = [{}, { cat: "all zero" }, { cat: "of a later version" }];
