@@ -186,7 +186,7 @@ def test_an_explanation_of_thousands_of_images_is_one_image_of_at_most_128_tiles
     assert f"{4096 - MANY // 2:,} more images" in written
 
 
-@pytest.mark.parametrize("text", [text for text in TEXTS.values() if text.strip()])
+@pytest.mark.parametrize("text", [*(text for text in TEXTS.values() if text.strip()), r"costs $\frac{$"])
 def test_a_prompt_is_data_everywhere(text: str, written: list[str]) -> None:
     plain, odd = (explanation_of(1, [prompt, "another"]) for prompt in ("a cat", text))
 
