@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clipcam_lightning.cam.display.gallery import describe_rest
 from clipcam_lightning.cam.display.markup import clean_text
-from clipcam_lightning.cam.display.plot import make_plot, printable
+from clipcam_lightning.cam.display.plot import DETAILS, HEADING, make_plot, printable, text_style
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def plot_report(report: "DriftReport") -> "Figure":
     colors = [FLAGGED if probe.flagged else OTHERS for probe in probes]
     bars = axes.barh(range(len(probes)), [probe.drift for probe in probes], color=colors)
     axes.bar_label(bars, [_format_drift(probe) for probe in probes], padding=3, fontsize="small")
-    axes.set_yticks(range(len(probes)), [probe.name for probe in probes], fontsize="small", parse_math=False)
+    axes.set_yticks(range(len(probes)), [probe.name for probe in probes], **text_style(DETAILS))
     axes.invert_yaxis()
     axes.set_xlim(0, max(1.0, *(probe.drift for probe in probes)) * 1.1)
     rest = describe_rest(len(probes), len(report.probes), "probe")
     axes.set_xlabel("drift: 0 the same map, 1 an unrelated one" + (f" ({rest} not shown)" if rest else ""))
-    axes.set_title("\n".join(textwrap.wrap(printable(str(report)), 80)), fontsize="medium", parse_math=False)
+    axes.set_title("\n".join(textwrap.wrap(printable(str(report)), 80)), **text_style(HEADING))
     axes.spines[["top", "right"]].set_visible(False)
     return plot
 

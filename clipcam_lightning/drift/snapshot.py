@@ -208,7 +208,7 @@ class Snapshot(Shown):
 
     def _make_tile(self, i: int, side: int) -> Tile:
         (drawing,) = draw_maps(self.maps[i : i + 1], self._decode(i, side) if self.images else None, side)
-        details, energy = f"similarity {self.similarity[i]:.3f}", float(self.energy_inside_mask[i])
+        details, energy = f"similarity {self.similarity[i]:.2f}", float(self.energy_inside_mask[i])
         return Tile(
             drawing, self.prompts[i], details if math.isnan(energy) else f"{details} · {100 * energy:.0f} % on object"
         )

@@ -13,7 +13,7 @@ from clipcam_lightning.cam.display.gallery import Gallery, Tile
 WIDTH = 200  # of a tile, in pixels of the page
 QUALITY = 80  # of JPEG
 CAPTION = "display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;overflow:hidden;overflow-wrap:anywhere"
-FAINT = "opacity:.75;font-size:90%"
+FAINT = "opacity:.75;font-size:85%"
 
 
 def gallery_html(gallery: Gallery) -> str:

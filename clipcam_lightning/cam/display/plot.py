@@ -2,12 +2,14 @@
 
 import io
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipcam_lightning.cam.display.drawing import draw_color_bar
 from clipcam_lightning.cam.display.gallery import Gallery, Tile
+from clipcam_lightning.cam.display.sheet import MARK
+from clipcam_lightning.cam.lettering import font, wrap
 from clipcam_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 COLUMNS = 6
 TILE = (2.3, 2.9)  # inches, with the caption
-LETTERS, MAX_LINES = 28, 3  # of a caption
+MAX_LINES = 3  # of a caption
+HEADING, DETAILS = 10, 8  # points
+MEASURED = 20  # pixels of the font in which the length of a line is measured
 
 
 def make_plot(width: float, height: float) -> "Figure":
@@ -64,12 +68,19 @@ def plot_gallery(gallery: Gallery) -> "Figure":
             each.axis("off")
             if j < len(line):
                 _plot_tile(each, line[j])
-    plot.suptitle(printable(gallery.heading), fontsize="medium", parse_math=False)
+    plot.suptitle(printable(gallery.heading), **text_style(HEADING))
     if gallery.scale:
         _plot_color_bar(plot, axes, "\n".join(textwrap.wrap(gallery.scale, 60)))
     if gallery.remark:
-        plot.supxlabel(printable(gallery.remark), fontsize="small", parse_math=False)
+        plot.supxlabel(printable(gallery.remark), **text_style(DETAILS))
     return plot
+
+
+def text_style(points: int) -> dict[str, Any]:
+    """Return the style of a text that is data: in the font of all images, which has all scripts, and no formula."""
+    from matplotlib.font_manager import FontProperties
+
+    return {"fontproperties": FontProperties(fname=str(font(points).path), size=points), "parse_math": False}
 
 
 def printable(text: str) -> str:
@@ -80,10 +91,10 @@ def printable(text: str) -> str:
 
 def _plot_tile(axes: "Axes", tile: Tile) -> None:
     axes.imshow(np.asarray(tile.image))
-    lines = textwrap.wrap(printable(tile.caption), LETTERS, max_lines=MAX_LINES, placeholder=" …")
-    # A prompt is data: "$" begins no formula.
-    weight = "bold" if tile.is_marked else "normal"
-    axes.set_title("\n".join([*lines, tile.details]), fontsize="small", fontweight=weight, parse_math=False)
+    room = int(MEASURED * 72 * TILE[0] / DETAILS)
+    lines = wrap(printable(tile.caption), MEASURED, room, MAX_LINES)
+    color = MARK if tile.is_marked else "black"
+    axes.set_title("\n".join([*lines, tile.details]), color=color, **text_style(DETAILS))
 
 
 def _plot_color_bar(plot: "Figure", axes: np.ndarray, scale: str) -> None:
@@ -93,4 +104,4 @@ def _plot_color_bar(plot: "Figure", axes: np.ndarray, scale: str) -> None:
     colors = ListedColormap(np.asarray(draw_color_bar(256, 1))[0] / 255)
     bar = plot.colorbar(ScalarMappable(cmap=colors), ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.02)
     bar.set_ticks([0, 1], labels=["0", "max"])
-    bar.set_label(scale, fontsize="small")
+    bar.set_label(scale, **text_style(DETAILS))
