@@ -39,3 +39,28 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # jupyter_client and tqdm warn of what is not installed
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
+SHOWN = """
+from IPython.display import display
+from PIL import Image
+
+from clipcam_lightning import explain
+from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
+
+explanation = explain(trained_clip("vit"), Image.new("RGB", (8, 8)), "a red circle", tokenizer=WordTokenizer())
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_an_explanation_and_its_plot_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    sources = [SHOWN, "explanation", "explanation.show()", "explanation.plot()", "import matplotlib.pyplot as plt"]
+    sources += ["plt.plot([1, 2])", "explanation.plot()"]  # after pyplot has taken over the display of plots
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+
+    NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    kinds = [[set(output.get("data", {})) - {"text/plain"} for output in cell.outputs] for cell in notebook.cells]
+    html, png = [{"text/html"}], [{"image/png"}]
+    assert [kinds[1], kinds[2], kinds[3], kinds[6]] == [html, html, png, png]

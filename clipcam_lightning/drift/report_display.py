@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clipcam_lightning.cam.display.gallery import describe_rest
 from clipcam_lightning.cam.display.markup import clean_text
-from clipcam_lightning.cam.display.plot import DETAILS, HEADING, make_plot, printable, text_style
+from clipcam_lightning.cam.display.plot import DETAILS, HEADING, make_plot, text_style, wrap_text
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clipcam_lightning.drift.report import DriftReport
 
 MAX_ROWS, MAX_BARS = 20, 40
+WIDTH, NAME = 7.5, 2.2  # of the plot and of the name of a probe, in inches
 FLAGGED, OTHERS = "#c1121f", "#7f8ea3"  # legible on white and on black
 BADGE = "color:#fff;border-radius:3px;padding:1px 7px;font-weight:600"
 COLUMNS = ("Probe", "Prompt", "Drift", "Drift / noise floor", "Similarity")
@@ -44,17 +45,19 @@ def plot_report(report: "DriftReport") -> "Figure":
     """
     order = report.flagged_first[:MAX_BARS]
     probes = [report.probes[i] for i in order]
-    plot = make_plot(7, 1.4 + 0.28 * len(probes))
+    plot = make_plot(WIDTH, 1.4 + 0.28 * len(probes))
     axes = plot.subplots()
     colors = [FLAGGED if probe.flagged else OTHERS for probe in probes]
     bars = axes.barh(range(len(probes)), [probe.drift for probe in probes], color=colors)
     axes.bar_label(bars, [_format_drift(probe) for probe in probes], padding=3, fontsize="small")
-    axes.set_yticks(range(len(probes)), [probe.name for probe in probes], **text_style(DETAILS))
+    axes.set_yticks(
+        range(len(probes)), [wrap_text(probe.name, DETAILS, NAME, 1) for probe in probes], **text_style(DETAILS)
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, max(1.0, *(probe.drift for probe in probes)) * 1.1)
     rest = describe_rest(len(probes), len(report.probes), "probe")
     axes.set_xlabel("drift: 0 the same map, 1 an unrelated one" + (f" ({rest} not shown)" if rest else ""))
-    axes.set_title("\n".join(textwrap.wrap(printable(str(report)), 80)), **text_style(HEADING))
+    axes.set_title(wrap_text(str(report), HEADING, WIDTH - NAME, 5), **text_style(HEADING))
     axes.spines[["top", "right"]].set_visible(False)
     return plot
 

@@ -1,7 +1,6 @@
 """A gallery in matplotlib, which is imported when it is first asked for."""
 
 import io
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,18 +60,19 @@ def plot_gallery(gallery: Gallery) -> "Figure":
     """
     lines = list(gallery.break_rows(COLUMNS))
     columns = max(map(len, lines))
-    plot = make_plot(max(TILE[0] * columns, 4.5), TILE[1] * len(lines) + 0.9)
+    width = max(TILE[0] * columns, 4.5)
+    plot = make_plot(width, TILE[1] * len(lines) + 0.9)
     axes = plot.subplots(len(lines), columns, squeeze=False)
     for i, line in enumerate(lines):
         for j, each in enumerate(axes[i]):
             each.axis("off")
             if j < len(line):
                 _plot_tile(each, line[j])
-    plot.suptitle(printable(gallery.heading), **text_style(HEADING))
+    plot.suptitle(wrap_text(gallery.heading, HEADING, width, 2), **text_style(HEADING))
     if gallery.scale:
-        _plot_color_bar(plot, axes, "\n".join(textwrap.wrap(gallery.scale, 60)))
+        _plot_color_bar(plot, axes, wrap_text(gallery.scale, DETAILS, width, 2))
     if gallery.remark:
-        plot.supxlabel(printable(gallery.remark), **text_style(DETAILS))
+        plot.supxlabel(wrap_text(gallery.remark, DETAILS, width, 2), **text_style(DETAILS))
     return plot
 
 
@@ -83,18 +83,21 @@ def text_style(points: int) -> dict[str, Any]:
     return {"fontproperties": FontProperties(fname=str(font(points).path), size=points), "parse_math": False}
 
 
-def printable(text: str) -> str:
-    """Replace what no font of matplotlib can draw: control characters and halves of surrogate pairs."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+def wrap_text(text: str, points: int, inches: float, max_lines: int) -> str:
+    """Break a text that is data into lines that fit; what exceeds ``max_lines`` is cut.
+
+    Control characters and halves of surrogate pairs are replaced, because no font of matplotlib can draw them.
+    """
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    printable = "".join(char if char.isprintable() else " " for char in whole)
+    return "\n".join(wrap(printable, MEASURED, int(MEASURED * 72 * inches / points), max_lines))
 
 
 def _plot_tile(axes: "Axes", tile: Tile) -> None:
     axes.imshow(np.asarray(tile.image))
-    room = int(MEASURED * 72 * TILE[0] / DETAILS)
-    lines = wrap(printable(tile.caption), MEASURED, room, MAX_LINES)
+    caption = wrap_text(tile.caption, DETAILS, 0.9 * TILE[0], MAX_LINES)
     color = MARK if tile.is_marked else "black"
-    axes.set_title("\n".join([*lines, tile.details]), color=color, **text_style(DETAILS))
+    axes.set_title(f"{caption}\n{tile.details}" if caption else tile.details, color=color, **text_style(DETAILS))
 
 
 def _plot_color_bar(plot: "Figure", axes: np.ndarray, scale: str) -> None:
