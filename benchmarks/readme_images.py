@@ -30,7 +30,7 @@ STAMPED, PROBES, PANEL_OF = FineTune("cutouts", "class token", "stamp", 0), 24, 
 SCENE = {"count": 40, "seed": 27, "index": 21, "object": 1}  # a green star, beside a yellow square
 JPEG_QUALITY = 85
 WINDOW = {"width": 1400, "height": 1000}  # CSS pixels
-GIF_WINDOW, GIF_WIDTH, GIF_COLORS = {"width": 1100, "height": 760}, 880, 128
+GIF_WINDOW, GIF_WIDTH, GIF_COLORS = {"width": 1100, "height": 760}, 880, 256
 FRAME, LAST_FRAME = 1000, 3000  # milliseconds
 
 
@@ -70,7 +70,7 @@ def draw_confusion() -> bytes:
 
 
 def shoot_tab(folder: Path) -> tuple[bytes, list[Image.Image]]:
-    """Take pictures of the tab: a screenshot in TensorBoard's page, and of the tab alone at each evaluation."""
+    """Photograph the tab: a screenshot in TensorBoard's page, and of the tab alone at each evaluation."""
     with tensorboard(folder, "fast") as (address, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport=WINDOW)

@@ -22,7 +22,7 @@ PANEL_TILE, PITCH = 176, (184, 210)  # pixels: side of a tile, and distances of 
 TITLE, DETAILS, LABEL = 26, 23, 22  # pixels: fonts that are legible at half their size
 TITLE_LINE, LINE, BAR = 34, 28, 16  # pixels: between two lines, and of a colour bar
 MAX_LINES = 5  # of a title
-TEXT_WIDTH, BARS = CARD[0] - 2 * PITCH[0] - 2 * GAP, CARD[1] - 2 * LINE - GAP  # pixels: of the texts, top of the bars
+TEXT_WIDTH, BARS = CARD[0] - 2 * PITCH[0] - 3 * GAP, CARD[1] - 2 * LINE - GAP  # pixels: of the texts, top of the bars
 INK, FAINT, PAPER, FLAG = "#f4f4f2", "#cfcfcb", "#2b2c2e", "#ff7a6b"  # dark, so that no theme of a page makes it glare
 FLAG_TEXT, ALARM = "FLAGGED", "#c9252d"
 DIM, DENSEST_CHANGE = 0.15, 0.8  # grey of a black image under a change, and opacity of the largest change
@@ -82,7 +82,7 @@ def draw_outline(pixels: UInt8[Tensor, "3 v u"], mask: Bool[Tensor, "y x"] | Non
         return image
     grey = Image.fromarray(mask.numpy().astype(np.uint8) * 255).resize(image.size, Image.Resampling.BILINEAR)
     solid = grey.point(lambda value: 255 if value > 127 else 0)
-    for width, color in ((2, "#000000"), (1, "#ffffff")):  # white on black shows on any ground
+    for width, color in ((3, "#000000"), (2, "#ffffff")):  # white on black shows on any ground
         # A box blur grows the mask; a maximum filter takes five times as long.
         grown = solid.filter(ImageFilter.BoxBlur(width)).point(lambda value: 255 if value else 0)
         image.paste(color, mask=ImageChops.subtract(grown, solid))

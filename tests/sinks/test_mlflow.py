@@ -7,13 +7,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import MLFlowLogger
 from playwright.sync_api import Browser
 
-from clipcam_lightning import ClipCamCallback
+from clipcam_lightning import ClipCamCallback, ProbeSet
 from tests.support.faulty import tiny_module, two_probes
 from tests.support.loggers import CLIENT_WARNINGS, STEPS, make_alarming_callback, make_mlflow_logger
 from tests.support.modules import FineTuning, fit
@@ -47,6 +48,20 @@ def test_metrics_images_and_report_are_in_the_store(mlflow_logger: MLFlowLogger,
     assert "<!DOCTYPE html>" in mlflow.artifacts.load_text(
         f"{client.get_run(run).info.artifact_uri}/clipcam/report.html"
     )
+
+
+def test_names_beyond_ascii_are_numbered(mlflow_logger: MLFlowLogger, tmp_path: Path) -> None:
+    """MLflow refuses them as keys of images, and those with vowel signs as names of metrics, too."""
+    first, second = two_probes()
+    probes = ProbeSet([replace(first, name="狐狸"), replace(second, name="लोमड़ी")])
+    callback = ClipCamCallback(probes, method="gradcam", on_drift="log", probe_metrics=True, on_error="raise")
+    fit(tiny_module(), tmp_path, callback, logger=mlflow_logger, default_root_dir=tmp_path)
+
+    client, run = mlflow_logger.experiment, mlflow_logger.run_id
+    drifts = {name for name in client.get_run(run).data.metrics if name.startswith("clipcam_drift/")}
+    assert drifts == {"clipcam_drift/probe 1", "clipcam_drift/probe 2"}
+    keys = {Path(file.path).name.split("+")[0] for file in client.list_artifacts(run, "images")}
+    assert keys == {"clipcam_maps~probe 1", "clipcam_maps~probe 2", "clipcam_contact_sheet~all_probes"}
 
 
 def test_no_file_of_ours_lies_in_the_store_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

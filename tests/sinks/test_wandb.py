@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
+from clipcam_lightning import ClipCamCallback, ProbeSet
 from tests.support import wandb_ranks_program
+from tests.support.faulty import tiny_module, two_probes
 from tests.support.loggers import CLIENT_WARNINGS, METRICS, STEPS, make_alarming_callback, make_wandb_logger
 from tests.support.modules import FineTuning, fit
 from tests.support.shell import ENVIRONMENT
@@ -104,3 +107,14 @@ def test_metrics_of_single_probes_can_be_left_out(wandb_logger: WandbLogger, tmp
     fit(FineTuning(), tmp_path, make_alarming_callback(probe_metrics=False), logger=wandb_logger)
     wandb.finish()
     assert not [name for row in rows_of(tmp_path) for name in row if name.startswith("clipcam_drift")]
+
+
+def test_names_in_any_script_are_keys_of_a_row(wandb_logger: WandbLogger, tmp_path: Path) -> None:
+    first, second = two_probes()
+    probes = ProbeSet([replace(first, name="狐狸"), replace(second, name="ثعلب-أحمر")])
+    callback = ClipCamCallback(probes, method="gradcam", on_drift="log", on_error="raise")
+    fit(tiny_module(), tmp_path, callback, logger=wandb_logger)
+    wandb.finish()
+    row = [row for row in rows_of(tmp_path) if "clipcam/drift" in row][-1]
+    assert {"clipcam_drift/狐狸", "clipcam_drift/ثعلب-أحمر"} <= set(row)
+    assert [caption.split(": ")[0] for caption in row["clipcam/panels/captions"]] == ["狐狸", "ثعلب-أحمر"]

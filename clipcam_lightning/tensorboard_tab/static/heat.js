@@ -2,6 +2,8 @@
 
 const [DARKEST, CONTRAST] = [0.08, 0.6]; // of an image under heat, as in the logged images
 const [FAINTEST, DENSEST] = [0.05, 0.65]; // share of the image that heat covers: it stays visible where all is hot
+const [DIM, LIGHT] = [0.15, 0.4]; // of an image under a change
+const DENSEST_CHANGE = 0.8; // share of the image that the largest change covers
 const USUAL = 0.85; // opacity at which heat covers these shares
 
 /**
@@ -86,7 +88,7 @@ function paintPlain(heat, _image, out, { heatColors }) {
   for (let i = 0; i < heat.length; i++) mix(out, 4 * i, heatColors, 3 * Math.round(255 * heat[i]), 1, 0);
 }
 
-/** Paint red where a map gained and blue where it lost; elsewhere the faint image shows.
+/** Paint red where a map gained and blue where it lost; elsewhere the dim, grey image shows.
  *
  * @param {Float32Array} difference
  * @param {Uint8ClampedArray} image
@@ -95,9 +97,9 @@ function paintPlain(heat, _image, out, { heatColors }) {
  */
 function paintChange(difference, image, out, { opacity, changeColors }) {
   for (let i = 0, p = 0; i < difference.length; i++, p += 4) {
-    const cover = (opacity / USUAL) * Math.sqrt(Math.abs(difference[i]));
-    const faint = 255 * 0.55 + (0.45 * (image[p] + image[p + 1] + image[p + 2])) / 3;
-    mix(out, p, changeColors, 3 * Math.round(255 * (difference[i] / 2 + 0.5)), Math.min(1, cover), faint);
+    const cover = (opacity / USUAL) * DENSEST_CHANGE * Math.sqrt(Math.abs(difference[i]));
+    const dim = 255 * DIM + (LIGHT * (image[p] + image[p + 1] + image[p + 2])) / 3;
+    mix(out, p, changeColors, 3 * Math.round(255 * (difference[i] / 2 + 0.5)), Math.min(1, cover), dim);
   }
 }
 

@@ -104,15 +104,15 @@ test("an overlay without opacity is the grey, darkened image", () => {
 });
 
 test("a change shows the middle colour for none and covers by the root of its size", () => {
-  // Faint image: 0.55 * 255 + 0.45 * 100 = 185.25.
+  // Dim image: 0.15 * 255 + 0.4 * 100 = 78.25.
   const image = flat(1, 1, [100, 100, 100]);
   /** @type {(heat: number, baseline: number) => number[][]} */
   const change = (heat, baseline) => colors(paint(image, [1, 1], map([heat]), map([baseline]), options("change")));
-  assert.deepEqual(change(0.5, 0.5), [[185, 185, 185]]);
-  assert.deepEqual(change(1, 0), [[255, 0, 0]]);
-  assert.deepEqual(change(0, 1), [[0, 0, 255]]);
-  // A quarter: half of it is covered, by colour 128 + 32 = 159 (rounded from 159.375).
-  assert.deepEqual(change(0.25, 0), [[172, 93, 141]]);
+  assert.deepEqual(change(0.5, 0.5), [[78, 78, 78]]);
+  assert.deepEqual(change(1, 0), [[220, 16, 16]]); // 0.8 * 255 + 0.2 * 78.25
+  assert.deepEqual(change(0, 1), [[16, 16, 220]]);
+  // A quarter: 40 % of it are covered, by colour 128 + 32 = 159 (rounded from 159.375).
+  assert.deepEqual(change(0.25, 0), [[111, 47, 85]]);
 });
 
 test("the input is the image itself", () => {
