@@ -75,7 +75,7 @@ def test_without_arguments_images_and_scalars_are_logged_at_the_same_steps(
     assert {name.rstrip("-2345").replace("-", " ") for name in names} == set(captions)
     assert len(names) == 4
     steps = [0, 4, 8]
-    for tag in (f"clipcam/{names[0]}", "clipcam_contact_sheet/all_probes"):
+    for tag in (f"clipcam_maps/{names[0]}", "clipcam_contact_sheet/all_probes"):
         assert [event.step for event in log.Images(tag)] == steps
     for tag in (f"clipcam_drift/{names[0]}", f"clipcam_similarity/{names[0]}", "clipcam/drift", "clipcam/similarity"):
         assert [event.step for event in log.Scalars(tag)] == steps

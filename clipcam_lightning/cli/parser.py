@@ -220,7 +220,7 @@ def _add_run_report_options(command: ArgumentParser) -> None:
     command.add_argument("--gif", type=_read_path, metavar="FILE", help="write the maps of a probe as an animation")
     command.add_argument("--mp4", type=_read_path, metavar="FILE", help="write the same as a video; needs PyAV")
     command.add_argument(
-        "--probe", metavar="NAME", help="probe to animate and to show first (default: the most severe flagged one)"
+        "--probe", metavar="NAME", help="probe to animate and to show first (default: the first flagged one, by drift)"
     )
 
 

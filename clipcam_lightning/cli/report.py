@@ -93,8 +93,7 @@ def _locate(path: UPath) -> str:
 
 def _choose_probe(run: RecordedRun, name: str | None) -> str:
     if name is None:
-        flagged = run.last.report.flagged
-        return max(flagged, key=lambda probe: probe.severity).name if flagged else run.worst_first[0]
+        return run.worst_first[0]
     if name not in run.last.probes:
         raise ConfigError(f"the run has no probe {name!r}.{suggest(name, run.worst_first)}")
     return name

@@ -129,8 +129,9 @@ def _draw_frame(labels: tuple[str, ...], change: tuple[str, str]) -> Image.Image
     """Draw what panels of one kind have in common; a text takes as long as a tile."""
     image = Image.new("RGB", CARD, PAPER)
     draw = ImageDraw.Draw(image)
-    draw_heat_bar(image, (GAP, BARS), TEXT_WIDTH)
-    _draw_bar(image, (GAP, BARS + LINE), TEXT_WIDTH, change[0], _change_bar(), change[1])
+    width = TEXT_WIDTH - 2 * GAP  # apart from the label of the tile beside it
+    draw_heat_bar(image, (GAP, BARS), width)
+    _draw_bar(image, (GAP, BARS + LINE), width, change[0], _change_bar(), change[1])
     for i, label in enumerate(labels):
         left, top = _place(i)
         draw.text((left, top + PANEL_TILE), label, FAINT, font(LABEL, label))

@@ -14,6 +14,7 @@ from clipcam_lightning.cam.map_state import map_state
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.drift.transplants import NONE
+from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import TILE, enlarge, to_image
 
 CROP = 1 / 3  # of the shorter side of the image
@@ -95,6 +96,25 @@ def draw_crop(pixels: UInt8[Tensor, "3 y x"], map_: Float[Tensor, "h w"]) -> Ima
         for middle, length in zip(middles, (height, width), strict=True)
     )
     return to_image(enlarge(pixels[:, top : top + side, left : left + side], TILE))
+
+
+def draw_crops(
+    pixels: UInt8[Tensor, "3 y x"], baseline: Float[Tensor, "h w"], now: Float[Tensor, "h w"]
+) -> tuple[Image.Image, Image.Image]:
+    """Cut out what a map looked at before, and what it looks at now and did not before.
+
+    Args:
+        pixels: input of the model.
+        baseline: raw map.
+        now: raw map.
+
+    Returns:
+        The hottest place of the baseline, and the place where the map gained most in units of its largest value.
+    """
+    before, after = relative_saliency(torch.stack([baseline, now]))
+    gain = (after - before).clamp_min(0)
+    moved = not map_state(now).is_degenerate and not map_state(gain).is_degenerate
+    return draw_crop(pixels, baseline), draw_crop(pixels, gain if moved else now)
 
 
 def draw_transplants(

@@ -14,7 +14,7 @@ from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.visualization.drawing import to_pixels
-from clipcam_lightning.visualization.evidence import GroundImages, draw_crop, draw_transplants
+from clipcam_lightning.visualization.evidence import GroundImages, draw_crops, draw_transplants
 from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
 from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles
 
@@ -192,7 +192,7 @@ def draw_evidence(
     crops: list[tuple[ProbeDrift, str, str]] = []
     for i in flagged:
         pixels = decode_image(files[i], snapshot.names[i])
-        before, now = (jpeg_uri(draw_crop(pixels, each.maps[i])) for each in (baseline, snapshot))
+        before, now = map(jpeg_uri, draw_crops(pixels, baseline.maps[i], snapshot.maps[i]))
         crops.append((report.probes[i], before, now))
     if report.evidence is None or not report.evidence.shown:
         return crops, []

@@ -27,7 +27,7 @@ from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization import report as report_module
 from clipcam_lightning.visualization.drawing import to_pixels
-from clipcam_lightning.visualization.evidence import draw_crop
+from clipcam_lightning.visualization.evidence import draw_crop, draw_crops
 from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report
 from tests.support.html_tree import Element, Tree, tags, words
 
@@ -558,7 +558,7 @@ def test_the_page_opens_with_what_the_flagged_maps_look_at() -> None:
     crops = sheet.all("img")
     assert [image.attributes["alt"] for image in crops[:2]] == [
         "Hottest place of probe-0, baseline",
-        "Hottest place of probe-0, now",
+        "Place with the largest gain of probe-0, now",
     ]
     assert len(crops) == 2 * 4
     (reasons,) = root.all("header")[0].all("p", "reasons")
@@ -601,3 +601,19 @@ def test_a_crop_shows_a_third_of_the_image_around_the_hottest_place() -> None:
     assert crop[0].min() > 150, "the corner alone, which is a third of the shorter side"
     assert not vanished[0].gt(220).all(), "in place of the crop stand the words of the state"
     assert (vanished.float().std(dim=(1, 2)) > 5).all()
+
+
+def test_the_second_crop_shows_where_the_map_gained_most_although_it_is_still_hottest_elsewhere() -> None:
+    pixels = torch.zeros(3, 90, 90, dtype=torch.uint8)
+    pixels[0, 60:, 60:] = 200
+    pixels[1, :30, :30] = 200
+    before, now = torch.zeros(2, 6, 6)
+    before[0, 0] = 1.0
+    now[0, 0], now[5, 5] = 1.0, 0.9
+
+    first, second = map(to_pixels, draw_crops(pixels, before, now))
+    unmoved = draw_crops(pixels, before, before)[1]
+
+    assert first[1].min() > 150
+    assert second[0].min() > 150
+    assert torch.equal(to_pixels(unmoved), first)

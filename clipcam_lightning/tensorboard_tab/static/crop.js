@@ -1,6 +1,7 @@
 /** What a map looks at: the part of the image around its hottest place. */
 
 import { context, element } from "./dom.js";
+import { normalize } from "./heat.js";
 
 const SHARE = 1 / 3; // of the shorter side of the image, as in the reports
 
@@ -19,6 +20,18 @@ export function findCrop(map, [h, w], { width, height }) {
     return Math.min(Math.max(0, Math.round(middle - side / 2)), pixels - side);
   };
   return { x: start(hottest % w, w, width), y: start(Math.floor(hottest / w), h, height), side };
+}
+
+/** What a map gained, relative to the largest value of each; the map itself where it gained nothing.
+ *
+ * @param {Float32Array | null} before raw
+ * @param {Float32Array} now raw
+ */
+export function gain(before, now) {
+  if (!before) return now;
+  const [low, high] = [normalize(before), normalize(now)];
+  const gained = high.map((value, i) => Math.max(0, value - low[i]));
+  return gained.some((value) => value > 0) ? gained : now;
 }
 
 /** Cut out what a map looks at.

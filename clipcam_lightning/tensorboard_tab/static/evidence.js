@@ -1,6 +1,6 @@
 /** What speaks for an alarm: what the maps of the flagged probes look at, and what other objects are called on a ground. */
 
-import { drawCrop } from "./crop.js";
+import { drawCrop, gain } from "./crop.js";
 import { canvasOf, element } from "./dom.js";
 
 /**
@@ -37,7 +37,7 @@ export function listGrounds(run, probe, evaluation) {
   return grounds.toSorted((a, b) => Number(b.probe === probe) - Number(a.probe === probe));
 }
 
-/** Draw what maps looked at before and look at now, side by side.
+/** Draw the hottest place of baselines, and the place where maps gained most since, side by side.
  *
  * @param {Run} run
  * @param {number[]} probes
@@ -50,10 +50,12 @@ export async function cropSheet(run, probes, evaluation, baseline) {
       const row = run.rows.get(probe);
       if (!row) return [];
       const { image } = await row.ground(SIDE);
+      const before = run.baselineMap(probe, evaluation, baseline);
+      const now = row.map(evaluation);
       /** @type {[Float32Array | null, string][]} */
       const maps = [
-        [run.baselineMap(probe, evaluation, baseline), run.baselineStateText(probe, evaluation, baseline)],
-        [row.map(evaluation), run.stateText(probe, evaluation)],
+        [before, run.baselineStateText(probe, evaluation, baseline)],
+        [now && gain(before, now), run.stateText(probe, evaluation)],
       ];
       const crops = maps.map(([map, state]) =>
         state || !map

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { findCrop } from "../../../clipcam_lightning/tensorboard_tab/static/crop.js";
+import { findCrop, gain } from "../../../clipcam_lightning/tensorboard_tab/static/crop.js";
 
 const IMAGE = { width: 120, height: 90 };
 
@@ -24,4 +24,15 @@ test("a crop at the edge stays within the image", () => {
 test("a large spot comes before a single cell that is hardly hotter", () => {
   const { x, y } = findCrop(mapWith({ 0: 1.05, 28: 1, 29: 1, 34: 1, 35: 1 }), [6, 6], IMAGE);
   assert.ok(x > 60 && y > 45);
+});
+
+test("what a map gained is relative to the largest value of each map", () => {
+  const gained = gain(new Float32Array([2, 1, 0]), new Float32Array([8, 0, 4]));
+  assert.deepEqual([...gained], [0, 0, 0.5]);
+});
+
+test("a map that gained nothing is looked at where it is hottest, as is one without baseline", () => {
+  const map = new Float32Array([1, 3]);
+  assert.equal(gain(new Float32Array([2, 6]), map), map);
+  assert.equal(gain(null, map), map);
 });
