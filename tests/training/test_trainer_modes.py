@@ -234,7 +234,7 @@ TORCH: dict[str, Mode] = {
     "no efficient attention": Mode(around=lambda: set_(torch.backends.cuda.enable_mem_efficient_sdp, False, True)),
     "denormals flushed": Mode(around=lambda: set_(torch.set_flush_denormal, True, False)),
     "print options": Mode(
-        around=lambda: set_(lambda sci: torch.set_printoptions(precision=1, sci_mode=sci), True, None)
+        around=lambda: set_(lambda profile: torch.set_printoptions(profile=profile, sci_mode=None), "short", "default")
     ),
     "errors of numpy": Mode(around=lambda: np.errstate(all="raise")),
     "a function mode": Mode(around=IdleFunctionMode),
