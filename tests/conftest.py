@@ -11,6 +11,7 @@ import jaxtyping
 import open_clip
 import pytest
 import torch
+from hypothesis import settings
 from PIL import ImageDraw
 from playwright.sync_api import Browser, sync_playwright
 
@@ -22,6 +23,9 @@ from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip, tra
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
     Path(tempfile.gettempdir()) / f"inductor-{torch.backends.cpu.get_cpu_capability()}"
 )
+
+settings.register_profile("busy machine", deadline=None)  # an example may take long where other tests run
+settings.load_profile("busy machine")
 
 pytest_plugins = ["pytester", "tests.support.forks", "tests.support.loggers", "tests.support.stores"]
 
