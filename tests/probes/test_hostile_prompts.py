@@ -214,13 +214,11 @@ def test_tensorboard_shows_one_image_per_probe_and_prompts_create_no_tags_or_fol
     with example_folder() as folder:
         with tensorboard(folder / "run", evaluation) as events_read:
             tags = events_read.Tags()
-            metadata = [events_read.SummaryMetadata(f"clipcam/{probe.name}") for probe in evaluation.report.probes]
+            metadata = [events_read.SummaryMetadata(f"clipcam_maps/{probe.name}") for probe in evaluation.report.probes]
             (table,) = events_read.Tensors("clipcam/probes/text_summary")
         assert {path.parent for path in files_in(folder)} == {Path("run")}, "a prompt became a path"
-    # The tag of an image is its probe's name, except for "drift", which is the tag of a metric.
-    assert set(tags["images"]) == {
-        f"clipcam/{name}{'-probe' * (name == 'drift')}" for name in evaluation.snapshot.names
-    } | {"clipcam_contact_sheet/all_probes"}
+    maps = {f"clipcam_maps/{name}" for name in evaluation.snapshot.names}
+    assert set(tags["images"]) == maps | {"clipcam_contact_sheet/all_probes"}
     for each, prompt in zip(metadata, prompts, strict=True):
         check_text(each.summary_description, prompt)
     rows = Page(render_in_tensorboard(table.tensor_proto.string_val[0].decode()))
@@ -288,7 +286,7 @@ def test_a_training_with_all_hostile_prompts_at_once_logs_them_unchanged(tmp_pat
 
     logged = events(tmp_path)
     for prompt, name in zip(prompts, ProbeSet((PIXELS, prompt) for prompt in prompts).names, strict=True):
-        check_text(logged.SummaryMetadata(f"clipcam/{name}").summary_description, prompt)
+        check_text(logged.SummaryMetadata(f"clipcam_maps/{name}").summary_description, prompt)
     last = json.loads((tmp_path / "maps" / "history.jsonl").read_text().splitlines()[-1])
     assert [probe["prompt"] for probe in last["probes"]] == prompts
     assert Snapshot.load(tmp_path / "maps" / "step-00000004.safetensors").prompts == tuple(prompts)
