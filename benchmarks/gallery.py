@@ -16,12 +16,13 @@ from PIL import Image, ImageDraw
 from skimage.data import chelsea
 
 from clipcam_lightning import METHODS, ConfigError, explain, find_clip, map_state
+from clipcam_lightning.cam.display.drawing import to_pixels
 from clipcam_lightning.cam.lettering import font, letter
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
 from clipcam_lightning.storage.jpeg import encode_jpeg
-from clipcam_lightning.visualization.drawing import draw_outline, draw_overlay, enlarge, to_pixels
+from clipcam_lightning.visualization.drawing import draw_outline, draw_overlay, enlarge
 
 FOLDER = Path(__file__).parents[1] / "docs" / "gallery"
 NAMES = {"vit": "ViT", "resnet": "ResNet"}

@@ -330,7 +330,7 @@ class ClipCamCallback(Callback):
             self._warn_once(note)
         if self._fit.evaluations:  # resumed, or a second fit
             self._fit.evaluated_at = count_steps(trainer)
-            self._session.go_on(self._fit.evaluated_at)
+            self._session.begin_fit(self._fit.evaluated_at)
         elif self._session.has_probes():
             self._evaluate(trainer)
 

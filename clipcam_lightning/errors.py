@@ -91,18 +91,18 @@ def describe_error(error: BaseException) -> str:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, ClipCamError):
         return str(error)
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text if len(text) <= MAX_DESCRIBED else f'{text[:MAX_DESCRIBED]} ...'}"
+    return f"{type(error).__name__}: {abridge(' '.join(str(error).split()), MAX_DESCRIBED)}"
 
 
-def abridge(text: object) -> str:
+def abridge(text: object, length: int = MAX_QUOTED) -> str:
     """Shorten a long text for a message.
 
     Args:
         text: anything; ``str`` is applied to it.
+        length: in characters.
 
     Returns:
-        The text, or both ends of one that is longer than 200 characters.
+        The text, or both ends of a longer one.
     """
     text = str(text)
-    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED // 2]} ... {text[-MAX_QUOTED // 2 :]}"
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -298,7 +298,7 @@ def _assemble(line: Mapping[str, Any], report: DriftReport, snapshots: Mapping[s
     )
 
 
-def _complete(baseline: Snapshot, snapshots: Iterator[Snapshot] | Any) -> Snapshot:
+def _complete(baseline: Snapshot, snapshots: Iterable[Snapshot]) -> Snapshot:
     """Add what only the first baseline of a run has, if it is of the same probes."""
     for each in snapshots:
         if each.images and each.info.digest == baseline.info.digest:

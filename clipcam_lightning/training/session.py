@@ -145,8 +145,8 @@ class Session:
             return f"no probes could be taken from a batch: {describe_error(error)}"
         return ""
 
-    def go_on(self, step: int) -> None:
-        """Go on with the baseline of an earlier fit, from ``step``."""
+    def begin_fit(self, step: int) -> None:
+        """Begin a fit, at ``step``, that goes on with the baseline of an earlier one."""
         if self.monitor is not None:
             self.monitor.begin_fit(step)
 

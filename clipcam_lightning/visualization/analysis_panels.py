@@ -8,6 +8,7 @@ from torch import Tensor
 from clipcam_lightning.analysis.confusion import Confusion
 from clipcam_lightning.analysis.prompt_sensitivity import Sensitivity
 from clipcam_lightning.cam.decoding import require_pixels
+from clipcam_lightning.cam.display.drawing import to_image
 from clipcam_lightning.cam.map_state import map_state
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.visualization.drawing import (
@@ -17,7 +18,6 @@ from clipcam_lightning.visualization.drawing import (
     draw_overlay,
     draw_panel,
     enlarge,
-    to_image,
 )
 
 

@@ -10,10 +10,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from clipcam_lightning.cam.display.drawing import to_image
 from clipcam_lightning.cam.lettering import font, shorten, text_width, wrap
 from clipcam_lightning.errors import ConfigError, SnapshotError
 from clipcam_lightning.monitoring.recorded_run import RecordedRun
-from clipcam_lightning.visualization.drawing import FAINT, FLAG, INK, PAPER, enlarge, to_image
+from clipcam_lightning.visualization.drawing import FAINT, FLAG, INK, PAPER, enlarge
 from clipcam_lightning.visualization.run_report import MapFrame, choose_evaluations, draw_frames, read_pixels
 from clipcam_lightning.visualization.timeline import Extent
 

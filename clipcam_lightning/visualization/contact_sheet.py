@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from clipcam_lightning.cam.decoding import require_pixels
+from clipcam_lightning.cam.display.drawing import to_image
 from clipcam_lightning.cam.lettering import font, shorten
 from clipcam_lightning.drift.probe_drift import format_drift
 from clipcam_lightning.monitoring.history import HistoryEntry
@@ -24,7 +25,6 @@ from clipcam_lightning.visualization.drawing import (
     draw_heat_bar,
     draw_overlay,
     enlarge,
-    to_image,
 )
 
 SHEET_TILE = 130  # pixels: with an input and four evaluations, a sheet is as wide as a panel

@@ -10,6 +10,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT, colored, overlaid
+from clipcam_lightning.cam.display.drawing import draw_color_bar, fit_image, to_image, to_pixels
 from clipcam_lightning.cam.fuse import resize_maps
 from clipcam_lightning.cam.lettering import font, letter, shorten, text_width, wrap
 from clipcam_lightning.cam.map_state import MapState
@@ -28,21 +29,9 @@ FLAG_TEXT, ALARM = "FLAGGED", "#c9252d"
 DIM, DENSEST_CHANGE = 0.15, 0.8  # grey of a black image under a change, and opacity of the largest change
 
 
-def to_image(pixels: UInt8[Tensor, "3 y x"]) -> Image.Image:
-    """Convert pixels to a Pillow image."""
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-
-
-def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 y x"]:
-    """Convert a Pillow image to pixels."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
 def enlarge(pixels: UInt8[Tensor, "3 y x"], side: int) -> UInt8[Tensor, "3 v u"]:
     """Resize an image to ``side`` pixels along its longer side; the proportions stay."""
-    height, width = pixels.shape[1:]
-    width, height = (max(1, round(length * side / max(height, width))) for length in (width, height))
-    return to_pixels(to_image(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    return to_pixels(fit_image(to_image(pixels), side))
 
 
 def fit_to(pixels: UInt8[Tensor, "3 y x"], map_: Float[Tensor, "h w"]) -> Float[Tensor, "y x"]:
@@ -160,7 +149,7 @@ def draw_heat_bar(image: Image.Image, place: tuple[int, int], width: int) -> Non
         place: left and top.
         width: of bar and names.
     """
-    _draw_bar(image, place, width, "none", _heat_bar(), "most, own scale")
+    _draw_bar(image, place, width, "none", draw_color_bar(256, 1), "most, own scale")
 
 
 def _draw_bar(image: Image.Image, place: tuple[int, int], width: int, low: str, bar: Image.Image, high: str) -> None:
@@ -172,20 +161,10 @@ def _draw_bar(image: Image.Image, place: tuple[int, int], width: int, low: str, 
 
 
 @cache
-def _heat_bar() -> Image.Image:
-    """Draw the colours of heat as they look over a grey image."""
-    grey = torch.full((3, 1, 256), 128, dtype=torch.uint8, device="cpu")
-    return to_image(overlaid(grey, _ramp(0.0)))
-
-
-@cache
 def _change_bar() -> Image.Image:
     """Draw the colours of change as they look over a grey image."""
-    return _to_image(_tint(_ramp(-1.0), torch.tensor(DIM + 0.2, dtype=torch.float32, device="cpu")))
-
-
-def _ramp(start: float) -> Float[Tensor, "1 256"]:
-    return torch.linspace(start, 1, 256, dtype=torch.float32, device="cpu")[None]
+    ramp = torch.linspace(-1, 1, 256, dtype=torch.float32, device="cpu")[None]
+    return _to_image(_tint(ramp, torch.tensor(DIM + 0.2, dtype=torch.float32, device="cpu")))
 
 
 def _shown(heat: Float[Tensor, "h w"], state: MapState) -> Float[Tensor, "h w"]:

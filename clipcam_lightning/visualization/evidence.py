@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipcam_lightning.analysis.interventions import fill_regions, transplant
+from clipcam_lightning.cam.display.drawing import to_image
 from clipcam_lightning.cam.lettering import letter
 from clipcam_lightning.cam.map_state import map_state
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.monitoring.history import relative_saliency
-from clipcam_lightning.visualization.drawing import TILE, enlarge, to_image
+from clipcam_lightning.visualization.drawing import TILE, enlarge
 
 CROP = 1 / 3  # of the shorter side of the image
 GROUNDS, OBJECTS = 4, 5  # of the images of transplants: rows, and objects per row

@@ -9,11 +9,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from clipcam_lightning.cam.display.drawing import to_pixels
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.visualization.drawing import to_pixels
 from clipcam_lightning.visualization.evidence import GroundImages, draw_crops, draw_transplants
 from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
 from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles

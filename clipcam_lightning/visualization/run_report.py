@@ -9,13 +9,14 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from clipcam_lightning.cam.display.drawing import to_image
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.drift.report_json import report_as_json
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.monitoring.recorded_run import RecordedEvaluation, RecordedRun
-from clipcam_lightning.visualization.drawing import TILE, draw_heat, draw_overlay, enlarge, to_image
+from clipcam_lightning.visualization.drawing import TILE, draw_heat, draw_overlay, enlarge
 from clipcam_lightning.visualization.evidence import GroundImages
 from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
 from clipcam_lightning.visualization.report import (

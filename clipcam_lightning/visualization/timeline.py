@@ -56,7 +56,7 @@ class Chart:
 
     Attributes:
         title: what it shows.
-        label: the chart in words.
+        label: text alternative of the chart.
         limits: bottom and top, as texts.
         lines: points by the name of the line, as SVG writes them.
         dots: points that stand out.

@@ -11,6 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from clipcam_lightning.analysis.method_ranking import rank_methods
+from clipcam_lightning.cam.display.drawing import to_image
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.monitoring.recorded_run import RecordedRun, load_run
@@ -19,7 +20,6 @@ from clipcam_lightning.shapes_world.scenes import draw_scenes
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.paths import as_path
 from clipcam_lightning.visualization import report as report_module, run_comparison, run_report as run_report_module
-from clipcam_lightning.visualization.drawing import to_image
 from clipcam_lightning.visualization.ranking_report import ranking_report
 from clipcam_lightning.visualization.report import html_report
 from clipcam_lightning.visualization.run_comparison import RunComparison, comparison_report

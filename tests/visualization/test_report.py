@@ -16,6 +16,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 from torch import Tensor
 
+from clipcam_lightning.cam.display.drawing import to_pixels
 from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.report import DriftReport
@@ -26,7 +27,6 @@ from clipcam_lightning.drift.transplants import Transplants
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization import report as report_module
-from clipcam_lightning.visualization.drawing import to_pixels
 from clipcam_lightning.visualization.evidence import draw_crop, draw_crops
 from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report
 from tests.support.html_tree import Element, Tree, tags, words

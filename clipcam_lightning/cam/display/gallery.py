@@ -1,4 +1,4 @@
-"""What an object shows of itself, whatever it is shown in: tiles with captions, in rows."""
+"""The content of a display: tiles with captions, in rows."""
 
 import math
 from collections.abc import Iterator, Sequence

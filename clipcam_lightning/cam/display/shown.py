@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 import webbrowser
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 from urllib.request import pathname2url
 
@@ -21,9 +22,10 @@ SMALL, LARGE = 240, 320  # pixels of a tile: of HTML, and of all else
 FEW, MANY = 36, 128  # tiles: of HTML, which a notebook stores, and of all else
 
 
-class Shown:
+class Shown(ABC):
     """What is shown as a gallery of images: in Jupyter by itself, elsewhere when it is asked to."""
 
+    @abstractmethod
     def _gallery(self, side: int, limit: int) -> Gallery:
         """Make the gallery.
 
@@ -31,7 +33,6 @@ class Shown:
             side: of a tile, in pixels.
             limit: tiles to show, about.
         """
-        raise NotImplementedError
 
     def draw(self) -> Image.Image:
         """Draw what :meth:`show` shows as one image of at most about 128 tiles; the image says what is left out."""

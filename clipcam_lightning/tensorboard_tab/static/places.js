@@ -1,4 +1,4 @@
-/** Where in an image the mass of a map is and where it moved, in words. */
+/** Sentences about where the mass of a map is in an image, and where it moved. */
 
 import { formatPercent } from "./format.js";
 
