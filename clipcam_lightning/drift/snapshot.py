@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from clipcam_lightning.cam.display.drawing import draw_maps, fit_image, to_pixels
+from clipcam_lightning.cam.display.drawing import draw_maps, fit_image, to_image, to_pixels
 from clipcam_lightning.cam.display.gallery import Gallery, Tile, describe_rest
 from clipcam_lightning.cam.display.shown import Shown
 from clipcam_lightning.cam.map_state import MapState, map_state
@@ -207,20 +207,14 @@ class Snapshot(Shown):
         )
 
     def _make_tile(self, i: int, side: int) -> Tile:
-        (drawing,) = draw_maps(self.maps[i : i + 1], self._decode(i, side) if self.images else None, side)
+        pixels = None
+        if self.images:
+            pixels = to_pixels(fit_image(to_image(decode_image(self.images[i], self.names[i])), side))
+        (drawing,) = draw_maps(self.maps[i : i + 1], pixels, side)
         details, energy = f"similarity {self.similarity[i]:.2f}", float(self.energy_inside_mask[i])
         return Tile(
             drawing, self.prompts[i], details if math.isnan(energy) else f"{details} · {100 * energy:.0f} % on object"
         )
-
-    def _decode(self, i: int, side: int) -> UInt8[Tensor, "3 y x"]:
-        try:
-            with Image.open(io.BytesIO(self.images[i]), formats=["JPEG"]) as image:
-                return to_pixels(fit_image(image, side))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise SnapshotError(
-                f"the image of probe {self.names[i]!r} is damaged ({error}); take the snapshot again."
-            ) from error
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Split the snapshot for a file or a checkpoint.
@@ -286,6 +280,23 @@ class Snapshot(Shown):
                 "lengths, dtypes or values of names, prompts, maps, metrics, objects, donors and images do not match"
             )
         return snapshot
+
+
+def decode_image(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
+    """Decode the image of a probe.
+
+    Args:
+        file: JPEG, as a snapshot keeps it.
+        name: of the probe.
+
+    Raises:
+        SnapshotError: the image is damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(file), formats=["JPEG"]) as image:
+            return to_pixels(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SnapshotError(f"the image of probe {name!r} is damaged ({error}); take the snapshot again.") from error
 
 
 def _texts(values: Any) -> tuple[str, ...]:

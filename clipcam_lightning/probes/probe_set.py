@@ -11,13 +11,13 @@ from typing import TypeAlias, overload
 import numpy as np
 import torch
 from open_clip.transform import PreprocessCfg
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 from upath import UPath
 
 from clipcam_lightning.cam.decoding import ImageLike
-from clipcam_lightning.cam.display.drawing import fit_image, to_image
+from clipcam_lightning.cam.display.drawing import fit_image, outline_mask, to_image
 from clipcam_lightning.cam.display.gallery import Gallery, Tile, describe_rest
 from clipcam_lightning.cam.display.shown import Shown
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
@@ -36,7 +36,6 @@ from clipcam_lightning.storage.reading import is_folder
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "probe set"
-OUTLINE = {7: "#000000", 5: "#ffffff"}  # by width, of both sides in pixels: white on black shows on any ground
 ProbeLike: TypeAlias = Probe | LoadedProbe | tuple[ImageLike, str]
 ProbesLike: TypeAlias = PathLike | Sequence[ProbeLike]
 
@@ -313,10 +312,7 @@ def _draw(probe: LoadedProbe, side: int) -> Image.Image:
         large = Image.fromarray(probe.image)
     image = fit_image(large, side)
     if probe.mask is not None:
-        mask = Image.fromarray(probe.mask).convert("L").resize(image.size, Image.Resampling.BILINEAR)
-        solid = mask.point(lambda value: 255 if value > 127 else 0)
-        for width, color in OUTLINE.items():
-            image.paste(color, mask=ImageChops.subtract(solid.filter(ImageFilter.MaxFilter(width)), solid))
+        outline_mask(image, probe.mask)
     return image
 
 

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT, colored, overlaid
-from clipcam_lightning.cam.display.drawing import draw_color_bar, fit_image, to_image, to_pixels
+from clipcam_lightning.cam.display.drawing import draw_color_bar, fit_image, outline_mask, to_image, to_pixels
 from clipcam_lightning.cam.fuse import resize_maps
 from clipcam_lightning.cam.lettering import font, letter, shorten, text_width, wrap
 from clipcam_lightning.cam.map_state import MapState
@@ -67,14 +66,8 @@ def _tint(change: Float[Tensor, "y x"], ground: Float[Tensor, "*ground"]) -> Flo
 def draw_outline(pixels: UInt8[Tensor, "3 v u"], mask: Bool[Tensor, "y x"] | None) -> Image.Image:
     """Draw an image with the outline of a mask, or as it is without mask."""
     image = to_image(pixels)
-    if mask is None:
-        return image
-    grey = Image.fromarray(mask.numpy().astype(np.uint8) * 255).resize(image.size, Image.Resampling.BILINEAR)
-    solid = grey.point(lambda value: 255 if value > 127 else 0)
-    for width, color in ((3, "#000000"), (2, "#ffffff")):  # white on black shows on any ground
-        # A box blur grows the mask; a maximum filter takes five times as long.
-        grown = solid.filter(ImageFilter.BoxBlur(width)).point(lambda value: 255 if value else 0)
-        image.paste(color, mask=ImageChops.subtract(grown, solid))
+    if mask is not None:
+        outline_mask(image, mask.numpy())
     return image
 
 

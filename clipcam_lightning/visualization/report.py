@@ -1,19 +1,13 @@
 """The HTML page of a comparison."""
 
-import io
 import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import UInt8
-from PIL import Image
-from torch import Tensor
 
-from clipcam_lightning.cam.display.drawing import to_pixels
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.drift.report import DriftReport
-from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.errors import SnapshotError
+from clipcam_lightning.drift.snapshot import Snapshot, decode_image
 from clipcam_lightning.visualization.evidence import GroundImages, draw_crops, draw_transplants
 from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
 from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles
@@ -208,20 +202,3 @@ def _embed_images(baseline: Snapshot, snapshot: Snapshot, i: int) -> dict[str, s
         return dict(zip(("Baseline", "Now", "Change"), map(jpeg_uri, heat_tiles(*maps)), strict=True))
     tiles = probe_tiles(decode_image(images[i], snapshot.names[i]), *maps)
     return dict(zip(("Input", "Baseline", "Now", "Change"), map(jpeg_uri, tiles), strict=True))
-
-
-def decode_image(file: bytes, name: str) -> UInt8[Tensor, "3 y x"]:
-    """Decode the image of a probe.
-
-    Args:
-        file: JPEG, as a snapshot keeps it.
-        name: of the probe.
-
-    Raises:
-        SnapshotError: the image is damaged.
-    """
-    try:
-        with Image.open(io.BytesIO(file), formats=["JPEG"]) as image:
-            return to_pixels(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SnapshotError(f"the image of probe {name!r} is damaged ({error}); take the snapshot again.") from error

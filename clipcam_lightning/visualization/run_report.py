@@ -12,7 +12,7 @@ from torch import Tensor
 from clipcam_lightning.cam.display.drawing import to_image
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.drift.report_json import report_as_json
-from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.drift.snapshot import Snapshot, decode_image
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.monitoring.recorded_run import RecordedEvaluation, RecordedRun
@@ -22,7 +22,6 @@ from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
 from clipcam_lightning.visualization.report import (
     METRICS,
     compare_settings,
-    decode_image,
     draw_evidence,
     format_metrics,
 )

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
 from clipcam_lightning.cam.colors import overlaid
@@ -14,6 +14,7 @@ from clipcam_lightning.cam.lettering import letter
 from clipcam_lightning.cam.map_state import MapState, map_state
 
 MID_GREY = 128
+OUTLINE = {3: "#000000", 2: "#ffffff"}  # by width in pixels
 
 
 def scale_heat(
@@ -60,6 +61,16 @@ def draw_color_bar(width: int, height: int) -> Image.Image:
     """Draw heat from 0 to 1 over an image of mid-grey, as it is drawn over other images."""
     ramp = torch.linspace(0, 1, width, dtype=torch.float32, device="cpu").expand(height, width)
     return to_image(overlaid(_fill_grey(height, width), ramp))
+
+
+def outline_mask(image: Image.Image, mask: Bool[np.ndarray, "y x"]) -> None:
+    """Draw the outline of a mask on an image of the same proportions, white on black, which shows on any ground."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(image.size, Image.Resampling.BILINEAR)
+    solid = grey.point(lambda value: 255 if value > 127 else 0)
+    for width, color in OUTLINE.items():
+        # A box blur grows the mask; a maximum filter takes five times as long.
+        grown = solid.filter(ImageFilter.BoxBlur(width)).point(lambda value: 255 if value else 0)
+        image.paste(color, mask=ImageChops.subtract(grown, solid))
 
 
 def to_image(pixels: UInt8[Tensor, "3 y x"]) -> Image.Image:
