@@ -124,6 +124,8 @@ def test_the_page_of_a_run_shows_the_image_of_each_probe(run: MLFlowLogger, serv
     for name in ("clipcam_maps~a-purple-cross", "clipcam_maps~a-yellow-star", "clipcam_contact_sheet~all_probes"):
         image = page.locator(f"img[src*='{name}']").first
         image.wait_for(timeout=PATIENCE * 1000)
-        width = image.evaluate("async image => { await image.decode(); return image.naturalWidth; }")
-        assert width == 256, "MLflow shows a small copy until it is opened"
+        size = image.evaluate(
+            "async image => { await image.decode(); return [image.naturalWidth, image.naturalHeight]; }"
+        )
+        assert max(size) == 256, "MLflow shows a small copy until it is opened"
     page.close()
