@@ -106,16 +106,18 @@ class DriftRule:
                 "the map of at least one probe became degenerate",
             )
         return (
-            "without their objects, the images of a prompt, or all images, are closer to their own prompts than at the "
-            f"baseline, by more than chance explains (false alarms are meant to be {100 * self.false_alarm_rate:g} %), "
-            "unless other objects on their backgrounds keep their names",
-            "other objects on the background of a prompt are closest to it more often than at the baseline",
-            f"the model tells the prompts apart by less than {_percent(MIN_CONTRAST)} of what it did at the baseline",
+            "with the objects removed, the images of one prompt, or all images, are closer to their own prompts than "
+            f"at the baseline, by more than chance explains (a false alarm in {100 * self.false_alarm_rate:g} % of the "
+            "evaluations is meant to be tolerated), and objects of other probes on the same backgrounds do not speak "
+            "against it",
+            "objects of other probes, put on the background of a prompt, are called that prompt more often than at the "
+            "baseline",
+            f"the model tells the prompts apart less than {_percent(MIN_CONTRAST)} as well as at the baseline",
             "at least half of the maps became degenerate",
-            f"where the background is not known, at least half of the maps drifted by more than {MAX_DRIFT:g}, gained "
-            f"over {_percent(MAX_SHARED_GAIN)} of their mass where the other images' maps gained most, or lost over "
-            f"{_percent(MAX_ENERGY_LOSS)} of their energy on the object and gained over {_percent(MAX_CONCENTRATION)} "
-            "of their mass in one spot, each beyond its noise floor",
+            "the background could not be tested, and at least half of the maps moved beyond their noise floor in one "
+            f"of these ways: they drifted by more than {MAX_DRIFT:g}, over {_percent(MAX_SHARED_GAIN)} of their mass "
+            f"is new where the other images' maps gained most, or over {_percent(MAX_ENERGY_LOSS)} of their energy "
+            f"left the object while over {_percent(MAX_CONCENTRATION)} of their mass is new in one spot",
         )
 
     def __str__(self) -> str:

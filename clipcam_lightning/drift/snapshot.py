@@ -111,7 +111,7 @@ class Snapshot(Shown):
         donors: numbers of the probes whose objects were put on the ground of each probe, which has lost its own; -1 for
             none, ``None`` if that was not done.
         transplants_named: for each of these images the number of a probe to whose prompt it is closest; -1 for none.
-        map_agrees: 1 if the map is on the object, by the mask or by occlusion, else 0; in baselines only.
+        map_agrees: 1 if the map is on the mask or, without one, agrees with occlusion, else 0; in baselines only.
         objects: pixels of the model's input that are taken for the object of each probe; in baselines only.
 
     Example:
@@ -159,8 +159,19 @@ class Snapshot(Shown):
 
     @property
     def has_trusted_maps(self) -> bool:
-        """Whether at least half of the maps are on their objects; ``True`` if that was not measured."""
+        """Whether at least half of the maps agree with masks or occlusion; ``True`` if that was not measured."""
         return self.map_agrees is None or float(self.map_agrees.mean()) >= TRUSTED
+
+    @property
+    def map_agreement(self) -> str:
+        """How many maps are on the objects, by their masks, or agree with occlusion where there are none, in words."""
+        if self.map_agrees is None:
+            return "it was not measured whether the maps show what the model uses"
+        has_mask, facts = torch.isfinite(self.energy_inside_mask), []
+        for what, which in (("are on the objects", has_mask), ("agree with occlusion", ~has_mask)):
+            if count := int(which.sum()):
+                facts.append(f"{int(self.map_agrees[which].sum())} of {count} maps {what}")
+        return " and ".join(facts)
 
     def save(self, file: PathLike) -> None:
         """Write the snapshot to a safetensors file, which is never half written.

@@ -27,6 +27,7 @@ class HistoryEntry:
         flagged: one per probe, whether the rule flags it.
         states: one per probe, of its raw map.
         number: of the evaluation in its run, counted from 0.
+        alarm: whether the evaluation was an alarm.
 
     Example:
         >>> from clipcam_lightning import evaluate
@@ -44,6 +45,7 @@ class HistoryEntry:
     flagged: tuple[bool, ...]
     states: tuple[MapState, ...]
     number: int = 0
+    alarm: bool = False
 
     __repr__ = short_repr
 
@@ -57,6 +59,7 @@ class HistoryEntry:
             flagged=tuple(probe.flagged for probe in report.probes),
             states=tuple(probe.state for probe in report.probes),
             number=number,
+            alarm=report.alarm,
         )
 
     def to_state(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ WIDTH = 110  # columns of an output that is no terminal
 
 
 class EpochLines(pl.Callback):
-    """Prints one line per epoch, also where there is no terminal for a progress bar.
+    """Prints one line per evaluation, also where there is no terminal for a progress bar.
 
     Args:
         clipcam: stands before this callback in the Trainer's list, so that its evaluation is done.
@@ -46,7 +46,7 @@ class EpochLines(pl.Callback):
         if trainer.sanity_checking or report is None:
             return
         print(
-            f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: "
+            f"step {trainer.global_step} of {trainer.estimated_stepping_batches}: "
             f"accuracy {float(trainer.callback_metrics['val/accuracy']):.2f}, "
             f"{len(report.flagged)} of {len(report.probes)} probes flagged{', ALARM' if report.alarm else ''}",
             flush=True,
@@ -70,7 +70,7 @@ def print_summary(callback: ClipCamCallback, model: open_clip.CLIP, log_dir: str
     folder = Path(callback.directory or log_dir)
     # A path that is broken into lines cannot be copied.
     console.print(f"What each map looked at, before and now:  {folder / REPORT}", soft_wrap=True)
-    console.print(f"All maps of all epochs in one image:      {folder / CONTACT_SHEET}", soft_wrap=True)
+    console.print(f"All maps of all steps in one image:       {folder / CONTACT_SHEET}", soft_wrap=True)
     console.print(
         f"The tab CLIP CAM in TensorBoard:          {_tensorboard()} --logdir {Path(log_dir).parents[1]}",
         soft_wrap=True,

@@ -2,7 +2,8 @@
 
 import io
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
@@ -102,7 +103,7 @@ class Drawings:
         evaluation = self.evaluation
         return contact_sheet(
             evaluation.pixels,
-            evaluation.snapshot.prompts,
+            _title_rows(evaluation.snapshot.prompts, evaluation.snapshot.names),
             evaluation.history,
             evaluation.report.flagged_first,
             *columns,
@@ -131,6 +132,14 @@ class Drawer:
             if self._newest is None or self._newest.evaluation is not evaluation:
                 self._newest = Drawings(evaluation, self._num_images)
             return self._newest
+
+
+def _title_rows(prompts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Title each row with its prompt; where several probes have one, the names tell them apart."""
+    counts = Counter(prompts)
+    return [
+        prompt if counts[prompt] == 1 else f"{prompt} · {name}" for prompt, name in zip(prompts, names, strict=True)
+    ]
 
 
 def _encode_png(image: Image.Image) -> bytes:

@@ -43,10 +43,9 @@ def announce(
         verb = "shows" if len(without) == 1 else "show"
         lines.append(f"{' and '.join(without)} {verb} no images{f'; they are in {directory}' if directory else ''}")
     if not baseline.has_trusted_maps and baseline.map_agrees is not None:
-        agree, count = int(baseline.map_agrees.sum()), len(baseline.map_agrees)
         lines.append(
-            f"{agree} of {count} maps are on the objects, by masks or by occlusion, so that maps alone raise no alarm; "
-            "images without their objects still do. clipcam rank finds a method that fits."
+            f"{baseline.map_agreement}, so that maps alone raise no alarm; images without their objects still do. "
+            "clipcam rank finds a method that fits."
         )
     return lines
 

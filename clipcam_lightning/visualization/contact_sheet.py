@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -12,6 +11,7 @@ from clipcam_lightning.cam.display.drawing import to_image
 from clipcam_lightning.cam.lettering import font, shorten
 from clipcam_lightning.drift.probe_drift import format_drift
 from clipcam_lightning.monitoring.history import HistoryEntry
+from clipcam_lightning.visualization.columns import choose_columns
 from clipcam_lightning.visualization.drawing import (
     DETAILS,
     FAINT,
@@ -47,8 +47,8 @@ def contact_sheet(
     Args:
         pixels: input of the model for each probe.
         prompts: of the probes.
-        history: the evaluations, the first one on the left. Of more than ``max_columns`` the first, the last and
-            evenly spread ones between them are drawn.
+        history: the evaluations, the first one on the left. Of more than ``max_columns`` the first, the last, that of
+            the first alarm and evenly spread ones between them are drawn.
         order: indices of the probes, from top to bottom
             (:attr:`~clipcam_lightning.drift.report.DriftReport.flagged_first`). Of more than 32 the first are drawn.
         max_columns: at least 2.
@@ -70,7 +70,8 @@ def contact_sheet(
         (284, 464)
     """
     require_pixels(pixels, "n 3 y x")
-    columns = [history[i] for i in np.unique(np.linspace(0, len(history) - 1, max_columns).round().astype(int))]
+    alarm = next((i for i, entry in enumerate(history) if entry.alarm), None)
+    columns = [history[i] for i in choose_columns(len(history), max_columns, alarm)]
     rows = order[:MAX_ROWS]
     cell = SHEET_TILE + GAP
     image = Image.new("RGB", (GAP + (1 + len(columns)) * cell, HEADER + len(rows) * ROW), PAPER)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
@@ -16,6 +16,7 @@ from clipcam_lightning.drift.snapshot import Snapshot, decode_image
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.monitoring.recorded_run import RecordedEvaluation, RecordedRun
+from clipcam_lightning.visualization.columns import choose_columns
 from clipcam_lightning.visualization.drawing import TILE, draw_heat, draw_overlay, enlarge
 from clipcam_lightning.visualization.evidence import GroundImages
 from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
@@ -161,12 +162,12 @@ def describe_trust(baseline: Snapshot | None) -> str:
         baseline: of the last evaluation; ``None`` if it cannot be read.
     """
     if baseline is None or baseline.map_agrees is None:
-        return "It was not measured whether the maps are on the objects."
-    agree, count = int(baseline.map_agrees.sum()), len(baseline.map_agrees)
-    fact = f"at the baseline, {agree} of {count} are on the objects, by masks or by occlusion"
-    if baseline.has_trusted_maps:
-        return f"The maps can be trusted: {fact}."
-    return f"Maps alone raise no alarm: {fact}. clipcam rank finds a method that fits."
+        return "It was not measured whether the maps show what the model uses."
+    fact = f"At the baseline, {baseline.map_agreement}."
+    if not baseline.has_trusted_maps:
+        return f"{fact} So maps alone raise no alarm; clipcam rank finds a method that fits."
+    known = torch.isfinite(baseline.energy_inside_mask).all()
+    return fact if known else f"{fact} Whether the model uses the object, only a mask can tell."
 
 
 def choose_evaluations(run: RecordedRun, limit: int) -> list[RecordedEvaluation]:
@@ -179,13 +180,8 @@ def choose_evaluations(run: RecordedRun, limit: int) -> list[RecordedEvaluation]
     drawable = run.drawable
     if not drawable:
         return []
-    chosen = set(np.linspace(0, len(drawable) - 1, limit).round().astype(int).tolist())
     alarm = next((i for i, each in enumerate(drawable) if each.report.alarm), None)
-    if alarm is not None and alarm not in chosen:
-        inner = sorted(chosen)[1:-1]
-        chosen.remove(min(inner, key=lambda i: abs(i - alarm)))
-        chosen.add(alarm)
-    return [drawable[i] for i in sorted(chosen)]
+    return [drawable[i] for i in choose_columns(len(drawable), limit, alarm)]
 
 
 def draw_frames(

@@ -209,8 +209,8 @@ def test_probes_of_equal_drift_keep_the_order_of_the_probe_set() -> None:
 @pytest.mark.parametrize(
     ("rule", "numbers"),
     [
-        (DriftRule(), ["false alarms are meant to be 1 %", "9 %", "7 %", "20 %", "18 %", "0.8"]),
-        (DriftRule(false_alarm_rate=0.05), ["false alarms are meant to be 5 %"]),
+        (DriftRule(), ["a false alarm in 1 % of the", "9 %", "7 %", "20 %", "18 %", "0.8"]),
+        (DriftRule(false_alarm_rate=0.05), ["a false alarm in 5 % of the"]),
         (DriftRule(0.25), ["0.25"]),
     ],
     ids=["default", "rate", "max_drift"],
@@ -639,3 +639,16 @@ def test_many_probes_with_a_gain_of_their_own_are_rated_together() -> None:
 def test_a_false_alarm_rate_out_of_range_is_refused(rate: Any) -> None:
     with pytest.raises(ConfigError, match=r"false_alarm_rate must be above 0 and at most 0\.2"):
         DriftRule(false_alarm_rate=rate)
+
+
+def test_only_maps_with_masks_are_said_to_be_on_the_objects() -> None:
+    """Occlusion says what a model uses, not what the object is."""
+    maps = torch.rand(4, 5, 5)
+    agrees = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    masked = replace(snapshot(*maps), map_agrees=agrees, energy_inside_mask=torch.tensor([0.5, 0.5, 0.5, 0.5]))
+    unmasked = replace(masked, energy_inside_mask=torch.full((4,), torch.nan))
+    some = replace(masked, energy_inside_mask=torch.tensor([0.5, torch.nan, torch.nan, torch.nan]))
+
+    assert masked.map_agreement == "3 of 4 maps are on the objects"
+    assert unmasked.map_agreement == "3 of 4 maps agree with occlusion"
+    assert some.map_agreement == "1 of 1 maps are on the objects and 2 of 3 maps agree with occlusion"

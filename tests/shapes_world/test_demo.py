@@ -76,14 +76,14 @@ def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> No
     assert "What other objects are called" in (done.folder / shown[0][4]).read_text()
 
 
-def test_the_demo_prints_an_epoch_per_line_and_ends_with_the_alarm_and_where_to_look(done: Demo) -> None:
-    epochs = re.findall(r"^epoch (\d) of 4: accuracy [\d.]+, \d of 8 probes flagged(, ALARM)?$", done.stdout, re.M)
-    assert [number for number, _ in epochs] == ["1", "2", "3", "4"]
-    assert [bool(alarm) for _, alarm in epochs] == [False, True, True, True]
+def test_the_demo_prints_a_line_per_evaluation_and_ends_with_the_alarm_and_where_to_look(done: Demo) -> None:
+    lines = re.findall(r"^step (\d+) of 160: accuracy [\d.]+, \d of 8 probes flagged(, ALARM)?$", done.stdout, re.M)
+    assert [step for step, _ in lines] == ["40", "80", "120", "160"]
+    assert [bool(alarm) for _, alarm in lines] == [False, True, True, True]
     assert re.search(r"ALARM: the background tells the prompt: \d+ of 48 other objects", done.stdout)
     (report,) = re.findall(r"^What each map looked at, before and now: +(\S+)$", done.stdout, re.M)
     assert "What the flagged maps look at" in (done.folder / report).read_text()
-    (sheet,) = re.findall(r"^All maps of all epochs in one image: +(\S+)$", done.stdout, re.M)
+    (sheet,) = re.findall(r"^All maps of all steps in one image: +(\S+)$", done.stdout, re.M)
     with Image.open(done.folder / sheet) as image:
         assert min(image.size) > 600
     assert re.search(r"tensorboard --logdir \S+", done.stdout)

@@ -1,5 +1,7 @@
 """The contact sheet: evaluations from left to right, probes in the order of the report, text in its place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -124,3 +126,16 @@ def test_a_huge_prompt_is_cut_without_measuring_it_many_times(monkeypatch: pytes
     prompt = "a b " * 5000
     limit_measuring(monkeypatch, 50 * len(prompt))
     contact_sheet(GREY[None], [prompt], [entry(torch.zeros(1, 8, 8))], [0])
+
+
+def test_the_evaluation_of_the_first_alarm_is_among_the_columns() -> None:
+    history = [replace(entry(torch.rand(1, 8, 8)), step=step, alarm=step >= 10) for step in range(20)]
+
+    with_alarm, without = (
+        contact_sheet(GREY[None], ["a"], entries, [0], max_columns=4)
+        for entries in (history, [replace(each, alarm=False) for each in history])
+    )
+
+    alone = contact_sheet(GREY[None], ["a"], [history[i] for i in (0, 6, 10, 19)], [0], max_columns=4)
+    assert with_alarm.tobytes() == alone.tobytes()
+    assert without.tobytes() != alone.tobytes()
