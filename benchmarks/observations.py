@@ -12,7 +12,13 @@ from torch.nn import functional as F
 from benchmarks.finetunes import FineTune, class_texts, is_done, load_epoch
 from benchmarks.worlds.world import WORLDS
 from clipcam_lightning import ClipModel, Snapshot, explain, find_clip
-from clipcam_lightning.analysis.interventions import fill_regions, in_pixels, object_regions, window_drops
+from clipcam_lightning.analysis.interventions import (
+    choose_windows,
+    fill_regions,
+    in_pixels,
+    object_regions,
+    window_drops,
+)
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.snapshot import SnapshotInfo
 from clipcam_lightning.drift.transplants import NONE
@@ -130,7 +136,8 @@ def _observe(run: FineTune, folder: Path, count: int) -> Observations:
         texts = class_texts(run, model, run.images.captions).detach()
         maps = explain(clip, images, [[run.images.captions[each]] for each in drawn.classes]).maps[:, 0]
         if not regions:
-            regions = [enlarged, in_pixels(object_regions(maps, window_drops(images, texts[classes], embed)), images)]
+            drops = window_drops(images, texts[classes], embed, choose_windows(maps))
+            regions = [enlarged, in_pixels(object_regions(maps, drops), images)]
             donors = [choose_donors(drawn.classes.tolist(), range(count), each) for each in regions]
         seen["maps"].append(maps)
         seen["cosines"].append(embed(images) @ texts.T)

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CELLS = 8  # per side of the grid on which objects are searched for and windows hidden
+WINDOWS = CELLS - 1  # of 2 x 2 cells, per side
+HOT, CONTROLS = 8, 4  # windows that are hidden: where a map is hottest, and elsewhere
 REGION_LEVEL = 0.3  # of the highest score, that a cell of an object's region reaches
 FILL_CELLS = 16  # per side of the grid on which a region is filled
 
@@ -51,33 +53,54 @@ def transplant(
     return torch.where(objects[donors][:, None], images[donors], grounds)
 
 
+def choose_windows(maps: Float[Tensor, "n h w"]) -> Int[Tensor, "n k"]:
+    """Choose 12 of the 49 windows of 2 x 2 cells: the 8 where a map is hottest, and 4 evenly ranked among the others.
+
+    A region that :func:`object_regions` finds lies where the map is hot, so that other windows hardly change it; the 4
+    tell whether the similarity drops there as well.
+
+    Args:
+        maps: raw saliency.
+
+    Returns:
+        Numbers of windows, counted row by row.
+    """
+    heat = F.avg_pool2d(_smooth(_in_cells(maps)), 2, stride=1).flatten(1)
+    ranked = heat.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.linspace(HOT, WINDOWS**2 - 1, CONTROLS + 2, device=maps.device).round().long()[1:-1]
+    return torch.cat([ranked[:, :HOT], ranked[:, ranks]], dim=1)
+
+
 def window_drops(
-    images: Float[Tensor, "n 3 y x"], texts: Float[Tensor, "n d"], embed: EmbedImages
+    images: Float[Tensor, "n 3 y x"],
+    texts: Float[Tensor, "n d"],
+    embed: EmbedImages,
+    windows: Int[Tensor, "n k"],
 ) -> Float[Tensor, "n 8 8"]:
     """Map what the similarity loses where a window of 2 x 2 cells is filled with the colours around it.
 
-    This is occlusion whose cost does not depend on the model: 49 forwards per image.
+    This is occlusion whose cost does not depend on the model: one forward per window.
 
     Args:
         images: preprocessed.
         texts: unit embedding of each image's prompt.
         embed: embeds images as unit vectors.
+        windows: to hide in each image, one after the other, counted row by row.
 
     Returns:
-        For each cell the mean loss of the windows over it; negative where a window hid what speaks against the prompt.
+        For each cell the mean loss of the hidden windows over it; negative where a window hid what speaks against the
+        prompt, 0 where none was hidden.
 
     Source: Zeiler & Fergus 2014, sec. 3.1, https://arxiv.org/abs/1311.2901
     """
     whole = (embed(images) * texts).sum(1)
-    total, count = whole.new_zeros(len(images), CELLS, CELLS), whole.new_zeros(CELLS, CELLS)
-    for y in range(CELLS - 1):
-        for x in range(CELLS - 1):
-            window = images.new_zeros(1, CELLS, CELLS, dtype=torch.bool)
-            window[:, y : y + 2, x : x + 2] = True
-            hidden = fill_regions(images, in_pixels(window, images).expand(len(images), -1, -1))
-            total[:, y : y + 2, x : x + 2] += (whole - (embed(hidden) * texts).sum(1))[:, None, None]
-            count[y : y + 2, x : x + 2] += 1
-    return total / count
+    total, count = (whole.new_zeros(len(images), CELLS, CELLS) for _ in range(2))
+    for numbers in windows.unbind(1):
+        window = _window(numbers)
+        hidden = fill_regions(images, in_pixels(window, images))
+        total += (whole - (embed(hidden) * texts).sum(1))[:, None, None] * window
+        count += window
+    return total / count.clamp_min(1)
 
 
 def object_regions(maps: Float[Tensor, "n h w"], drops: Float[Tensor, "n 8 8"]) -> Bool[Tensor, "n 8 8"]:
@@ -91,8 +114,7 @@ def object_regions(maps: Float[Tensor, "n h w"], drops: Float[Tensor, "n 8 8"]) 
         The cells around the hottest one that are connected with it and at least 30 % as hot, where heat is the
         geometric mean of both maps, smoothed over neighbouring cells. All ``False`` if the maps have nothing in common.
     """
-    saliency = F.adaptive_avg_pool2d(maps.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)[:, None], (CELLS, CELLS))
-    heat = (_smooth(saliency) * _smooth(drops.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)[:, None])).sqrt()
+    heat = (_smooth(_in_cells(maps)) * _smooth(drops.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)[:, None])).sqrt()
     peaks = heat.amax((2, 3), keepdim=True)
     hot = (heat >= REGION_LEVEL * peaks) & (peaks > 0)
     region = (heat == peaks) & hot
@@ -106,6 +128,19 @@ def object_regions(maps: Float[Tensor, "n h w"], drops: Float[Tensor, "n 8 8"]) 
 def in_pixels(cells: Bool[Tensor, "n h w"], images: Float[Tensor, "m 3 y x"]) -> Bool[Tensor, "n y x"]:
     """Enlarge regions in cells to the size of images."""
     return F.interpolate(cells[:, None].float(), size=images.shape[-2:], mode="nearest-exact")[:, 0] > 0.5
+
+
+def _window(numbers: Int[Tensor, "n"]) -> Bool[Tensor, "n 8 8"]:
+    """The cells of one window per image."""
+    axis = torch.arange(CELLS, device=numbers.device)
+    top, left = numbers[:, None] // WINDOWS, numbers[:, None] % WINDOWS
+    rows, columns = ((axis >= start) & (axis < start + 2) for start in (top, left))
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _in_cells(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 1 8 8"]:
+    """Average what speaks for the prompt over the cells in which objects are searched for."""
+    return F.adaptive_avg_pool2d(maps.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)[:, None], (CELLS, CELLS))
 
 
 def _smooth(maps: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:

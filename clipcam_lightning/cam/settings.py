@@ -105,6 +105,11 @@ class MapSettings:
         target = method.target or target_of(self.target)
         return 1.0 if target.has_temperature else method.score_scale
 
+    def compares_prompts(self, tower: Tower) -> bool:
+        """Whether the prompts of an image change each other's maps on a tower."""
+        method, _, _ = self.resolve(tower)
+        return method.compares_prompts or (method.target or target_of(self.target)).compares_prompts
+
 
 def _check_scales(scales: Any) -> tuple[float, ...]:
     listed = tuple(scales) if isinstance(scales, Iterable) and not isinstance(scales, str) else (scales,)

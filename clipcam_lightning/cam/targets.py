@@ -24,6 +24,8 @@ class Target(ABC):
     Attributes:
         name: label of the target in snapshots and images.
         negatives: prompts, or their embeddings, that the score needs in addition to the mapped prompts.
+        compares_prompts: whether the score of a prompt depends on the other mapped prompts of its image, so that these
+            change its map. True unless a target says otherwise.
         has_temperature: whether the target scales the cosines itself, so that the scale of a method is left out.
 
     Example:
@@ -46,6 +48,10 @@ class Target(ABC):
     @property
     def negatives(self) -> Negatives:  # noqa: D102
         return ()
+
+    @property
+    def compares_prompts(self) -> bool:  # noqa: D102
+        return True
 
     @abstractmethod
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
@@ -117,6 +123,11 @@ class Similarity(_TargetWithNegatives):
         """``similarity``."""
         return "similarity"
 
+    @property
+    def compares_prompts(self) -> bool:
+        """``False``: each prompt has its own cosine."""
+        return False
+
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
         """Return the cosines with the mapped prompts."""
         return similarity[:, :prompts]
@@ -149,6 +160,11 @@ class Contrast(_TargetWithNegatives):
     def name(self) -> str:
         """``contrast``, followed by the negatives, if any."""
         return self._label("contrast")
+
+    @property
+    def compares_prompts(self) -> bool:
+        """Whether there are no negatives."""
+        return not len(self.negatives)
 
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
         """Subtract the mean cosine with the negatives.

@@ -8,7 +8,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipcam_lightning.analysis.interventions import CELLS, fill_regions, in_pixels, object_regions, window_drops
+from clipcam_lightning.analysis.interventions import (
+    CELLS,
+    choose_windows,
+    fill_regions,
+    in_pixels,
+    object_regions,
+    window_drops,
+)
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.monitoring.explainer import Explainer
@@ -130,7 +137,7 @@ def find_objects(
     texts: Float[Tensor, "n 1 d"],
     maps: Float[Tensor, "n h w"],
 ) -> Objects:
-    """Find the objects: by the masks where there are any, else by 49 forwards per probe.
+    """Find the objects: by the masks where there are any, else by 13 forwards per probe.
 
     Args:
         explainer: a model that still looks at the objects: that of the baseline.
@@ -143,7 +150,7 @@ def find_objects(
     rows = (~prepared.has_mask).nonzero()[:, 0]
     if len(rows):
         images = prepared.images[rows]
-        drops = window_drops(images, texts[rows, 0].float().cpu(), explainer.embed_images)
+        drops = window_drops(images, texts[rows, 0].float().cpu(), explainer.embed_images, choose_windows(maps[rows]))
         pixels[rows] = in_pixels(object_regions(maps[rows], drops), images)
         coarse = F.adaptive_avg_pool2d(maps[rows].nan_to_num(0.0, 0.0, 0.0).clamp_min(0), CELLS)
         agrees[rows] = metrics.correlation(coarse, drops.clamp_min(0)) > MIN_CORRELATION  # False where it is NaN

@@ -19,10 +19,14 @@ from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.storage.jpeg import encode_jpeg
 
 JPEG_QUALITY, BRIGHTNESS = 75, 0.1
+SAMPLE = 16  # probes whose noise floor is measured
 
 
 def noise_floor(explainer: Explainer, prepared: PreparedProbes, maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
     """Measure the mean drift of each probe's map under harmless changes of its prompt and image.
+
+    Of more than 16 probes, 16 are measured, evenly spread over the set; the others get the median of these. It takes
+    at most six explanations of a probe, or twelve where prompts of an image change each other's maps.
 
     The prompts are those of :func:`~clipcam_lightning.analysis.prompt_sensitivity.paraphrases`; a probe that came as
     token ids has none. The images are moved by a pixel, compressed as JPEG, made brighter and darker.
@@ -35,7 +39,11 @@ def noise_floor(explainer: Explainer, prepared: PreparedProbes, maps: Float[Tens
     Returns:
         1 - CC, 0 to 2; NaN for a probe whose maps are all constant or not finite.
     """
-    return harmless_drifts(explainer, prepared, maps).nanmean(dim=0)
+    rows = np.unique(np.linspace(0, len(maps) - 1, SAMPLE).round().astype(int)).tolist()
+    measured = harmless_drifts(explainer, prepared.select(rows), maps[rows]).nanmean(dim=0)
+    floor = measured.nanmedian().repeat(len(maps))
+    floor[rows] = measured
+    return floor
 
 
 def harmless_drifts(
@@ -55,14 +63,29 @@ def harmless_drifts(
     for images in changed_images(prepared.images):
         changed = explainer(images, texts).maps[:, 0].cpu()
         drifts.append(1 - metrics.correlation(maps, changed))
+    return torch.stack([*drifts, *_paraphrased_drifts(explainer, prepared, maps)])
+
+
+def _paraphrased_drifts(
+    explainer: Explainer, prepared: PreparedProbes, maps: Float[Tensor, "n h w"]
+) -> Float[Tensor, "k n"]:
+    """Measure the drift under each paraphrase. All paraphrases of an image share a pass where the method allows it."""
     others = _embed_other_prompts(explainer.clip, prepared.texts)
-    for k in range(max(map(len, others))):
-        rows = [i for i, prompts in enumerate(others) if len(prompts) > k]
-        changed = explainer(prepared.images[rows], torch.stack([others[i][k] for i in rows])[:, None]).maps[:, 0].cpu()
-        drift = torch.full_like(maps[:, 0, 0], torch.nan)
-        drift[rows] = 1 - metrics.correlation(maps[rows], changed)
-        drifts.append(drift)
-    return torch.stack(drifts)
+    count = max(map(len, others))
+    drifts = torch.full((count, len(maps)), torch.nan, device="cpu")
+    rows = [i for i, prompts in enumerate(others) if prompts]
+    if not rows:
+        return drifts
+    # A probe with fewer paraphrases than others has its first one again in the remaining places.
+    texts = torch.stack([torch.stack(others[i] + others[i][:1] * (count - len(others[i]))) for i in rows])
+    together = 1 if explainer.settings.compares_prompts(explainer.clip.tower) else count
+    images = prepared.images[rows]
+    changed = torch.cat([explainer(images, each).maps.cpu() for each in texts.split(together, dim=1)], dim=1)
+    for k in range(count):
+        drift = 1 - metrics.correlation(maps[rows], changed[:, k])
+        is_own = torch.tensor([k < len(others[i]) for i in rows], device="cpu")
+        drifts[k, rows] = drift.where(is_own, torch.nan)
+    return drifts
 
 
 def changed_images(images: Float[Tensor, "n 3 y x"]) -> Iterator[Float[Tensor, "n 3 y x"]]:

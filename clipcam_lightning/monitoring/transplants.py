@@ -1,5 +1,7 @@
 """Objects of other probes on the ground of a probe: what does the model call them?"""
 
+import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -11,13 +13,15 @@ from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.probes.prepared import PreparedProbes
 
-TRANSPLANTS = 6  # per ground
+TRANSPLANTS, PER_PROMPT = 6, 24  # at most per ground; and how many suffice for the grounds of a prompt
 
 
 def choose_donors(
     prompts: Sequence[str], images: Sequence[Hashable], objects: Bool[Tensor, "n y x"]
 ) -> Int[Tensor, "n k"]:
     """Choose whose objects are put on the ground of each probe: of other prompts and other images, evenly spread.
+
+    A ground gets six, or as few as make 24 for its prompt if many probes share it.
 
     Args:
         prompts: of the probes.
@@ -29,10 +33,11 @@ def choose_donors(
     """
     known = objects.flatten(1).any(1).nonzero()[:, 0].tolist()
     known.sort(key=lambda j: (prompts[j], j))
+    grounds = Counter(prompts[i] for i in known)
     donors = torch.full((len(prompts), TRANSPLANTS), NONE, device="cpu")
     for i in known:
         others = [j for j in known if prompts[j] != prompts[i] and images[j] != images[i]]
-        count = min(TRANSPLANTS, len(others))
+        count = min(TRANSPLANTS, math.ceil(PER_PROMPT / grounds[prompts[i]]), len(others))
         # Each ground starts elsewhere, so that all objects are used about equally often.
         chosen = [others[(i + k * len(others) // count) % len(others)] for k in range(count)]
         donors[i, :count] = torch.tensor(chosen, dtype=torch.int64, device="cpu")
@@ -46,7 +51,7 @@ def name_transplants(
     objects: Bool[Tensor, "n y x"],
     donors: Int[Tensor, "n k"],
 ) -> Int[Tensor, "n k"]:
-    """Find the prompt that each image with another object is closest to: ``k`` forwards per probe.
+    """Find the prompt that each image with another object is closest to: one forward per donor.
 
     Args:
         explainer: the model as it is now.
@@ -70,13 +75,20 @@ def embed_transplants(
     donors: Int[Tensor, "n k"],
     embed: EmbedImages,
 ) -> Float[Tensor, "n k d"]:
-    """Put objects on grounds from which the own object is removed, and embed the result: ``k`` forwards per probe.
+    """Put objects on grounds from which the own object is removed, and embed the result: one forward per donor.
 
     Args:
         images: of the probes.
         objects: pixels of the objects.
-        donors: whose object is put on each ground; where it is ``-1``, the result means nothing.
+        donors: whose object is put on each ground; where it is ``-1``, the result is 0.
         embed: embeds images.
     """
-    grounds = fill_regions(images, objects)
-    return torch.stack([embed(transplant(grounds, images, objects, each)) for each in donors.unbind(1)], dim=1)
+    grounds, columns = fill_regions(images, objects), []
+    for column in donors.unbind(1):
+        rows = (column != NONE).nonzero()[:, 0]
+        if len(rows):
+            embedded = embed(transplant(grounds[rows], images, objects, column[rows]))
+            columns.append(embedded.new_zeros(len(images), embedded.shape[1]).index_copy(0, rows, embedded))
+        else:
+            columns.append(torch.zeros_like(columns[-1]))
+    return torch.stack(columns, dim=1)

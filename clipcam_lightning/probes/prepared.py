@@ -36,6 +36,13 @@ class PreparedProbes:
 
     __repr__ = short_repr
 
+    def select(self, rows: Sequence[int]) -> "PreparedProbes":
+        """Keep some of the probes, by their numbers."""
+        chosen = list(rows)
+        return PreparedProbes(
+            self.images[chosen], [self.texts[i] for i in chosen], self.masks[chosen], self.has_mask[chosen]
+        )
+
     def embed_texts(self, clip: ClipModel) -> Float[Tensor, "n 1 d"]:
         """Embed the prompts.
 

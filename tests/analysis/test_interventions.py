@@ -2,18 +2,24 @@
 
 import math
 
+import open_clip
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from clipcam_lightning import explain, find_clip
 from clipcam_lightning.analysis.interventions import (
+    choose_windows,
     fill_regions,
     in_pixels,
     object_regions,
     window_drops,
 )
+from clipcam_lightning.monitoring.explainer import LocalExplainer
+from clipcam_lightning.shapes_world.models import WordTokenizer
+from clipcam_lightning.shapes_world.scenes import draw_scenes
 
 
 def region(*box: int, size: int = 32) -> Tensor:
@@ -71,7 +77,7 @@ def test_the_drop_is_that_of_the_windows_over_a_cell() -> None:
     def embed(batch: Tensor) -> Tensor:
         return batch[:, :1, 24:32, 40:48].mean((1, 2, 3))[:, None]
 
-    (drops,) = window_drops(images, torch.ones(1, 1), embed)
+    (drops,) = window_drops(images, torch.ones(1, 1), embed, torch.arange(49)[None])
 
     covering = [(y, x) for y in range(2, 4) for x in range(4, 6)]  # windows over the cell, by their first cell
     for y in range(8):
@@ -79,6 +85,31 @@ def test_the_drop_is_that_of_the_windows_over_a_cell() -> None:
             over = [(v, u) for v in (y - 1, y) for u in (x - 1, x) if 0 <= v < 7 and 0 <= u < 7]
             share = sum(window in covering for window in over) / len(over)
             assert drops[y, x] == pytest.approx(share, abs=0.02)
+
+
+def test_the_windows_are_the_hottest_and_four_among_the_others() -> None:
+    heat = torch.zeros(1, 8, 8)
+    heat[:, 6, 6] = 1.0  # in the four windows that begin at rows and columns 5 and 6
+
+    (windows,) = choose_windows(heat)
+
+    assert {40, 41, 47, 48} <= set(windows[:8].tolist())
+    assert len(set(windows.tolist())) == 12
+
+
+def test_a_few_windows_find_the_regions_that_all_windows_find(shapes_vit: open_clip.CLIP) -> None:
+    clip, scenes = find_clip(shapes_vit, tokenizer=WordTokenizer()), draw_scenes(16, seed=77)
+    images = torch.stack([clip.preprocessing.image(image) for image in scenes.images])
+    texts = clip.embed_texts(list(scenes.captions)).detach()
+    maps = explain(clip, images, texts[:, None]).maps[:, 0]
+
+    few, all_ = (
+        object_regions(maps, window_drops(images, texts, LocalExplainer(clip).embed_images, windows))
+        for windows in (choose_windows(maps), torch.arange(49).expand(16, -1))
+    )
+
+    overlap = (few & all_).sum((1, 2)) / (few | all_).sum((1, 2))
+    assert overlap.mean() > 0.9  # 0.98
 
 
 def blob(y: int, x: int, height: float, cells: int = 8) -> Tensor:

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from clipcam_lightning import ClipModel, Probe, ProbeSet, explain, find_clip
 from clipcam_lightning.analysis.prompt_sensitivity import paraphrases
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.monitoring.noise_floor import changed_images, harmless_drifts, noise_floor
@@ -34,10 +35,9 @@ def probes(tokens: bool = False, count: int = 3) -> ProbeSet:
     )
 
 
-def maps_of(clip: ClipModel, images: Tensor, prompts: list[str]) -> Tensor:
-    return torch.cat(
-        [explain(clip, image[None], [prompt]).maps[:, 0] for image, prompt in zip(images, prompts, strict=True)]
-    )
+def maps_of(clip: ClipModel, images: Tensor, prompts: list[str], method: str = "auto") -> Tensor:
+    pairs = zip(images, prompts, strict=True)
+    return torch.cat([explain(clip, image[None], [prompt], method=method).maps[:, 0] for image, prompt in pairs])
 
 
 def test_the_images_are_moved_by_a_pixel_compressed_and_made_brighter_and_darker() -> None:
@@ -79,22 +79,41 @@ def test_a_blank_image_stays_blank() -> None:
         assert_close(changed, torch.full((1, 3, 8, 8), 0.25))
 
 
-def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel) -> None:
-    """The expected values come from plain loops with one call per image, paraphrase and change."""
+@pytest.mark.parametrize("method", ["auto", "gradcam", "clip_surgery"])
+def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel, method: str) -> None:
+    """The expected values come from plain loops with one call per image, paraphrase and change.
+
+    Prompts of one image change each other's maps in CLIP Surgery.
+    """
     probe_set = probes()
     prepared = probe_set.prepare(clip)
-    maps = maps_of(clip, prepared.images, probe_set.prompts)
+    maps = maps_of(clip, prepared.images, probe_set.prompts, method)
     expected = []
     for i, prompt in enumerate(probe_set.prompts):
-        changed = [maps_of(clip, images[i : i + 1], [prompt]) for images in changed_images(prepared.images)]
+        changed = [maps_of(clip, images[i : i + 1], [prompt], method) for images in changed_images(prepared.images)]
         changed += [
-            maps_of(clip, prepared.images[i : i + 1], [other]) for other in paraphrases(prompt) if other != prompt
+            maps_of(clip, prepared.images[i : i + 1], [other], method)
+            for other in paraphrases(prompt)
+            if other != prompt
         ]
         assert len(changed) == 12
         drifts = [1 - torch.corrcoef(torch.stack([maps[i].flatten(), each.flatten()]))[0, 1] for each in changed]
         expected.append(torch.stack(drifts).mean())
 
-    assert_close(noise_floor(LocalExplainer(clip), prepared, maps), torch.stack(expected), atol=1e-4, rtol=1e-3)
+    floor = noise_floor(LocalExplainer(clip, MapSettings(method=method)), prepared, maps)
+    assert_close(floor, torch.stack(expected), atol=1e-4, rtol=1e-3)
+
+
+def test_of_many_probes_a_sample_is_measured_and_the_others_get_its_median(clip: ClipModel) -> None:
+    probe_set = probes(count=31)
+    prepared = probe_set.prepare(clip)
+    maps = maps_of(clip, prepared.images, probe_set.prompts)
+
+    floor = noise_floor(LocalExplainer(clip), prepared, maps)
+
+    measured = harmless_drifts(LocalExplainer(clip), prepared, maps).nanmean(0)
+    assert_close(floor[::2], measured[::2], atol=1e-4, rtol=1e-3)
+    assert_close(floor[1::2], measured[::2].median().expand(15), atol=1e-4, rtol=1e-3)
 
 
 def test_maps_of_a_trained_model_have_a_noise_floor(clip: ClipModel) -> None:

@@ -58,6 +58,14 @@ def test_donors_have_another_prompt_and_another_image_and_are_used_equally_often
     assert (uses > 0).float().mean() > 0.9
 
 
+def test_a_ground_gets_fewer_objects_if_many_probes_share_its_prompt() -> None:
+    prompts = ["often"] * 13 + ["seldom"] * 7 + ["once"]
+
+    counts = choose_donors(prompts, range(21), ALL[:21]).ne(NONE).sum(1)
+
+    assert counts.tolist() == [2] * 13 + [4] * 7 + [6]
+
+
 def test_there_are_no_donors_where_an_object_is_unknown_and_fewer_where_there_are_few() -> None:
     objects = ALL[:4].clone()
     objects[3] = False

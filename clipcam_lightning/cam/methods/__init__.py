@@ -141,7 +141,7 @@ METHODS: dict[str, Method] = {
         Method(grad_eclip, HeadCapture, needs=(ONE_QUERY,), blocks=1, one_block=True),
         Method(decomposition, ClassTokenCapture, needs=(RESIDUAL,)),
         Method(maskclip, AttentionCapture, needs=(ATTENTION, HEAD), blocks=1, one_block=True),
-        Method(clip_surgery, WholeCapture, needs=(BLOCKS, HEAD), blocks=6),
+        Method(clip_surgery, WholeCapture, needs=(BLOCKS, HEAD), blocks=6, compares_prompts=True),
         Method(gem, WholeCapture, needs=(BLOCKS, HEAD), blocks=6),
     )
 }

@@ -47,6 +47,7 @@ class Method:
         variants: of a perturbation-based method, the changed images that it scores; ``None`` for other methods.
         steps: number of points on the way from the layer's mean cell to its cells at which gradients are taken, and
             whose maps are averaged; 0 for the gradient at the cells themselves.
+        compares_prompts: whether the prompts of an image change each other's maps, whatever the target.
         score_scale: default of the factor on the cosine before the target. It matters to a method that is not linear in
             the score; of any other the map is multiplied by it, or does not depend on it.
 
@@ -76,6 +77,7 @@ class Method:
     block_inputs: bool = False
     variants: Variants | None = None
     steps: int = 0
+    compares_prompts: bool = False
     score_scale: float = 1.0
 
     def __post_init__(self) -> None:
