@@ -15,7 +15,6 @@ from upath import UPath
 
 from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.compare import check_comparable, compare
@@ -27,6 +26,7 @@ from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
 from clipcam_lightning.monitoring.snapshots import add_background, add_transplants, complete_baseline, take_snapshot
+from clipcam_lightning.monitoring.texts import KeptTexts
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe import LoadedProbe
 from clipcam_lightning.probes.probe_set import ProbeSet
@@ -85,10 +85,11 @@ class Monitor:
         if any(probe.mask is not None for probe in probes):
             self.metrics |= UNKNOWN_WITH_MASKS
         self._prepared: tuple[ClipModel, PreparedProbes] | None = None
+        self._texts = KeptTexts()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no model, writes nowhere, and is another run: it must not write to the folder of this one.
-        return {**vars(self), "sinks": [], "_prepared": None, "run_id": uuid4().hex}
+        return {**vars(self), "sinks": [], "_prepared": None, "_texts": KeptTexts(), "run_id": uuid4().hex}
 
     def begin_fit(self, step: int) -> None:
         """Begin another run if the steps begin again, so that its files do not replace those of the run before.
@@ -112,8 +113,7 @@ class Monitor:
             ProbeError, ConfigError, ModelError: the probes do not fit the model.
         """
         clip, prepared = explainer.clip, self.prepare(explainer.clip)
-        with evaluation_mode(clip.module), torch.no_grad():
-            texts = prepared.embed_texts(clip)
+        texts = self._texts(clip, prepared)
         explanation = explainer(prepared.images, texts)
         snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
         snapshot, baseline, report, note = self._compared(explainer, prepared, texts, snapshot)
@@ -153,7 +153,7 @@ class Monitor:
         Returns:
             Messages of writes that failed.
         """
-        sinks, self.sinks, self._prepared = self.sinks, [], None
+        sinks, self.sinks, self._prepared, self._texts = self.sinks, [], None, KeptTexts()
         return tuple(problem for sink in sinks for problem in _failures(sink, sink.close))
 
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""Embeddings of prompts are kept while, and only while, the text tower stays as it is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
+from clipcam_lightning.monitoring.texts import KeptTexts
+from clipcam_lightning.probes.prepared import PreparedProbes
+from clipcam_lightning.shapes_world.models import WordTokenizer
+from clipcam_lightning.shapes_world.scenes import draw_scenes
+
+
+def freeze_text(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("visual."))
+
+
+def frozen(model: Any) -> tuple[ClipModel, PreparedProbes, list[int]]:
+    """A CLIP with a frozen text tower, its probes, and a list that grows with each call of the text tower."""
+    freeze_text(model)
+    clip, scenes = find_clip(model, tokenizer=WordTokenizer()), draw_scenes(3)
+    probes = ProbeSet(Probe(*pair) for pair in zip(scenes.images, scenes.captions, strict=True))
+    calls: list[int] = []
+    model.transformer.register_forward_hook(lambda *_: calls.append(1))
+    return clip, probes.prepare(clip), calls
+
+
+def test_texts_are_embedded_once_while_only_the_image_tower_changes(shapes_vit: open_clip.CLIP) -> None:
+    clip, prepared, calls = frozen(shapes_vit)
+    kept = KeptTexts()
+
+    first = kept(clip, prepared)
+    with torch.no_grad():
+        for parameter in shapes_vit.visual.parameters():
+            parameter.mul_(1.1)
+        shapes_vit.logit_scale.add_(1)
+    shapes_vit.logit_scale.requires_grad_(True)
+    again = kept(clip, prepared)
+
+    assert len(calls) == 1
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.text_projection.data.mul_(1.001),  # without a trace in the version counter
+        lambda model: model.token_embedding.weight.data[3, 5].add_(1e-3),
+        lambda model: setattr(model, "positional_embedding", nn.Parameter(-model.positional_embedding.detach(), False)),
+        lambda model: model.load_state_dict({**model.state_dict(), "ln_final.bias": model.ln_final.bias + 1}),
+    ],
+    ids=["data", "one value", "another parameter", "loaded"],
+)
+def test_a_changed_weight_is_noticed_although_it_is_frozen(
+    shapes_vit: open_clip.CLIP, change: Callable[[Any], object]
+) -> None:
+    clip, prepared, calls = frozen(shapes_vit)
+    kept = KeptTexts()
+    kept(clip, prepared)
+
+    with torch.no_grad():
+        change(shapes_vit)
+
+    with torch.no_grad():
+        assert_close(kept(clip, prepared), prepared.embed_texts(clip), atol=0, rtol=0)
+    assert len(calls) == 3
+
+
+def test_texts_of_a_tower_that_is_trained_are_embedded_each_time(shapes_vit: open_clip.CLIP) -> None:
+    clip, prepared, calls = frozen(shapes_vit)
+    shapes_vit.ln_final.bias.requires_grad_(True)
+    kept = KeptTexts()
+
+    kept(clip, prepared)
+    kept(clip, prepared)
+
+    assert len(calls) == 2
+
+
+def test_texts_of_functions_are_embedded_each_time(shapes_vit: open_clip.CLIP) -> None:
+    """A function may read anything, also what is no weight."""
+    freeze_text(shapes_vit)
+    tokenizer, factor = WordTokenizer(), torch.ones(64)
+
+    def encode_image(model: open_clip.CLIP, images: Tensor) -> Tensor:
+        return model.encode_image(images)
+
+    def encode_text(model: open_clip.CLIP, texts: list[str]) -> Tensor:
+        return model.encode_text(tokenizer(texts)) * factor
+
+    clip = find_clip(shapes_vit, encode_image=encode_image, encode_text=encode_text)
+    prepared = ProbeSet([(draw_scenes(1).images[0], "a red circle")]).prepare(clip)
+    kept = KeptTexts()
+    before = kept(clip, prepared).clone()
+    factor[:32] = -1
+
+    assert not torch.equal(kept(clip, prepared), before)
