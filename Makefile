@@ -38,15 +38,7 @@ docs: .venv/.installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 benchmarks: .venv/.installed-test
-	$(BIN)/python -m benchmarks.localisation
-	$(BIN)/python -m benchmarks.default_maps
-	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.tensorboard_tab
-	$(BIN)/python -m benchmarks.ranks
-	$(BIN)/python -m benchmarks.drift_detection
-	$(BIN)/python -m benchmarks.coverage
-	$(BIN)/python -m benchmarks.gallery
+	$(BIN)/python -m benchmarks
 
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "Installing clipcam-lightning and what it needs into .venv: 5.4 GB, nearly all of it torch and CUDA."

@@ -8,20 +8,25 @@ from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.writer import FileWriter
 
 from clipcam_lightning import ClipCamCallback
-from clipcam_lightning.monitoring import explainer, monitor, snapshots
-from clipcam_lightning.monitoring.evaluation import Evaluation
-from clipcam_lightning.probes.prepared import PreparedProbes
-from clipcam_lightning.sinks import drawing, files, tensorboard, tensorboard_images
+from clipcam_lightning.monitoring import explainer, monitor, snapshots, texts
+from clipcam_lightning.sinks import background, drawing, files, tensorboard
 
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "explain": ((PreparedProbes, "embed_texts"), (explainer, "explain_within_memory")),
+    "embed prompts": ((texts.KeptTexts, "__call__"),),
+    "noise floor": ((snapshots, "noise_floor"),),
+    "evidence": (
+        (snapshots, "find_objects"),
+        (snapshots, "add_background"),
+        (snapshots, "add_transplants"),
+        (monitor, "add_background"),
+        (monitor, "add_transplants"),
+    ),
+    "explain": ((explainer, "explain_within_memory"),),
     "compare": ((monitor, "take_snapshot"), (monitor, "compare")),
     "render": ((drawing, "probe_panel"), (drawing, "contact_sheet")),
     "encode": ((Image.Image, "save"),),
@@ -42,15 +47,11 @@ class Stopwatch:
     Of nested parts, the outermost counts. The training waits for the evaluation in the callback; what a thread does
     later is the *background*.
 
-    Args:
-        measures_noise: whether the first evaluation measures the noise floor; else it is unknown.
-
     Attributes:
         evaluations: seconds by part, one dictionary per evaluation.
     """
 
-    def __init__(self, measures_noise: bool = True) -> None:
-        self.measures_noise = measures_noise
+    def __init__(self) -> None:
         self.evaluations: list[dict[str, float]] = []
         self._inside = threading.local()
         self._patches = ExitStack()
@@ -59,9 +60,8 @@ class Stopwatch:
         for part, functions in PARTS.items():
             for owner, name in functions:
                 self._wrap(owner, name, lambda seconds, part=part: self._record(part, seconds))
-        for kind in (files.ImageFileSink, tensorboard_images.TensorBoardImageSink):
-            self._wrap(kind, "write", self._record_images, nests=True)
-            self._number_writes(kind)
+        self._wrap(background._Write, "run", lambda seconds: self._record(BACKGROUND, seconds), nests=True)
+        self._number_writes()
         self._wrap(ClipCamCallback, "_evaluate", lambda seconds: self._record(WAITS, seconds), nests=True)
         evaluate = ClipCamCallback._evaluate
 
@@ -70,8 +70,6 @@ class Stopwatch:
             evaluate(*arguments)
 
         self._patches.enter_context(patch.object(ClipCamCallback, "_evaluate", evaluate_anew))
-        if not self.measures_noise:
-            self._patches.enter_context(patch.object(snapshots, "noise_floor", _unknown_noise_floor))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,21 +95,12 @@ class Stopwatch:
         if self.evaluations:
             self.evaluations[getattr(self._inside, "number", -1)][part] += seconds
 
-    def _record_images(self, seconds: float) -> None:
-        if threading.current_thread().name.startswith("clipcam"):
-            self._record(BACKGROUND, seconds)
-
-    def _number_writes(self, kind: Any) -> None:
+    def _number_writes(self) -> None:
         """Let each background thread, which writes one evaluation, know its number."""
-        write = kind.write
+        run = background._Write.run
 
-        def write_numbered(sink: Any, evaluation: Evaluation) -> None:
-            if threading.current_thread().name.startswith("clipcam"):
-                self._inside.number = evaluation.history[-1].number
-            write(sink, evaluation)
+        def run_numbered(write: Any) -> None:
+            self._inside.number = write._evaluation.history[-1].number
+            run(write)
 
-        self._patches.enter_context(patch.object(kind, "write", write_numbered))
-
-
-def _unknown_noise_floor(_explainer: object, _prepared: object, maps: Tensor) -> Tensor:
-    return torch.full((len(maps),), torch.nan)
+        self._patches.enter_context(patch.object(background._Write, "run", run_numbered))

@@ -25,6 +25,7 @@ from clipcam_lightning.storage.run_folder import RunFolder
 
 VISION = CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=32, image_size=224)
 SETTLED = 20  # evaluations until every cache and buffer has its final size
+FEW = 10  # evaluations of a short run, in which contact sheets take the largest share of the event file
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Growth:
     Attributes:
         probes: per evaluation.
         evaluations: how many there were.
-        kilobytes: per probe, that the last evaluation added to the event file.
+        kilobytes: per probe and evaluation in the event file, on average over the first ten evaluations.
         resident: megabytes of the process after every 20th evaluation.
     """
 
@@ -73,7 +74,7 @@ def growth(evaluations: int, probes: int = 8) -> Growth:
         logger.finalize("success")
         (file,) = Path(logger.log_dir).glob("events*")
         events = LegacyEventFileLoader(str(file)).Load()
-        kilobytes = sum(event.ByteSize() for event in events if event.step == evaluations) / probes / 1e3
+        kilobytes = sum(event.ByteSize() for event in events if event.step <= FEW) / probes / FEW / 1e3
     return Growth(probes, evaluations, round(kilobytes, 1), tuple(resident))
 
 

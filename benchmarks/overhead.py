@@ -4,9 +4,10 @@ Lightning trains the whole ViT-B-32 of open_clip contrastively on batches of 32 
 has one step, and every third epoch has an evaluation. So steps with and without an evaluation alternate in one process,
 and the unit is the median step of the epochs in which no part of an evaluation runs. The parts of an evaluation are
 timed by wrapping the functions that do the work. Weights are random, which does not change the time. The probes are
-crops of the two photographs that scikit-learn ships.
+crops of the two photographs that scikit-learn ships, with eight prompts.
 
-Run it: python -m benchmarks.overhead  (``--quick``: a small model and few evaluations; writes nothing)
+Run it: python -m benchmarks.overhead  (a quarter of an hour on two cores; ``--only`` for some of the cases, which
+replaces their rows in the JSON; ``--quick``: a small model and few evaluations; writes nothing)
 """
 
 import argparse
@@ -26,7 +27,7 @@ import lightning.pytorch as pl
 import numpy as np
 import open_clip
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
@@ -44,17 +45,48 @@ from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 
 RESULTS = Path(__file__).with_suffix(".json")
 MODEL, BATCH = "ViT-B-32", 32
-EVALUATIONS = {8: 4, 64: 3, 1024: 2}  # by number of probes; the first is reported separately
-NOISE_UP_TO = 8  # probes; the noise floor takes the time of 12 evaluations
 EVERY = 3  # epochs: one with an evaluation, one while its images are drawn, one with neither
-STEPS, KILOBYTES, MEGABYTES = 1.0, 60.0, 2.0  # the goals at 8 probes
-MEMORY_EVALUATIONS = 1000
-PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "lightning", "tensorboard", "pillow")
-NOTES = f"""\
-The time of an evaluation is what the training waits for and what runs in the background. The training waits for maps,
-comparison and metrics. At the first evaluation, which also measures the noise floor (up to {NOISE_UP_TO} probes), it
-waits for the images as well. Up to 32 probes have a panel. Event file: what the last evaluation added, whose contact
-sheet is full."""
+FIRST, FURTHER = 1.0, 0.25  # training steps for the first evaluation of 8 probes, and for each 8 more
+STEPS, KILOBYTES, MEGABYTES = 1.0, 30.0, 2.0  # the goals at 8 probes
+TOWER_SHARE = 0.8  # of the time that a training waits for a later evaluation
+MEMORY, MEMORY_EVALUATIONS = "memory", 1000
+PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "lightning", "tensorboard", "wandb", "mlflow", "pillow")
+NOTES = """\
+The time of an evaluation is what the training waits for and what runs in the background. Up to 32 probes have a panel.
+The first evaluation waits for its images as well, since the first call of a library imports modules."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        probes: per evaluation.
+        masks: whether the probes have masks, so that nothing need be searched for.
+        logger: name of the logger.
+        evaluations: how many; the first is reported separately.
+    """
+
+    probes: int
+    masks: bool = True
+    logger: str = "TensorBoard"
+    evaluations: int = 4
+
+    def __str__(self) -> str:
+        return f"{self.probes} probes{'' if self.masks else ' without masks'}, {self.logger}"
+
+
+CASES = (
+    Case(8),
+    Case(8, masks=False),
+    Case(64, evaluations=3),
+    Case(64, masks=False, evaluations=3),
+    Case(8, logger="none"),
+    Case(8, logger="CSV"),
+    Case(8, logger="W&B"),
+    Case(8, logger="MLflow"),
+    Case(1024, evaluations=2),
+)
 
 
 class FineTuning(pl.LightningModule):
@@ -78,24 +110,27 @@ class Overhead:
     """Time of evaluations, in units of a training step.
 
     Attributes:
-        probes: per evaluation.
-        evaluations: how many were measured.
+        case: what was measured.
         step: seconds of a training step.
         first: steps that the training waits for the first evaluation.
+        first_parts: steps of each part of it.
         evaluation: steps of a later evaluation, with what runs in the background.
         waits: steps that the training waits for a later evaluation.
         parts: steps of each part of a later evaluation.
         excess: steps by which an epoch with an evaluation and the next one, while images are drawn, exceed two others.
+        tower: share of ``waits`` that plain forwards of the image tower take: one for the maps, one for the images
+            without their objects.
     """
 
-    probes: int
-    evaluations: int
+    case: Case
     step: float
     first: float
+    first_parts: dict[str, float]
     evaluation: float
     waits: float
     parts: dict[str, float]
     excess: float
+    tower: float
 
 
 class Epochs(pl.Callback):
@@ -112,24 +147,24 @@ class Epochs(pl.Callback):
         return np.diff(self.starts).tolist()
 
 
-def overhead(module: FineTuning, data: TensorDataset, probes: int, evaluations: int, side: int) -> Overhead:
+def overhead(module: FineTuning, data: TensorDataset, case: Case, side: int) -> Overhead:
     """Train with an evaluation every third epoch.
 
     Args:
         module: what to train.
         data: one batch.
-        probes: per evaluation.
-        evaluations: how many.
+        case: what to measure.
         side: of the probes, in pixels.
     """
-    epochs, stopwatch = Epochs(), Stopwatch(measures_noise=probes <= NOISE_UP_TO)
-    callback = ClipCamCallback(probe_set(probes, side), every_n_epochs=EVERY, on_drift="log")
+    epochs, stopwatch, probes = Epochs(), Stopwatch(), probe_set(case.probes, side, case.masks)
+    callback = ClipCamCallback(probes, every_n_epochs=EVERY, on_drift="log")
     with tempfile.TemporaryDirectory() as folder, stopwatch:
         trainer = pl.Trainer(
             accelerator="cpu",
-            max_epochs=EVERY * (evaluations - 1) + 2,  # the first evaluation comes before them
+            max_epochs=EVERY * (case.evaluations - 1) + 2,  # the first evaluation comes before them
             callbacks=[epochs, callback],
-            logger=TensorBoardLogger(folder, name="", version="run"),
+            logger=make_logger(case.logger, folder),
+            default_root_dir=folder,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -139,57 +174,89 @@ def overhead(module: FineTuning, data: TensorDataset, probes: int, evaluations: 
     others, evaluated, drawn = (epochs.seconds[start::EVERY] for start in (1, 2, 3))
     step = median(others)
     first, *later = stopwatch.evaluations
+    waits = median(each[WAITS] for each in later)
     return Overhead(
-        probes=probes,
-        evaluations=1 + len(later),
+        case=case,
         step=round(step, 3),
         first=round(first[WAITS] / step, 3),
-        evaluation=round(median(evaluation[WAITS] + evaluation[BACKGROUND] for evaluation in later) / step, 3),
-        waits=round(median(evaluation[WAITS] for evaluation in later) / step, 3),
-        parts={part: round(median(evaluation[part] for evaluation in later) / step, 4) for part in PARTS},
+        first_parts={part: round(first[part] / step, 4) for part in PARTS},
+        evaluation=round(median(each[WAITS] + each[BACKGROUND] for each in later) / step, 3),
+        waits=round(waits / step, 3),
+        parts={part: round(median(each[part] for each in later) / step, 4) for part in PARTS},
         excess=round(median(a + b - 2 * step for a, b in zip(evaluated, drawn, strict=True)) / step, 3),
+        tower=round(2 * forward_seconds(module.model, case.probes, side) / waits, 3),
     )
 
 
+def make_logger(name: str, folder: str) -> Logger | bool:
+    """Make a logger whose files lie in a folder, and that needs no network."""
+    if name == "CSV":
+        return CSVLogger(folder, name="", version="run")
+    if name == "W&B":
+        return WandbLogger(save_dir=folder, offline=True)
+    if name == "MLflow":
+        return MLFlowLogger(tracking_uri=f"sqlite:///{folder}/mlflow.db", artifact_location=f"{folder}/artifacts")
+    return TensorBoardLogger(folder, name="", version="run") if name == "TensorBoard" else False
+
+
+@torch.no_grad()
+def forward_seconds(model: Any, images: int, side: int) -> float:
+    """Measure a plain forward of the image tower, in batches of 32: the median of five, or of one if they are many."""
+    seconds, pixels = [], torch.randn(images, 3, side, side)
+    model.eval()
+    for _ in range(5 if images <= BATCH else 1):
+        start = perf_counter()
+        for batch in pixels.split(BATCH):
+            model.encode_image(batch)
+        seconds.append(perf_counter() - start)
+    return median(seconds)
+
+
 def verdicts(rows: Sequence[Overhead], growth: Growth) -> list[Verdict]:
-    """Judge the goals for 8 probes, and those for memory.
+    """Judge the goals for time and memory.
 
     Args:
         rows: times of evaluations.
         growth: of event file and memory.
     """
-    times = [
-        Verdict(
-            f"{MODEL}, {row.probes} probes",
-            f"an evaluation after the first, with background: at most {STEPS:g} training step",
-            f"{row.evaluation:.2f}",
-            row.evaluation <= STEPS,
+    judged = []
+    for row in rows:
+        case, where = row.case, f"{MODEL}, {row.case}"
+        bound = FIRST + FURTHER * (case.probes - 8) / 8
+        judged.append(
+            Verdict(
+                where, f"first evaluation: at most {bound:g} training steps", f"{row.first:.2f}", row.first <= bound
+            )
         )
-        for row in rows
-        if row.probes == growth.probes
-    ]
+        if case.probes == 8:
+            later = f"an evaluation after the first, with background: at most {STEPS:g} training step"
+            judged.append(Verdict(where, later, f"{row.evaluation:.2f}", row.evaluation <= STEPS))
+            share = f"image tower: at least {TOWER_SHARE:.0%} of what the training waits for a later evaluation"
+            judged.append(Verdict(where, share, f"{row.tower:.0%}", row.tower >= TOWER_SHARE))
     where, low, high = f"{growth.probes} probes", min(growth.resident), max(growth.resident)
     size = f"event file: at most {KILOBYTES:g} kB per probe and evaluation"
     memory = f"resident memory from evaluation {SETTLED} to {growth.evaluations}: within ±{MEGABYTES:g} MB"
     moved = f"{growth.resident[-1] - growth.resident[0]:+.1f} MB, range {high - low:.1f} MB"
     return [
-        *times,
+        *judged,
         Verdict(where, size, f"{growth.kilobytes:.1f}", growth.kilobytes <= KILOBYTES),
         Verdict(where, memory, moved, high - low <= 2 * MEGABYTES),
     ]
 
 
 def print_rows(console: Console, rows: Sequence[Overhead]) -> None:
-    """Print one column per number of probes, in training steps."""
+    """Print one column per case, in training steps."""
     table = Table(title="in training steps", box=MARKDOWN)
     table.add_column("")
     for row in rows:
-        table.add_column(f"{row.probes} probes", justify="right")
+        table.add_column(str(row.case), justify="right")
     for title, show in (
         ("first evaluation", lambda row: f"{row.first:.2f}"),
+        *((f"  {part}", lambda row, part=part: f"{row.first_parts[part]:.3f}") for part in PARTS),
         ("later evaluation", lambda row: f"{row.evaluation:.3f}"),
         *((f"  {part}", lambda row, part=part: f"{row.parts[part]:.3f}") for part in PARTS),
         ("training waits", lambda row: f"{row.waits:.3f}"),
+        ("of which image tower", lambda row: f"{row.tower:.0%}"),
         ("excess of epochs", lambda row: f"{row.excess:+.2f}"),
         ("seconds per step", lambda row: f"{row.step:.2f}"),
     ):
@@ -201,48 +268,62 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model and few evaluations; writes nothing")
     parser.add_argument(
-        "--probes", nargs="+", type=int, choices=EVALUATIONS, default=list(EVALUATIONS), help="by default all"
+        "--only", nargs="+", choices=[*map(str, CASES), MEMORY], metavar="CASE", help="by default all: %(choices)s"
     )
     options = parser.parse_args()
 
-    start, console = perf_counter(), Console(width=140, highlight=False)
+    start, console = perf_counter(), Console(width=200, highlight=False)
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     logging.disable(logging.WARNING)  # open_clip warns of random weights, which are intended here
     warnings.simplefilter("ignore")  # Lightning warns of epochs with one step
     if options.quick:
-        model, tokenizer, batch, size, counts = build_clip(), WordTokenizer(), 4, 64, [8]
+        model, tokenizer, batch, size = build_clip(), WordTokenizer(), 4, 64
     else:
-        model, tokenizer, batch = open_clip.create_model(MODEL), open_clip.get_tokenizer(MODEL), BATCH
-        size, counts = 224, options.probes
+        model, tokenizer, batch, size = open_clip.create_model(MODEL), open_clip.get_tokenizer(MODEL), BATCH, 224
     texts = tokenizer(["a photo of a flower", "a photo of a temple"] * (batch // 2))
     data = TensorDataset(torch.randn(batch, 3, size, size), texts)
-    grown = growth(3 * SETTLED if options.quick else MEMORY_EVALUATIONS)
-    rows = []
-    for probes in counts:
-        rows.append(overhead(FineTuning(model, tokenizer), data, probes, EVALUATIONS[probes], size))
-        print_rows(console, rows)
+    wanted = options.only or ([str(CASES[0])] if options.quick else [*map(str, CASES), MEMORY])
+    rows, grown = ([], None) if options.quick else read_record()
+    if MEMORY in wanted or grown is None:
+        grown = growth(3 * SETTLED if options.quick else MEMORY_EVALUATIONS)
+    for case in CASES:
+        if str(case) in wanted:
+            measured = overhead(FineTuning(model, tokenizer), data, case, size)
+            rows = [row for row in rows if row.case != case] + [measured]
+            print_rows(console, [measured])
+            if not options.quick:
+                write_record(rows, grown)  # so that what was measured is not lost
     console.print(NOTES)
     if not options.quick:  # the goals are those of the large model
-        judged = verdicts(rows, grown)
-        print_verdicts(console, judged)
-        RESULTS.write_text(record(rows, grown, judged))
+        print_verdicts(console, verdicts(rows, grown))
     console.print(f"{THREADS} threads, {(perf_counter() - start) / 60:.1f} minutes")
 
 
-def record(rows: Sequence[Overhead], grown: Growth, judged: Sequence[Verdict]) -> str:
-    """Format everything that was measured as JSON."""
+def read_record() -> tuple[list[Overhead], Growth | None]:
+    """Read what was measured before on this processor; nothing if there is none."""
+    if not RESULTS.exists():
+        return [], None
+    content = json.loads(RESULTS.read_text())
+    if content["device"] != cpu_name():
+        return [], None
+    rows = [Overhead(**{**row, "case": Case(**row["case"])}) for row in content["results"]]
+    return rows, Growth(**{**content["growth"], "resident": tuple(content["growth"]["resident"])})
+
+
+def write_record(rows: Sequence[Overhead], grown: Growth) -> None:
+    """Write everything that was measured as JSON."""
     content = {
         "device": cpu_name(),
         "threads": THREADS,
         "model": MODEL,
         "batch": BATCH,
         "versions": {package: version(package) for package in PACKAGES},
-        "results": [asdict(row) for row in rows],
+        "results": [asdict(row) for row in sorted(rows, key=lambda row: CASES.index(row.case))],
         "growth": asdict(grown),
-        "goals": [asdict(verdict) for verdict in judged],
+        "goals": [asdict(verdict) for verdict in verdicts(rows, grown)],
     }
-    return json.dumps(content, indent=2) + "\n"
+    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from sklearn.datasets import load_sample_images
 
 from clipcam_lightning import Probe, ProbeSet
 
+THINGS = ("a temple", "a flower", "a roof", "a leaf", "a tree", "a petal", "the sky", "a garden")
+
 
 def photographs(count: int, side: int) -> list[np.ndarray]:
     """Crop images from the two photographs that scikit-learn ships, of 427x640 pixels.
@@ -20,9 +22,17 @@ def photographs(count: int, side: int) -> list[np.ndarray]:
     return crops
 
 
-def probe_set(count: int, side: int) -> ProbeSet:
-    """Make a probe of each crop, named ``probe-<i>``."""
+def probe_set(count: int, side: int, masks: bool = False) -> ProbeSet:
+    """Make a probe of each crop, named ``probe-<i>``, with one of eight prompts.
+
+    Args:
+        count: how many probes.
+        side: pixels per side.
+        masks: whether each has a mask, the middle of its image.
+    """
+    middle = np.zeros((side, side), dtype=bool)
+    middle[side // 4 : -(side // 4), side // 4 : -(side // 4)] = True
     return ProbeSet(
-        Probe(image, "a photo of a flower" if i % 2 else "a photo of a temple", name=f"probe-{i}")
+        Probe(image, f"a photo of {THINGS[i % len(THINGS)]}", mask=middle if masks else None, name=f"probe-{i}")
         for i, image in enumerate(photographs(count, side))
     )

@@ -71,6 +71,17 @@ class Drawings:
         return self._once("sheet_png", lambda: _encode_png(self.sheet))
 
     @property
+    def is_sheet_due(self) -> bool:
+        """Whether loggers get the contact sheet of this evaluation.
+
+        Each sheet repeats the maps of those before, so that loggers get that of the evaluations 1, 2, 4, 8 and so on,
+        and of a first alarm. That of the last evaluation is written when a sink is closed.
+        """
+        *before, newest = self.evaluation.history
+        count = newest.number + 1
+        return count.bit_count() == 1 or (newest.alarm and not any(entry.alarm for entry in before))
+
+    @property
     def logged_sheet(self) -> Image.Image:
         """A narrower contact sheet: with all columns the sheets would take more room than the panels."""
         return self._once("logged_sheet", partial(self._draw_sheet, LOGGED_COLUMNS))

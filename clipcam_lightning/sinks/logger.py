@@ -47,22 +47,23 @@ class LoggerSink(Sink):
             self.notify(str(evaluation.report))
 
     def close(self) -> None:
-        """Log the report of the last evaluation, if that could be logged and its report was not.
+        """Log report and contact sheet of the last evaluation, if that could be logged and they were not.
 
         Raises:
             Exception: the logger failed.
         """
         last, self._without_report = self._without_report, None
         if last is not None:
-            self.log_report(self.draw(last))
+            drawings = self.draw(last)
+            self.log_report(drawings, with_sheet=not drawings.is_sheet_due)
 
     @abstractmethod
     def log(self, drawings: Drawings, *, with_report: bool) -> None:
-        """Log metrics and images of an evaluation, and its report if that is wanted."""
+        """Log metrics, panels, the contact sheet if it is due, and the report if that is wanted."""
 
     @abstractmethod
-    def log_report(self, drawings: Drawings) -> None:
-        """Log the report of an evaluation."""
+    def log_report(self, drawings: Drawings, *, with_sheet: bool = False) -> None:
+        """Log the report of an evaluation, and the contact sheet if that is wanted."""
 
     def notify(self, text: str) -> None:
         """Send an alarm to whoever follows the run, if the logger does that."""

@@ -21,11 +21,18 @@ class MlflowSink(LoggerSink):
         client, run_id = self.logger.experiment, self.logger.run_id
         for panel in drawings.panels:
             client.log_image(run_id, panel.image, key=f"{self.root}_maps/{names[panel.index]}", step=step)
-        client.log_image(run_id, drawings.logged_sheet, key=f"{self.root}_contact_sheet/all_probes", step=step)
+        if drawings.is_sheet_due:
+            self._log_sheet(drawings)
 
-    def log_report(self, drawings: Drawings) -> None:
+    def log_report(self, drawings: Drawings, *, with_sheet: bool = False) -> None:
         """Log the report, in place of the one before."""
         self.logger.experiment.log_text(self.logger.run_id, drawings.report, f"{self.root}/report.html")
+        if with_sheet:
+            self._log_sheet(drawings)
+
+    def _log_sheet(self, drawings: Drawings) -> None:
+        key, step = f"{self.root}_contact_sheet/all_probes", drawings.evaluation.report.step
+        self.logger.experiment.log_image(self.logger.run_id, drawings.logged_sheet, key=key, step=step)
 
 
 def _make_key(name: str, index: int) -> str:

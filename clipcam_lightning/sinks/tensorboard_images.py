@@ -1,6 +1,6 @@
 """Write the images of an evaluation to TensorBoard: panels and the contact sheet."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -8,15 +8,15 @@ from tensorboard.plugins.image.metadata import create_summary_metadata
 from torch.utils.tensorboard import SummaryWriter
 
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
-from clipcam_lightning.sinks.drawing import Drawer
+from clipcam_lightning.sinks.drawing import Drawer, Drawings
 from clipcam_lightning.sinks.tensorboard import escape_markup
 from clipcam_lightning.storage.jpeg import encode_jpeg
 
-JPEG_QUALITY = 58  # panels take 30 kB if photographs are full of detail; their text stays clean
+JPEG_QUALITY = 48  # panels take 25 kB if photographs are full of detail; their text stays clean
 
 
 class TensorBoardImageSink(Sink):
-    """Writes one panel per probe, and the contact sheet, all in one event.
+    """Writes one panel per probe and, if it is due, the contact sheet, all in one event.
 
     Their tags come after those of the metrics in the alphabet, so that the page of all charts begins with the metrics.
 
@@ -30,25 +30,35 @@ class TensorBoardImageSink(Sink):
         self.writer = writer
         self.root = root
         self.draw = draw
+        self._without_sheet: Evaluation | None = None
 
     def __str__(self) -> str:
         return "TensorBoard"
 
     def write(self, evaluation: Evaluation) -> None:
-        """Write all images at the step of the evaluation and flush."""
-        summary = Summary(value=list(self._values(evaluation)))
-        self.writer._get_file_writer().add_summary(summary, evaluation.report.step)
+        """Write the images at the step of the evaluation and flush."""
+        drawings = self.draw(evaluation)
+        values = [
+            _image_value(f"{self.root}_maps/{panel.name}", panel.image, escape_markup(panel.prompt))
+            for panel in drawings.panels
+        ]
+        is_due = drawings.is_sheet_due
+        self._without_sheet = None if is_due else evaluation
+        self._add(values + [self._sheet_value(drawings)] * is_due, evaluation)
+
+    def close(self) -> None:
+        """Write the contact sheet of the last evaluation, if it was not due."""
+        last, self._without_sheet = self._without_sheet, None
+        if last is not None and self.writer.all_writers is not None:  # a closed writer would begin another file
+            self._add([self._sheet_value(self.draw(last))], last)
+
+    def _add(self, values: Sequence[Summary.Value], evaluation: Evaluation) -> None:
+        self.writer._get_file_writer().add_summary(Summary(value=values), evaluation.report.step)
         self.writer.flush()
 
-    def _values(self, evaluation: Evaluation) -> Iterator[Summary.Value]:
-        drawings = self.draw(evaluation)
-        for panel in drawings.panels:
-            yield _image_value(f"{self.root}_maps/{panel.name}", panel.image, escape_markup(panel.prompt))
-        yield _image_value(
-            f"{self.root}_contact_sheet/all_probes",
-            drawings.logged_sheet,
-            "One row per probe, one column per evaluation.",
-        )
+    def _sheet_value(self, drawings: Drawings) -> Summary.Value:
+        tag, description = f"{self.root}_contact_sheet/all_probes", "One row per probe, one column per evaluation."
+        return _image_value(tag, drawings.logged_sheet, description)
 
 
 def _image_value(tag: str, image: Image.Image, description: str) -> Summary.Value:

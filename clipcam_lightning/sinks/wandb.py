@@ -31,20 +31,25 @@ class WandbSink(LoggerSink):
                 wandb.Image(panel.image, caption=f"{panel.name}: {panel.prompt}", file_type=FILE_TYPE)
                 for panel in panels
             ],
-            f"{self.root}/contact_sheet": wandb.Image(drawings.logged_sheet, file_type=FILE_TYPE),
             f"{self.root}/probes": _make_table(drawings),
         }
+        if drawings.is_sheet_due:
+            row |= self._sheet(drawings)
         if with_report:
             row |= self._report(drawings)
         self.logger.log_metrics(row, step=evaluation.report.step)
 
-    def log_report(self, drawings: Drawings) -> None:
+    def log_report(self, drawings: Drawings, *, with_sheet: bool = False) -> None:
         """Log the report as a page that the run shows."""
-        self.logger.log_metrics(self._report(drawings), step=drawings.evaluation.report.step)
+        row = self._report(drawings) | (self._sheet(drawings) if with_sheet else {})
+        self.logger.log_metrics(row, step=drawings.evaluation.report.step)
 
     def notify(self, text: str) -> None:
         """Send an alert of W&B, by mail or Slack as the user has set it there."""
         self.logger.experiment.alert("CLIP attention", text, level="WARN")
+
+    def _sheet(self, drawings: Drawings) -> dict[str, Any]:
+        return {f"{self.root}/contact_sheet": wandb.Image(drawings.logged_sheet, file_type=FILE_TYPE)}
 
     def _report(self, drawings: Drawings) -> dict[str, Any]:
         return {f"{self.root}/report": wandb.Html(drawings.report, inject=False)}
