@@ -7,7 +7,8 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def train(
     start: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Fit on both ranks.
+    """Fit on all ranks that torchrun started.
 
     Returns:
         Weights, random state, metrics per epoch, step and warnings of this rank after the fit.
@@ -148,7 +149,8 @@ def train(
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        devices=2,
+        devices=int(os.environ["LOCAL_WORLD_SIZE"]),
+        num_nodes=int(os.environ["GROUP_WORLD_SIZE"]),
         callbacks=[*callbacks, metrics],
         logger=TensorBoardLogger(folder, name="", version="run"),
         enable_progress_bar=False,
@@ -272,12 +274,22 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     scenario.__name__: scenario for scenario in (ddp, captured, sharded, tensor_parallel, wrapped, resumed, raising)
 }
 
-if __name__ == "__main__":
+def main(scenarios: Mapping[str, Callable[[Path], dict[str, Any]]], timeout: timedelta | None = None) -> None:
+    """Run the scenario that the command line names, and save the results of this rank.
+
+    Args:
+        scenarios: by name.
+        timeout: of the process group; by default that of torch.
+    """
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("gloo", timeout=timeout)
     output = Path(sys.argv[2])
-    results = SCENARIOS[sys.argv[1]](output)
+    results = scenarios[sys.argv[1]](output)
     torch.save(results, output / f"rank-{distributed.get_rank()}.pt")
     distributed.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # the interpreter's own exit sometimes finds a thread of torch still running, and aborts
+
+
+if __name__ == "__main__":
+    main(SCENARIOS)
