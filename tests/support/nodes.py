@@ -106,4 +106,6 @@ def reason_against_nodes() -> str:
         process = subprocess.run(["unshare", *NAMESPACES, *cable], capture_output=True, text=True, check=False)
     except OSError as error:
         return f"two nodes need namespaces of Linux: {error}"
-    return f"two nodes need namespaces, which are not permitted here: {process.stderr.strip()}" * bool(process.returncode)
+    return f"two nodes need namespaces, which are not permitted here: {process.stderr.strip()}" * bool(
+        process.returncode
+    )

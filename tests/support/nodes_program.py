@@ -4,10 +4,13 @@
 ``FOLDER/rank-<n>.pt``.
 """
 
+import itertools
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import torch
@@ -20,7 +23,7 @@ from clipcam_lightning.cam.methods import METHODS
 from tests.support.modules import FineTuning
 from tests.support.ranks_program import Sharded, main, probes, train, whole_weights
 
-TIMEOUT = 15  # seconds that a rank waits for another one
+TIMEOUT = 10  # seconds that a rank waits for another one that may be dead
 TRAININGS: dict[str, type[FineTuning]] = {"ddp": FineTuning, "fully_shard": Sharded}
 
 
@@ -69,39 +72,40 @@ def monitored(folder: Path) -> dict[str, Any]:
 
 def asleep(folder: Path) -> dict[str, Any]:
     """Train until rank 1 falls asleep in an evaluation."""
+    distributed.destroy_process_group()  # it has waited for the start of both nodes, with a longer timeout
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
     return train(FineTuning(), folder / "run", ClipCamCallback(probes(), method=SleepingMethod(folder)))
 
 
-def out_of_memory_at_start(folder: Path) -> dict[str, Any]:
+def out_of_memory_to_find_the_clip(folder: Path) -> dict[str, Any]:
     """Run out of memory on rank 1 while parameters are gathered to find the CLIP."""
-    fail_to_gather(after=5)
-    return train_sharded(folder)
+    with patch.object(DTensor, "full_tensor", failing_gather(after=5)):
+        return train_sharded(folder)
 
 
-def out_of_memory_in_evaluation(folder: Path) -> dict[str, Any]:
-    """Run out of memory on rank 1 while parameters are gathered for the first evaluation."""
-    fail_to_gather(after=5 + sum(1 for _ in Sharded().parameters()))
-    return train_sharded(folder)
+def out_of_memory_to_evaluate(folder: Path) -> dict[str, Any]:
+    """Run out of memory on rank 1 while parameters are gathered for an evaluation."""
+    gathered_before = sum(1 for _ in Sharded().parameters())  # to find the CLIP
+    with patch.object(DTensor, "full_tensor", failing_gather(after=gathered_before + 5)):
+        return train_sharded(folder)
 
 
 def train_sharded(folder: Path) -> dict[str, Any]:
     return train(Sharded(), folder / "run", ClipCamCallback(probes()), strategy=ModelParallelStrategy(2, 1))
 
 
-def fail_to_gather(after: int) -> None:
-    """Let memory run out on rank 1 when so many parameters are gathered."""
-    gather, gathered = DTensor.full_tensor, 0
+def failing_gather(after: int) -> Callable[[DTensor], Tensor]:
+    """Make a ``DTensor.full_tensor`` for which memory runs out on rank 1 when it has gathered so many parameters."""
+    gather, count = DTensor.full_tensor, itertools.count()
 
     def full_tensor(parameter: DTensor) -> Tensor:
-        nonlocal gathered
-        if distributed.get_rank() == 1 and gathered == after:
+        if next(count) == after and distributed.get_rank() == 1:
             raise torch.OutOfMemoryError("CUDA out of memory, on purpose")
-        gathered += 1
         return gather(parameter)
 
-    DTensor.full_tensor = full_tensor
+    return full_tensor
 
 
 if __name__ == "__main__":
-    scenarios = (monitored, asleep, out_of_memory_at_start, out_of_memory_in_evaluation)
-    main({scenario.__name__: scenario for scenario in scenarios}, timedelta(seconds=TIMEOUT))
+    scenarios = (monitored, asleep, out_of_memory_to_find_the_clip, out_of_memory_to_evaluate)
+    main({scenario.__name__: scenario for scenario in scenarios})

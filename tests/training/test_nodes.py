@@ -24,7 +24,7 @@ PROGRAM = Path(__file__).parents[1] / "support/nodes_program.py"
 WATCHDOG = 240  # seconds after which a run counts as hanging
 END = 20  # seconds that Lightning and torchrun may take to end after an error
 
-Run = Callable[[int], tuple[list[dict[str, Any]], Path]]
+Run = Callable[..., tuple[list[dict[str, Any]], Path]]
 
 
 def make_disks(folder: Path) -> Path:
@@ -51,17 +51,17 @@ def wait(node: Node, seconds: float) -> int:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A function that trains once with so many ranks per node, and returns the results of all ranks and the folder."""
+    """A function that runs a scenario once, and returns the results of all ranks and the folder with the disks."""
 
     @cache
-    def run_once(ranks_per_node: int) -> tuple[list[dict[str, Any]], Path]:
-        folder = make_disks(tmp_path_factory.mktemp("nodes"))
-        arguments = ("monitored", str(folder / "disk"))
+    def run_once(scenario: str, ranks_per_node: int = 1) -> tuple[list[dict[str, Any]], Path]:
+        folder = make_disks(tmp_path_factory.mktemp(scenario))
+        arguments = (scenario, str(folder / "disk"))
         with running_nodes(folder, PROGRAM, *arguments, ranks_per_node=ranks_per_node) as nodes:
             for node in nodes:
                 assert wait(node, WATCHDOG) == 0, node.output[-4000:]
-        ranks = range(2 * ranks_per_node)
-        return [torch.load(folder / f"disk-{rank // ranks_per_node}" / f"rank-{rank}.pt") for rank in ranks], folder
+        files = [folder / f"disk-{rank // ranks_per_node}/rank-{rank}.pt" for rank in range(2 * ranks_per_node)]
+        return [torch.load(file) for file in files], folder
 
     return run_once
 
@@ -73,7 +73,7 @@ CASES = [("ddp", 1), ("fully_shard", 1), ("ddp", 2)]
 def test_metrics_and_maps_on_two_nodes_are_those_of_one_process(
     training: str, ranks_per_node: int, run: Run, tmp_path: Path
 ) -> None:
-    ranks, folder = run(ranks_per_node)
+    ranks, folder = run("monitored", ranks_per_node)
     first, *others = (rank[training] for rank in ranks)
     disk = folder / "disk-0"
     files = {"probes": disk / "probes.safetensors", "baseline": disk / "baseline.safetensors"}
@@ -97,7 +97,7 @@ def test_metrics_and_maps_on_two_nodes_are_those_of_one_process(
 
 @pytest.mark.parametrize("ranks_per_node", [1, 2])
 def test_the_second_node_writes_no_file(ranks_per_node: int, run: Run) -> None:
-    _, folder = run(ranks_per_node)
+    _, folder = run("monitored", ranks_per_node)
     results = {f"rank-{rank}.pt" for rank in range(ranks_per_node, 2 * ranks_per_node)}
     assert {path.name for path in (folder / "disk-1").rglob("*")} == results
 
@@ -120,14 +120,16 @@ def test_a_node_that_dies_in_an_evaluation_is_an_error_on_the_other(fault: str, 
     assert not (folder / "disk-0" / "rank-0.pt").exists()
 
 
-@pytest.mark.parametrize("scenario", ["out_of_memory_at_start", "out_of_memory_in_evaluation"])
+@pytest.mark.parametrize("purpose", ["find_the_clip", "evaluate"])
 def test_memory_that_runs_out_on_one_rank_while_parameters_are_gathered_is_an_error_on_all(
-    scenario: str, tmp_path: Path
+    purpose: str, tmp_path: Path
 ) -> None:
     folder = make_disks(tmp_path)
-    with running_nodes(folder, PROGRAM, scenario, str(folder / "disk")) as nodes:
+    with running_nodes(folder, PROGRAM, f"out_of_memory_to_{purpose}", str(folder / "disk")) as nodes:
         codes = [wait(node, WATCHDOG) for node in nodes]
 
     assert all(codes)
-    assert "on purpose" in nodes[1].output
-    assert not list(folder.rglob("rank-*.pt"))
+    assert not list(folder.rglob("rank-*.pt")), "a training went on"
+    assert "OutOfStepError: rank 0 failed in an exchange" in nodes[0].output
+    assert "OutOfStepError: rank 1 failed in an exchange with other ranks" in nodes[1].output
+    assert "OutOfMemoryError: CUDA out of memory, on purpose" in nodes[1].output

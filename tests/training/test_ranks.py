@@ -172,6 +172,24 @@ def test_fully_shard_does_shard_the_model(run: Any) -> None:
     assert [rank["rows"] for rank in ranks] == [whole // 2, whole // 2]
 
 
+def test_a_rank_with_too_little_memory_for_all_parameters_ends_no_training(run: Any) -> None:
+    ranks, folder = run("sharded")
+    for rank in ranks:
+        assert_same_training(rank["plain"], rank["short of memory"])
+    (message,) = ranks[0]["short of memory"]["warnings"]
+    assert "rank 1: OutOfMemoryError: CUDA out of memory, on purpose" in message
+    assert "The training goes on" in message
+    assert not snapshots_in(folder / "short of memory")
+
+
+def test_a_search_that_fails_on_one_rank_ends_the_evaluations_on_both_and_the_training_goes_on(run: Any) -> None:
+    ranks, _ = run("captured")
+    for rank in ranks:
+        assert rank["no clip on one rank"]["step"] == 4
+    (message,) = ranks[0]["no clip on one rank"]["warnings"]
+    assert "rank 1: RuntimeError: a model that fails on this rank" in message
+
+
 def test_a_sharded_run_resumes_with_its_baseline_and_history(run: Any) -> None:
     ranks, folder = run("resumed")
     assert ranks[0]["steps"] == [0, 2, 4]
