@@ -5,6 +5,7 @@
 """
 
 import itertools
+import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,6 +24,7 @@ from clipcam_lightning.cam.methods import METHODS
 from tests.support.modules import FineTuning
 from tests.support.ranks_program import Sharded, main, probes, train, whole_weights
 
+PORT = 29501
 TIMEOUT = 10  # seconds that a rank waits for another one that may be dead
 TRAININGS: dict[str, type[FineTuning]] = {"ddp": FineTuning, "fully_shard": Sharded}
 
@@ -72,9 +74,17 @@ def monitored(folder: Path) -> dict[str, Any]:
 
 def asleep(folder: Path) -> dict[str, Any]:
     """Train until rank 1 falls asleep in an evaluation."""
-    distributed.destroy_process_group()  # it has waited for the start of both nodes, with a longer timeout
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
+    shorten_timeout()
     return train(FineTuning(), folder / "run", ClipCamCallback(probes(), method=SleepingMethod(folder)))
+
+
+def shorten_timeout() -> None:
+    """Begin another process group, now that both nodes have started, which may take longer than the timeout."""
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    store = distributed.TCPStore(os.environ["MASTER_ADDR"], PORT, size, is_master=rank == 0)
+    distributed.destroy_process_group()
+    timeout = timedelta(seconds=TIMEOUT)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def out_of_memory_to_find_the_clip(folder: Path) -> dict[str, Any]:

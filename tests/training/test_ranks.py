@@ -1,8 +1,6 @@
 """Trainings on two processes: the maps of one process, the same metrics on both ranks, and no error that hangs."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from functools import cache
@@ -35,12 +33,11 @@ def launch(scenario: str, folder: Path) -> subprocess.CompletedProcess[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=ENVIRONMENT,
-        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=WATCHDOG)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.terminate()  # not killed: torchrun ends its ranks, which are in sessions of their own
         output, _ = process.communicate()
         pytest.fail(f"{scenario} did not end in {WATCHDOG} seconds:\n{output[-3000:]}")
     return subprocess.CompletedProcess(command, process.returncode, output, "")
