@@ -109,21 +109,33 @@ class Ranks:
                 raise
             raise OutOfStepError(self._failure) from error
 
-    def agree(self, failure: Exception | None) -> None:
-        """Raise an error on every rank if there is one on any; to be called on every rank.
-
-        Args:
-            failure: the error of this rank, if it failed.
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Raise an error on every rank if one is raised inside on any; to be entered on every rank.
 
         Raises:
-            Exception: ``failure``, in a single process.
+            Exception: the error, in a single process.
             ClipCamError: of the class of the first rank's that failed, on every rank; :class:`ModelError` stands for
                 errors of other packages.
+            OutOfStepError: the ranks lost each other.
         """
+        failure: Exception | None = None
+        try:
+            yield
+        except OutOfStepError:
+            raise
+        except Exception as error:
+            if self.size == 1:
+                raise
+            failure = error
         if self.size == 1:
-            if failure is not None:
-                raise failure
             return
+        try:
+            self._raise_together(failure)
+        finally:
+            del failure  # its traceback keeps tensors
+
+    def _raise_together(self, failure: Exception | None) -> None:
         sent = None if failure is None else (type(failure).__name__, describe_error(failure))
         received: list[tuple[str, str] | None] = [None] * self.size
         with self.in_step():
@@ -134,7 +146,10 @@ class Ranks:
         kind, message = next(iter(failures.values()))
         if len(failures) < self.size or len(set(failures.values())) > 1:
             message = "; ".join(f"rank {rank}: {text}" for rank, (_, text) in failures.items())
-        raise _error_of_the_package(kind, ModelError)(message) from failure
+        try:
+            raise _error_of_the_package(kind, ModelError)(message) from failure
+        finally:
+            del failure
 
     def exchange(self, part: T | str) -> list[T]:
         """Collect one value per rank, in the order of the ranks; an empty string stands for no value.
@@ -204,15 +219,11 @@ class Ranks:
             for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False)
         ]
         values = self.on_rank_zero(lambda: [buffer.detach().cpu() for _, _, buffer in own])
-        failure: Exception | None = None
         try:
-            try:
+            with self.failing_together():  # there may be too little memory
                 if self.index > 0:
                     for (part, name, buffer), value in zip(own, values, strict=True):
                         part._buffers[name] = value.to(buffer.device)
-            except Exception as error:  # such as too little memory
-                failure = error
-            self.agree(failure)
             yield
         finally:
             for part, name, buffer in own:

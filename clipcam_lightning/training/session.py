@@ -96,18 +96,12 @@ class Session:
         """
         self._root = root
         self._explainer = None
-        failure: Exception | None = None
-        try:
+        with self.ranks.failing_together():
             with self._gathered_parameters(module):  # the search may embed an image
                 self.clip = clip = self._spec.find(module)
             self._settings.resolve(clip.tower)
             if self.monitor is not None:
                 self.monitor.prepare(clip)
-        except OutOfStepError:
-            raise
-        except Exception as error:  # of any kind: the module of a user may raise anything
-            failure = error
-        self.ranks.agree(failure)
 
     def describe_doubt(self, module: nn.Module) -> str:
         """Say that what is monitored may not be what is trained; ``""`` if nothing speaks for that."""
@@ -255,18 +249,14 @@ class Session:
 
         Raises:
             ClipCamError: some rank has too little memory for them; on every rank.
-            OutOfStepError: this rank failed while they were gathered, which is later than others can be told.
+            OutOfStepError: this rank failed while they were gathered, when the others already wait for it.
         """
         assert self._root is not None
         if not is_sharded(self._root):
             yield
             return
-        failure: Exception | None = None
-        try:
+        with self.ranks.failing_together():
             reserve_memory(module, self._root)
-        except Exception as error:
-            failure = error
-        self.ranks.agree(failure)
         with ExitStack() as stack:
             with self.ranks.in_step():
                 stack.enter_context(gathered_parameters(module, self._root))
