@@ -34,7 +34,6 @@ from clipcam_lightning.errors import (
     ConfigError,
     DriftAlarm,
     ModelError,
-    TowerError,
     describe_error,
 )
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink, require_sinks
@@ -46,6 +45,7 @@ from clipcam_lightning.sinks import LoggingSettings, describe_tab, make_sinks
 from clipcam_lightning.storage.run_folder import REPORT, RunFolder
 from clipcam_lightning.training.announcement import announce
 from clipcam_lightning.training.folder import resolve_folder
+from clipcam_lightning.training.ranks import OutOfStepError
 from clipcam_lightning.training.session import Session
 from clipcam_lightning.training.support import count_steps, list_owners, may_build_layers_later, unsupported_reason
 
@@ -442,7 +442,7 @@ class ClipCamCallback(Callback):
         try:
             self._session.find_clip(module, trainer.strategy.model or module)
         except Exception as error:  # of any kind: the module of a user may raise anything
-            is_of_the_model = isinstance(error, ModelError | TowerError) or not isinstance(error, ClipCamError)
+            is_of_the_model = isinstance(error, ModelError) or not isinstance(error, ClipCamError | OutOfStepError)
             if not is_of_the_model or self.on_error == "raise" or self.clip or self.encode_image or self.encode_text:
                 raise
             self._fit.evaluates = False

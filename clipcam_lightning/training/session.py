@@ -1,7 +1,7 @@
 """Per-rank state of a monitored run: the CLIP on every rank, probes and baseline on the first."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,8 +23,8 @@ from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor, load_baseline
 from clipcam_lightning.probes.batch import BatchProbes, ClassNames, find_class_names, find_images_and_prompts
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
-from clipcam_lightning.training.ranks import Ranks
-from clipcam_lightning.training.sharded import gathered_parameters, is_sharded
+from clipcam_lightning.training.ranks import OutOfStepError, Ranks
+from clipcam_lightning.training.sharded import gathered_parameters, is_sharded, reserve_memory
 
 
 class Session:
@@ -79,6 +79,7 @@ class Session:
 
     def begin(self, world_size: int) -> None:
         """Load probes and baseline up front, so that bad files fail before training."""
+        self.ranks = Ranks()
         self.ranks.size = world_size
         self.ranks.on_rank_zero(self._load)
 
@@ -88,14 +89,19 @@ class Session:
         Args:
             module: the user's LightningModule.
             root: the strategy's wrapper around it, or the module itself.
+
+        Raises:
+            Exception: what is wrong, on every rank; of several ranks as an error of this package.
+            OutOfStepError: one rank failed while parameters were gathered.
         """
         self._root = root
-        # The search may embed an image, which takes whole parameters.
-        with gathered_parameters(module, root) if is_sharded(root) else nullcontext():
-            self.clip = clip = self._spec.find(module)
         self._explainer = None
-        self._settings.resolve(clip.tower)
-        self.ranks.on_rank_zero(partial(self._prepare_probes, clip))
+        with self.ranks.failing_together():
+            with self._gathered_parameters(module):  # the search may embed an image
+                self.clip = clip = self._spec.find(module)
+            self._settings.resolve(clip.tower)
+            if self.monitor is not None:
+                self.monitor.prepare(clip)
 
     def describe_doubt(self, module: nn.Module) -> str:
         """Say that what is monitored may not be what is trained; ``""`` if nothing speaks for that."""
@@ -164,12 +170,15 @@ class Session:
 
         Returns:
             The outcome, on every rank; whatever goes wrong is one of its problems, not an exception.
+
+        Raises:
+            OutOfStepError: the ranks lost each other.
         """
         try:
             with self._ready_model() as explainer:
                 assist = explainer.assist if isinstance(explainer, DistributedExplainer) else None
                 return self.ranks.on_rank_zero(partial(self._evaluate, explainer, make_sinks, step, epoch), assist)
-        except ClipCamError as error:  # the same on all ranks; any other means that the ranks lost their connection
+        except ClipCamError as error:  # the same on all ranks
             self.error = error
             return Outcome(problems=(f"an evaluation failed: {describe_error(error)}",))
 
@@ -208,10 +217,6 @@ class Session:
         elif self._probes is not None:
             self._make_monitor(ProbeSet(self._probes))
 
-    def _prepare_probes(self, clip: ClipModel) -> None:
-        if self.monitor is not None:
-            self.monitor.prepare(clip)
-
     def _make_monitor(self, probes: ProbeSet) -> None:
         self.monitor = Monitor(probes, rule=self._rule, baseline=self._baseline)
 
@@ -223,21 +228,39 @@ class Session:
             ClipCamError: the model could not be made ready on some rank; on every rank.
         """
         assert self.clip is not None
-        assert self._root is not None
         with ExitStack() as stack:
-            message = ""
             try:
-                stack.enter_context(gathered_parameters(self.clip.module, self._root))
+                stack.enter_context(self._gathered_parameters(self.clip.module))
                 stack.enter_context(self.ranks.lending_buffers(self.clip.module))
-            except Exception as error:  # of any kind, such as too little memory for the whole model
-                message = describe_error(error)
-            self.ranks.exchange(message)
+            except (ClipCamError, OutOfStepError):
+                raise
+            except Exception as error:  # of a single process, and of any kind, such as too little memory
+                raise ClipCamError(describe_error(error)) from error
             if self.ranks.size == 1:
                 yield LocalExplainer(self.clip, self._settings)
                 return
             if self._explainer is None:
                 self._explainer = DistributedExplainer(self.clip, self._settings, self.ranks)
             yield self._explainer
+
+    @contextmanager
+    def _gathered_parameters(self, module: nn.Module) -> Iterator[None]:
+        """Gather the parameters of a module if they are sharded.
+
+        Raises:
+            ClipCamError: some rank has too little memory for them; on every rank.
+            OutOfStepError: this rank failed while they were gathered, when the others already wait for it.
+        """
+        assert self._root is not None
+        if not is_sharded(self._root):
+            yield
+            return
+        with self.ranks.failing_together():
+            reserve_memory(module, self._root)
+        with ExitStack() as stack:
+            with self.ranks.in_step():
+                stack.enter_context(gathered_parameters(module, self._root))
+            yield
 
     def _evaluate(
         self, explainer: Explainer, make_sinks: Callable[[str], list[Sink]], step: int, epoch: int

@@ -5,8 +5,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor import DTensor
 
 
@@ -38,6 +38,29 @@ def gathered_parameters(module: nn.Module, root: nn.Module) -> Iterator[None]:
         yield
 
 
+def reserve_memory(module: nn.Module, root: nn.Module) -> None:
+    """Allocate as much memory as :func:`gathered_parameters` needs, and free it again.
+
+    It is called before the ranks wait for each other, so that a rank with too little memory can tell the others.
+
+    Args:
+        module, root: as for :func:`gathered_parameters`.
+
+    Raises:
+        RuntimeError: there is too little memory.
+    """
+    wrappers = [part for part in root.modules() if isinstance(part, FullyShardedDataParallel)]
+    if wrappers:  # their parameters count the elements of this rank, those of a DTensor the elements of all ranks
+        shards = max(map(_count_shards, wrappers))
+        parameters = list(root.parameters())
+    else:
+        shards, parameters = 1, [each for each in module.parameters() if isinstance(each, DTensor)]
+    parameters.sort(key=Tensor.numel)
+    parameters += parameters[-1:]  # while a parameter is gathered, its elements are there a second time
+    reserved = [torch.empty(shards * each.numel(), dtype=each.dtype, device=each.device) for each in parameters]
+    del reserved
+
+
 def is_sharded(root: nn.Module) -> bool:
     """Whether parameters below ``root`` are sharded, so that no rank can call the model by itself."""
     return any(isinstance(part, FSDPModule | FullyShardedDataParallel) for part in root.modules()) or any(
@@ -61,6 +84,12 @@ def without_wrappers(root: nn.Module) -> Iterator[None]:
     finally:
         for part, name, child in wrappers:
             part._modules[name] = child
+
+
+def _count_shards(wrapper: FullyShardedDataParallel) -> int:
+    if wrapper.sharding_strategy is ShardingStrategy.NO_SHARD or wrapper.process_group is None:
+        return 1
+    return wrapper.process_group.size()
 
 
 @contextmanager

@@ -7,9 +7,10 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import torch
@@ -23,12 +24,17 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DataLoader
 
 from clipcam_lightning import Capture, ClipCamCallback, ClipCamError, ClipCamWarning, Probe, ProbeSet
+from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.methods import METHODS
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.shapes_world.models import build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+from clipcam_lightning.training import session
+from clipcam_lightning.training.sharded import reserve_memory
 from tests.support.modules import FineTuning, Pairs
 
 PROBES = 5
+find = ModelSpec.find
 
 
 def probes() -> ProbeSet:
@@ -138,7 +144,7 @@ def train(
     start: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Fit on both ranks.
+    """Fit on all ranks that torchrun started.
 
     Returns:
         Weights, random state, metrics per epoch, step and warnings of this rank after the fit.
@@ -148,7 +154,8 @@ def train(
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        devices=2,
+        devices=int(os.environ["LOCAL_WORLD_SIZE"]),
+        num_nodes=int(os.environ["GROUP_WORLD_SIZE"]),
         callbacks=[*callbacks, metrics],
         logger=TensorBoardLogger(folder, name="", version="run"),
         enable_progress_bar=False,
@@ -197,14 +204,17 @@ def ddp(folder: Path) -> dict[str, Any]:
 
 
 def captured(folder: Path) -> dict[str, Any]:
-    """Train with probes from a batch, with stops, with files that only rank 0 has, and with a method that fails."""
+    """Train with probes from a batch, with stops, with files that only rank 0 has, and with errors of one rank."""
     stop = EarlyStopping("clipcam/drift", divergence_threshold=-1.0, check_on_train_epoch_end=True)
     file = folder / "probes.safetensors"
     if distributed.get_rank() == 0:
         probes().save(file)
     else:
         file = folder / "on another machine"
+    with patch.object(ModelSpec, "find", find_on_rank_0):
+        unfound = train(FineTuning(), folder / "e", ClipCamCallback(probes(), on_drift="log"))
     return {
+        "no clip on one rank": unfound,
         "captured": train(FineTuning(), folder / "captured", ClipCamCallback(on_drift="log", on_error="raise")),
         "stopped by a monitor": train(FineTuning(), folder / "a", ClipCamCallback(probes(), on_drift="log"), stop),
         "stopped by an alarm": train(FineTuning(), folder / "b", ClipCamCallback(max_drift=0.0, on_drift="stop")),
@@ -215,6 +225,13 @@ def captured(folder: Path) -> dict[str, Any]:
     }
 
 
+def find_on_rank_0(spec: ModelSpec, module: nn.Module) -> ClipModel:
+    """Find the CLIP in a module; fail on rank 1."""
+    if distributed.get_rank() == 1:
+        raise RuntimeError("a model that fails on this rank")
+    return find(spec, module)
+
+
 def sharded(folder: Path) -> dict[str, Any]:
     """Train under ``fully_shard`` with and without the callback."""
     callback = ClipCamCallback(probes(), on_drift="log", on_error="raise")
@@ -222,7 +239,17 @@ def sharded(folder: Path) -> dict[str, Any]:
     monitored = train(module, folder / "monitored", callback, strategy=ModelParallelStrategy(2, 1))
     plain = train(Sharded(), folder / "plain", strategy=ModelParallelStrategy(2, 1))
     rows = module.model.visual.conv1.weight.to_local().shape[0]
-    return {"monitored": monitored, "plain": plain, "rows": rows}
+    with patch.object(session, "reserve_memory", reserve_memory_on_rank_0):
+        callback = ClipCamCallback(probes(), on_drift="log")
+        short = train(Sharded(), folder / "short of memory", callback, strategy=ModelParallelStrategy(2, 1))
+    return {"monitored": monitored, "plain": plain, "rows": rows, "short of memory": short}
+
+
+def reserve_memory_on_rank_0(module: nn.Module, root: nn.Module) -> None:
+    """Reserve memory for the parameters, of which rank 1 has too little."""
+    if distributed.get_rank() == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory, on purpose")
+    reserve_memory(module, root)
 
 
 def tensor_parallel(folder: Path) -> dict[str, Any]:
@@ -272,12 +299,18 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     scenario.__name__: scenario for scenario in (ddp, captured, sharded, tensor_parallel, wrapped, resumed, raising)
 }
 
-if __name__ == "__main__":
+
+def main(scenarios: Mapping[str, Callable[[Path], dict[str, Any]]]) -> None:
+    """Run the scenario that the command line names, and save the results of this rank."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     output = Path(sys.argv[2])
-    results = SCENARIOS[sys.argv[1]](output)
+    results = scenarios[sys.argv[1]](output)
     torch.save(results, output / f"rank-{distributed.get_rank()}.pt")
     distributed.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # the interpreter's own exit sometimes finds a thread of torch still running, and aborts
+
+
+if __name__ == "__main__":
+    main(SCENARIOS)

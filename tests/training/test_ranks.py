@@ -1,8 +1,6 @@
 """Trainings on two processes: the maps of one process, the same metrics on both ranks, and no error that hangs."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from functools import cache
@@ -35,12 +33,11 @@ def launch(scenario: str, folder: Path) -> subprocess.CompletedProcess[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=ENVIRONMENT,
-        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=WATCHDOG)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.terminate()  # not killed: torchrun ends its ranks, which are in sessions of their own
         output, _ = process.communicate()
         pytest.fail(f"{scenario} did not end in {WATCHDOG} seconds:\n{output[-3000:]}")
     return subprocess.CompletedProcess(command, process.returncode, output, "")
@@ -170,6 +167,24 @@ def test_fully_shard_does_shard_the_model(run: Any) -> None:
     ranks, _ = run("sharded")
     whole = Sharded().model.visual.conv1.weight.shape[0]
     assert [rank["rows"] for rank in ranks] == [whole // 2, whole // 2]
+
+
+def test_a_rank_with_too_little_memory_for_all_parameters_ends_no_training(run: Any) -> None:
+    ranks, folder = run("sharded")
+    for rank in ranks:
+        assert_same_training(rank["plain"], rank["short of memory"])
+    (message,) = ranks[0]["short of memory"]["warnings"]
+    assert "rank 1: OutOfMemoryError: CUDA out of memory, on purpose" in message
+    assert "The training goes on" in message
+    assert not snapshots_in(folder / "short of memory")
+
+
+def test_a_search_that_fails_on_one_rank_ends_the_evaluations_on_both_and_the_training_goes_on(run: Any) -> None:
+    ranks, _ = run("captured")
+    for rank in ranks:
+        assert rank["no clip on one rank"]["step"] == 4
+    (message,) = ranks[0]["no clip on one rank"]["warnings"]
+    assert "rank 1: RuntimeError: a model that fails on this rank" in message
 
 
 def test_a_sharded_run_resumes_with_its_baseline_and_history(run: Any) -> None:
