@@ -14,6 +14,8 @@ from clipcam_lightning.drift.transplants import Transplants
 TEXTS = ("name", "prompt", "reason")
 """Fields of a probe that are texts; the others are numbers, states and counts."""
 
+DIGITS = 7  # of a number: those of float32, in which maps are; more would double the history of thousands of probes
+
 
 def report_as_json(report: DriftReport) -> dict[str, Any]:
     """Convert a comparison to values that JSON can represent.
@@ -22,8 +24,8 @@ def report_as_json(report: DriftReport) -> dict[str, Any]:
         report: of :func:`~clipcam_lightning.drift.compare.compare`.
 
     Returns:
-        A summary, and one entry per probe in the order of the probe set. Unknown values (NaN) are ``None``, infinite
-        ones ``"inf"``.
+        A summary, and one entry per probe in the order of the probe set, numbers with seven significant digits.
+        Unknown values (NaN) are ``None``, infinite ones ``"inf"``.
 
     Example:
         >>> from clipcam_lightning import evaluate, report_as_json
@@ -45,7 +47,7 @@ def report_as_json(report: DriftReport) -> dict[str, Any]:
         **asdict(report.rule),
         "step": report.step,
         "baseline_step": report.baseline_step,
-        "drift": report.drift,
+        "drift": _to_json(report.drift),
         "worst": report.worst.name,
         "flagged": [probe.name for probe in report.flagged],
         "probes": [_values_to_json({**asdict(probe), "flagged": probe.flagged}) for probe in report.probes],
@@ -53,7 +55,7 @@ def report_as_json(report: DriftReport) -> dict[str, Any]:
 
 
 def report_from_json(values: Mapping[str, Any]) -> DriftReport:
-    """Invert :func:`report_as_json`.
+    """Invert :func:`report_as_json`, up to the digits that it keeps.
 
     Args:
         values: with ``max_drift``, ``false_alarm_rate``, ``step``, ``baseline_step`` and ``probes``; all other values
@@ -95,8 +97,18 @@ def _values_to_json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> Any:
-    if isinstance(value, float) and math.isinf(value):
-        return str(value)
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(value, dict):
+        return _values_to_json(value)
+    if isinstance(value, tuple):
+        return list(value)
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
         return None
-    return list(value) if isinstance(value, tuple) else value
+    return str(value) if math.isinf(value) else _round(value)
+
+
+def _round(value: float) -> float:
+    """Round to the digits that are kept, but never onto or across 1, above which a severity is an alarm."""
+    rounded = float(f"{value:.{DIGITS}g}")
+    return value if (rounded > 1) != (value > 1) else rounded

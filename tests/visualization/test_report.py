@@ -356,7 +356,7 @@ def test_the_json_holds_the_report_with_null_for_unknown_values() -> None:
         "false_alarm_rate": 0.01,
         "step": 120,
         "baseline_step": 0,
-        "drift": report.drift,
+        "drift": pytest.approx(report.drift, rel=1e-6),
         "worst": "probe-2",
         "flagged": ["probe-2", "probe-3"],
     }
@@ -367,6 +367,9 @@ def test_the_json_holds_the_report_with_null_for_unknown_values() -> None:
             expected = getattr(probe, name)
             if isinstance(expected, float) and not math.isfinite(expected):
                 assert value == (None if math.isnan(expected) else "inf"), name
+            elif isinstance(expected, float):
+                assert value == pytest.approx(expected, rel=1e-6), name
+                assert len(f"{value!r}".replace("-", "").replace(".", "").lstrip("0")) <= 7, name
             else:
                 assert value == (asdict(expected) if isinstance(expected, Transplants) else expected), name
     assert probes[1]["energy_inside_mask"] is None
@@ -378,8 +381,19 @@ def test_a_report_is_the_same_after_a_way_through_json(max_drift: float | None) 
 
     again = report_from_json(json.loads(json.dumps(report_as_json(report))))
 
-    assert repr(again) == repr(report), "NaN is not equal to itself, but its repr is"
-    assert (str(again), again.severity) == (str(report), report.severity)
+    for probe, read in zip(report.probes, again.probes, strict=True):
+        for name, value in asdict(probe).items():
+            expected = pytest.approx(value, rel=1e-6, nan_ok=True) if isinstance(value, float) else value
+            assert asdict(read)[name] == expected, name
+    assert (str(again), again.flagged_first) == (str(report), report.flagged_first)
+
+
+def test_no_severity_is_rounded_across_the_limit_of_an_alarm() -> None:
+    for severity in (1.0, 1 + 1e-12, 1 - 1e-12):
+        probe = replace(compare(BEFORE, NOW).probes[0], severity=severity)
+        report = DriftReport((probe,), DriftRule(), 1, 0)
+        again = report_from_json(json.loads(json.dumps(report_as_json(report))))
+        assert again.probes[0].flagged is probe.flagged
 
 
 def test_a_link_to_a_probe_leads_to_it_whatever_its_name() -> None:
