@@ -20,11 +20,12 @@ from clipcam_lightning.cam.images import compute_scaled_sizes, group_by_size, re
 from clipcam_lightning.cam.methods import Layers, Method, MethodLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.model_state import checkpointed, evaluation_mode
-from clipcam_lightning.cam.passes import Pass, Result, compute_maps
+from clipcam_lightning.cam.passes import Pass, Result, UnreadLayers, compute_maps, warn_of_unread_layers
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike, target_of
 from clipcam_lightning.cam.texts import Prompts, embed_prompts, list_prompts
 from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.cam.transfer import copy_to_device
 from clipcam_lightning.cam.views import half_a_cell, shift_images, unshift_maps
 from clipcam_lightning.errors import ConfigError
 
@@ -153,19 +154,22 @@ def explain_clip(
         if checkpointing:
             stack.enter_context(checkpointed(clip.tower.blocks))
         parts = []
+        unread: UnreadLayers = {}
         for (indices, same), views in zip(groups, sizes, strict=True):
+            rows = torch.tensor(indices, device="cpu").to(texts.device)
+            # Nothing in this loop may wait for the device, which falls idle between batches if the host does.
             for start in range(0, len(indices), limit):
-                chunk = indices[start : start + limit]
-                # An inference tensor cannot be part of a graph; its copy, made here, can.
-                batch = same[start : start + limit].to(clip.device, torch.float32, copy=True)
+                chunk = slice(start, start + limit)
+                batch, own = copy_to_device(same[chunk], clip.device), texts.index_select(0, rows[chunk])
                 results = []
                 for size, mirrored in product(views, (False, True) if settings.flip else (False,)):
                     view = resize_images(batch.flip(-1) if mirrored else batch, size)
-                    one = Pass(clip, view, texts[chunk], count, method.target or target, layers, fuse, limit, scale)
+                    one = Pass(clip, view, own, count, method.target or target, layers, fuse, limit, scale, unread)
                     for raw, cosines in _compute_shifted(method, one, settings.shift):
                         results.append((raw.flip(-1) if mirrored else raw, cosines))
                 maps = fuse_maps([raw for raw, _ in results], "mean")
-                parts.append((chunk, maps, torch.stack([cosines for _, cosines in results]).mean(dim=0)))
+                parts.append((indices[chunk], maps, torch.stack([cosines for _, cosines in results]).mean(dim=0)))
+        warn_of_unread_layers(unread, clip.tower)
     maps, similarity, grids = concatenate_parts(parts)
     return Explanation(
         maps=maps,

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
 from clipcam_lightning.cam.explanation import Explanation
@@ -14,6 +15,7 @@ from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.texts import Prompts
+from clipcam_lightning.cam.transfer import copy_to_device
 from clipcam_lightning.errors import ClipCamError
 
 # torch's CPU allocator raises a plain RuntimeError; these words in its message mark it as out of memory.
@@ -105,7 +107,9 @@ def embed_within_memory(
 
     def embed(limit: int) -> Tensor:
         with evaluation_mode(clip.module), clip.tower.native(), torch.no_grad():
-            return torch.cat([clip.embed_images(batch).cpu() for batch in images.split(limit)])
+            # The embeddings are small, and fetched once: the device would fall idle if each batch was.
+            batches = (copy_to_device(batch, clip.device) for batch in images.split(limit))
+            return torch.cat([F.normalize(clip.features(batch), dim=-1) for batch in batches]).cpu()
 
     return _with_less_memory(embed, len(images), settings)
 

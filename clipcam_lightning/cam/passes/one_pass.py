@@ -1,9 +1,9 @@
 """The inputs of one pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +15,9 @@ from clipcam_lightning.errors import ConfigError, TowerError
 
 Result = tuple[Float[Tensor, "b p h w"], Float[Tensor, "b q"]]
 """Raw maps, and the cosines with all texts."""
+
+UnreadLayers = dict[str, list[Bool[Tensor, ""]]]
+"""Per layer, one flag per pass on the device: whether other tokens than patches reach the embedding, but no patch."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,6 +34,7 @@ class Pass:
         fuse: how maps of several layers are combined.
         batch_size: maximum number of images that a method may send through the model at once.
         score_scale: factor on the cosines before the target.
+        unread: receives the flags of layers whose gradients were computed.
     """
 
     clip: ClipModel
@@ -42,6 +46,7 @@ class Pass:
     fuse: Fusion
     batch_size: int
     score_scale: float = 1.0
+    unread: UnreadLayers = field(default_factory=dict)
 
     __repr__ = short_repr
 
