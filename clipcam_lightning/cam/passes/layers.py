@@ -22,7 +22,7 @@ def run_activation_pass(method: Method, inputs: Pass) -> Result:
     """Run one forward; the maps serve every prompt."""
     tower, modules = inputs.clip.tower, inputs.modules
     with tower.skipping_unused(inputs.layers), cut_at(modules, graph=False) as recorded:
-        similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+        similarity = inputs.compute_similarity(inputs.embed(inputs.images))
     grids = [inputs.to_grid(output) for output in inputs.select_outputs(recorded)]
     return fuse_maps([method(LayerCapture(grid)) for grid in grids], inputs.fuse), similarity
 
@@ -43,7 +43,7 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
         frozen_parameters(inputs.clip.module) if method.rules else nullcontext(),
     ):
         with method.rules() if method.rules else nullcontext():
-            similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+            similarity = inputs.compute_similarity(inputs.embed(inputs.images))
         _require_rules(method, inputs, similarity)
         scores, outputs, maps = inputs.compute_scores(similarity), inputs.select_outputs(recorded), []
         grids = [inputs.to_grid(output.detach()) for output in outputs]
@@ -120,7 +120,7 @@ def run_path_pass(method: Method, inputs: Pass) -> Result:
     """Run one forward, and per layer one at each point of the way to it, with a vector-Jacobian product per prompt."""
     tower, modules = inputs.clip.tower, inputs.modules
     with tower.skipping_unused(inputs.layers), cut_at(modules, graph=False) as recorded:
-        similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+        similarity = inputs.compute_similarity(inputs.embed(inputs.images))
     maps = [
         _average_along_path(method, inputs, name, output.detach())
         for name, output in zip(inputs.layers, inputs.select_outputs(recorded), strict=True)
@@ -139,7 +139,7 @@ def _average_along_path(method: Method, inputs: Pass, name: str, output: Tensor)
             replaced_output(layer, output - remaining * way),
             cut_at([layer]) as recorded,
         ):
-            scores = inputs.compute_scores(inputs.compute_similarity(inputs.clip.features(inputs.images)))
+            scores = inputs.compute_scores(inputs.compute_similarity(inputs.embed(inputs.images)))
             of_prompts = []
             for p in range(inputs.prompts):
                 (gradient,) = torch.autograd.grad(
