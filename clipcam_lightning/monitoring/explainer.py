@@ -110,7 +110,7 @@ def embed_within_memory(
         autocast = autocast_to(settings.precision, clip.device)
         with evaluation_mode(clip.module), clip.tower.native(), torch.no_grad(), autocast:
             # The embeddings are small, and fetched once: the device would fall idle if each batch was.
-            batches = (copy_to_device(batch, clip.device) for batch in images.split(limit))
+            batches = (copy_to_device(batch.contiguous(), clip.device) for batch in images.split(limit))
             return torch.cat([F.normalize(clip.features(batch), dim=-1) for batch in batches]).cpu()
 
     return _with_less_memory(embed, len(images), settings)
