@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: demo fast test lint test-fast test-python test-js coverage docs benchmarks clean
+.PHONY: demo fast test lint test-fast test-python test-js coverage docs benchmarks gpu clean
 
 demo: .venv/.installed
 	$(BIN)/clipcam demo
@@ -39,6 +39,11 @@ docs: .venv/.installed-test
 
 benchmarks: .venv/.installed-test
 	$(BIN)/python -m benchmarks
+
+# On a machine with a GPU: the tests of the maps with models and inputs on it, then the benchmark.
+gpu: .venv/.installed-test
+	$(BIN)/python -m benchmarks.gpu
+	CLIPCAM_TEST_DEVICE=cuda $(BIN)/pytest -m "not slow and not browser and not ranks" tests/cam
 
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "Installing clipcam-lightning and what it needs into .venv: 5.4 GB, nearly all of it torch and CUDA."

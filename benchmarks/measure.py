@@ -87,7 +87,7 @@ def costs_of(field: Mapping[str, Contender], rounds: int, device: torch.device, 
     seconds: dict[str, dict[int, float]] = {name: {} for name in field}  # by round
     turns = [(turn, name) for turn in range(rounds) for name in field if turn % every[name] == 0]
     for turn, name in track(turns, f"time: {label}", transient=True):
-        seconds[name][turn] = _seconds(field[name].run, device)
+        seconds[name][turn] = seconds_of(field[name].run, device)
 
     return {
         name: Cost(
@@ -168,7 +168,7 @@ def _operators(run: Callable[[], object], device: torch.device) -> dict[str, tup
     return operators | {"(outside of operators)": (1, outside)}
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     start = perf_counter()
     run()
     if device.type == "cuda":

@@ -21,6 +21,7 @@ from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import Tokenizer
+from clipcam_lightning.cam.precision import Precision
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike, require_negatives
 from clipcam_lightning.cam.towers.tower import Tower
@@ -98,7 +99,7 @@ class ClipCamCallback(Callback):
     Args:
         probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
             ``(image, prompt)`` pairs. By default the first batch of the sanity check, else of training.
-        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size, precision: how maps are made, as in
             :class:`MapSettings`. The targets ``Contrast`` and ``LogSoftmax`` need explicit negatives, because each
             probe has one prompt.
         every_n_epochs: epochs between evaluations, at least 1.
@@ -146,6 +147,7 @@ class ClipCamCallback(Callback):
         shift: bool = False,
         fuse: Fusion | None = None,
         batch_size: int | None = None,
+        precision: Precision = "float32",
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,
         baseline: PathLike = "start",
@@ -188,6 +190,7 @@ class ClipCamCallback(Callback):
         self.shift = shift
         self.fuse = fuse
         self.batch_size = batch_size
+        self.precision = precision
         self.every_n_epochs = every_n_epochs
         self.every_n_train_steps = every_n_train_steps
         self.baseline = baseline

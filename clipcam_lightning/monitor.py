@@ -15,6 +15,7 @@ from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.cam.precision import Precision
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike, require_negatives
 from clipcam_lightning.cam.towers.tower import Tower
@@ -47,7 +48,7 @@ class ClipCamMonitor:
     Args:
         probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
             ``(image, prompt)`` pairs.
-        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size, precision: how maps are made, as in
             :class:`MapSettings`.
         baseline: ``"start"`` (the first evaluation), ``"previous"`` (the last one), or a snapshot file.
         max_drift, false_alarm_rate: what is an alarm, as in :class:`DriftRule`.
@@ -92,6 +93,7 @@ class ClipCamMonitor:
         shift: bool = False,
         fuse: Fusion | None = None,
         batch_size: int | None = None,
+        precision: Precision = "float32",
         baseline: PathLike = "start",
         max_drift: float | None = None,
         false_alarm_rate: float = DEFAULT_RATE,
@@ -133,6 +135,7 @@ class ClipCamMonitor:
             shift=shift,
             fuse=fuse,
             batch_size=batch_size,
+            precision=precision,
         )
         self._monitor = Monitor(ProbeSet(probes), rule=DriftRule(max_drift, false_alarm_rate), baseline=baseline)
         self._loggers = loggers

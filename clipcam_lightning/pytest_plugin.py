@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clipcam_lightning.cam.fuse import Fusion
     from clipcam_lightning.cam.methods import Layers, MethodLike
     from clipcam_lightning.cam.model import Tokenizer
+    from clipcam_lightning.cam.precision import Precision
     from clipcam_lightning.cam.targets import TargetLike
     from clipcam_lightning.cam.towers.tower import Tower
     from clipcam_lightning.drift.report import DriftReport
@@ -100,6 +101,7 @@ class CamRegression:
         shift: bool = False,
         fuse: "Fusion | None" = None,
         batch_size: int | None = None,
+        precision: Precision = "float32",
         max_drift: float | None = None,
         false_alarm_rate: float = DEFAULT_RATE,
         clip: str | None = None,
@@ -120,8 +122,8 @@ class CamRegression:
             probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, the URL of
                 either, or ``(image, prompt)`` pairs. A relative path is looked up beside the test first.
             name: name of the baseline, unique in the test module; by default the name of the test.
-            method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
-                :class:`MapSettings`.
+            method, layers, target, score_scale, scales, flip, shift, fuse, batch_size, precision: how maps are made, as
+                in :class:`MapSettings`.
             max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
             false_alarm_rate: of these conditions, per check, above 0 and at most 0.2.
             clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
@@ -176,6 +178,7 @@ class CamRegression:
             shift=shift,
             fuse=fuse,
             batch_size=batch_size,
+            precision=precision,
         )
         explainer = LocalExplainer(
             ModelSpec(

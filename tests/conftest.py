@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _device() -> Iterator[None]:
+    """With CLIPCAM_TEST_DEVICE=cuda, tests create their models and inputs on the GPU, as ``make gpu`` does."""
+    device = os.environ.get("CLIPCAM_TEST_DEVICE")
+    with torch.device(device) if device else nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -399,12 +399,13 @@ def test_evaluations_are_compared_with_a_baseline_file(tmp_path: Path) -> None:
 def test_the_settings_of_the_maps_are_those_of_the_arguments(tmp_path: Path) -> None:
     target = Contrast(negatives=("a blue square",))
     settings: dict[str, Any] = {"method": "layercam", "layers": [-2, -1], "target": target, "fuse": "max"}
-    settings |= {"score_scale": 100.0, "scales": (1.0, 1.5), "flip": True, "shift": True}
+    settings |= {"score_scale": 100.0, "scales": (1.0, 1.5), "flip": True, "shift": True, "precision": "bfloat16"}
     fit(FineTuning(), tmp_path, ClipCamCallback(masked_probes(), **settings, dirpath=tmp_path / "x"))
 
     info = Snapshot.load(tmp_path / "x" / "step-00000008.safetensors").info
     assert (info.method, info.target, info.score_scale) == ("layercam", "contrast(a blue square)", 100.0)
     assert (info.scales, info.flip, info.shift, info.fuse) == ((1.0, 1.5), True, True, "max")
+    assert info.precision == "bfloat16"
     assert info.layers == tuple(f"visual.transformer.resblocks.{i}.ln_1" for i in (1, 2))
     assert (tmp_path / "x" / "contact_sheet.png").stat().st_size > 1000
 
@@ -471,6 +472,7 @@ ARGUMENTS: dict[str, Any] = {
     "shift": True,
     "fuse": "max",
     "batch_size": 2,
+    "precision": "bfloat16",
     "every_n_epochs": 3,
     "every_n_train_steps": 5,
     "baseline": "previous",

@@ -39,6 +39,7 @@ trainer:
         shift: true
         fuse: max
         batch_size: 2
+        precision: bfloat16
         every_n_epochs: 2
         every_n_train_steps: 3
         baseline: previous
@@ -113,5 +114,6 @@ def test_every_argument_can_be_given_in_yaml(config: Path, tmp_path: Path, monke
     info = snapshots[0].info
     assert (info.method, info.target) == ("layercam", "contrast(a blue star)")
     assert (info.score_scale, info.scales, info.flip, info.shift, info.fuse) == (100.0, (1.0, 1.5), True, True, "max")
+    assert info.precision == "bfloat16"
     assert callback.monitor is not None
     assert (cli.trainer.global_step, callback.monitor.rule.max_drift) == (4, 0.5)

@@ -311,7 +311,7 @@ def test_a_check_takes_the_settings_of_every_entry_point(
 from clipcam_lightning import Contrast
 def test_pets(cam_regression, model):
     views = {} if "PLAIN" in os.environ else {"scales": (1.0, 2.0), "flip": True, "fuse": "max"}
-    views |= {} if "PLAIN" in os.environ else {"shift": True, "score_scale": 9.0}
+    views |= {} if "PLAIN" in os.environ else {"shift": True, "score_scale": 9.0, "precision": "bfloat16"}
     cam_regression.check(
         model, PROBES, tokenizer=tokens, method="hirescam", layers=(-2, -1), target=Contrast(("a bird",)),
         batch_size=2, **views,
@@ -323,6 +323,7 @@ def test_pets(cam_regression, model):
     info = Snapshot.load(project.path / name).info
     assert (info.method, len(info.layers), info.target) == ("hirescam", 2, "contrast(a bird)")
     assert (info.score_scale, info.scales, info.flip, info.shift, info.fuse) == (9.0, (1.0, 2.0), True, True, "max")
+    assert info.precision == "bfloat16"
     run(project).assert_outcomes(passed=1)
 
     monkeypatch.setenv("PLAIN", "1")

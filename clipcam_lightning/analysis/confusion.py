@@ -16,6 +16,7 @@ from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.cam.precision import Precision
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
@@ -72,6 +73,7 @@ def confusions(
     shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
+    precision: Precision = "float32",
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,
     towers: Sequence[type[Tower]] = (),
@@ -87,7 +89,7 @@ def confusions(
         probes: images with their true prompts; as :class:`ProbeSet` takes them.
         candidates: other possible prompts, such as the names of all classes. A probe's own prompt may be among them and
             is never preferred to itself.
-        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size, precision: how maps are made, as in
             :class:`MapSettings`.
         clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
             :class:`ModelSpec`.
@@ -124,6 +126,7 @@ def confusions(
         shift=shift,
         fuse=fuse,
         batch_size=batch_size,
+        precision=precision,
     )
     found = ModelSpec(
         clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text

@@ -16,6 +16,7 @@ from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.cam.precision import Precision
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Similarity, TargetLike, target_of
@@ -125,6 +126,7 @@ def sensitivity(
     shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
+    precision: Precision = "float32",
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,
     towers: Sequence[type[Tower]] = (),
@@ -142,7 +144,7 @@ def sensitivity(
         prompt: what is in the image.
         templates: at least two prompt templates, each with one ``{}`` for the thing.
         absent: prompts of things that are not in the image, as a control.
-        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size, precision: how maps are made, as in
             :class:`MapSettings`.
         clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
             :class:`ModelSpec`.
@@ -178,6 +180,7 @@ def sensitivity(
         shift=shift,
         fuse=fuse,
         batch_size=batch_size,
+        precision=precision,
     )
     found = ModelSpec(
         clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text

@@ -20,11 +20,13 @@ from clipcam_lightning.cam.images import compute_scaled_sizes, group_by_size, re
 from clipcam_lightning.cam.methods import Layers, Method, MethodLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.model_state import checkpointed, evaluation_mode
-from clipcam_lightning.cam.passes import Pass, Result, compute_maps
+from clipcam_lightning.cam.passes import Pass, Result, UnreadLayers, compute_maps, warn_of_unread_layers
+from clipcam_lightning.cam.precision import Precision, PromotedTypes
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike, target_of
 from clipcam_lightning.cam.texts import Prompts, embed_prompts, list_prompts
 from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.cam.transfer import copy_to_device
 from clipcam_lightning.cam.views import half_a_cell, shift_images, unshift_maps
 from clipcam_lightning.errors import ConfigError
 
@@ -45,6 +47,7 @@ def explain(
     shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
+    precision: Precision = "float32",
     checkpointing: bool = False,
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,
@@ -68,7 +71,7 @@ def explain(
             input of any size and aspect in whole cells of the grid: positions are interpolated for the pass.
         prompts: one string, ``p`` strings for every image, one list of ``p`` strings per image, or embeddings
             ``[p, d]`` or ``[n, p, d]``.
-        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size, precision: how maps are made, as in
             :class:`MapSettings`.
         checkpointing: recompute the blocks after the layer instead of keeping their activations, for deep layers
             of a method that reads the true gradient of a layer.
@@ -109,6 +112,7 @@ def explain(
         shift=shift,
         fuse=fuse,
         batch_size=batch_size,
+        precision=precision,
     )
     found = ModelSpec(
         clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text
@@ -149,23 +153,40 @@ def explain_clip(
     limit = settings.batch_size or BATCH_SIZE
 
     with evaluation_mode(clip.module), clip.tower.native(), ExitStack() as stack:
+        if settings.precision != "float32":
+            stack.enter_context(PromotedTypes())  # what a method runs again of the tower meets tensors of two types
         texts, count = embed_prompts(clip, prompts, target, sum(len(indices) for indices, _ in groups))
         if checkpointing:
             stack.enter_context(checkpointed(clip.tower.blocks))
         parts = []
+        unread: UnreadLayers = {}
         for (indices, same), views in zip(groups, sizes, strict=True):
+            rows = torch.tensor(indices, device="cpu").to(texts.device)
+            # Nothing in this loop may wait for the device, which falls idle between batches if the host does.
             for start in range(0, len(indices), limit):
-                chunk = indices[start : start + limit]
-                # An inference tensor cannot be part of a graph; its copy, made here, can.
-                batch = same[start : start + limit].to(clip.device, torch.float32, copy=True)
+                chunk = slice(start, start + limit)
+                batch, own = copy_to_device(same[chunk], clip.device), texts.index_select(0, rows[chunk])
                 results = []
                 for size, mirrored in product(views, (False, True) if settings.flip else (False,)):
                     view = resize_images(batch.flip(-1) if mirrored else batch, size)
-                    one = Pass(clip, view, texts[chunk], count, method.target or target, layers, fuse, limit, scale)
+                    one = Pass(
+                        clip=clip,
+                        images=view,
+                        texts=own,
+                        prompts=count,
+                        target=method.target or target,
+                        layers=layers,
+                        fuse=fuse,
+                        batch_size=limit,
+                        score_scale=scale,
+                        precision=settings.precision,
+                        unread=unread,
+                    )
                     for raw, cosines in _compute_shifted(method, one, settings.shift):
                         results.append((raw.flip(-1) if mirrored else raw, cosines))
                 maps = fuse_maps([raw for raw, _ in results], "mean")
-                parts.append((chunk, maps, torch.stack([cosines for _, cosines in results]).mean(dim=0)))
+                parts.append((indices[chunk], maps, torch.stack([cosines for _, cosines in results]).mean(dim=0)))
+        warn_of_unread_layers(unread, clip.tower)
     maps, similarity, grids = concatenate_parts(parts)
     return Explanation(
         maps=maps,
@@ -179,6 +200,7 @@ def explain_clip(
         fuse=fuse,
         score_scale=scale,
         grids=grids,
+        precision=settings.precision,
     )
 
 

@@ -40,6 +40,7 @@ class Explanation(Shown):
         fuse: how the maps of several layers were combined: ``"mean"``, ``"max"`` or ``"product"``.
         score_scale: factor on the cosine before the target.
         shift: whether maps of the images shifted by half a cell were averaged in.
+        precision: in which the image tower computed: ``"float32"`` or ``"bfloat16"``.
         grids: height and width of each image's grid if they differ, else ``None``.
         prompts: one tuple of ``p`` prompts per image; empty if they are unknown.
         images: what was explained, for drawing; ``None`` draws the maps alone. These are references: as long as the
@@ -69,6 +70,7 @@ class Explanation(Shown):
     fuse: str = "mean"
     score_scale: float = 1.0
     shift: bool = False
+    precision: str = "float32"
     grids: tuple[tuple[int, int], ...] | None = None
     prompts: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
     images: ExplainedImages | None = field(default=None, repr=False)

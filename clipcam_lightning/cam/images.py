@@ -1,5 +1,6 @@
 """Check the images that ``explain`` is called with, group them by size, and scale them."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -114,14 +115,15 @@ def _check(clip: ClipModel, images: Tensor) -> None:
             "[height, width, 3]."
         )
     require_size(clip.tower, (images.shape[-2], images.shape[-1]))
-    not_finite = [i for i, image in enumerate(images) if not image.isfinite().all()]
-    if not_finite:
+    low, high = torch.stack(images.detach().aminmax()).tolist()  # NaN if any value is
+    if not (math.isfinite(low) and math.isfinite(high)):
+        not_finite = [i for i, image in enumerate(images) if not image.isfinite().all()]
         raise ConfigError(
             f"images must be finite; {len(not_finite)} contain NaN or infinity, the first has index {not_finite[0]}."
         )
-    if images.abs().amax() > MAX_NORMALISED:
+    if max(-low, high) > MAX_NORMALISED:
         warnings.warn(
-            f"a float tensor of images reaches {float(images.abs().amax()):.0f}, so it was not normalised as the model "
+            f"a float tensor of images reaches {max(-low, high):.0f}, so it was not normalised as the model "
             "expects; give files, PIL images or uint8 arrays, which go through the model's own preprocessing.",
             ClipCamWarning,
             stacklevel=2,

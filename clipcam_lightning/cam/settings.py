@@ -18,6 +18,7 @@ from clipcam_lightning.cam.methods import (
     resolve_layers,
     resolve_method,
 )
+from clipcam_lightning.cam.precision import PRECISIONS, Precision
 from clipcam_lightning.cam.targets import TargetLike, target_of
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ConfigError
@@ -47,6 +48,10 @@ class MapSettings:
             parts; ``None`` for the mean, or with ``"auto"`` and its own layers for what was measured best. A method
             that reads attention combines its blocks by itself.
         batch_size: images per pass, by default 32; bounds memory and changes no map.
+        precision: ``"float32"``, or ``"bfloat16"`` to run the image tower under autocast, which is faster on GPUs with
+            units for it. Cosines, targets and what methods compute of a pass stay in float32. On small trained
+            CLIPs on a CPU, a map correlates with that in float32 by at least 0.99 in the median of each method, but
+            for ``xgradcam`` on ViTs (0.96), and a cosine differs by at most 0.004.
 
     Raises:
         ConfigError: a value cannot be used; the message lists what can.
@@ -65,11 +70,13 @@ class MapSettings:
     shift: bool = False
     fuse: Fusion | None = None
     batch_size: int | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         check_method(self.method)
         if self.fuse is not None:
             require_choice("fuse", self.fuse, tuple(FUSIONS))
+        require_choice("precision", self.precision, PRECISIONS)
         require_positive(batch_size=self.batch_size)
         if self.score_scale is not None and not (
             isinstance(self.score_scale, Real) and 0 < self.score_scale < math.inf

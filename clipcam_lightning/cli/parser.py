@@ -315,6 +315,11 @@ def _add_map_options(command: ArgumentParser, as_in_baseline: bool = False) -> N
         help=f"how the maps of several layers are combined {default('mean; auto: its own')}",
     )
     group.add_argument("--batch-size", type=int, metavar="N", help="images per pass; bounds memory (default: 32)")
+    group.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help=f"in which the image tower computes; bfloat16 is faster on many GPUs {default('float32')}",
+    )
 
 
 def _add_model_options(command: ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from clipcam_lightning.cli.objects import build_object, import_object
 from clipcam_lightning.drift.snapshot import SnapshotInfo
 from clipcam_lightning.errors import ConfigError
 
-OPTIONS = ("method", "layers", "target", "score_scale", "scales", "flip", "shift", "fuse", "batch_size")
+OPTIONS = ("method", "layers", "target", "score_scale", "scales", "flip", "shift", "fuse", "batch_size", "precision")
 
 
 def read_map_settings(options: Any) -> MapSettings:
@@ -57,6 +57,7 @@ def read_map_settings_like(options: Any, baseline: SnapshotInfo) -> MapSettings:
         "scales": baseline.scales,
         "flip": baseline.flip,
         "shift": baseline.shift,
+        "precision": baseline.precision,
         "fuse": baseline.fuse,
         **chosen,
     }

@@ -24,8 +24,8 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
 
     Args:
         baseline: what to compare with.
-        snapshot: of the same probes, made with the same method, target, score scale, scales, flip, shift, fuse,
-            layers and grid.
+        snapshot: of the same probes, made with the same method, target, score scale, scales, flip, shift,
+            precision, fuse, layers and grid.
         rule: what flags a probe and makes an alarm; by default :class:`DriftRule` without arguments.
 
     Returns:
@@ -136,6 +136,7 @@ def check_comparable(baseline: Snapshot, snapshot: Snapshot) -> None:
         ("scales", "other scales"),
         ("flip", "another flip setting"),
         ("shift", "another shift setting"),
+        ("precision", "another precision"),
         ("fuse", "another way to fuse layers"),
         ("layers", "other layers"),
         ("grid", "another grid"),

@@ -49,10 +49,11 @@ class SnapshotInfo:
         fuse: how the maps of several layers were combined.
         layers: dotted names of the mapped layers.
         fingerprint: of the model's architecture.
-        dtype: in which the image tower computed.
+        dtype: of the image tower's weights.
         versions: of the packages that took part.
         score_scale: factor on the cosine before the target.
         shift: whether the map of the image shifted by half a cell was averaged in.
+        precision: in which the image tower computed: ``"float32"``, that of its weights, or ``"bfloat16"``.
 
     Example:
         >>> from clipcam_lightning import evaluate
@@ -79,6 +80,7 @@ class SnapshotInfo:
     versions: dict[str, str]
     score_scale: float = 1.0
     shift: bool = False
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -334,9 +336,9 @@ def _info(fields: dict[str, Any]) -> SnapshotInfo:
         }
     )
     versions = info.versions
-    texts = (info.digest, info.method, info.target, info.fuse, info.fingerprint, info.dtype, *versions)
+    texts = (info.digest, info.method, info.target, info.fuse, info.fingerprint, info.dtype, info.precision, *versions)
     if not all(isinstance(text, str) for text in (*texts, *versions.values())):
-        raise TypeError("digest, method, target, fuse, fingerprint, dtype and versions must be strings")
+        raise TypeError("digest, method, target, fuse, fingerprint, dtype, precision and versions must be strings")
     if not type(info.step) is type(info.epoch) is int or not type(info.flip) is type(info.shift) is bool:
         raise TypeError("step and epoch must be integers, flip and shift booleans")
     if type(info.score_scale) not in (int, float) or not 0 < info.score_scale <= sys.float_info.max:

@@ -9,6 +9,7 @@ from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.cam.precision import Precision
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.towers.tower import Tower
@@ -37,6 +38,7 @@ def evaluate(
     shift: bool = False,
     fuse: Fusion | None = None,
     batch_size: int | None = None,
+    precision: Precision = "float32",
     clip: str | None = None,
     tokenizer: Tokenizer | None = None,
     towers: Sequence[type[Tower]] = (),
@@ -51,7 +53,7 @@ def evaluate(
         baseline: a snapshot, its file or the URL of its file; by default the evaluation is its own baseline.
         max_drift: largest tolerated drift, 0 to 2; by default the conditions of :class:`DriftRule` decide.
         false_alarm_rate: of these conditions, per evaluation, above 0 and at most 0.2.
-        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size: how maps are made, as in
+        method, layers, target, score_scale, scales, flip, shift, fuse, batch_size, precision: how maps are made, as in
             :class:`MapSettings`.
         clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
             :class:`ModelSpec`.
@@ -83,6 +85,7 @@ def evaluate(
         shift=shift,
         fuse=fuse,
         batch_size=batch_size,
+        precision=precision,
     )
     found = ModelSpec(
         clip=clip, tokenizer=tokenizer, towers=towers, encode_image=encode_image, encode_text=encode_text

@@ -7,13 +7,16 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.cam.precision import autocast_to
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.texts import Prompts
+from clipcam_lightning.cam.transfer import copy_to_device
 from clipcam_lightning.errors import ClipCamError
 
 # torch's CPU allocator raises a plain RuntimeError; these words in its message mark it as out of memory.
@@ -97,15 +100,18 @@ def embed_within_memory(
     Args:
         clip: the model.
         images: preprocessed.
-        settings: whose ``batch_size`` is the number of images per pass to begin with.
+        settings: ``batch_size`` is the number of images per pass to begin with, ``precision`` that of the tower.
 
     Raises:
         ClipCamError: there is not enough memory for a single image.
     """
 
     def embed(limit: int) -> Tensor:
-        with evaluation_mode(clip.module), clip.tower.native(), torch.no_grad():
-            return torch.cat([clip.embed_images(batch).cpu() for batch in images.split(limit)])
+        autocast = autocast_to(settings.precision, clip.device)
+        with evaluation_mode(clip.module), clip.tower.native(), torch.no_grad(), autocast:
+            # The embeddings are small, and fetched once: the device would fall idle if each batch was.
+            batches = (copy_to_device(batch.contiguous(), clip.device) for batch in images.split(limit))
+            return torch.cat([F.normalize(clip.features(batch), dim=-1) for batch in batches]).cpu()
 
     return _with_less_memory(embed, len(images), settings)
 

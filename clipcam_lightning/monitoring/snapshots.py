@@ -59,6 +59,7 @@ def take_snapshot(
             scales=explanation.scales,
             flip=explanation.flip,
             shift=explanation.shift,
+            precision=explanation.precision,
             fuse=explanation.fuse,
             layers=explanation.layers,
             fingerprint=clip.fingerprint,

@@ -160,6 +160,7 @@ def _describe(snapshot: Snapshot) -> dict[str, str]:
         "Scales": ", ".join(f"{scale:g}" for scale in info.scales),
         "Flip": "yes" if info.flip else "no",
         "Shift": "yes" if info.shift else "no",
+        "Precision": info.precision,
         "Fuse": info.fuse,
         "Layers": ", ".join(info.layers),
         "Grid": f"{height}x{width}",

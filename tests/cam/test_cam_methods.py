@@ -1,6 +1,7 @@
 """CAM methods that read one layer, compared with pytorch-grad-cam, with the sums in the papers, and by hand."""
 
 import dataclasses
+import sys
 from copy import deepcopy
 from itertools import product
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from tests.oracles.cam import LOOPS, WholeGraph, finer_score, to_channels
 from tests.oracles.peers import PEERS, WITHOUT_PEER, peer_maps, post_process
 from tests.oracles.randomize import randomize_parameters
 from tests.oracles.scores import SCORES
+from tests.support.counting_device import DeviceTensor, counting_device
 from tests.support.tolerances import MAP, UNSTABLE, assert_equal_up_to_rounding
 from tests.support.zoo.open_clip import resnet, vit
 
@@ -221,3 +223,16 @@ def test_every_method_that_reads_one_layer_is_compared_with_both() -> None:
     others = {"scorecam", "ablationcam", "occlusion", "cluster_occlusion", "cci", "integrated_gradients"}
     assert reading == LOOPS.keys() | others
     assert LOOPS.keys() | {"scorecam", "ablationcam"} == PEERS.keys() | WITHOUT_PEER
+
+
+def test_eigencam_is_computed_on_the_cpu_where_the_device_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    activations = torch.randn(2, 6, 4, 5)
+    expected = METHODS["eigencam"](LayerCapture(activations))
+    monkeypatch.setattr(sys.modules["clipcam_lightning.cam.methods.eigencam"], "WITHOUT_FLOAT64", ("meta",))
+
+    with counting_device() as waits:
+        maps = METHODS["eigencam"](LayerCapture(DeviceTensor(activations)))
+
+    assert waits == {"read": 1, "write": 1}, "the activations to the CPU, and the map back"
+    assert isinstance(maps, DeviceTensor)
+    assert_close(maps.values, expected)

@@ -18,8 +18,10 @@ from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.precision import PromotedTypes, find_input_type
-from clipcam_lightning.errors import ModelError, TowerError
-from clipcam_lightning.shapes_world.models import model_input, trained_clip
+from clipcam_lightning.cam.settings import MapSettings
+from clipcam_lightning.errors import ConfigError, ModelError, TowerError
+from clipcam_lightning.monitoring.explainer import embed_within_memory
+from clipcam_lightning.shapes_world.models import WordTokenizer, model_input, trained_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
 from tests.support.zoo import huggingface
 from tests.support.zoo.open_clip import MODELS, resnet, vit
@@ -225,3 +227,77 @@ def test_a_scripted_model_is_refused_with_what_to_do() -> None:
 
     with pytest.raises(TowerError, match=r"TorchScript program.*jit=False"):
         find_clip(torch.jit.script(model))
+
+
+def correlate_with_float32(tower: str, method: str) -> Tensor:
+    """Correlate the maps of scenes in bfloat16 with those in float32; with the caption of another scene each."""
+    scenes = draw_scenes(2 if METHODS[method].variants else 8, seed=3)
+    clip = find_clip(trained_clip(tower), tokenizer=WordTokenizer())
+    images = model_input(torch.from_numpy(scenes.images), clip.tower.input_size[0])
+    prompts = [[own, scenes.captions[i - 1]] for i, own in enumerate(scenes.captions)]
+    maps, exact = (
+        explain(clip, images, prompts, method=method, precision=precision).maps.flatten(2).flatten(0, 1)
+        for precision in ("bfloat16", "float32")
+    )
+    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(maps, exact, strict=True)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tower", ["vit", "resnet"])
+def test_maps_in_bfloat16_resemble_those_in_float32(tower: str) -> None:
+    names = [name for name in fitting_methods(trained_clip(tower)) if (tower, name) != ("vit", "xgradcam")]
+
+    medians = {name: float(correlate_with_float32(tower, name).nanmedian()) for name in names}
+
+    assert min(medians.values()) > 0.99, medians
+
+
+@pytest.mark.parametrize("build", [MODELS["average"], MODELS["own attention"], MODELS["coca"], resnet, siglip,
+                                   huggingface.MODELS["clip"], huggingface.MODELS["siglip"]])  # fmt: skip
+def test_every_tower_and_pass_can_compute_in_bfloat16(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    images, texts = inputs_of(model)
+
+    for name in (name for name in PER_CAPTURE if name in fitting_methods(model)):
+        maps = explain(model, images, texts, method=name, precision="bfloat16").maps
+        assert maps.dtype == torch.float32
+        assert maps.isfinite().all(), name
+
+
+@pytest.mark.parametrize("weights", ["bf16", "pure_fp16"])
+def test_models_in_half_precision_can_compute_in_bfloat16(weights: str) -> None:
+    model = PRECISIONS[weights](vit())
+    images, texts = inputs_of(model)
+
+    for name in (name for name in PER_CAPTURE if name in fitting_methods(model)):
+        assert explain(model, images, texts, method=name, precision="bfloat16").maps.isfinite().all(), name
+
+
+def test_only_the_image_tower_computes_in_bfloat16(shapes_vit: open_clip.CLIP) -> None:
+    types: dict[str, torch.dtype] = {}
+    parts = {"image": shapes_vit.visual, "text": shapes_vit.transformer}
+    handles = [
+        part.get_submodule(f"{'transformer.' if name == 'image' else ''}resblocks.0.mlp.c_fc").register_forward_hook(
+            lambda _module, _inputs, output, name=name: types.update({name: output.dtype})
+        )
+        for name, part in parts.items()
+    ]
+    clip = find_clip(shapes_vit, tokenizer=WordTokenizer())
+    images = torch.randn(2, 3, 64, 64)
+
+    explanation = explain(clip, images, ["a red circle"], precision="bfloat16")
+    embedded = embed_within_memory(clip, images, MapSettings(precision="bfloat16"))
+    for handle in handles:
+        handle.remove()
+
+    assert types == {"image": torch.bfloat16, "text": torch.float32}
+    assert explanation.precision == "bfloat16"
+    assert {explanation.maps.dtype, explanation.similarity.dtype, embedded.dtype} == {torch.float32}
+    assert_close(embedded @ clip.embed_texts(["a red circle"]).T, explanation.similarity, atol=1e-3, rtol=0)
+    assert not torch.equal(embedded, embed_within_memory(clip, images, MapSettings()))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_precision_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"precision must be one of float32, bfloat16 \(got 'float16'\)"):
+        MapSettings(precision="float16")  # type: ignore[arg-type]

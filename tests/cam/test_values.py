@@ -89,7 +89,8 @@ def test_the_repr_of_an_explanation_names_its_fields_and_shapes() -> None:
 
     assert repr(explanation) == (
         "Explanation(maps=float32[2, 1, 7, 7], similarity=float32[2, 1], layers=('layer',), method='gradcam', "
-        "target='similarity', scales=(1.0,), flip=False, fuse='mean', score_scale=1.0, shift=False, grids=None)"
+        "target='similarity', scales=(1.0,), flip=False, fuse='mean', score_scale=1.0, shift=False, "
+        "precision='float32', grids=None)"
     )
 
 

@@ -338,7 +338,7 @@ def test_snapshot_records_the_settings_and_check_takes_those_that_are_not_set_fr
     file = "views.safetensors"
     check = ("check", "--probes", "probes", "--baseline", file, *BEFORE)
     views = ("--scales", "1", "1.5", "--flip", "--fuse", "max", "--layers", "-2", "-1", "--method", "hirescam")
-    views += ("--score-scale", "9", "--shift")
+    views += ("--score-scale", "9", "--shift", "--precision", "bfloat16")
     assert shell(*SNAPSHOT[:-1], file, *BEFORE, *views, "--target", CONTRAST)[0] == 0
     first = Snapshot.load(file).info
     clip = load_clip(ModelSource(class_path="eyes.Eyes", checkpoint=Path("before.pt"))).clip
@@ -346,12 +346,12 @@ def test_snapshot_records_the_settings_and_check_takes_those_that_are_not_set_fr
     explanation = explain(
         clip, torch.stack(images), [[prompt] for prompt in Snapshot.load(file).prompts],
         method="hirescam", layers=(-2, -1), target=Contrast(negatives=("a red star",)), scales=(1.0, 1.5), flip=True,
-        shift=True, fuse="max", score_scale=9.0,
+        shift=True, fuse="max", score_scale=9.0, precision="bfloat16",
     )  # fmt: skip
     torch.testing.assert_close(Snapshot.load(file).maps, explanation.maps[:, 0])
     assert (first.scales, first.flip, first.fuse) == ((1.0, 1.5), True, "max")
     assert (first.method, len(first.layers), first.target) == ("hirescam", 2, "contrast(a red star)")
-    assert (first.score_scale, first.shift) == (9, True)
+    assert (first.score_scale, first.shift, first.precision) == (9, True, "bfloat16")
 
     code, out, err = shell(*check, "--target", CONTRAST)
     assert (code, err) == (0, "")

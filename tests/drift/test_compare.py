@@ -123,6 +123,7 @@ def test_a_report_without_any_valid_baseline_is_finite() -> None:
         ({"scales": (1.0, 2.0)}, "scales", (r"\(1.0,\)", r"\(1.0, 2.0\)")),
         ({"flip": True}, "flip", ("False", "True")),
         ({"shift": True}, "shift", ("False", "True")),
+        ({"precision": "bfloat16"}, "precision", ("float32", "bfloat16")),
         ({"fuse": "max"}, "fuse", ("mean", "max")),
         ({"layers": ("l", "m")}, "layers", ("'l'", "'m'")),
     ],

@@ -23,7 +23,7 @@ from clipcam_lightning.storage.tensorfile import save_tensors
 INFO = SnapshotInfo(
     digest="d", step=12, epoch=3, method="gradcam", target="similarity", scales=(1.0, 1.25), flip=True, fuse="max",
     layers=("visual.a", "visual.b"), fingerprint="f", dtype="float32", versions={"torch": "2"}, score_scale=100.0,
-    shift=True,
+    shift=True, precision="bfloat16",
 )  # fmt: skip
 SNAPSHOT = Snapshot(
     maps=torch.tensor([[[0.1, -0.0, torch.nan]], [[1e-45, torch.inf, 3.0]]]),
@@ -126,6 +126,7 @@ def damaged(**changes: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         {"flip": None},
         {"flip": 1},
         {"shift": 1},
+        {"precision": 16},
         {"fuse": None},
         {"fuse": 1},
         {"images": torch.zeros(3, dtype=torch.uint8), "image_sizes": torch.tensor([1, 1])},

@@ -226,6 +226,7 @@ def test_the_settings_are_shown_and_packages_only_if_they_differ() -> None:
         "Scales": ["1, 1.5"],
         "Flip": ["no"],
         "Shift": ["no"],
+        "Precision": ["float32"],
         "Fuse": ["mean"],
         "Layers": ["blocks.1, blocks.2"],
         "Grid": ["8x8"],

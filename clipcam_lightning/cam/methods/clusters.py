@@ -19,7 +19,8 @@ def cluster_patches(activations: Float[Tensor, "b c h w"], count: int) -> Float[
         For each cluster a mask: 1 for its patches, else 0.
     """
     clusters = torch.stack([_cluster(each.flatten(1).T, count) for each in activations])
-    members = F.one_hot(clusters, count).transpose(1, 2).to(activations.dtype)
+    numbers = torch.arange(count, device=clusters.device)
+    members = (clusters[:, None] == numbers[:, None]).to(activations.dtype)
     masks: Tensor = members.unflatten(2, activations.shape[-2:])
     return masks
 
@@ -30,7 +31,7 @@ def _cluster(patches: Float[Tensor, "s c"], count: int) -> Int[Tensor, "s"]:
     centers = F.normalize(patches.mean(dim=0, keepdim=True), dim=1)
     for _ in range(count - 1):
         farthest = (patches @ centers.T).amax(dim=1).argmin()
-        centers = torch.cat([centers, patches[farthest][None]])
+        centers = torch.cat([centers, patches.index_select(0, farthest[None])])  # indexing would wait for the device
     for _ in range(ROUNDS):
         nearest = (patches @ centers.T).argmax(dim=1)
         sums = torch.zeros_like(centers).index_add_(0, nearest, patches)

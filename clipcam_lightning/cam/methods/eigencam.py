@@ -6,6 +6,8 @@ from torch import Tensor
 
 from clipcam_lightning.cam.capture import LayerCapture
 
+WITHOUT_FLOAT64 = ("mps",)  # types of devices
+
 
 def eigencam(capture: LayerCapture) -> Float[Tensor, "b 1 h w"]:
     r"""Project the activations on their first principal component over the cells; the prompts have no influence.
@@ -30,9 +32,10 @@ def project_on_first_component(features: Float[Tensor, "b c h w"]) -> Float[Tens
     """Project the cells on the first principal component of their channels; the sign is arbitrary.
 
     Computed from the Gram matrix of the cells, which is smaller than that of the channels: with ``A = U S V`` the
-    projections are ``U S``.
+    projections are ``U S``. That takes float64, which Apple's GPUs do not have; theirs is computed on the CPU.
     """
-    cells = features.flatten(2).transpose(1, 2).double()
+    cells = features.flatten(2).transpose(1, 2)
+    cells = (cells.cpu() if cells.device.type in WITHOUT_FLOAT64 else cells).double()
     centered = cells - cells.mean(dim=1, keepdim=True)
     # A matrix with NaN or infinity has no eigenvectors; the map is then NaN in every cell.
     valid = centered.isfinite().all(dim=2).all(dim=1)[:, None, None]
@@ -40,4 +43,4 @@ def project_on_first_component(features: Float[Tensor, "b c h w"]) -> Float[Tens
     values, vectors = torch.linalg.eigh(gram)  # ascending
     scores = vectors[..., -1] * values[:, -1:].clamp_min(0).sqrt()
     scores = torch.where(valid[..., 0], scores, torch.nan)
-    return scores.to(features.dtype).reshape(len(features), *features.shape[-2:])
+    return scores.to(features).reshape(len(features), *features.shape[-2:])

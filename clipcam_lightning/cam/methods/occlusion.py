@@ -35,7 +35,7 @@ def occlusion(capture: ScoreCapture) -> Float[Tensor, "b p u v"]:
     Source: Zeiler & Fergus 2014, sec. 3.1 and 4.2, https://arxiv.org/abs/1311.2901
     """
     rows, columns = (
-        _make_strips(pixels, _divide_cells(cells))
+        _make_strips(pixels, _divide_cells(cells), capture.images.device)
         for pixels, cells in zip(capture.images.shape[-2:], capture.activations.shape[-2:], strict=True)
     )
     # Row by row: the first strip of rows with every strip of columns from left to right, and so on.
@@ -97,9 +97,9 @@ def _compute_drops(
     return capture.scores[:, None] - capture.score_variants(cover, count)
 
 
-def _make_strips(pixels: int, cells: int) -> Float[Tensor, "{cells} {pixels}"]:
+def _make_strips(pixels: int, cells: int, device: torch.device) -> Float[Tensor, "{cells} {pixels}"]:
     """Mark, along one side of the image, the pixels (1) that are hidden for each cell, cut off at the border."""
     # In whole numbers, the unit being half a pixel times cells: rounding would make some squares wider than others.
-    pixel = (2 * torch.arange(pixels, device="cpu") + 1) * cells
-    cell = (2 * torch.arange(cells, device="cpu") + 1) * pixels
+    pixel = (2 * torch.arange(pixels, device=device) + 1) * cells
+    cell = (2 * torch.arange(cells, device=device) + 1) * pixels
     return ((pixel - cell[:, None]).abs() < WINDOW * pixels * cells).float()

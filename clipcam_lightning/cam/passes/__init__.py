@@ -15,12 +15,17 @@ from clipcam_lightning.cam.capture import (
 )
 from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.passes.attention import run_attention_pass
-from clipcam_lightning.cam.passes.layers import run_activation_pass, run_gradient_pass, run_path_pass
-from clipcam_lightning.cam.passes.one_pass import Pass, Result
+from clipcam_lightning.cam.passes.layers import (
+    run_activation_pass,
+    run_gradient_pass,
+    run_path_pass,
+    warn_of_unread_layers,
+)
+from clipcam_lightning.cam.passes.one_pass import Pass, Result, UnreadLayers
 from clipcam_lightning.cam.passes.scores import run_score_pass
 from clipcam_lightning.errors import ConfigError
 
-__all__ = ["Pass", "Result", "compute_maps"]
+__all__ = ["Pass", "Result", "UnreadLayers", "compute_maps", "warn_of_unread_layers"]
 
 _PASSES: dict[type, Callable[[Method, Pass], Result]] = {
     LayerCapture: run_activation_pass,

@@ -33,7 +33,7 @@ def run_attention_pass(method: Method, inputs: Pass) -> Result:
     recorder = _Recorder(tower, _find_blocks(tower, method, inputs.layers), method.reads)
     whole = method.reads is WholeCapture
     with nullcontext() if whole else tower.skipping_unused(()), recorder.recording():
-        features = inputs.clip.features(inputs.images)
+        features = inputs.embed(inputs.images)
         similarity = inputs.compute_similarity(features)
         scores = inputs.compute_scores(similarity)
     fields = recorder.collect_fields(inputs, features.detach(), inputs.compute_directions(similarity))

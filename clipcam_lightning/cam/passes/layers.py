@@ -12,8 +12,9 @@ from clipcam_lightning.cam.capture import Capture, CurvatureCapture, LayerCaptur
 from clipcam_lightning.cam.fuse import fuse_maps
 from clipcam_lightning.cam.methods import METHODS, Method
 from clipcam_lightning.cam.model_state import frozen_parameters
-from clipcam_lightning.cam.passes.one_pass import Pass, Result
+from clipcam_lightning.cam.passes.one_pass import Pass, Result, UnreadLayers
 from clipcam_lightning.cam.rules import ConstantNormalizers, list_operations
+from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ClipCamWarning, ConfigError
 
 
@@ -21,7 +22,7 @@ def run_activation_pass(method: Method, inputs: Pass) -> Result:
     """Run one forward; the maps serve every prompt."""
     tower, modules = inputs.clip.tower, inputs.modules
     with tower.skipping_unused(inputs.layers), cut_at(modules, graph=False) as recorded:
-        similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+        similarity = inputs.compute_similarity(inputs.embed(inputs.images))
     grids = [inputs.to_grid(output) for output in inputs.select_outputs(recorded)]
     return fuse_maps([method(LayerCapture(grid)) for grid in grids], inputs.fuse), similarity
 
@@ -31,9 +32,6 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
 
     Raises:
         ConfigError: an operation that the method has a rule for was run where it is not intercepted.
-
-    Warns:
-        ClipCamWarning: no patch of a layer reaches the embedding, so its maps are all zero.
     """
     second_order = method.reads is CurvatureCapture
     # Only the math kernel of attention has second derivatives.
@@ -45,7 +43,7 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
         frozen_parameters(inputs.clip.module) if method.rules else nullcontext(),
     ):
         with method.rules() if method.rules else nullcontext():
-            similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+            similarity = inputs.compute_similarity(inputs.embed(inputs.images))
         _require_rules(method, inputs, similarity)
         scores, outputs, maps = inputs.compute_scores(similarity), inputs.select_outputs(recorded), []
         grids = [inputs.to_grid(output.detach()) for output in outputs]
@@ -71,7 +69,7 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
             maps.append(fuse_maps([method(capture) for capture in captures], inputs.fuse))
             if p == 0:
                 for name, capture, gradient in zip(inputs.layers, captures, gradients, strict=True):
-                    _warn_of_unread_patches(inputs, name, capture, gradient)
+                    _note_unread_patches(inputs, name, capture, gradient)
     return torch.cat(maps, dim=1), similarity
 
 
@@ -89,29 +87,40 @@ def _require_rules(method: Method, inputs: Pass, similarity: Tensor) -> None:
         )
 
 
-def _warn_of_unread_patches(inputs: Pass, name: str, capture: Capture, gradient: Tensor) -> None:
-    """Warn of a layer from which no patch reaches the embedding, as after the last attention of a class-token tower.
+def _note_unread_patches(inputs: Pass, name: str, capture: Capture, gradient: Tensor) -> None:
+    """Note whether no patch of a layer reaches the embedding, without waiting for the device."""
+    inputs.unread.setdefault(name, []).append(gradient.any() & ~capture.gradients.any())
+
+
+def warn_of_unread_layers(unread: UnreadLayers, tower: Tower) -> None:
+    """Warn of layers from which no patch reaches the embedding, as after the last attention of a class-token tower.
 
     Where other tokens have no gradient either, the model is to blame and not the layer.
+
+    Args:
+        unread: the flags of all passes.
+        tower: the image tower.
+
+    Warns:
+        ClipCamWarning: no patch of a layer reaches the embedding, so its maps are all zero.
     """
-    if gradient.any() and not capture.gradients.any():
+    if not unread:
+        return
+    is_unread = torch.stack([torch.stack(flags).any() for flags in unread.values()]).tolist()
+    for name in (name for name, flag in zip(unread, is_unread, strict=True) if flag):
         warnings.warn(
             f"no patch of layer {name} reaches the embedding, which reads only its class token, so its maps are "
-            f"all zero; layers worth mapping: {', '.join(inputs.clip.tower.layers)}.",
+            f"all zero; layers worth mapping: {', '.join(tower.layers)}.",
             ClipCamWarning,
             stacklevel=2,
         )
 
 
 def run_path_pass(method: Method, inputs: Pass) -> Result:
-    """Run one forward, and per layer one at each point of the way to it, with a vector-Jacobian product per prompt.
-
-    Warns:
-        ClipCamWarning: no patch of a layer reaches the embedding, so its maps are all zero.
-    """
+    """Run one forward, and per layer one at each point of the way to it, with a vector-Jacobian product per prompt."""
     tower, modules = inputs.clip.tower, inputs.modules
     with tower.skipping_unused(inputs.layers), cut_at(modules, graph=False) as recorded:
-        similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+        similarity = inputs.compute_similarity(inputs.embed(inputs.images))
     maps = [
         _average_along_path(method, inputs, name, output.detach())
         for name, output in zip(inputs.layers, inputs.select_outputs(recorded), strict=True)
@@ -130,7 +139,7 @@ def _average_along_path(method: Method, inputs: Pass, name: str, output: Tensor)
             replaced_output(layer, output - remaining * way),
             cut_at([layer]) as recorded,
         ):
-            scores = inputs.compute_scores(inputs.compute_similarity(inputs.clip.features(inputs.images)))
+            scores = inputs.compute_scores(inputs.compute_similarity(inputs.embed(inputs.images)))
             of_prompts = []
             for p in range(inputs.prompts):
                 (gradient,) = torch.autograd.grad(
@@ -139,7 +148,7 @@ def _average_along_path(method: Method, inputs: Pass, name: str, output: Tensor)
                 capture = Capture(grid, inputs.to_grid(gradient)[:, None])
                 of_prompts.append(method(capture))
                 if step == p == 0:
-                    _warn_of_unread_patches(inputs, name, capture, gradient)
+                    _note_unread_patches(inputs, name, capture, gradient)
         maps.append(torch.cat(of_prompts, dim=1))
     return torch.stack(maps).mean(dim=0)
 

@@ -1,20 +1,24 @@
 """The inputs of one pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.precision import Precision, autocast_to
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.targets import Target
 from clipcam_lightning.errors import ConfigError, TowerError
 
 Result = tuple[Float[Tensor, "b p h w"], Float[Tensor, "b q"]]
 """Raw maps, and the cosines with all texts."""
+
+UnreadLayers = dict[str, list[Bool[Tensor, ""]]]
+"""Per layer, one flag per pass on the device: whether other tokens than patches reach the embedding, but no patch."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,6 +35,8 @@ class Pass:
         fuse: how maps of several layers are combined.
         batch_size: maximum number of images that a method may send through the model at once.
         score_scale: factor on the cosines before the target.
+        precision: in which the image tower computes.
+        unread: receives the flags of layers whose gradients were computed.
     """
 
     clip: ClipModel
@@ -42,6 +48,8 @@ class Pass:
     fuse: Fusion
     batch_size: int
     score_scale: float = 1.0
+    precision: Precision = "float32"
+    unread: UnreadLayers = field(default_factory=dict)
 
     __repr__ = short_repr
 
@@ -80,6 +88,11 @@ class Pass:
                 f"choose one of {', '.join(tower.layers)}."
             )
         return grid
+
+    def embed(self, images: Float[Tensor, "k 3 y x"]) -> Float[Tensor, "k e"]:
+        """Embed images in the precision of the pass, without scaling the embeddings to unit length, in float32."""
+        with autocast_to(self.precision, images.device):
+            return self.clip.features(images)
 
     def compute_similarity(self, features: Float[Tensor, "b e"]) -> Float[Tensor, "b q"]:
         """Compute the cosines of image embeddings of any length with the texts.

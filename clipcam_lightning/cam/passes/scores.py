@@ -25,7 +25,7 @@ def run_score_pass(method: Method, inputs: Pass) -> Result:
     """Run one forward of the unchanged images, then the forwards that the method asks for."""
     tower, modules = inputs.clip.tower, inputs.modules
     with _recorded_blocks_before(modules[0], tower.blocks) as block_outputs, cut_at(modules, graph=False) as recorded:
-        similarity = inputs.compute_similarity(inputs.clip.features(inputs.images))
+        similarity = inputs.compute_similarity(inputs.embed(inputs.images))
     maps = []
     for module, output in zip(modules, inputs.select_outputs(recorded), strict=True):
         activations = inputs.to_grid(output)
@@ -102,7 +102,7 @@ class _Perturbation:
 
     def _score(self, image: int, variants: Float[Tensor, "k 3 y x"]) -> Float[Tensor, "k p"]:
         texts = self.inputs.texts[image].expand(len(variants), -1, -1)
-        features = F.normalize(self.inputs.clip.features(variants), dim=-1)
+        features = F.normalize(self.inputs.embed(variants), dim=-1)
         return self.inputs.compute_scores(torch.einsum("be,bqe->bq", features, texts))
 
     def _ablate(self, image: int, start: int, count: int) -> Tensor:
