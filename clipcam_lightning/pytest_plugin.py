@@ -101,7 +101,7 @@ class CamRegression:
         shift: bool = False,
         fuse: "Fusion | None" = None,
         batch_size: int | None = None,
-        precision: Precision = "float32",
+        precision: "Precision" = "float32",
         max_drift: float | None = None,
         false_alarm_rate: float = DEFAULT_RATE,
         clip: str | None = None,
