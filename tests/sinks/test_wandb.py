@@ -55,12 +55,17 @@ def test_images_table_report_and_alert_are_in_the_files_of_the_run(wandb_logger:
     rows = [row for row in read_rows(run) if "clipcam/drift" in row]
     for row in rows:
         assert row["clipcam/panels/count"] == 4
-        for file in (*row["clipcam/panels/filenames"], row["clipcam/contact_sheet/path"]):
+        for file in row["clipcam/panels/filenames"]:
             with Image.open(run / "files" / file) as image:
                 assert image.format == "JPEG"
         table = json.loads((run / "files" / row["clipcam/probes/path"]).read_text())
         assert table["columns"][:6] == ["probe", "prompt", "input", "baseline", "now", "change"]
         assert len(table["data"]) == 4
+    sheets = [row for row in read_rows(run) if "clipcam/contact_sheet/path" in row]
+    assert [row["trainer/global_step"] for row in sheets] == STEPS
+    for row in sheets:
+        with Image.open(run / "files" / row["clipcam/contact_sheet/path"]) as image:
+            assert image.format == "JPEG"
     reports = [row for row in read_rows(run) if "clipcam/report/path" in row]
     assert [row["trainer/global_step"] for row in reports] == [4, 8], "of the alarm, and of the end"
     assert "<!DOCTYPE html>" in (run / "files" / reports[0]["clipcam/report/path"]).read_text()
