@@ -6,6 +6,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import open_clip
 import torch
@@ -43,6 +44,12 @@ class Growth:
     evaluations: int
     kilobytes: float
     resident: tuple[float, ...]
+
+    @property
+    def growth(self) -> float:
+        """Megabytes from the median of the first quarter of the measurements to that of the last."""
+        quarter = max(1, len(self.resident) // 4)
+        return median(self.resident[-quarter:]) - median(self.resident[:quarter])
 
 
 def growth(evaluations: int, probes: int = 8) -> Growth:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.pathlib import make_numbered_dir
 from PIL import Image
 
 from clipcam_lightning.drift.snapshot import Snapshot
@@ -15,6 +16,7 @@ from clipcam_lightning.pytest_plugin import FOLDER, NAME_LENGTH, file_name
 from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.paths import as_path
+from tests.support.warm_python import run_module
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +57,13 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 
 def run(project: pytest.Pytester, *options: str) -> pytest.RunResult:
-    return project.runpytest_subprocess(*LOADED, *options)
+    path = os.pathsep.join([str(project.path), os.environ["PYTHONPATH"]])
+    basetemp = make_numbered_dir(project.path, "runpytest-", mode=0o700)
+    done = run_module(
+        "pytest", f"--basetemp={basetemp}", *LOADED, *options, cwd=project.path, env={**os.environ, "PYTHONPATH": path}
+    )
+    print(done.stdout, done.stderr)
+    return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), 0)
 
 
 def baselines(project: pytest.Pytester) -> dict[str, bytes]:

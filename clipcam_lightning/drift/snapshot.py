@@ -101,7 +101,7 @@ class Snapshot(Shown):
         prompts: of the probes.
         info: how the maps were made.
         noise_floor: mean drift of each probe's map under changes that do not matter, 0 to 2; NaN where unknown,
-            ``None`` if it was not measured. Of more than 16 probes 16 are measured, the others have their median.
+            ``None`` if it was not measured. Of more than 8 probes 8 are measured, the others have their median.
         images: input of the model for each probe, as JPEG files; empty if another snapshot of the run has them.
         background_score: how much nearer to its prompt an image without its object is than the other images without
             theirs, in standard deviations of these; NaN where fewer than three probes have another prompt, ``None`` if

@@ -19,17 +19,19 @@ from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.storage.jpeg import encode_jpeg
 
 JPEG_QUALITY, BRIGHTNESS = 75, 0.1
-SAMPLE = 16  # probes whose noise floor is measured
+SAMPLE = 8  # probes whose noise floor is measured
+PARAPHRASES = 3  # of each prompt: they cost most, where the text tower is as large as that of CLIP
 
 
 def noise_floor(explainer: Explainer, prepared: PreparedProbes, maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
     """Measure the mean drift of each probe's map under harmless changes of its prompt and image.
 
-    Of more than 16 probes, 16 are measured, evenly spread over the set; the others get the median of these. It takes
-    at most six explanations of a probe, or twelve where prompts of an image change each other's maps.
+    Of more than 8 probes, 8 are measured, evenly spread over the set; the others get the median of these. It takes
+    six explanations of a probe, or eight where prompts of an image change each other's maps.
 
-    The prompts are those of :func:`~clipcam_lightning.analysis.prompt_sensitivity.paraphrases`; a probe that came as
-    token ids has none. The images are moved by a pixel, compressed as JPEG, made brighter and darker.
+    The prompts are the first three of :func:`~clipcam_lightning.analysis.prompt_sensitivity.paraphrases` other than the
+    probe's own; a probe that came as token ids has none. The images are moved by a pixel, compressed as JPEG, made brighter
+    and darker.
 
     Args:
         explainer: the model and the settings that the maps were made with.
@@ -105,7 +107,10 @@ def changed_images(images: Float[Tensor, "n 3 y x"]) -> Iterator[Float[Tensor, "
 
 def _embed_other_prompts(clip: ClipModel, texts: Sequence[object]) -> list[list[Float[Tensor, "d"]]]:
     """Embed the paraphrases of each prompt; tokens have none, nor a prompt that must be the name of a class."""
-    others = [[each for each in paraphrases(text) if each != text] if isinstance(text, str) else [] for text in texts]
+    others = [
+        [each for each in paraphrases(text) if each != text][:PARAPHRASES] if isinstance(text, str) else []
+        for text in texts
+    ]
     prompts = list(dict.fromkeys(other for each in others for other in each))
     if not prompts:
         return [[] for _ in texts]

@@ -71,5 +71,6 @@ def _is_plain(value: Tensor) -> bool:
 
 def _add_up(value: Tensor) -> Tensor:
     flat = value.detach().contiguous().flatten()
-    words = torch.int64 if flat.numel() * flat.element_size() % 8 == 0 else torch.uint8
-    return flat.view(words).sum(dtype=torch.int64)
+    # A parameter may be a part of a larger buffer, and begin anywhere in it.
+    fits = all(count * flat.element_size() % 8 == 0 for count in (flat.numel(), flat.storage_offset()))
+    return flat.view(torch.int64 if fits else torch.uint8).sum(dtype=torch.int64)

@@ -91,12 +91,9 @@ def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel, method: s
     expected = []
     for i, prompt in enumerate(probe_set.prompts):
         changed = [maps_of(clip, images[i : i + 1], [prompt], method) for images in changed_images(prepared.images)]
-        changed += [
-            maps_of(clip, prepared.images[i : i + 1], [other], method)
-            for other in paraphrases(prompt)
-            if other != prompt
-        ]
-        assert len(changed) == 12
+        others = [other for other in paraphrases(prompt) if other != prompt]
+        changed += [maps_of(clip, prepared.images[i : i + 1], [other], method) for other in others[:3]]
+        assert len(changed) == 8
         drifts = [1 - torch.corrcoef(torch.stack([maps[i].flatten(), each.flatten()]))[0, 1] for each in changed]
         expected.append(torch.stack(drifts).mean())
 
@@ -105,15 +102,18 @@ def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel, method: s
 
 
 def test_of_many_probes_a_sample_is_measured_and_the_others_get_its_median(clip: ClipModel) -> None:
-    probe_set = probes(count=31)
+    probe_set = probes(count=29)
     prepared = probe_set.prepare(clip)
     maps = maps_of(clip, prepared.images, probe_set.prompts)
 
     floor = noise_floor(LocalExplainer(clip), prepared, maps)
 
     measured = harmless_drifts(LocalExplainer(clip), prepared, maps).nanmean(0)
-    assert_close(floor[::2], measured[::2], atol=1e-4, rtol=1e-3)
-    assert_close(floor[1::2], measured[::2].median().expand(15), atol=1e-4, rtol=1e-3)
+    sample = torch.arange(0, 29, 4)
+    others = torch.ones(29, dtype=torch.bool)
+    others[sample] = False
+    assert_close(floor[sample], measured[sample], atol=1e-4, rtol=1e-3)
+    assert_close(floor[others], measured[sample].median().expand(21), atol=1e-4, rtol=1e-3)
 
 
 def test_maps_of_a_trained_model_have_a_noise_floor(clip: ClipModel) -> None:
@@ -122,7 +122,7 @@ def test_maps_of_a_trained_model_have_a_noise_floor(clip: ClipModel) -> None:
 
     floor = noise_floor(LocalExplainer(clip), prepared, maps_of(clip, prepared.images, probe_set.prompts))
 
-    assert floor.median() > 0.005  # 0.025 was measured
+    assert floor.median() > 0.005  # 0.025 was measured on all of them
     assert floor.min() > 1e-4  # 0.0017
 
 
@@ -134,7 +134,7 @@ def test_a_probe_of_token_ids_has_no_paraphrases(clip: ClipModel) -> None:
     assert harmless_drifts(LocalExplainer(clip), prepared, maps).shape == (5, 3)
     together = ProbeSet([*probes(tokens=True), *(Probe(each.image, each.prompt) for each in probes())])
     mixed = harmless_drifts(LocalExplainer(clip), together.prepare(clip), torch.cat([maps, maps]))
-    assert mixed.isnan().tolist() == [[False] * 6] * 5 + [[True] * 3 + [False] * 3] * 7
+    assert mixed.isnan().tolist() == [[False] * 6] * 5 + [[True] * 3 + [False] * 3] * 3
 
 
 def test_degenerate_maps_have_no_noise_floor(clip: ClipModel) -> None:

@@ -72,6 +72,22 @@ def test_a_changed_weight_is_noticed_although_it_is_frozen(
     assert len(calls) == 3
 
 
+def test_a_weight_may_begin_anywhere_in_a_larger_buffer(shapes_vit: open_clip.CLIP) -> None:
+    clip, prepared, calls = frozen(shapes_vit)
+    bias = shapes_vit.ln_final.bias
+    buffer = torch.cat([torch.zeros(1), bias.detach()])
+    bias.data = buffer[1:]
+    kept = KeptTexts()
+    kept(clip, prepared)
+    kept(clip, prepared)
+    assert len(calls) == 1
+
+    buffer[7] += 1
+
+    kept(clip, prepared)
+    assert len(calls) == 2
+
+
 def test_texts_of_a_tower_that_is_trained_are_embedded_each_time(shapes_vit: open_clip.CLIP) -> None:
     clip, prepared, calls = frozen(shapes_vit)
     shapes_vit.ln_final.bias.requires_grad_(True)

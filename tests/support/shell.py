@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+from tests.support.warm_python import run_module
 
 EYES = '''
 import sys
@@ -101,6 +102,8 @@ def run_clipcam(
         arguments: of the command line.
         prepare: called in the new process before the program starts.
     """
+    if prepare is None:
+        return run_module("clipcam_lightning", *arguments, cwd=folder, env={**os.environ, **ENVIRONMENT})
     return subprocess.run(
         [sys.executable, "-m", "clipcam_lightning", *map(str, arguments)],
         cwd=folder,
@@ -110,11 +113,7 @@ def run_clipcam(
         check=False,
         preexec_fn=prepare,
         # A process that is prepared to fail may also fail to store its coverage.
-        env={
-            name: value
-            for name, value in {**os.environ, **ENVIRONMENT}.items()
-            if not (prepare and name.startswith("COV"))
-        },
+        env={name: value for name, value in {**os.environ, **ENVIRONMENT}.items() if not name.startswith("COV")},
     )
 
 
