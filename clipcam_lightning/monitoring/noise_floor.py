@@ -30,8 +30,8 @@ def noise_floor(explainer: Explainer, prepared: PreparedProbes, maps: Float[Tens
     six explanations of a probe, or eight where prompts of an image change each other's maps.
 
     The prompts are the first three of :func:`~clipcam_lightning.analysis.prompt_sensitivity.paraphrases` other than the
-    probe's own; a probe that came as token ids has none. The images are moved by a pixel, compressed as JPEG, made brighter
-    and darker.
+    probe's own; a probe that came as token ids has none. The images are moved by a pixel, compressed as JPEG, made
+    brighter and darker.
 
     Args:
         explainer: the model and the settings that the maps were made with.
