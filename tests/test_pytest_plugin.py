@@ -59,9 +59,9 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 def run(project: pytest.Pytester, *options: str) -> pytest.RunResult:
     path = os.pathsep.join([str(project.path), os.environ["PYTHONPATH"]])
     basetemp = make_numbered_dir(project.path, "runpytest-", mode=0o700)
-    done = run_module(
-        "pytest", f"--basetemp={basetemp}", *LOADED, *options, cwd=project.path, env={**os.environ, "PYTHONPATH": path}
-    )
+    # What is imported already cannot be rewritten, which pytest warns of.
+    own = ("-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={basetemp}", *LOADED)
+    done = run_module("pytest", *own, *options, cwd=project.path, env={**os.environ, "PYTHONPATH": path})
     print(done.stdout, done.stderr)
     return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), 0)
 
