@@ -17,6 +17,7 @@ from clipcam_lightning.analysis.interventions import (
     fill_regions,
     in_pixels,
     object_regions,
+    spread_drops,
     window_drops,
 )
 from clipcam_lightning.drift import metrics
@@ -136,7 +137,8 @@ def _observe(run: FineTune, folder: Path, count: int) -> Observations:
         texts = class_texts(run, model, run.images.captions).detach()
         maps = explain(clip, images, [[run.images.captions[each]] for each in drawn.classes]).maps[:, 0]
         if not regions:
-            drops = window_drops(images, texts[classes], embed, choose_windows(maps))
+            windows = choose_windows(maps)
+            drops = spread_drops(window_drops(images, texts[classes], embed, windows), windows)
             regions = [enlarged, in_pixels(object_regions(maps, drops), images)]
             donors = [choose_donors(drawn.classes.tolist(), range(count), each) for each in regions]
         seen["maps"].append(maps)

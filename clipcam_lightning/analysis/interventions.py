@@ -65,9 +65,10 @@ def choose_windows(maps: Float[Tensor, "n h w"]) -> Int[Tensor, "n k"]:
     Returns:
         Numbers of windows, counted row by row.
     """
-    heat = F.avg_pool2d(_smooth(_in_cells(maps)), 2, stride=1).flatten(1)
+    heat = F.avg_pool2d(_smooth(_in_cells(maps)), 2, stride=1).flatten(1)  # a window beside the hottest counts, too
     ranked = heat.argsort(dim=1, descending=True, stable=True)
-    ranks = torch.linspace(HOT, WINDOWS**2 - 1, CONTROLS + 2, device=maps.device).round().long()[1:-1]
+    spread = torch.linspace(HOT, WINDOWS**2 - 1, CONTROLS + 2, device=maps.device, dtype=torch.float32)
+    ranks = spread.round().long()[1:-1]
     return torch.cat([ranked[:, :HOT], ranked[:, ranks]], dim=1)
 
 
@@ -76,8 +77,8 @@ def window_drops(
     texts: Float[Tensor, "n d"],
     embed: EmbedImages,
     windows: Int[Tensor, "n k"],
-) -> Float[Tensor, "n 8 8"]:
-    """Map what the similarity loses where a window of 2 x 2 cells is filled with the colours around it.
+) -> Float[Tensor, "n k"]:
+    """Measure what the similarity loses where a window of 2 x 2 cells is filled with the colours around it.
 
     This is occlusion whose cost does not depend on the model: one forward per window.
 
@@ -88,19 +89,33 @@ def window_drops(
         windows: to hide in each image, one after the other, counted row by row.
 
     Returns:
-        For each cell the mean loss of the hidden windows over it; negative where a window hid what speaks against the
-        prompt, 0 where none was hidden.
+        The loss for each window; negative where it hid what speaks against the prompt.
 
     Source: Zeiler & Fergus 2014, sec. 3.1, https://arxiv.org/abs/1311.2901
     """
     whole = (embed(images) * texts).sum(1)
-    total, count = (whole.new_zeros(len(images), CELLS, CELLS) for _ in range(2))
-    for numbers in windows.unbind(1):
+    hidden = (embed(fill_regions(images, in_pixels(_window(numbers), images))) for numbers in windows.unbind(1))
+    return torch.stack([whole - (each * texts).sum(1) for each in hidden], dim=1)
+
+
+def spread_drops(drops: Float[Tensor, "n k"], windows: Int[Tensor, "n k"]) -> Float[Tensor, "n 8 8"]:
+    """Average over each cell the drops of the windows that hid it; 0 where none did.
+
+    Args:
+        drops: of :func:`window_drops`.
+        windows: that were hidden.
+    """
+    total, count = (drops.new_zeros(len(drops), CELLS, CELLS) for _ in range(2))
+    for drop, numbers in zip(drops.unbind(1), windows.unbind(1), strict=True):
         window = _window(numbers)
-        hidden = fill_regions(images, in_pixels(window, images))
-        total += (whole - (embed(hidden) * texts).sum(1))[:, None, None] * window
+        total += drop[:, None, None] * window
         count += window
     return total / count.clamp_min(1)
+
+
+def window_saliency(maps: Float[Tensor, "n h w"], windows: Int[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Average a map over each window."""
+    return F.avg_pool2d(_in_cells(maps), 2, stride=1).flatten(1).gather(1, windows)
 
 
 def object_regions(maps: Float[Tensor, "n h w"], drops: Float[Tensor, "n 8 8"]) -> Bool[Tensor, "n 8 8"]:
@@ -108,7 +123,7 @@ def object_regions(maps: Float[Tensor, "n h w"], drops: Float[Tensor, "n 8 8"]) 
 
     Args:
         maps: raw saliency of the model.
-        drops: of :func:`window_drops`.
+        drops: of :func:`spread_drops`.
 
     Returns:
         The cells around the hottest one that are connected with it and at least 30 % as hot, where heat is the

@@ -106,7 +106,7 @@ def _restored_python_rng() -> Iterator[None]:
 @contextmanager
 def _restored_generators(model: nn.Module) -> Iterator[None]:
     """Restore random generators that modules hold as attributes."""
-    generators = [each for module in _list_modules(model) for each in vars(module).values() if _is_generator(each)]
+    generators = [each for module in list_modules(model) for each in vars(module).values() if _is_generator(each)]
     states: list[Any] = [
         each.get_state() if isinstance(each, torch.Generator) else copy.deepcopy(each) for each in generators
     ]
@@ -126,7 +126,7 @@ def _is_generator(value: object) -> bool:
     return isinstance(value, torch.Generator | random.Random | np.random.Generator)
 
 
-def _list_modules(model: nn.Module) -> list[nn.Module]:
+def list_modules(model: nn.Module) -> list[nn.Module]:
     """List all modules, and those that some hide in lists or mappings, as people do with a frozen model."""
     found = dict.fromkeys(model.modules())
     for module in list(found):
@@ -144,7 +144,7 @@ def _cleared_flags(model: nn.Module) -> Iterator[None]:
     # their weights when .eval() or .train() is called.
     flags = [
         (module, name, vars(module)[name])
-        for module in _list_modules(model)
+        for module in list_modules(model)
         for name in ("training", "grad_checkpointing", "gradient_checkpointing")
         if isinstance(vars(module).get(name), bool)
     ]
@@ -161,7 +161,7 @@ def _cleared_flags(model: nn.Module) -> Iterator[None]:
 def _restored_buffers(model: nn.Module) -> Iterator[None]:
     buffers = [
         (module, name, buffer, buffer.detach().clone())
-        for module in _list_modules(model)
+        for module in list_modules(model)
         for name, buffer in module.named_buffers(recurse=False)
     ]
     try:

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from clipcam_lightning.analysis.interventions import (
-    CELLS,
     choose_windows,
     fill_regions,
     in_pixels,
     object_regions,
+    spread_drops,
     window_drops,
+    window_saliency,
 )
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.drift import metrics
@@ -22,7 +22,7 @@ from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.probes.prepared import PreparedProbes
 
 MIN_CONCENTRATION = 2.0  # of a map on its mask, in units of the mask's share of the image
-MIN_CORRELATION = 0.2  # of a map with occlusion
+MIN_CORRELATION = 0.2  # of a map with occlusion, over the windows that were hidden
 MIN_OTHERS = 3  # images of other prompts, below which their spread is not known
 MIN_SPREAD = 1e-3  # of margins, added to their standard deviation
 
@@ -150,8 +150,10 @@ def find_objects(
     rows = (~prepared.has_mask).nonzero()[:, 0]
     if len(rows):
         images = prepared.images[rows]
-        drops = window_drops(images, texts[rows, 0].float().cpu(), explainer.embed_images, choose_windows(maps[rows]))
-        pixels[rows] = in_pixels(object_regions(maps[rows], drops), images)
-        coarse = F.adaptive_avg_pool2d(maps[rows].nan_to_num(0.0, 0.0, 0.0).clamp_min(0), CELLS)
-        agrees[rows] = metrics.correlation(coarse, drops.clamp_min(0)) > MIN_CORRELATION  # False where it is NaN
+        windows = choose_windows(maps[rows])
+        drops = window_drops(images, texts[rows, 0].float().cpu(), explainer.embed_images, windows)
+        pixels[rows] = in_pixels(object_regions(maps[rows], spread_drops(drops, windows)), images)
+        # Of the windows alone: they lie where the map is hot, so that cells which none hid would speak for any map.
+        hot = window_saliency(maps[rows], windows)[:, None]
+        agrees[rows] = metrics.correlation(hot, drops.clamp_min(0)[:, None]) > MIN_CORRELATION  # False where it is NaN
     return Objects(pixels, agrees.float())

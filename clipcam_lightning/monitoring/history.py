@@ -77,7 +77,7 @@ class HistoryEntry:
 
 
 def thinned(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
-    """Keep at most ``MAX_ENTRIES`` entries: the first, every n-th after it, and the last.
+    """Keep at most ``MAX_ENTRIES`` entries, the first, every n-th after it and the last, and that of the first alarm.
 
     ``n`` is the smallest power of two that suffices. It depends only on the number of the last evaluation, so a
     history that is thinned after each evaluation stays evenly spaced, however long it grows.
@@ -85,7 +85,8 @@ def thinned(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
     last, every = entries[-1].number, 1
     while last > every * (MAX_ENTRIES - 1):
         every *= 2
-    return [entry for entry in entries if entry.number % every == 0 or entry is entries[-1]]
+    kept = next((entry for entry in entries if entry.alarm), None), entries[-1]
+    return [entry for entry in entries if entry.number % every == 0 or any(entry is each for each in kept)]
 
 
 def relative_saliency(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:

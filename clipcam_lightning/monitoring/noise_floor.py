@@ -26,7 +26,7 @@ PARAPHRASES = 3  # of each prompt: they cost most, where the text tower is as la
 def noise_floor(explainer: Explainer, prepared: PreparedProbes, maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
     """Measure the mean drift of each probe's map under harmless changes of its prompt and image.
 
-    Of more than 8 probes, 8 are measured, evenly spread over the set; the others get the median of these. It takes
+    Of more than 8 probes, 8 are measured, evenly spread over the prompts; the others get the median of these. It takes
     six explanations of a probe, or eight where prompts of an image change each other's maps.
 
     The prompts are the first three of :func:`~clipcam_lightning.analysis.prompt_sensitivity.paraphrases` other than the
@@ -41,9 +41,11 @@ def noise_floor(explainer: Explainer, prepared: PreparedProbes, maps: Float[Tens
     Returns:
         1 - CC, 0 to 2; NaN for a probe whose maps are all constant or not finite.
     """
-    rows = np.unique(np.linspace(0, len(maps) - 1, SAMPLE).round().astype(int)).tolist()
+    by_prompt = sorted(range(len(maps)), key=lambda i: text if isinstance(text := prepared.texts[i], str) else "")
+    chosen = np.unique(np.linspace(0, len(maps) - 1, SAMPLE).round().astype(int))
+    rows = sorted(by_prompt[i] for i in chosen)
     measured = harmless_drifts(explainer, prepared.select(rows), maps[rows]).nanmean(dim=0)
-    floor = measured.nanmedian().repeat(len(maps))
+    floor = measured.nanquantile(0.5).repeat(len(maps))
     floor[rows] = measured
     return floor
 
@@ -74,7 +76,7 @@ def _paraphrased_drifts(
     """Measure the drift under each paraphrase. All paraphrases of an image share a pass where the method allows it."""
     others = _embed_other_prompts(explainer.clip, prepared.texts)
     count = max(map(len, others))
-    drifts = torch.full((count, len(maps)), torch.nan, device="cpu")
+    drifts = torch.full((count, len(maps)), torch.nan, dtype=maps.dtype, device="cpu")
     rows = [i for i, prompts in enumerate(others) if prompts]
     if not rows:
         return drifts

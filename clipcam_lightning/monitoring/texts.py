@@ -4,11 +4,11 @@ from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipcam_lightning.cam.encoders import EncoderPair
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.cam.model_state import evaluation_mode
+from clipcam_lightning.cam.model_state import evaluation_mode, list_modules
 from clipcam_lightning.probes.prepared import PreparedProbes
 
 SCALES = ("logit_scale", "logit_bias")  # trained, but no part of an embedding
@@ -25,7 +25,8 @@ class KeptTexts:
     def __call__(self, clip: ClipModel, prepared: PreparedProbes) -> Float[Tensor, "n 1 d"]:
         """Embed the prompts, or return the embeddings of the call before.
 
-        They are kept if no parameter of the text tower is trained and the bits of all its weights are the same.
+        They are kept if no parameter of the text tower is trained, the bits of all its weights are the same, and no
+        hook or adapter of the model can change what it computes.
 
         Args:
             clip: the model as it is now.
@@ -49,8 +50,11 @@ def checksum_text_tower(clip: ClipModel) -> Checksums | None:
     Returns:
         One sum per weight; ``None`` if one of them is trained, or it is not known which weights a text passes.
     """
-    if isinstance(clip.module, EncoderPair):
-        return None  # its functions may read anything
+    modules = list_modules(clip.module)  # also those in lists, whose parameters torch does not list
+    if isinstance(clip.module, EncoderPair) or any(map(_may_change_by_itself, modules)):
+        return None
+    if len(modules) > sum(1 for _ in clip.module.modules()):
+        return None
     vision = f"{clip.adapter.vision}."
     tensors = [
         value
@@ -60,13 +64,22 @@ def checksum_text_tower(clip: ClipModel) -> Checksums | None:
     ]
     if not tensors or any(value.requires_grad or not _is_plain(value) for value in tensors):
         return None
+    if len({value.device for value in tensors}) > 1:
+        return None
     with torch.no_grad():
         return tuple(torch.stack([_add_up(value) for value in tensors]).tolist())
 
 
+def _may_change_by_itself(module: nn.Module) -> bool:
+    """Whether what a module computes may change without its weights: by a hook, or an adapter that is switched."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or hasattr(module, "active_adapters") or hasattr(module, "disable_adapters")
+
+
 def _is_plain(value: Tensor) -> bool:
     """Whether a tensor holds its own values: not a shard, nor the packed values of a library."""
-    return type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided and not value.is_meta
+    is_dense = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
+    return is_dense and not value.is_meta and not value.is_quantized
 
 
 def _add_up(value: Tensor) -> Tensor:

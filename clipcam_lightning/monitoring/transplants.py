@@ -1,8 +1,9 @@
 """Objects of other probes on the ground of a probe: what does the model call them?"""
 
+import itertools
 import math
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,12 +35,17 @@ def choose_donors(
     known = objects.flatten(1).any(1).nonzero()[:, 0].tolist()
     known.sort(key=lambda j: (prompts[j], j))
     grounds = Counter(prompts[i] for i in known)
+    ranks: dict[str, Iterator[int]] = defaultdict(itertools.count)
+    firsts: dict[str, int] = {}
     donors = torch.full((len(prompts), TRANSPLANTS), NONE, device="cpu")
     for i in known:
         others = [j for j in known if prompts[j] != prompts[i] and images[j] != images[i]]
         count = min(TRANSPLANTS, math.ceil(PER_PROMPT / grounds[prompts[i]]), len(others))
-        # Each ground starts elsewhere, so that all objects are used about equally often.
-        chosen = [others[(i + k * len(others) // count) % len(others)] for k in range(count)]
+        # Each prompt starts elsewhere, so that all objects are used about equally often; and so does each of its
+        # grounds, so that together they get objects of all other prompts.
+        first, rank = firsts.setdefault(prompts[i], i), next(ranks[prompts[i]])
+        start = first + rank * len(others) // max(1, count * grounds[prompts[i]])
+        chosen = [others[(start + k * len(others) // count) % len(others)] for k in range(count)]
         donors[i, :count] = torch.tensor(chosen, dtype=torch.int64, device="cpu")
     return donors
 

@@ -15,7 +15,7 @@ class CometSink(LoggerSink):
         evaluation, step = drawings.evaluation, drawings.evaluation.report.step
         self.logger.log_metrics(collect_metrics(evaluation, self.root, self.per_probe), step=step)
         images = {f"{self.root}_maps/{panel.name}": panel.image for panel in drawings.panels}
-        if drawings.is_sheet_due:
+        if drawings.is_sheet_due or with_report:
             images |= self._sheet(drawings)
         self._log_images(images, step)
         if with_report:

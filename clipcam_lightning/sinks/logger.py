@@ -59,7 +59,7 @@ class LoggerSink(Sink):
 
     @abstractmethod
     def log(self, drawings: Drawings, *, with_report: bool) -> None:
-        """Log metrics, panels, the contact sheet if it is due, and the report if that is wanted."""
+        """Log metrics, panels, the contact sheet if it is due, and the report and sheet if they are wanted."""
 
     @abstractmethod
     def log_report(self, drawings: Drawings, *, with_sheet: bool = False) -> None:

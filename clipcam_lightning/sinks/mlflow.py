@@ -21,7 +21,7 @@ class MlflowSink(LoggerSink):
         client, run_id = self.logger.experiment, self.logger.run_id
         for panel in drawings.panels:
             client.log_image(run_id, panel.image, key=f"{self.root}_maps/{names[panel.index]}", step=step)
-        if drawings.is_sheet_due:
+        if drawings.is_sheet_due or with_report:
             self._log_sheet(drawings)
 
     def log_report(self, drawings: Drawings, *, with_sheet: bool = False) -> None:

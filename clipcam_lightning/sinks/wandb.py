@@ -33,7 +33,7 @@ class WandbSink(LoggerSink):
             ],
             f"{self.root}/probes": _make_table(drawings),
         }
-        if drawings.is_sheet_due:
+        if drawings.is_sheet_due or with_report:
             row |= self._sheet(drawings)
         if with_report:
             row |= self._report(drawings)

@@ -51,13 +51,19 @@ def reserve_memory(module: nn.Module, root: nn.Module) -> None:
     """
     wrappers = [part for part in root.modules() if isinstance(part, FullyShardedDataParallel)]
     if wrappers:  # their parameters count the elements of this rank, those of a DTensor the elements of all ranks
-        shards = max(map(_count_shards, wrappers))
+        shards, device = max(map(_count_shards, wrappers)), wrappers[0].compute_device
         parameters = list(root.parameters())
     else:
-        shards, parameters = 1, [each for each in module.parameters() if isinstance(each, DTensor)]
+        for part in root.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()  # after a validation, the parameters of the root are still whole
+        shards, device = 1, None
+        parameters = [each for each in module.parameters() if isinstance(each, DTensor)]
     parameters.sort(key=Tensor.numel)
     parameters += parameters[-1:]  # while a parameter is gathered, its elements are there a second time
-    reserved = [torch.empty(shards * each.numel(), dtype=each.dtype, device=each.device) for each in parameters]
+    reserved = [
+        torch.empty(shards * each.numel(), dtype=each.dtype, device=device or each.device) for each in parameters
+    ]
     del reserved
 
 

@@ -15,8 +15,12 @@ from clipcam_lightning.analysis.interventions import (
     fill_regions,
     in_pixels,
     object_regions,
+    spread_drops,
     window_drops,
+    window_saliency,
 )
+from clipcam_lightning.drift import metrics
+from clipcam_lightning.monitoring.background import MIN_CORRELATION
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes
@@ -77,7 +81,8 @@ def test_the_drop_is_that_of_the_windows_over_a_cell() -> None:
     def embed(batch: Tensor) -> Tensor:
         return batch[:, :1, 24:32, 40:48].mean((1, 2, 3))[:, None]
 
-    (drops,) = window_drops(images, torch.ones(1, 1), embed, torch.arange(49)[None])
+    windows = torch.arange(49)[None]
+    (drops,) = spread_drops(window_drops(images, torch.ones(1, 1), embed, windows), windows)
 
     covering = [(y, x) for y in range(2, 4) for x in range(4, 6)]  # windows over the cell, by their first cell
     for y in range(8):
@@ -97,6 +102,19 @@ def test_the_windows_are_the_hottest_and_four_among_the_others() -> None:
     assert len(set(windows.tolist())) == 12
 
 
+def test_a_map_that_knows_nothing_agrees_with_occlusion_only_by_chance() -> None:
+    """The windows lie where the map is hot, which alone must not make the map agree."""
+    torch.manual_seed(0)
+    maps = torch.zeros(500, 8, 8)
+    for i, (y, x) in enumerate(torch.randint(0, 6, (500, 2)).tolist()):
+        maps[i, y : y + 2, x : x + 2] = 1.0
+    windows, drops = choose_windows(maps), torch.rand(500, 12)
+
+    correlation = metrics.correlation(window_saliency(maps, windows)[:, None], drops[:, None])
+
+    assert (correlation > MIN_CORRELATION).float().mean() < 0.4  # half of the maps must agree to be trusted
+
+
 def test_a_few_windows_find_the_regions_that_all_windows_find(shapes_vit: open_clip.CLIP) -> None:
     clip, scenes = find_clip(shapes_vit, tokenizer=WordTokenizer()), draw_scenes(16, seed=77)
     images = torch.stack([clip.preprocessing.image(image) for image in scenes.images])
@@ -104,7 +122,9 @@ def test_a_few_windows_find_the_regions_that_all_windows_find(shapes_vit: open_c
     maps = explain(clip, images, texts[:, None]).maps[:, 0]
 
     few, all_ = (
-        object_regions(maps, window_drops(images, texts, LocalExplainer(clip).embed_images, windows))
+        object_regions(
+            maps, spread_drops(window_drops(images, texts, LocalExplainer(clip).embed_images, windows), windows)
+        )
         for windows in (choose_windows(maps), torch.arange(49).expand(16, -1))
     )
 

@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -157,3 +158,13 @@ def test_the_history_fills_a_contact_sheet_and_is_at_most_twice_as_long(evaluati
 
     assert min(evaluations, MAX_COLUMNS) <= len(kept) <= MAX_ENTRIES
     assert [kept[0].number, kept[-1].number] == [0, evaluations - 1]
+
+
+def test_the_history_keeps_the_first_alarm() -> None:
+    kept: list[HistoryEntry] = []
+    for number in range(200):
+        newest = HistoryEntry(number, torch.zeros(1, 1, 1), (0.0,), (False,), (MapState.VALID,), number)
+        kept = thinned([*kept, replace(newest, alarm=number in (7, 25, 90))])
+
+    assert next(entry.number for entry in kept if entry.alarm) == 7
+    assert len(kept) <= MAX_ENTRIES + 1

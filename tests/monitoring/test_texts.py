@@ -22,12 +22,22 @@ def freeze_text(model: Any) -> None:
 
 
 def frozen(model: Any) -> tuple[ClipModel, PreparedProbes, list[int]]:
-    """A CLIP with a frozen text tower, its probes, and a list that grows with each call of the text tower."""
+    """A CLIP with a frozen text tower, its probes, and a list that grows with each call of the text tower.
+
+    The calls are not counted by a hook, since with one nothing is kept.
+    """
     freeze_text(model)
     clip, scenes = find_clip(model, tokenizer=WordTokenizer()), draw_scenes(3)
     probes = ProbeSet(Probe(*pair) for pair in zip(scenes.images, scenes.captions, strict=True))
     calls: list[int] = []
-    model.transformer.register_forward_hook(lambda *_: calls.append(1))
+    encode_text = model.encode_text
+
+    def encode_and_count(*arguments: Any, **options: Any) -> Tensor:
+        calls.append(1)
+        embeddings: Tensor = encode_text(*arguments, **options)
+        return embeddings
+
+    model.encode_text = encode_and_count
     return clip, probes.prepare(clip), calls
 
 
@@ -91,6 +101,22 @@ def test_a_weight_may_begin_anywhere_in_a_larger_buffer(shapes_vit: open_clip.CL
 def test_texts_of_a_tower_that_is_trained_are_embedded_each_time(shapes_vit: open_clip.CLIP) -> None:
     clip, prepared, calls = frozen(shapes_vit)
     shapes_vit.ln_final.bias.requires_grad_(True)
+    kept = KeptTexts()
+
+    kept(clip, prepared)
+    kept(clip, prepared)
+
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kind", ["hook", "hidden module"])
+def test_texts_are_not_kept_where_more_than_weights_may_decide(shapes_vit: Any, kind: str) -> None:
+    clip, prepared, calls = frozen(shapes_vit)
+    if kind == "hook":
+        factor = torch.ones(64)
+        shapes_vit.ln_final.register_forward_hook(lambda _module, _inputs, output: output * factor)
+    else:
+        shapes_vit.hidden = [nn.Linear(2, 2)]
     kept = KeptTexts()
 
     kept(clip, prepared)

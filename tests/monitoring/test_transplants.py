@@ -66,6 +66,20 @@ def test_a_ground_gets_fewer_objects_if_many_probes_share_its_prompt() -> None:
     assert counts.tolist() == [2] * 13 + [4] * 7 + [6]
 
 
+@pytest.mark.parametrize("per_class", [4, 25])
+def test_the_grounds_of_a_prompt_get_objects_of_all_other_prompts(per_class: int) -> None:
+    """Probes are often listed class by class."""
+    prompts = [f"prompt {i // per_class}" for i in range(8 * per_class)]
+    objects = torch.ones(len(prompts), 4, 4, dtype=torch.bool)
+
+    donors = choose_donors(prompts, range(len(prompts)), objects)
+
+    for start in range(0, len(prompts), per_class):
+        given = [prompts[j] for j in donors[start : start + per_class].flatten().tolist() if j != NONE]
+        assert len(set(given)) == 7
+        assert max(map(given.count, given)) <= 2 * min(map(given.count, given))
+
+
 def test_there_are_no_donors_where_an_object_is_unknown_and_fewer_where_there_are_few() -> None:
     objects = ALL[:4].clone()
     objects[3] = False

@@ -12,8 +12,9 @@ from torch.utils.tensorboard import SummaryWriter
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink, require_sinks
 from clipcam_lightning.sinks import BackgroundSink, LoggingSettings, UnopenedSink, make_sinks
-from clipcam_lightning.sinks.drawing import Drawer
+from clipcam_lightning.sinks.drawing import Drawer, Drawings
 from clipcam_lightning.sinks.files import ImageFileSink
+from clipcam_lightning.sinks.logger import LoggerSink
 from clipcam_lightning.sinks.tensorboard_images import TensorBoardImageSink
 from clipcam_lightning.storage.paths import as_path
 from clipcam_lightning.storage.run_folder import RunFolder
@@ -143,3 +144,47 @@ def test_what_is_no_list_of_sinks_is_refused(sinks: object) -> None:
 def test_sinks_are_accepted() -> None:
     require_sinks([UNOPENED])
     require_sinks(())
+
+
+class RecordingSink(LoggerSink):
+    """Records the steps of which a contact sheet, and of which a report was logged."""
+
+    def __init__(self) -> None:
+        super().__init__("logger", "clipcam", per_probe=False, draw=Drawer(1))
+        self.sheets: list[int] = []
+        self.reports: list[int] = []
+
+    def log(self, drawings: Drawings, *, with_report: bool) -> None:
+        if drawings.is_sheet_due or with_report:
+            self.sheets.append(drawings.evaluation.report.step)
+        if with_report:
+            self.log_report(drawings)
+
+    def log_report(self, drawings: Drawings, *, with_sheet: bool = False) -> None:
+        self.reports.append(drawings.evaluation.report.step)
+        if with_sheet:
+            self.sheets.append(drawings.evaluation.report.step)
+
+
+@pytest.mark.parametrize(
+    ("alarms", "sheets", "reports"),
+    [
+        ([], [0, 10, 30, 60], [60]),
+        ([20, 50], [0, 10, 20, 30, 50, 60], [20, 50, 60]),
+        ([20, 60], [0, 10, 20, 30, 60], [20, 60]),
+    ],
+    ids=["no alarm", "alarms", "the last is an alarm"],
+)
+def test_loggers_get_the_sheets_of_evaluations_1_2_4_of_alarms_and_of_the_end(
+    alarms: list[int], sheets: list[int], reports: list[int]
+) -> None:
+    torch.manual_seed(0)
+    before = torch.rand(3, 8, 8)
+    maps = {step: before if step not in alarms else -before for step in range(0, 70, 10)}
+    sink = RecordingSink()
+    for evaluation in evaluations_of(maps, ["a", "b", "c"]):
+        sink.write(evaluation)
+
+    sink.close()
+
+    assert (sink.sheets, sink.reports) == (sheets, reports)
