@@ -431,7 +431,7 @@ def test_imports():
     assert not {"torch", "lightning", "open_clip", "numpy", "PIL", "jinja2"} & set(sys.modules)
 """
     )
-    run(project).assert_outcomes(passed=1)
+    project.runpytest_subprocess(*LOADED).assert_outcomes(passed=1)
     program = "import sys, clipcam_lightning.pytest_plugin; print({'torch', 'lightning', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
