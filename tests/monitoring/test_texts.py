@@ -1,5 +1,6 @@
 """Embeddings of prompts are kept while, and only while, the text tower stays as it is."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,12 @@ from clipcam_lightning.monitoring.texts import KeptTexts
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+
+
+@pytest.fixture
+def model(shapes_vit: open_clip.CLIP) -> Any:
+    """A copy: other tests share the original."""
+    return copy.deepcopy(shapes_vit)
 
 
 def freeze_text(model: Any) -> None:
@@ -41,16 +48,16 @@ def frozen(model: Any) -> tuple[ClipModel, PreparedProbes, list[int]]:
     return clip, probes.prepare(clip), calls
 
 
-def test_texts_are_embedded_once_while_only_the_image_tower_changes(shapes_vit: open_clip.CLIP) -> None:
-    clip, prepared, calls = frozen(shapes_vit)
+def test_texts_are_embedded_once_while_only_the_image_tower_changes(model: Any) -> None:
+    clip, prepared, calls = frozen(model)
     kept = KeptTexts()
 
     first = kept(clip, prepared)
     with torch.no_grad():
-        for parameter in shapes_vit.visual.parameters():
+        for parameter in model.visual.parameters():
             parameter.mul_(1.1)
-        shapes_vit.logit_scale.add_(1)
-    shapes_vit.logit_scale.requires_grad_(True)
+        model.logit_scale.add_(1)
+    model.logit_scale.requires_grad_(True)
     again = kept(clip, prepared)
 
     assert len(calls) == 1
@@ -67,24 +74,22 @@ def test_texts_are_embedded_once_while_only_the_image_tower_changes(shapes_vit: 
     ],
     ids=["data", "one value", "another parameter", "loaded"],
 )
-def test_a_changed_weight_is_noticed_although_it_is_frozen(
-    shapes_vit: open_clip.CLIP, change: Callable[[Any], object]
-) -> None:
-    clip, prepared, calls = frozen(shapes_vit)
+def test_a_changed_weight_is_noticed_although_it_is_frozen(model: Any, change: Callable[[Any], object]) -> None:
+    clip, prepared, calls = frozen(model)
     kept = KeptTexts()
     kept(clip, prepared)
 
     with torch.no_grad():
-        change(shapes_vit)
+        change(model)
 
     with torch.no_grad():
         assert_close(kept(clip, prepared), prepared.embed_texts(clip), atol=0, rtol=0)
     assert len(calls) == 3
 
 
-def test_a_weight_may_begin_anywhere_in_a_larger_buffer(shapes_vit: open_clip.CLIP) -> None:
-    clip, prepared, calls = frozen(shapes_vit)
-    bias = shapes_vit.ln_final.bias
+def test_a_weight_may_begin_anywhere_in_a_larger_buffer(model: Any) -> None:
+    clip, prepared, calls = frozen(model)
+    bias = model.ln_final.bias
     buffer = torch.cat([torch.zeros(1), bias.detach()])
     bias.data = buffer[1:]
     kept = KeptTexts()
@@ -98,9 +103,9 @@ def test_a_weight_may_begin_anywhere_in_a_larger_buffer(shapes_vit: open_clip.CL
     assert len(calls) == 2
 
 
-def test_texts_of_a_tower_that_is_trained_are_embedded_each_time(shapes_vit: open_clip.CLIP) -> None:
-    clip, prepared, calls = frozen(shapes_vit)
-    shapes_vit.ln_final.bias.requires_grad_(True)
+def test_texts_of_a_tower_that_is_trained_are_embedded_each_time(model: Any) -> None:
+    clip, prepared, calls = frozen(model)
+    model.ln_final.bias.requires_grad_(True)
     kept = KeptTexts()
 
     kept(clip, prepared)
@@ -110,13 +115,13 @@ def test_texts_of_a_tower_that_is_trained_are_embedded_each_time(shapes_vit: ope
 
 
 @pytest.mark.parametrize("kind", ["hook", "hidden module"])
-def test_texts_are_not_kept_where_more_than_weights_may_decide(shapes_vit: Any, kind: str) -> None:
-    clip, prepared, calls = frozen(shapes_vit)
+def test_texts_are_not_kept_where_more_than_weights_may_decide(model: Any, kind: str) -> None:
+    clip, prepared, calls = frozen(model)
     if kind == "hook":
         factor = torch.ones(64)
-        shapes_vit.ln_final.register_forward_hook(lambda _module, _inputs, output: output * factor)
+        model.ln_final.register_forward_hook(lambda _module, _inputs, output: output * factor)
     else:
-        shapes_vit.hidden = [nn.Linear(2, 2)]
+        model.hidden = [nn.Linear(2, 2)]
     kept = KeptTexts()
 
     kept(clip, prepared)
@@ -125,18 +130,18 @@ def test_texts_are_not_kept_where_more_than_weights_may_decide(shapes_vit: Any, 
     assert len(calls) == 2
 
 
-def test_texts_of_functions_are_embedded_each_time(shapes_vit: open_clip.CLIP) -> None:
+def test_texts_of_functions_are_embedded_each_time(model: Any) -> None:
     """A function may read anything, also what is no weight."""
-    freeze_text(shapes_vit)
+    freeze_text(model)
     tokenizer, factor = WordTokenizer(), torch.ones(64)
 
-    def encode_image(model: open_clip.CLIP, images: Tensor) -> Tensor:
-        return model.encode_image(images)
+    def encode_image(clip: Any, images: Tensor) -> Tensor:
+        return clip.encode_image(images)
 
-    def encode_text(model: open_clip.CLIP, texts: list[str]) -> Tensor:
-        return model.encode_text(tokenizer(texts)) * factor
+    def encode_text(clip: Any, texts: list[str]) -> Tensor:
+        return clip.encode_text(tokenizer(texts)) * factor
 
-    clip = find_clip(shapes_vit, encode_image=encode_image, encode_text=encode_text)
+    clip = find_clip(model, encode_image=encode_image, encode_text=encode_text)
     prepared = ProbeSet([(draw_scenes(1).images[0], "a red circle")]).prepare(clip)
     kept = KeptTexts()
     before = kept(clip, prepared).clone()

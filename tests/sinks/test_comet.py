@@ -21,7 +21,8 @@ def test_comet_gets_metrics_images_and_report(tmp_path: Path) -> None:
         messages = [json.loads(line) for line in file.read("messages.json").splitlines()]
     payloads = [message["payload"] for message in messages]
     drift = [each["metric"] for each in payloads if (each.get("metric") or {}).get("metricName") == "clipcam/drift"]
-    assert [metric["step"] for metric in drift] == STEPS
+    # Comet's client keeps one step for all threads: a loss that is logged meanwhile may set it to that of its batch.
+    assert [metric["step"] for metric in drift] == pytest.approx(STEPS, abs=1)
     assert callback.report is not None
     assert drift[-1]["metricValue"] == pytest.approx(callback.report.drift)
     text = json.dumps(payloads)
