@@ -241,15 +241,13 @@ def verdicts(rows: Sequence[Overhead], growth: Growth) -> list[Verdict]:
             judged.append(Verdict(where, share, f"{row.tower:.0%}", row.tower >= TOWER_SHARE))
     where, spread = f"{growth.probes} probes", max(growth.resident) - min(growth.resident)
     size = f"event file: at most {KILOBYTES:g} kB per probe and evaluation"
-    memory = (
-        f"resident memory from the first to the last quarter of {growth.evaluations} evaluations: within "
-        f"±{MEGABYTES:g} MB"
-    )
-    moved = f"{growth.growth:+.1f} MB, in a range of {spread:.1f} MB"
+    flat = f"resident memory from evaluation {SETTLED} to {growth.evaluations}: within ±{MEGABYTES:g} MB"
+    grown = f"the same, from the median of the first quarter to that of the last: within ±{MEGABYTES:g} MB"
     return [
         *judged,
         Verdict(where, size, f"{growth.kilobytes:.1f}", growth.kilobytes <= KILOBYTES),
-        Verdict(where, memory, moved, abs(growth.growth) <= MEGABYTES),
+        Verdict(where, flat, f"range {spread:.1f} MB", spread <= 2 * MEGABYTES),
+        Verdict(where, grown, f"{growth.growth:+.1f} MB", abs(growth.growth) <= MEGABYTES),
     ]
 
 

@@ -166,7 +166,7 @@ class Snapshot(Shown):
 
     @property
     def map_agreement(self) -> str:
-        """How many maps are on the objects, by their masks, or agree with occlusion where there are none, in words."""
+        """A clause: how many maps are on their masks and, of probes without masks, how many agree with occlusion."""
         if self.map_agrees is None:
             return "it was not measured whether the maps show what the model uses"
         has_mask, facts = torch.isfinite(self.energy_inside_mask), []
