@@ -73,7 +73,7 @@ def checksum_text_tower(clip: ClipModel) -> Checksums | None:
 def _may_change_by_itself(module: nn.Module) -> bool:
     """Whether what a module computes may change without its weights: by a hook, or an adapter that is switched."""
     hooks = module._forward_hooks or module._forward_pre_hooks
-    return bool(hooks) or hasattr(module, "active_adapters") or hasattr(module, "disable_adapters")
+    return bool(hooks) or hasattr(module, "peft_config") or hasattr(module, "base_layer")  # of PEFT
 
 
 def _is_plain(value: Tensor) -> bool:

@@ -7,14 +7,16 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
-from clipcam_lightning.monitoring.texts import KeptTexts
+from clipcam_lightning.monitoring.texts import KeptTexts, checksum_text_tower
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+from tests.support.zoo import huggingface
 
 
 @pytest.fixture
@@ -128,6 +130,19 @@ def test_texts_are_not_kept_where_more_than_weights_may_decide(model: Any, kind:
     kept(clip, prepared)
 
     assert len(calls) == 2
+
+
+def test_a_frozen_model_of_transformers_is_summed() -> None:
+    assert checksum_text_tower(find_clip(huggingface.clip().requires_grad_(False))) is not None
+
+
+def test_a_model_with_adapters_is_not_summed(model: Any) -> None:
+    """Adapters are switched on and off without a change of a weight."""
+    assert checksum_text_tower(find_clip(model.requires_grad_(False))) is not None
+
+    adapted = get_peft_model(model, LoraConfig(target_modules=["c_fc"])).requires_grad_(False)
+
+    assert checksum_text_tower(find_clip(adapted)) is None
 
 
 def test_texts_of_functions_are_embedded_each_time(model: Any) -> None:
