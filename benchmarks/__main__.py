@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 BENCHMARKS = (
-    "gallery", "coverage", "overhead", "tensorboard_tab", "ranks", "speed", "localisation", "default_maps",
+    "gallery", "coverage", "overhead", "scale", "tensorboard_tab", "ranks", "speed", "localisation", "default_maps",
     "drift_detection",
 )  # fmt: skip
 MINUTES = Path(__file__).with_name("minutes.json")  # of each benchmark, when it last ran to its end

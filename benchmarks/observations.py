@@ -61,10 +61,12 @@ class Observations:
         """
         prompts, names = (tuple(map(str, each)) for each in (self.classes.tolist(), range(len(self.classes))))
         by, unknown = 0 if masks else 1, torch.full((len(names),), torch.nan)
+        present, classes = self.classes.unique(return_inverse=True)
+        images = torch.arange(len(names))  # all are different
         snapshots = []
         for epoch, maps in enumerate(self.maps):
             similarity = self.cosines[epoch].gather(1, self.classes[:, None])[:, 0]
-            background = score_background(self.without_object[by, epoch][:, self.classes], similarity, prompts)
+            background = score_background(self.without_object[by, epoch][:, present], similarity, classes, images)
             named = self.transplants[by, epoch][..., self.classes].argmax(2).where(self.donors[by] != NONE, NONE)
             snapshots.append(
                 Snapshot(

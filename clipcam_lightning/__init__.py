@@ -64,7 +64,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     )
     from clipcam_lightning.visualization.contact_sheet import contact_sheet as contact_sheet
     from clipcam_lightning.visualization.panels import probe_panel as probe_panel
-    from clipcam_lightning.visualization.report import html_report as html_report
+    from clipcam_lightning.visualization.report import html_pages as html_pages, html_report as html_report
 else:  # for Python; type checkers skip it, so that they report an unknown name
     _NAMES = {
         "analysis.confusion": ("Confusion", "confusions"),
@@ -109,7 +109,7 @@ else:  # for Python; type checkers skip it, so that they report an unknown name
         "visualization.analysis_panels": ("confusion_panel", "sensitivity_panel"),
         "visualization.contact_sheet": ("contact_sheet",),
         "visualization.panels": ("probe_panel",),
-        "visualization.report": ("html_report",),
+        "visualization.report": ("html_pages", "html_report"),
     }
     _MODULES = {name: module for module, names in _NAMES.items() for name in names}
     __all__ = list(_MODULES)

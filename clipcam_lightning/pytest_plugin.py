@@ -248,11 +248,12 @@ class CamRegression:
     def _write_page(self, evaluation: "Evaluation", file: "UPath") -> "UPath":
         """Write the comparison as an HTML page, outside the project unless the user names a folder."""
         from clipcam_lightning.storage.atomic import write_atomically
-        from clipcam_lightning.visualization.report import html_report
+        from clipcam_lightning.visualization.report import html_pages
 
         page = self._report_folder() / f"{file.stem}.html"
         try:
-            write_atomically(page, html_report(evaluation.baseline, evaluation.snapshot, evaluation.report).encode())
+            for path, html in html_pages(evaluation.baseline, evaluation.snapshot, evaluation.report, page.name):
+                write_atomically(page.parent / path, html.encode())
         except OSError as error:
             _fail(f"the report {page} cannot be written: {error.strerror or error}")
         return page

@@ -37,20 +37,16 @@ def fill_regions(images: Float[Tensor, "n 3 y x"], regions: Bool[Tensor, "n y x"
 
 
 def transplant(
-    grounds: Float[Tensor, "n 3 y x"],
-    images: Float[Tensor, "m 3 y x"],
-    objects: Bool[Tensor, "m y x"],
-    donors: Int[Tensor, "n"],
+    grounds: Float[Tensor, "n 3 y x"], donors: Float[Tensor, "n 3 y x"], objects: Bool[Tensor, "n y x"]
 ) -> Float[Tensor, "n 3 y x"]:
-    """Put the object of one donor on each ground, at its own place.
+    """Put the object of one image on each ground, at its own place.
 
     Args:
         grounds: preprocessed, without their own objects.
-        images: of the donors.
-        objects: pixels of the donors' objects.
-        donors: one per ground.
+        donors: the images with the objects, one per ground.
+        objects: their pixels.
     """
-    return torch.where(objects[donors][:, None], images[donors], grounds)
+    return torch.where(objects[:, None], donors, grounds)
 
 
 def choose_windows(maps: Float[Tensor, "n h w"]) -> Int[Tensor, "n k"]:

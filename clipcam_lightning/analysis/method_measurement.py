@@ -253,7 +253,7 @@ class MethodBench:
 
     def _measure_margins(self, maps: Float[Tensor, "n h w"]) -> tuple[float, float, float]:
         """Average the margins over the curves of insertion and of deletion, and those in the spotlight."""
-        images, maps = self.prepared.images, maps.nan_to_num(0)
+        images, maps = self.prepared.images[:], maps.nan_to_num(0)
         with evaluation_mode(self.clip.module), self.clip.tower.native():
             deletion, insertion = perturbation_curves(self._compute_margins, images, maps)
             spotlight = self._compute_margins(show_spotlight(images, maps))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clipcam_lightning.cam.capture import AttentionCapture
+from clipcam_lightning.cam.compact_images import CompactImages
 from clipcam_lightning.cam.decoding import Images, list_images
 from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.explained_images import ExplainedImages
@@ -130,7 +131,12 @@ def explain(
 
 
 def explain_clip(
-    clip: ClipModel, images: Images, prompts: Prompts, settings: MapSettings, *, checkpointing: bool = False
+    clip: ClipModel,
+    images: Images | CompactImages,
+    prompts: Prompts,
+    settings: MapSettings,
+    *,
+    checkpointing: bool = False,
 ) -> Explanation:
     """Explain images with a CLIP that was found and settings that were checked.
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipcam_lightning.cam.compact_images import CompactImages
 from clipcam_lightning.cam.decoding import Images, list_images
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.towers.tower import Tower
@@ -17,7 +18,9 @@ from clipcam_lightning.errors import ClipCamWarning, ConfigError
 MAX_NORMALISED = 20  # no model in use normalises with a standard deviation below 0.05
 
 
-def group_by_size(clip: ClipModel, images: Images) -> list[tuple[list[int], Float[Tensor, "b 3 y x"]]]:
+def group_by_size(
+    clip: ClipModel, images: Images | CompactImages
+) -> list[tuple[list[int], Float[Tensor, "b 3 y x"] | CompactImages]]:
     """Convert images to model input and stack those of each size.
 
     Args:
@@ -33,6 +36,11 @@ def group_by_size(clip: ClipModel, images: Images) -> list[tuple[list[int], Floa
     Warns:
         ClipCamWarning: they are float pixels that were not normalised.
     """
+    if isinstance(images, CompactImages):
+        require_size(clip.tower, (images.shape[-2], images.shape[-1]))
+        if images.normalisation is None:
+            _check_values(images.values)
+        return [(list(range(len(images))), images)]
     if isinstance(images, Mapping):
         images = clip.tower.unpack(images)
     if isinstance(images, Tensor) and images.ndim == 4:
@@ -45,11 +53,11 @@ def group_by_size(clip: ClipModel, images: Images) -> list[tuple[list[int], Floa
         groups = [(indices, torch.stack([converted[i] for i in indices])) for indices in indices_of.values()]
     for _, stacked in groups:
         _check(clip, stacked)
-    return groups
+    return [*groups]
 
 
 def compute_scaled_sizes(
-    tower: Tower, images: Float[Tensor, "b 3 y x"], scales: Sequence[float]
+    tower: Tower, images: Float[Tensor, "b 3 y x"] | CompactImages, scales: Sequence[float]
 ) -> list[tuple[int, int]]:
     """Compute the image size at each of ``scales``, in whole cells of the tower's grid.
 
@@ -115,6 +123,10 @@ def _check(clip: ClipModel, images: Tensor) -> None:
             "[height, width, 3]."
         )
     require_size(clip.tower, (images.shape[-2], images.shape[-1]))
+    _check_values(images)
+
+
+def _check_values(images: Float[Tensor, "n 3 y x"]) -> None:
     low, high = torch.stack(images.detach().aminmax()).tolist()  # NaN if any value is
     if not (math.isfinite(low) and math.isfinite(high)):
         not_finite = [i for i, image in enumerate(images) if not image.isfinite().all()]
@@ -126,5 +138,5 @@ def _check(clip: ClipModel, images: Tensor) -> None:
             f"a float tensor of images reaches {max(-low, high):.0f}, so it was not normalised as the model "
             "expects; give files, PIL images or uint8 arrays, which go through the model's own preprocessing.",
             ClipCamWarning,
-            stacklevel=2,
+            stacklevel=3,
         )

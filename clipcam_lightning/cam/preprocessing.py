@@ -76,6 +76,11 @@ class Preprocessing:
         return cls(PreprocessCfg(**{**config, "size": input_size}))
 
     @property
+    def normalisation(self) -> Normalisation:
+        """Mean and standard deviation of each channel."""
+        return tuple(self.config.mean), tuple(self.config.std)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the model's input in pixels."""
         height, width = self.config.input_size[1:]
@@ -138,7 +143,7 @@ class Preprocessing:
             ConfigError: an image cannot be used, or model input has several sizes.
         """
         images = self.batch(images).detach().float().cpu()
-        own = tuple(self.config.mean), tuple(self.config.std)
+        own = self.normalisation
         restored = next((each for each in _restorations(images, own) if _is_of_bytes(each)), None)
         if restored is None:  # resampled or augmented as floats
             restored = next((each for each in _restorations(images, own) if _fits(each).all()), _restore(images, own))

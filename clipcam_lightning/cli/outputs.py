@@ -80,6 +80,23 @@ def write_file(file: UPath, content: bytes) -> None:
     Output().print(f"wrote {sanitize(str(file))}", soft_wrap=True)
 
 
+def write_pages(file: UPath, pages: Iterable[tuple[str, str]]) -> None:
+    """Write the pages of a report, and print the name of the first.
+
+    Args:
+        file: the first page, which comes last.
+        pages: path, relative to the folder of the first page, and HTML of each.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
+    for path, html in pages:
+        place = file.parent / path
+        with writing(place):
+            write_atomically(place, html.encode())
+    Output().print(f"wrote {sanitize(str(file))}", soft_wrap=True)
+
+
 def _check_store(folder: UPath) -> None:
     with _reachable(folder):
         if is_file(folder):

@@ -7,7 +7,7 @@ from typing import Any
 from upath import UPath
 
 from clipcam_lightning.cam.arguments import suggest
-from clipcam_lightning.cli.outputs import check_outputs, write_file
+from clipcam_lightning.cli.outputs import check_outputs, write_file, write_pages
 from clipcam_lightning.cli.reports import DRIFTED, PASSED, print_table
 from clipcam_lightning.cli.terminal import Output, sanitize, warn
 from clipcam_lightning.errors import ConfigError
@@ -49,7 +49,7 @@ def _report(options: Any) -> int:
     print_table(output, recorded.last.report)
     _print_verdict(output, recorded)
     if html is not None:
-        write_file(html, run_report(recorded, first=options.probe or "").encode())
+        write_pages(html, run_report(recorded, html.name, first=options.probe or ""))
     if options.json is not None:
         write_file(options.json, _to_json(run_as_json(recorded)))
     animation = animate(recorded, probe) if options.gif is not None or options.mp4 is not None else None
@@ -72,7 +72,7 @@ def _compare(options: Any) -> int:
         _print_verdict(output, recorded, f"{recorded.folder}: ")
     output.print(sanitize(str(comparison)), style="bold", soft_wrap=True)
     if html is not None:
-        write_file(html, comparison_report(comparison).encode())
+        write_pages(html, comparison_report(comparison, html.name))
     if options.json is not None:
         write_file(options.json, _to_json(comparison_as_json(comparison)))
     return DRIFTED if any(each.last.report.alarm for each in comparison.runs) else PASSED

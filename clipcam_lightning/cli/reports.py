@@ -6,14 +6,14 @@ from textwrap import fill
 from rich.table import Table
 from upath import UPath
 
-from clipcam_lightning.cli.outputs import write_file, writing
+from clipcam_lightning.cli.outputs import write_file, write_pages, writing
 from clipcam_lightning.cli.terminal import TEXT_WIDTH, Output, sanitize
 from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.report_json import report_as_json
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.visualization.report import METRICS, format_metrics, html_report
+from clipcam_lightning.visualization.report import METRICS, format_metrics, html_pages
 
 PASSED, DRIFTED = 0, 1
 ROWS = 40  # probes in the table; more would scroll the verdict off the screen
@@ -73,7 +73,7 @@ def write_reports(
     if json_file is not None:
         write_file(json_file, json.dumps(report_as_json(report), indent=2, allow_nan=False).encode())
     if html_file is not None:
-        write_file(html_file, html_report(baseline, snapshot, report).encode())
+        write_pages(html_file, html_pages(baseline, snapshot, report, html_file.name))
 
 
 def _make_table(report: DriftReport) -> Table:

@@ -4,8 +4,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from clipcam_lightning.analysis.interventions import (
     choose_windows,
@@ -16,6 +17,7 @@ from clipcam_lightning.analysis.interventions import (
     window_drops,
     window_saliency,
 )
+from clipcam_lightning.cam.compact_images import parts
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.monitoring.explainer import Explainer
@@ -68,51 +70,60 @@ def observe_background(
         prompts: of the probes; probes with equal ones are one class.
         objects: pixels of the objects.
     """
-    embedded = explainer.embed_images(fill_regions(prepared.images, objects))
-    return score_background(embedded @ texts[:, 0].float().cpu().T, similarity, prompts, image_keys(prepared))
+    images = prepared.images
+    embedded = [explainer.embed_images(fill_regions(images[part], objects[part])) for part in parts(len(images))]
+    numbers, firsts = number_equal(prompts)
+    cosines = torch.cat(embedded) @ texts[firsts, 0].float().cpu().T
+    return score_background(cosines, similarity, numbers, number_equal(image_keys(prepared))[0])
 
 
 def image_keys(prepared: PreparedProbes) -> list[int]:
     """Get what tells the images of the probes apart: equal for equal images."""
-    return [hash(image.numpy().tobytes()) for image in prepared.images]
+    return [hash(image.numpy().tobytes()) for image in prepared.images.values]
+
+
+def number_equal(values: Sequence[Hashable]) -> tuple[Int[Tensor, "n"], list[int]]:
+    """Number values from 0, equal ones alike.
+
+    Returns:
+        The number of each value, and where each number first occurs.
+    """
+    firsts: dict[Hashable, int] = {}
+    for i, value in enumerate(values):
+        firsts.setdefault(value, i)
+    numbers = {value: number for number, value in enumerate(firsts)}
+    return torch.tensor([numbers[value] for value in values], device="cpu"), [*firsts.values()]
 
 
 def score_background(
-    cosines: Float[Tensor, "n n"],
-    similarity: Float[Tensor, "n"],
-    prompts: Sequence[str],
-    images: Sequence[Hashable] = (),
+    cosines: Float[Tensor, "n p"], similarity: Float[Tensor, "n"], prompts: Int[Tensor, "n"], images: Int[Tensor, "n"]
 ) -> Background:
     """Score images without their objects.
 
     Args:
-        cosines: of each image without its object with the prompt of each probe.
+        cosines: of each image without its object with each prompt.
         similarity: of each whole image with its own prompt.
-        prompts: of the probes.
-        images: of the probes, or what tells them apart; by default all are different. Probes of one image are not
-            compared with each other: the objects of the other prompts are still there.
+        prompts: the number of each probe's prompt.
+        images: a number of each probe's image, equal for equal ones. Probes of one image are not compared with each
+            other: the objects of the other prompts are still there.
     """
-    have_other_prompts, others = _differ(prompts), _differ(prompts) & _differ(images or range(len(prompts)))
-    counts = others.sum(0)
-    margins = torch.stack([cosines[:, i] - _best(cosines, which) for i, which in enumerate(have_other_prompts)], dim=1)
-    own, known = margins.diagonal(), counts >= MIN_OTHERS
-    margins = torch.where(others, margins, 0.0)
-    mean = margins.sum(0) / counts
-    spread = (torch.where(others, margins - mean, 0.0).square().sum(0) / counts).sqrt()
-    score = (own - mean) / (spread + MIN_SPREAD)
-    contrast = similarity - torch.where(others, cosines, 0.0).sum(0) / counts
-    return Background(*(each.where(known, torch.nan) for each in (score, (own > 0).float(), contrast)))
-
-
-def _differ(values: Sequence[Hashable]) -> Bool[Tensor, "n n"]:
-    numbers = {value: i for i, value in enumerate(values)}
-    numbered = torch.tensor([numbers[value] for value in values], device="cpu")
-    return numbered[:, None] != numbered
-
-
-def _best(cosines: Float[Tensor, "n p"], which: Bool[Tensor, "p"]) -> Float[Tensor, "n"]:
-    """The highest of some columns; NaN if there are none."""
-    return cosines[:, which].amax(1) if which.any() else torch.full_like(cosines[:, 0], torch.nan)
+    # The nearest other prompt is the nearest of all, or the second where the own one is the nearest.
+    nearest, ranked = F.pad(cosines, (0, 1), value=-torch.inf).topk(2, dim=1)
+    columns = []
+    for part in parts(len(cosines)):  # one column per probe: all together would be a large matrix
+        own = prompts[part]
+        values = cosines[:, own]
+        margins = values - torch.where(ranked[:, :1] == own, nearest[:, 1:], nearest[:, :1])
+        others = (prompts[:, None] != own) & (images[:, None] != images[part])
+        counts = others.sum(0)
+        mean = torch.where(others, margins, 0.0).sum(0) / counts
+        spread = (torch.where(others, margins - mean, 0.0).square().sum(0) / counts).sqrt()
+        margin = margins[part].diagonal()
+        score = (margin - mean) / (spread + MIN_SPREAD)
+        contrast = similarity[part] - torch.where(others, values, 0.0).sum(0) / counts
+        known = counts >= MIN_OTHERS
+        columns.append(torch.stack([each.where(known, torch.nan) for each in (score, (margin > 0).float(), contrast)]))
+    return Background(*torch.cat(columns, dim=1))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,8 +158,9 @@ def find_objects(
     """
     pixels = prepared.masks.clone()
     agrees = metrics.energy_inside(maps, pixels) > MIN_CONCENTRATION * pixels.float().mean((1, 2))
-    rows = (~prepared.has_mask).nonzero()[:, 0]
-    if len(rows):
+    without_mask = (~prepared.has_mask).nonzero()[:, 0]
+    for part in parts(len(without_mask)):
+        rows = without_mask[part]
         images = prepared.images[rows]
         windows = choose_windows(maps[rows])
         drops = window_drops(images, texts[rows, 0].float().cpu(), explainer.embed_images, windows)

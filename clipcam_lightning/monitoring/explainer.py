@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipcam_lightning.cam.compact_images import CompactImages
 from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
@@ -21,6 +22,8 @@ from clipcam_lightning.errors import ClipCamError
 
 # torch's CPU allocator raises a plain RuntimeError; these words in its message mark it as out of memory.
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")
+
+ModelInput: TypeAlias = Float[Tensor, "n 3 y x"] | CompactImages
 
 T = TypeVar("T")
 
@@ -40,11 +43,11 @@ class Explainer(Protocol):
     @property
     def settings(self) -> MapSettings: ...  # noqa: D102
 
-    def __call__(self, images: Float[Tensor, "n 3 y x"], prompts: Prompts) -> Explanation:
+    def __call__(self, images: ModelInput, prompts: Prompts) -> Explanation:
         """Explain preprocessed images, each with its own prompts."""
         ...
 
-    def embed_images(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+    def embed_images(self, images: ModelInput) -> Float[Tensor, "n d"]:
         """Embed preprocessed images as unit vectors in float32, on the CPU."""
         ...
 
@@ -61,18 +64,16 @@ class LocalExplainer:
     clip: ClipModel
     settings: MapSettings = field(default_factory=MapSettings)
 
-    def __call__(self, images: Float[Tensor, "n 3 y x"], prompts: Prompts) -> Explanation:
+    def __call__(self, images: ModelInput, prompts: Prompts) -> Explanation:
         """Explain the images in batches that fit into memory."""
         return explain_within_memory(self.clip, images, prompts, self.settings)
 
-    def embed_images(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+    def embed_images(self, images: ModelInput) -> Float[Tensor, "n d"]:
         """Embed the images in batches that fit into memory."""
         return embed_within_memory(self.clip, images, self.settings)
 
 
-def explain_within_memory(
-    clip: ClipModel, images: Float[Tensor, "n 3 y x"], prompts: Prompts, settings: MapSettings
-) -> Explanation:
+def explain_within_memory(clip: ClipModel, images: ModelInput, prompts: Prompts, settings: MapSettings) -> Explanation:
     """Explain in batches that fit into memory: each time memory runs out, try again with half as many images per pass.
 
     Args:
@@ -92,9 +93,7 @@ def explain_within_memory(
     )
 
 
-def embed_within_memory(
-    clip: ClipModel, images: Float[Tensor, "n 3 y x"], settings: MapSettings
-) -> Float[Tensor, "n d"]:
+def embed_within_memory(clip: ClipModel, images: ModelInput, settings: MapSettings) -> Float[Tensor, "n d"]:
     """Embed images as unit vectors, in batches that fit into memory.
 
     Args:

@@ -122,7 +122,7 @@ class Monitor:
         number = self.history[-1].number + 1 if self.history else 0
         self.history = thinned([*self.history, HistoryEntry.of(snapshot, report, number)])
         self.last = Evaluation(
-            pixels=clip.preprocessing.pixels(prepared.images),
+            pixels=prepared.images.pixels(clip.preprocessing),
             masks=[mask if has else None for mask, has in zip(prepared.masks, prepared.has_mask, strict=True)],
             snapshot=snapshot,
             baseline=baseline,

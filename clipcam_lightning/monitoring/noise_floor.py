@@ -64,7 +64,7 @@ def harmless_drifts(
     with evaluation_mode(explainer.clip.module), torch.no_grad():
         texts = prepared.embed_texts(explainer.clip)
     drifts = []
-    for images in changed_images(prepared.images):
+    for images in changed_images(prepared.images[:]):
         changed = explainer(images, texts).maps[:, 0].cpu()
         drifts.append(1 - metrics.correlation(maps, changed))
     return torch.stack([*drifts, *_paraphrased_drifts(explainer, prepared, maps)])

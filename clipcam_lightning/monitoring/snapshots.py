@@ -77,7 +77,7 @@ def complete_baseline(
     Returns:
         The baseline, and why its noise floor is unknown; empty if it was measured.
     """
-    pixels = explainer.clip.preprocessing.pixels(prepared.images).permute(0, 2, 3, 1).numpy()
+    pixels = prepared.images.pixels(explainer.clip.preprocessing).permute(0, 2, 3, 1).numpy()
     found = find_objects(explainer, prepared, texts, snapshot.maps)
     donors = choose_donors(snapshot.prompts, image_keys(prepared), found.pixels)
     snapshot = replace(

@@ -10,7 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipcam_lightning.analysis.interventions import EmbedImages, fill_regions, transplant
+from clipcam_lightning.cam.compact_images import CompactImages, parts
 from clipcam_lightning.drift.transplants import NONE
+from clipcam_lightning.monitoring.background import number_equal
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.probes.prepared import PreparedProbes
 
@@ -32,21 +34,23 @@ def choose_donors(
     Returns:
         Numbers of probes; ``-1`` where there are too few with an object, or the ground's own object is unknown.
     """
-    known = objects.flatten(1).any(1).nonzero()[:, 0].tolist()
-    known.sort(key=lambda j: (prompts[j], j))
+    known = sorted(objects.flatten(1).any(1).nonzero()[:, 0].tolist(), key=lambda j: (prompts[j], j))
+    ordered = torch.tensor(known, dtype=torch.int64, device="cpu")
+    prompt_of, image_of = (number_equal(values)[0] for values in (prompts, images))
     grounds = Counter(prompts[i] for i in known)
     ranks: dict[str, Iterator[int]] = defaultdict(itertools.count)
     firsts: dict[str, int] = {}
     donors = torch.full((len(prompts), TRANSPLANTS), NONE, device="cpu")
     for i in known:
-        others = [j for j in known if prompts[j] != prompts[i] and images[j] != images[i]]
+        differ = (prompt_of[ordered] != prompt_of[i]) & (image_of[ordered] != image_of[i])
+        others = ordered[differ]
         count = min(TRANSPLANTS, math.ceil(PER_PROMPT / grounds[prompts[i]]), len(others))
         # Each prompt starts elsewhere, so that all objects are used about equally often; and so does each of its
         # grounds, so that together they get objects of all other prompts.
         first, rank = firsts.setdefault(prompts[i], i), next(ranks[prompts[i]])
         start = first + rank * len(others) // max(1, count * grounds[prompts[i]])
-        chosen = [others[(start + k * len(others) // count) % len(others)] for k in range(count)]
-        donors[i, :count] = torch.tensor(chosen, dtype=torch.int64, device="cpu")
+        chosen = [(start + k * len(others) // count) % len(others) for k in range(count)]
+        donors[i, :count] = others[chosen]
     return donors
 
 
@@ -71,12 +75,13 @@ def name_transplants(
     """
     if (donors == NONE).all():
         return donors
-    embedded = embed_transplants(prepared.images, objects, donors, explainer.embed_images)
-    return (embedded @ texts[:, 0].float().cpu().T).argmax(2).where(donors != NONE, NONE)
+    embedded, candidates = embed_transplants(prepared.images, objects, donors, explainer.embed_images), texts[:, 0]
+    named = [(embedded[part] @ candidates.float().cpu().T).argmax(2) for part in parts(len(embedded))]
+    return torch.cat(named).where(donors != NONE, NONE)
 
 
 def embed_transplants(
-    images: Float[Tensor, "n 3 y x"],
+    images: Float[Tensor, "n 3 y x"] | CompactImages,
     objects: Bool[Tensor, "n y x"],
     donors: Int[Tensor, "n k"],
     embed: EmbedImages,
@@ -86,15 +91,19 @@ def embed_transplants(
     Args:
         images: of the probes.
         objects: pixels of the objects.
-        donors: whose object is put on each ground; where it is ``-1``, the result is 0.
+        donors: whose object is put on each ground, at least one; where it is ``-1``, the result is 0.
         embed: embeds images.
     """
-    grounds, columns = fill_regions(images, objects), []
-    for column in donors.unbind(1):
-        rows = (column != NONE).nonzero()[:, 0]
-        if len(rows):
-            embedded = embed(transplant(grounds[rows], images, objects, column[rows]))
-            columns.append(embedded.new_zeros(len(images), embedded.shape[1]).index_copy(0, rows, embedded))
-        else:
-            columns.append(torch.zeros_like(columns[-1]))
-    return torch.stack(columns, dim=1)
+    embedded: Tensor | None = None
+    for part in parts(len(images)):
+        grounds = fill_regions(images[part], objects[part])
+        for k, column in enumerate(donors[part].unbind(1)):
+            rows = (column != NONE).nonzero()[:, 0]
+            if len(rows):
+                given = column[rows]
+                found = embed(transplant(grounds[rows], images[given], objects[given]))
+                if embedded is None:
+                    embedded = found.new_zeros(*donors.shape, found.shape[1])
+                embedded[part.start + rows, k] = found
+    assert embedded is not None  # there is at least one donor
+    return embedded

@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipcam_lightning.cam.compact_images import CompactImages
 from clipcam_lightning.cam.images import require_size
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.representation import short_repr
-from clipcam_lightning.errors import ConfigError, ProbeError
+from clipcam_lightning.errors import ConfigError, ProbeError, abridge
 from clipcam_lightning.probes.probe import LoadedProbe, TokensLike, name_tokens
 
 
@@ -23,13 +24,13 @@ class PreparedProbes:
     """Probes as the input of one model.
 
     Attributes:
-        images: preprocessed pixels, on the CPU.
+        images: model input, on the CPU.
         texts: per probe one prompt or its tokens, to be embedded, or an embedding.
         masks: at the size of ``images``; all ``False`` where a probe has no mask.
         has_mask: whether each probe has a mask.
     """
 
-    images: Float[Tensor, "n 3 y x"]
+    images: CompactImages
     texts: list[str | TokensLike | Float[Tensor, "d"]]
     masks: Bool[Tensor, "n y x"]
     has_mask: Bool[Tensor, "n"]
@@ -40,7 +41,7 @@ class PreparedProbes:
         """Keep some of the probes, by their numbers."""
         chosen = list(rows)
         return PreparedProbes(
-            self.images[chosen], [self.texts[i] for i in chosen], self.masks[chosen], self.has_mask[chosen]
+            self.images.select(chosen), [self.texts[i] for i in chosen], self.masks[chosen], self.has_mask[chosen]
         )
 
     def embed_texts(self, clip: ClipModel) -> Float[Tensor, "n 1 d"]:
@@ -78,15 +79,13 @@ def prepare_probes(probes: Sequence[LoadedProbe], clip: ClipModel) -> PreparedPr
     lengths = {probe.name: len(name_tokens(probe.tokens)["input_ids"]) for probe in probes if probe.tokens is not None}
     if len(set(lengths.values())) > 1:
         raise ProbeError(f"all token ids must have the same length (got {lengths}).")
-    images = [_prepare_image(probe, clip) for probe in probes]
-    if len({image.shape for image in images}) > 1:
-        sizes = {probe.name: f"{image.shape[1]}x{image.shape[2]}" for probe, image in zip(probes, images, strict=True)}
-        raise ProbeError(f"all probes must have one size after preprocessing (got {sizes}).")
-    height, width = images[0].shape[1:]
+    size = _require_one_size(probes, clip)
+    preprocessing = clip.preprocessing
+    images = (preprocessing.image(probe.image) for probe in probes)  # one by one: as floats they are large
     return PreparedProbes(
-        images=torch.stack(images),
+        images=CompactImages.of(images, len(probes), preprocessing.normalisation),
         texts=[_get_text(probe) for probe in probes],
-        masks=torch.stack([_prepare_mask(probe, clip.preprocessing, (height, width)) for probe in probes]),
+        masks=torch.stack([_prepare_mask(probe, preprocessing, size) for probe in probes]),
         has_mask=torch.tensor([probe.mask is not None for probe in probes], device="cpu"),
     )
 
@@ -114,15 +113,27 @@ def _embed(clip: ClipModel, form: object, texts: list[Any]) -> Float[Tensor, "n 
     return clip.embed_tokens({name: torch.stack([text[name] for text in texts]) for name in texts[0]})
 
 
-def _prepare_image(probe: LoadedProbe, clip: ClipModel) -> Float[Tensor, "3 y x"]:
-    if not isinstance(probe.image, Tensor):
-        return clip.preprocessing.image(probe.image)
-    height, width = probe.image.shape[1:]
-    try:
-        require_size(clip.tower, (height, width))
-    except ConfigError as error:
-        raise ProbeError(f"probe {probe.name!r} holds preprocessed pixels of {height}x{width}: {error}") from error
-    return probe.image
+def _require_one_size(probes: Sequence[LoadedProbe], clip: ClipModel) -> tuple[int, int]:
+    """Return height and width that all probes have as model input.
+
+    Raises:
+        ProbeError: the model does not take them, or there are several.
+    """
+    sizes = {}
+    for probe in probes:
+        sizes[probe.name] = clip.preprocessing.size
+        if isinstance(probe.image, Tensor):
+            height, width = sizes[probe.name] = probe.image.shape[1], probe.image.shape[2]
+            try:
+                require_size(clip.tower, (height, width))
+            except ConfigError as error:
+                raise ProbeError(
+                    f"probe {probe.name!r} holds preprocessed pixels of {height}x{width}: {error}"
+                ) from error
+    if len(set(sizes.values())) > 1:
+        got = {name: f"{height}x{width}" for name, (height, width) in sizes.items()}
+        raise ProbeError(f"all probes must have one size after preprocessing (got {abridge(str(got))}).")
+    return next(iter(sizes.values()))
 
 
 def _prepare_mask(probe: LoadedProbe, preprocessing: Preprocessing, size: tuple[int, int]) -> Bool[Tensor, "y x"]:

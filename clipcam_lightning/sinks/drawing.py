@@ -3,7 +3,7 @@
 import io
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
@@ -16,7 +16,7 @@ from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.visualization.contact_sheet import contact_sheet
 from clipcam_lightning.visualization.page import load_page
 from clipcam_lightning.visualization.panels import probe_panel
-from clipcam_lightning.visualization.report import PAGE, html_report
+from clipcam_lightning.visualization.report import ILLUSTRATED, PAGE, html_pages, html_report
 
 LOGGED_COLUMNS = 4  # of contact sheets in loggers, which show them small and keep that of every evaluation
 PNG_LEVEL = 1  # 12 % larger than level 6, in 25 % of the time
@@ -88,9 +88,21 @@ class Drawings:
 
     @property
     def report(self) -> str:
-        """The HTML report."""
+        """The HTML report in one page."""
         evaluation = self.evaluation
         return self._once("report", lambda: html_report(evaluation.baseline, evaluation.snapshot, evaluation.report))
+
+    def report_pages(self, file: str) -> Iterator[tuple[str, str]]:
+        """Yield path and HTML of each page of the report; of few probes it is the same as :attr:`report`.
+
+        Args:
+            file: name of the first page.
+        """
+        evaluation = self.evaluation
+        if len(evaluation.report.probes) <= ILLUSTRATED:
+            yield file, self.report
+        else:
+            yield from html_pages(evaluation.baseline, evaluation.snapshot, evaluation.report, file)
 
     def _once(self, name: str, draw: Callable[[], T]) -> T:
         with self._lock:

@@ -117,5 +117,5 @@ class ImageFileSink(Sink):
         write_atomically(self.folder.path / CONTACT_SHEET, sheet)
 
     def _write_report(self, evaluation: Evaluation) -> None:
-        report = self.draw(evaluation).report.encode()
-        write_atomically(self.folder.path / REPORT, report)
+        for path, html in self.draw(evaluation).report_pages(REPORT):
+            write_atomically(self.folder.path / path, html.encode())

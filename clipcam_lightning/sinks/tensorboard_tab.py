@@ -69,7 +69,8 @@ class TabSink(Sink):
             for name, map_ in zip(snapshot.names, maps, strict=True)
         ]
         notes = sorted({_note(probe) for probe in evaluation.report.probes} - {""})
-        table = np.array([[*_metrics(probe), _index(notes, probe)] for probe in evaluation.report.probes], np.float32)
+        numbers = {note: i for i, note in enumerate(notes)} | {"": -1}
+        table = np.array([[*_metrics(probe), numbers[_note(probe)]] for probe in evaluation.report.probes], np.float32)
         values.append(events.array_value(self._tag(events.METRICS), np.column_stack([table, scale])))
         report = evaluation.report
         grounds = list_grounds(evaluation.baseline, snapshot, report) if report.alarm else []
@@ -168,10 +169,6 @@ def _note(probe: ProbeDrift) -> str:
     return probe.reason or ("" if probe.has_valid_baseline else f"the map of its baseline is {probe.baseline_state}")
 
 
-def _index(notes: list[str], probe: ProbeDrift) -> int:
-    return notes.index(_note(probe)) if _note(probe) else -1
-
-
 def _encode_image(pixels: UInt8[Tensor, "3 y x"]) -> bytes:
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC)
@@ -188,7 +185,7 @@ def _encode_mask(mask: Bool[Tensor, "y x"]) -> bytes:
 
 def _encode_ground(evaluation: Evaluation, ground: Ground) -> bytes:
     """Draw the tiles of a ground side by side."""
-    tiles = draw_ground(evaluation.pixels, evaluation.baseline, ground)
+    tiles = draw_ground(evaluation.pixels.__getitem__, evaluation.baseline, ground)
     for tile in tiles:
         tile.thumbnail((GROUND_SIDE, GROUND_SIDE), Image.Resampling.BICUBIC)
     width, height = tiles[0].size

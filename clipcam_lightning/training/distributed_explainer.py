@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipcam_lightning.cam.compact_images import CompactImages
 from clipcam_lightning.cam.explanation import Explanation, concatenate_parts
 from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.cam.preprocessing import Normalisation
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.texts import Prompts
 from clipcam_lightning.errors import ClipCamError, describe_error
-from clipcam_lightning.monitoring.explainer import embed_within_memory, explain_within_memory
+from clipcam_lightning.monitoring.explainer import ModelInput, embed_within_memory, explain_within_memory
 from clipcam_lightning.training.ranks import Ranks
 
 
@@ -25,14 +27,18 @@ class _Request:
     Attributes:
         count: of the images.
         prompts: one row per image; ``None`` to embed the images instead of explaining them.
-        shape: of all images; ``None`` for those of the previous request.
-        dtype: of the images.
+        shape: of all images; ``None`` for those that were kept.
+        dtype: of their values.
+        normalisation: of values that are bytes.
+        keep: whether the images will be asked for again.
     """
 
     count: int
     prompts: Any
-    shape: tuple[int, ...] | None = None
-    dtype: torch.dtype = torch.float32
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype
+    normalisation: Normalisation | None
+    keep: bool
 
 
 class DistributedExplainer:
@@ -51,9 +57,9 @@ class DistributedExplainer:
         self.clip = clip
         self.settings = settings
         self._ranks = ranks
-        self._images: Tensor | None = None  # of the previous request: all of them on rank 0, elsewhere the own share
+        self._kept: CompactImages | None = None  # images of the probes: all on rank 0, elsewhere the own share
 
-    def __call__(self, images: Float[Tensor, "n 3 y x"], prompts: Prompts) -> Explanation:
+    def __call__(self, images: ModelInput, prompts: Prompts) -> Explanation:
         """Explain images; to be called on rank 0 while the other ranks assist."""
         parts = self._request(images, prompts)
         bounds = pairwise(accumulate((len(part.maps) for part in parts), initial=0))
@@ -62,32 +68,38 @@ class DistributedExplainer:
         together: Explanation = replace(parts[0], maps=maps, similarity=similarity, grids=grids)
         return together
 
-    def embed_images(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+    def embed_images(self, images: ModelInput) -> Float[Tensor, "n d"]:
         """Embed images; to be called on rank 0 while the other ranks assist."""
         return torch.cat(self._request(images, None))
 
     def assist(self, request: _Request) -> None:
         """Take this rank's share of a request."""
         share = self._ranks.shares(request.count)[self._ranks.index]
+        images = self._kept
         if request.shape is not None:
-            self._images = self._ranks.scatter_images(self.clip.device, request.shape, request.dtype)
-        assert self._images is not None
+            values = self._ranks.scatter_images(self.clip.device, request.shape, request.dtype)
+            images = CompactImages(values, request.normalisation)
+        assert images is not None
+        if request.keep:
+            self._kept = images
         with suppress(Exception):  # rank 0 receives the message and decides
-            self._exchange(self._images, None if request.prompts is None else request.prompts[share])
+            self._exchange(images, None if request.prompts is None else request.prompts[share])
 
-    def _request(self, images: Tensor, prompts: Any) -> list[Any]:
+    def _request(self, images: ModelInput, prompts: Any) -> list[Any]:
         """Let every rank explain or embed its share, and collect the parts of all."""
         sent = prompts.cpu() if isinstance(prompts, Tensor) else prompts
-        is_known = images is self._images
-        shape = None if is_known else tuple(images.shape)
-        self._ranks.broadcast(_Request(len(images), sent, shape, images.dtype))
-        if not is_known:
-            self._ranks.scatter_images(self.clip.device, tuple(images.shape), images.dtype, images)
-            self._images = images
+        is_known, keep = images is self._kept, isinstance(images, CompactImages)  # others are changed for one request
+        compact = images if isinstance(images, CompactImages) else CompactImages(images)
+        values, shape = compact.values, None if is_known else tuple(images.shape)
+        self._ranks.broadcast(_Request(len(images), sent, shape, values.dtype, compact.normalisation, keep))
+        if shape is not None:
+            self._ranks.scatter_images(self.clip.device, shape, values.dtype, values)
+        if keep:
+            self._kept = compact
         share = self._ranks.shares(len(images))[0]
-        return self._exchange(images[share], None if prompts is None else prompts[share])
+        return self._exchange(compact.select(share), None if prompts is None else prompts[share])
 
-    def _exchange(self, images: Tensor, prompts: Any) -> list[Any]:
+    def _exchange(self, images: ModelInput, prompts: Any) -> list[Any]:
         """Explain or embed this rank's share, and exchange it for the shares of all ranks.
 
         Raises:
@@ -108,7 +120,7 @@ class DistributedExplainer:
                 raise failure from None
             raise
 
-    def _explain(self, images: Tensor, prompts: Any) -> Explanation | Tensor:
+    def _explain(self, images: ModelInput, prompts: Any) -> Explanation | Tensor:
         if prompts is None:
             return embed_within_memory(self.clip, images, self.settings)
         part = explain_within_memory(self.clip, images, prompts, self.settings)

@@ -1,5 +1,6 @@
 """Images of the evidence: what the maps look at, and which prompts other objects get on a background."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from clipcam_lightning.visualization.drawing import TILE, enlarge
 
 CROP = 1 / 3  # of the shorter side of the image
 GROUNDS, OBJECTS = 4, 5  # of the images of transplants: rows, and objects per row
+
+PixelsOf = Callable[[list[int]], UInt8[Tensor, "n 3 y x"]]
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,12 @@ def draw_crops(
 
 
 def draw_transplants(
-    pixels: UInt8[Tensor, "n 3 y x"], baseline: Snapshot, snapshot: Snapshot, report: DriftReport
+    pixels_of: PixelsOf, baseline: Snapshot, snapshot: Snapshot, report: DriftReport
 ) -> list[GroundImages]:
     """Draw other objects on the grounds that the evidence is about, most conspicuous first.
 
     Args:
-        pixels: input of the model for all probes.
+        pixels_of: gets the images of probes by their numbers.
         baseline: with objects and donors.
         snapshot: with what the transplants are called.
         report: the comparison.
@@ -135,7 +138,7 @@ def draw_transplants(
     prompts = snapshot.prompts
     drawn = []
     for ground in list_grounds(baseline, snapshot, report):
-        empty, *images = draw_ground(pixels, baseline, ground)
+        empty, *images = draw_ground(pixels_of, baseline, ground)
         own = prompts[ground.probe]
         called = [
             (prompts[now], prompts[before]) for now, before in zip(ground.called, ground.called_before, strict=True)
@@ -174,21 +177,18 @@ def list_grounds(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) ->
     return listed
 
 
-def draw_ground(pixels: UInt8[Tensor, "n 3 y x"], baseline: Snapshot, ground: Ground) -> list[Image.Image]:
+def draw_ground(pixels_of: PixelsOf, baseline: Snapshot, ground: Ground) -> list[Image.Image]:
     """Draw a ground without its object, and then with the object of each donor.
 
     Args:
-        pixels: input of the model for all probes.
+        pixels_of: gets the images of probes by their numbers.
         baseline: with objects.
         ground: what to draw.
     """
     assert baseline.objects is not None
     own, donors = [ground.probe], ground.donors
-    empty = fill_regions(pixels[own].float(), baseline.objects[own])
-    numbers = torch.arange(len(donors), device="cpu")
-    filled = transplant(
-        empty.expand(len(donors), -1, -1, -1), pixels[donors].float(), baseline.objects[donors], numbers
-    )
+    empty = fill_regions(pixels_of(own).float(), baseline.objects[own])
+    filled = transplant(empty.expand(len(donors), -1, -1, -1), pixels_of(donors).float(), baseline.objects[donors])
     return [_draw(image) for image in torch.cat([empty, filled])]
 
 

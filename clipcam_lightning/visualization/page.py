@@ -90,7 +90,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 def _count(probes: Iterable[object]) -> str:
     count = len(list(probes))
-    return f"{count} probe" if count == 1 else f"{count} probes"
+    return "1 probe" if count == 1 else f"{count:,} probes"
 
 
 def _capitalized(text: str) -> str:

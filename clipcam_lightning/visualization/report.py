@@ -1,19 +1,23 @@
 """The HTML page of a comparison."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot, decode_image
 from clipcam_lightning.visualization.evidence import GroundImages, draw_crops, draw_transplants
 from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
+from clipcam_lightning.visualization.paging import Page, Pages
 from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles
 
 PAGE = "report.html.jinja"
-ILLUSTRATED = 200  # probes with images, of 30 kB each: a page with more opens slowly
+ILLUSTRATED = 200  # probes with images per page, of 30 kB each: a page with more opens slowly
 CROPPED = 12  # flagged probes in the crop sheet
 METRICS = {
     "Drift": "1 - the correlation with the baseline's map: 0 the same map, 1 an unrelated one, 2 an inverted one.",
@@ -53,7 +57,8 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
     """Render a comparison as one HTML page: the verdict, then the probes, flagged ones first.
 
     The page is a single file without scripts that loads nothing. It shows the images of whichever snapshot has them,
-    and the heat alone if neither has; beyond 200 probes it lists only the metrics.
+    and the heat alone if neither has; beyond 200 probes it lists only the metrics. :func:`html_pages` divides many
+    probes among several files.
 
     Args:
         baseline: what was compared with.
@@ -76,27 +81,67 @@ def html_report(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) -> 
         >>> page.startswith("<!DOCTYPE html>")
         True
     """
-    rows = [
-        _Row(
-            probe=report.probes[i],
-            metrics=format_metrics(report.probes[i]),
-            images=_embed_images(baseline, snapshot, i) if rank < ILLUSTRATED else {},
+    ((_, html),) = _render_pages(baseline, snapshot, report, None)
+    return html
+
+
+def html_pages(
+    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, file: str = "report.html"
+) -> Iterator[tuple[str, str]]:
+    """Render a comparison as HTML pages: the verdict and 200 probes on the first, the others on further ones.
+
+    The first 1,000 probes are shown with images, flagged ones first, and the others in tables. Pages link to each
+    other.
+
+    Args:
+        baseline, snapshot, report: as in :func:`html_report`.
+        file: name of the first page; further ones lie in a folder beside it, such as ``report_pages/2.html``.
+
+    Yields:
+        The path of each page, relative to the folder of the first, and its HTML. The first page comes last.
+
+    Raises:
+        SnapshotError: an image in the snapshot is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from clipcam_lightning import evaluate, html_pages
+        >>> from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
+        >>> scenes = draw_scenes(2)
+        >>> probes = list(zip(scenes.images, scenes.captions))
+        >>> evaluation = evaluate(trained_clip("vit"), probes, tokenizer=WordTokenizer())
+        >>> [path for path, html in html_pages(evaluation.baseline, evaluation.snapshot, evaluation.report)]
+        ['report.html']
+    """
+    return _render_pages(baseline, snapshot, report, file)
+
+
+def _render_pages(
+    baseline: Snapshot, snapshot: Snapshot, report: DriftReport, file: str | None
+) -> Iterator[tuple[str, str]]:
+    order = report.flagged_first
+
+    def make_row(place: int, *, is_illustrated: bool) -> _Row:
+        i = order[place]
+        images = _embed_images(baseline, snapshot, i) if is_illustrated else {}
+        return _Row(report.probes[i], format_metrics(report.probes[i]), images)
+
+    def render_page(page: Page) -> str:
+        crops, grounds = draw_evidence(baseline, snapshot, report) if page.is_first else ([], [])
+        return render(
+            PAGE,
+            report=report,
+            page=page,
+            crops=crops,
+            grounds=grounds,
+            illustrated=[make_row(place, is_illustrated=True) for place in page.illustrated],
+            others=[make_row(place, is_illustrated=False) for place in page.listed],
+            meanings=METRICS,
+            compared=compare_settings(baseline, snapshot),
+            scales=draw_scales(),
         )
-        for rank, i in enumerate(report.flagged_first)
-    ]
-    crops, grounds = draw_evidence(baseline, snapshot, report)
-    return render(
-        PAGE,
-        report=report,
-        crops=crops,
-        grounds=grounds,
-        rows=rows,
-        illustrated=rows[:ILLUSTRATED],
-        others=rows[ILLUSTRATED:],
-        meanings=METRICS,
-        compared=compare_settings(baseline, snapshot),
-        scales=draw_scales(),
-    )
+
+    return Pages([report.probes[i].name for i in order], ILLUSTRATED, file).render(render_page)
 
 
 def format_metrics(probe: ProbeDrift) -> dict[str, str]:
@@ -191,8 +236,11 @@ def draw_evidence(
         crops.append((report.probes[i], before, now))
     if report.evidence is None or not report.evidence.shown:
         return crops, []
-    pixels = torch.stack([decode_image(file, name) for file, name in zip(files, snapshot.names, strict=True)])
-    return crops, draw_transplants(pixels, baseline, snapshot, report)
+
+    def decode(numbers: list[int]) -> UInt8[Tensor, "n 3 y x"]:
+        return torch.stack([decode_image(files[i], snapshot.names[i]) for i in numbers])
+
+    return crops, draw_transplants(decode, baseline, snapshot, report)
 
 
 def _embed_images(baseline: Snapshot, snapshot: Snapshot, i: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Two runs side by side: where their maps end on the probes that they share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,12 +14,13 @@ from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import IncomparableError
 from clipcam_lightning.monitoring.recorded_run import RecordedEvaluation, RecordedRun
 from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
+from clipcam_lightning.visualization.paging import Page, Pages
 from clipcam_lightning.visualization.panels import heat_tiles, probe_tiles
 from clipcam_lightning.visualization.report import METRICS, compare_settings
 from clipcam_lightning.visualization.run_report import describe_alarm, read_pixels, shared_prompt
 from clipcam_lightning.visualization.timeline import Chart, Extent, draw_timeline
 
-ILLUSTRATED = 100  # probes with images, of 30 kB each
+ILLUSTRATED = 100  # probes with images per page, of 30 kB each
 LABELS = ("A", "B")
 DIFFERENCE = (
     "1 - the correlation of the last maps of the two runs: 0 the same map, 1 an unrelated one, 2 an inverted one."
@@ -158,16 +159,18 @@ class _Side:
     charts: Sequence[Chart]
 
 
-def comparison_report(comparison: RunComparison) -> str:
-    """Render the comparison of two runs as one HTML page: both timelines, then the shared probes.
+def comparison_report(comparison: RunComparison, file: str) -> Iterator[tuple[str, str]]:
+    """Render the comparison of two runs as HTML pages: both timelines, then the shared probes.
 
-    The page is a single file without scripts that loads nothing. It shows the images of 100 probes.
+    The pages have no scripts and load nothing. Each shows the images of 100 probes; beyond 500 probes they list only
+    the metrics.
 
     Args:
         comparison: of the runs.
+        file: name of the first page; others lie in a folder beside it.
 
     Returns:
-        HTML, to be written as UTF-8.
+        Path and HTML of each page, as of :meth:`~clipcam_lightning.visualization.paging.Pages.render`.
     """
     extent = Extent.of(*comparison.runs)
     sides = [
@@ -177,23 +180,26 @@ def comparison_report(comparison: RunComparison) -> str:
     problems = [
         f"{label}: {problem}" for label, run in zip(LABELS, comparison.runs, strict=True) for problem in run.problems
     ]
-    rows = [
-        _Row(each, _draw(comparison, each.name, problems) if rank < ILLUSTRATED else {})
-        for rank, each in enumerate(comparison.shared)
-    ]
     a, b = map(_last_snapshot, comparison.runs)
-    return render(
-        "run_comparison.html.jinja",
-        comparison=comparison,
-        sides=sides,
-        steps=extent.steps,
-        problems=problems,
-        illustrated=rows[:ILLUSTRATED],
-        others=rows[ILLUSTRATED:],
-        meanings={"Difference": DIFFERENCE, "Drift": METRICS["Drift"], "Similarity": METRICS["Similarity"]},
-        settings=compare_settings(a, b) if a is not None and b is not None else [],
-        scales=draw_scales(),
-    )
+    shared = comparison.shared
+
+    def render_page(page: Page) -> str:
+        rows = [_Row(shared[i], _draw(comparison, shared[i].name, problems)) for i in page.illustrated]
+        return render(
+            "run_comparison.html.jinja",
+            comparison=comparison,
+            page=page,
+            sides=sides,
+            steps=extent.steps,
+            problems=list(dict.fromkeys(problems)),
+            illustrated=rows,
+            others=[_Row(shared[i], {}) for i in page.listed],
+            meanings={"Difference": DIFFERENCE, "Drift": METRICS["Drift"], "Similarity": METRICS["Similarity"]},
+            settings=compare_settings(a, b) if a is not None and b is not None else [],
+            scales=draw_scales(),
+        )
+
+    return Pages([each.name for each in shared], ILLUSTRATED, file).render(render_page)
 
 
 def comparison_as_json(comparison: RunComparison) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The HTML page of a whole training: its timeline, its alarms and what each probe's maps did."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from clipcam_lightning.visualization.columns import choose_columns
 from clipcam_lightning.visualization.drawing import TILE, draw_heat, draw_overlay, enlarge
 from clipcam_lightning.visualization.evidence import GroundImages
 from clipcam_lightning.visualization.page import draw_scales, jpeg_uri, render
+from clipcam_lightning.visualization.paging import Page, Pages
 from clipcam_lightning.visualization.report import (
     METRICS,
     compare_settings,
@@ -28,7 +29,7 @@ from clipcam_lightning.visualization.report import (
 )
 from clipcam_lightning.visualization.timeline import Chart, Extent, draw_probe_timeline, draw_timeline, group_alarms
 
-ILLUSTRATED, COLUMNS = 40, 11  # probes with maps, and maps per probe, of 6 kB each: more make the page slow
+ILLUSTRATED, COLUMNS = 64, 11  # probes with maps per page, and maps per probe, of 6 kB each
 FRAME = TILE * 3 // 4  # pixels of a map among those of other evaluations
 
 
@@ -72,46 +73,52 @@ class _Row:
     chart: Chart | None = None
 
 
-def run_report(run: RecordedRun, first: str = "") -> str:
-    """Render a run as one HTML page: the headline, the timeline, the alarms, then the probes, worst first.
+def run_report(run: RecordedRun, file: str, first: str = "") -> Iterator[tuple[str, str]]:
+    """Render a run as HTML pages: the headline, the timeline, the alarms, then the probes, worst first.
 
-    The page is a single file without scripts that loads nothing. It shows the maps of 40 probes at 11 evaluations, and
-    the metrics of the others.
+    The pages have no scripts and load nothing. Each shows the maps of 64 probes at 11 evaluations; beyond 320 probes
+    they list only the metrics.
 
     Args:
         run: as :func:`~clipcam_lightning.monitoring.recorded_run.load_run` returns it.
+        file: name of the first page; others lie in a folder beside it.
         first: name of a probe that comes before the others; by default the worst one does.
 
     Returns:
-        HTML, to be written as UTF-8.
+        Path and HTML of each page, as of :meth:`~clipcam_lightning.visualization.paging.Pages.render`.
     """
     problems = list(run.problems)
     extent = Extent.of(run)
     columns = choose_evaluations(run, COLUMNS)
     names = sorted(run.worst_first, key=lambda name: name != first)
-    rows = [_illustrate(run, name, columns, extent, problems) for name in names[:ILLUSTRATED]]
     shown = run.last if run.last.report.alarm or not run.alarms else run.alarms[-1]
-    crops, grounds = _draw_evidence(shown, problems)
-    return render(
-        "run_report.html.jinja",
-        run=run,
-        headline=describe_alarm(run),
-        last=run.last.report,
-        prompt=shared_prompt(run.last),
-        trust=describe_trust(run.last.baseline),
-        problems=problems,
-        charts=draw_timeline(run, extent),
-        alarms=group_alarms(run),
-        shown=shown,
-        crops=crops,
-        grounds=grounds,
-        illustrated=rows,
-        others=[_row(run, name) for name in names[ILLUSTRATED:]],
-        columns=columns,
-        meanings=METRICS,
-        settings=describe_run(run),
-        scales=draw_scales(),
-    )
+
+    def render_page(page: Page) -> str:
+        rows = [_illustrate(run, names[i], columns, extent, problems) for i in page.illustrated]
+        crops, grounds = _draw_evidence(shown, problems) if page.is_first else ([], [])
+        return render(
+            "run_report.html.jinja",
+            run=run,
+            page=page,
+            headline=describe_alarm(run),
+            last=run.last.report,
+            prompt=shared_prompt(run.last),
+            trust=describe_trust(run.last.baseline),
+            problems=list(dict.fromkeys(problems)),
+            charts=draw_timeline(run, extent),
+            alarms=group_alarms(run),
+            shown=shown,
+            crops=crops,
+            grounds=grounds,
+            illustrated=rows,
+            others=[_row(run, names[i]) for i in page.listed],
+            columns=columns,
+            meanings=METRICS,
+            settings=describe_run(run),
+            scales=draw_scales(),
+        )
+
+    return Pages(names, ILLUSTRATED, file).render(render_page)
 
 
 def run_as_json(run: RecordedRun) -> dict[str, Any]:

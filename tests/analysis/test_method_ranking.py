@@ -66,7 +66,7 @@ def correlate(a: Tensor, b: Tensor) -> float:
 
 def test_correlations_are_means_over_the_probes(ranking: MethodRanking, trained: ClipModel, probes: ProbeSet) -> None:
     """Recomputed map by map with numpy, each prompt and each image alone."""
-    images, row = probes.prepare(trained).images, rows_of(ranking)["gradcam"]
+    images, row = probes.prepare(trained).images[:], rows_of(ranking)["gradcam"]
     shuffled = deepcopy(trained)
     shuffle_weights(shuffled.module.visual)
     used = sorted(set(probes.prompts), key=lambda prompt: trained.embed_texts([prompt])[0].tolist())
@@ -91,7 +91,7 @@ def test_margins_are_integrated_over_the_whole_curve(
     ranking: MethodRanking, trained: ClipModel, probes: ProbeSet
 ) -> None:
     """Recomputed for one probe after the other, with the hottest pixels as a sorted list."""
-    images, row = probes.prepare(trained).images, rows_of(ranking)["decomposition"]
+    images, row = probes.prepare(trained).images[:], rows_of(ranking)["decomposition"]
     texts = {prompt: trained.embed_texts([prompt])[0].detach() for prompt in probes.prompts}
     insertions, deletions = [], []
     for image, prompt, map_ in zip(images, probes.prompts, row.maps, strict=True):
@@ -117,7 +117,7 @@ def test_the_spotlight_shows_a_disc_around_the_hottest_pixel(
     ranking: MethodRanking, trained: ClipModel, probes: ProbeSet
 ) -> None:
     """Recomputed for one probe after the other, pixel by pixel; a fifth of 64 pixels is 12.8."""
-    images, row = probes.prepare(trained).images, rows_of(ranking)["decomposition"]
+    images, row = probes.prepare(trained).images[:], rows_of(ranking)["decomposition"]
     texts = {prompt: trained.embed_texts([prompt])[0].detach() for prompt in probes.prompts}
     margins = []
     for image, prompt, map_ in zip(images, probes.prompts, row.maps, strict=True):
@@ -160,7 +160,7 @@ def test_methods_that_ignore_the_prompt_come_last(ranking: MethodRanking) -> Non
 def test_the_setting_of_the_best_method_makes_its_maps_again(
     ranking: MethodRanking, trained: ClipModel, probes: ProbeSet
 ) -> None:
-    images = probes.prepare(trained).images
+    images = probes.prepare(trained).images[:]
     for row in ranking.rows:
         settings = eval(f"dict({row.setting})")
         again = explain(trained, images, [[prompt] for prompt in probes.prompts], **settings)

@@ -87,10 +87,10 @@ def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel, method: s
     """
     probe_set = probes()
     prepared = probe_set.prepare(clip)
-    maps = maps_of(clip, prepared.images, probe_set.prompts, method)
+    maps = maps_of(clip, prepared.images[:], probe_set.prompts, method)
     expected = []
     for i, prompt in enumerate(probe_set.prompts):
-        changed = [maps_of(clip, images[i : i + 1], [prompt], method) for images in changed_images(prepared.images)]
+        changed = [maps_of(clip, images[i : i + 1], [prompt], method) for images in changed_images(prepared.images[:])]
         others = [other for other in paraphrases(prompt) if other != prompt]
         changed += [maps_of(clip, prepared.images[i : i + 1], [other], method) for other in others[:3]]
         assert len(changed) == 8
@@ -104,7 +104,7 @@ def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel, method: s
 def test_of_many_probes_a_sample_is_measured_and_the_others_get_its_median(clip: ClipModel) -> None:
     probe_set = probes(count=29)
     prepared = probe_set.prepare(clip)
-    maps = maps_of(clip, prepared.images, probe_set.prompts)
+    maps = maps_of(clip, prepared.images[:], probe_set.prompts)
 
     floor = noise_floor(LocalExplainer(clip), prepared, maps)
 
@@ -120,7 +120,7 @@ def test_maps_of_a_trained_model_have_a_noise_floor(clip: ClipModel) -> None:
     probe_set = probes(count=24)
     prepared = probe_set.prepare(clip)
 
-    floor = noise_floor(LocalExplainer(clip), prepared, maps_of(clip, prepared.images, probe_set.prompts))
+    floor = noise_floor(LocalExplainer(clip), prepared, maps_of(clip, prepared.images[:], probe_set.prompts))
 
     assert floor.median() > 0.005  # 0.025 was measured on all of them
     assert floor.min() > 1e-4  # 0.0017
@@ -129,7 +129,7 @@ def test_maps_of_a_trained_model_have_a_noise_floor(clip: ClipModel) -> None:
 def test_a_probe_of_token_ids_has_no_paraphrases(clip: ClipModel) -> None:
     probe_set = probes(tokens=True)
     prepared = probe_set.prepare(clip)
-    maps = maps_of(clip, prepared.images, probe_set.prompts)
+    maps = maps_of(clip, prepared.images[:], probe_set.prompts)
 
     assert harmless_drifts(LocalExplainer(clip), prepared, maps).shape == (5, 3)
     together = ProbeSet([*probes(tokens=True), *(Probe(each.image, each.prompt) for each in probes())])

@@ -52,7 +52,7 @@ def test_a_snapshot_of_a_real_model_is_loaded_as_it_was_saved(tmp_path: Path, cl
     rng = np.random.default_rng(0)
     probes = ProbeSet((rng.integers(0, 256, (70, 90, 3), np.uint8), text) for text in ("a red circle", "a blue star"))
     prepared = probes.prepare(clip)
-    explanation = explain(clip, prepared.images, prepared.embed_texts(clip).detach())
+    explanation = explain(clip, prepared.images[:], prepared.embed_texts(clip).detach())
     snapshot = take_snapshot(explanation, probes, prepared, clip, step=0, epoch=0)
     snapshot.save(tmp_path / "s")
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clipcam_lightning.cam.compact_images import CompactImages
 from clipcam_lightning.probes.load import load_probe
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe import Probe
@@ -19,7 +20,7 @@ VALUES = {
     "Probe of a PIL image": Probe(Image.fromarray(PIXELS), "a cat", mask=Image.fromarray(PIXELS[..., 0])),
     "LoadedProbe": load_probe(PROBE, "probe 1"),
     "PreparedProbes": PreparedProbes(
-        images=torch.zeros(2, 3, 8, 8),
+        images=CompactImages(torch.zeros(2, 3, 8, 8)),
         texts=["a cat", torch.ones(77, dtype=torch.long)],
         masks=torch.zeros(2, 8, 8, dtype=torch.bool),
         has_mask=torch.tensor([False, False]),

@@ -73,7 +73,7 @@ def maps_of(module: nn.Module, weights: dict[str, torch.Tensor], method: str) ->
     module.load_state_dict(weights, strict=False)  # some buffers are in no state
     clip = find_clip(module)
     prepared = probes().prepare(clip)
-    return explain(clip, prepared.images, [[text] for text in prepared.texts], method=method).maps[:, 0]
+    return explain(clip, prepared.images[:], [[text] for text in prepared.texts], method=method).maps[:, 0]
 
 
 def test_under_ddp_the_training_is_the_same_with_and_without_the_callback(run: Any) -> None:

@@ -64,7 +64,9 @@ def _apply_transpose(
         Vectors in the function's input space, float32.
     """
     with torch.enable_grad():
-        inputs = torch.zeros(*outputs.shape[:2], width, dtype=dtype, device=outputs.device, requires_grad=True)
+        # The function runs on one vector, and all outputs go back through it: its values are not asked for.
+        inputs = torch.zeros(1, 1, width, dtype=dtype, device=outputs.device, requires_grad=True)
         values = affine(inputs)
-        (result,) = torch.autograd.grad(values, inputs, outputs.to(values.dtype))
-    return result.float()
+        rows = outputs.to(values.dtype).flatten(0, 1)[:, None, None]
+        (result,) = torch.autograd.grad(values, inputs, rows, is_grads_batched=True)
+    return result.reshape(*outputs.shape[:2], width).float()

@@ -113,11 +113,10 @@ class Pass:
 
     def compute_directions(self, similarity: Float[Tensor, "b q"]) -> Float[Tensor, "b p e"]:
         """Compute the gradients of the scores with respect to the unit image embedding, which are mixtures of texts."""
+        count = self.prompts
         with torch.enable_grad():
-            similarity = similarity.detach().requires_grad_()
-            scores = self.compute_scores(similarity)
-            shares = [
-                torch.autograd.grad(scores[:, p].sum(), similarity, retain_graph=p + 1 < self.prompts)[0]
-                for p in range(self.prompts)
-            ]
-        return torch.einsum("bpq,bqe->bpe", torch.stack(shares, dim=1), self.texts)
+            # A row for each prompt of an image, so that one backward gives the gradients of all scores.
+            rows = similarity.detach().repeat_interleave(count, dim=0).requires_grad_()
+            scores = self.compute_scores(rows).unflatten(0, (-1, count))
+            (shares,) = torch.autograd.grad(scores.diagonal(dim1=1, dim2=2).sum(), rows)
+        return torch.einsum("bpq,bqe->bpe", shares.unflatten(0, (-1, count)), self.texts)
