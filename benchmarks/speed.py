@@ -4,13 +4,15 @@ The unit is one plain ``no_grad`` forward of the image tower. All contenders tak
 divided by that of the forward in the same round, so that a machine that slows down for a while slows down all of them.
 The weights are random, which does not change the time, and trainable, as in a fine-tuning.
 
-Run it: python -m benchmarks.speed  (``--quick``: two images and one round, to check that it runs; writes nothing)
+Run it: python -m benchmarks.speed  (half an hour on two cores; ``--models`` for some of them, which replaces their
+rows in the JSON; ``--quick``: two images and one round, to check that it runs; writes nothing)
 """
 
 import argparse
 import json
 import logging
 import platform
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -32,6 +34,7 @@ from clipcam_lightning import find_clip
 
 RESULTS = Path(__file__).with_suffix(".json")
 MODELS, IMAGES, PROMPTS = ("ViT-B-32", "ViT-B-16", "RN50"), (goals.IMAGES, 1), (1, 8, 32)
+GROWTH = "growth"
 THREADS = 2
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "grad-cam", "captum", "torchcam", "numpy")
 MEMORY = {
@@ -99,10 +102,27 @@ def print_verdicts(console: Console, verdicts: Sequence[goals.Verdict]) -> None:
     console.print(table)
 
 
+def read_record(device: torch.device) -> tuple[Costs, list[Growth]]:
+    """Read what was measured before on this device; nothing if there is none."""
+    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"device": None}
+    if content["device"] != device_name(device):
+        return {}, []
+    costs: Costs = defaultdict(dict)
+    for row in content["results"]:
+        case = Case(*(row.pop(name) for name in ("model", "images", "prompts")))
+        costs[case][row.pop("contender")] = Cost(**row)
+    return dict(costs), [Growth(**row) for row in content["growth"]]
+
+
+def device_name(device: torch.device) -> str:
+    """Get the name of the GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
 def record(costs: Costs, rows: Sequence[Growth], verdicts: Sequence[goals.Verdict], device: torch.device) -> str:
     """Format everything that was measured as JSON."""
     content = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": device_name(device),
         "threads": THREADS,
         "memory": MEMORY[device.type],
         "versions": {package: version(package) for package in PACKAGES},
@@ -127,7 +147,9 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="by default all, then growth")
+    parser.add_argument(
+        "--models", nargs="+", choices=(*MODELS, GROWTH), default=(*MODELS, GROWTH), help="by default all, then growth"
+    )
     parser.add_argument(
         "--rounds", type=int, default=3, help="turns of each contender, fewer for a slow one (default 3)"
     )
@@ -135,24 +157,23 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
     options = parser.parse_args()
     sizes, rounds = (((2,), PROMPTS[:2]), 1) if options.quick else ((IMAGES, PROMPTS), options.rounds)
-    complete = not options.quick and set(options.models) == set(MODELS)
 
     start, console = perf_counter(), Console(width=140, highlight=False)
     torch.set_num_threads(THREADS)
     logging.disable(logging.WARNING)  # open_clip warns of random weights, which are intended here
-    costs: Costs = {}
-    for model in options.models:
+    costs, rows = ({}, []) if options.quick else read_record(options.device)
+    for model in filter(options.models.__contains__, MODELS):
         cases = [Case(model, images, prompts) for images, prompts in product(*sizes)]
         by_case = dict(measure(console, cases, rounds, options.device))
         print_costs(console, by_case)
         costs.update(by_case)
-    rows = growth(options.device) if complete else []
+    if GROWTH in options.models and not options.quick:
+        rows = growth(options.device)
+        print_growth(console, rows)
 
     console.print(NOTES.format(memory=MEMORY[options.device.type]))
-    verdicts = goals.verdicts(costs)
-    if complete:
-        print_growth(console, rows)
-        verdicts += goals.growth_verdicts(rows)
+    verdicts = goals.verdicts(costs) + (goals.growth_verdicts(rows) if rows else [])
+    if not options.quick:
         RESULTS.write_text(record(costs, rows, verdicts, options.device))
     if verdicts:
         print_verdicts(console, verdicts)

@@ -97,7 +97,7 @@ def html_pages(
         baseline, snapshot, report: as in :func:`html_report`.
         file: name of the first page; further ones lie in a folder beside it, such as ``report_pages/2.html``.
 
-    Yields:
+    Returns:
         The path of each page, relative to the folder of the first, and its HTML. The first page comes last.
 
     Raises:
