@@ -4,11 +4,11 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.warm_python import run_module
 
 pytestmark = pytest.mark.slow
 
@@ -44,18 +44,11 @@ def apply_diff(file: Path, diff: str) -> None:
     file.write_text(text)
 
 
-def run(repository: Path, *command: str) -> str:
-    """Run a command in the copy and return what it printed; it must succeed."""
-    process = subprocess.run(
-        command,
-        cwd=repository,
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert process.returncode == 0, f"{shlex.join(command)}\n{process.stdout}\n{process.stderr}"
+def run(repository: Path, module: str, *arguments: str) -> str:
+    """Run a module in the copy and return what it printed; it must succeed."""
+    env = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    process = run_module(module, *arguments, cwd=repository, env=env, timeout=900)
+    assert process.returncode == 0, f"{module} {shlex.join(arguments)}\n{process.stdout}\n{process.stderr}"
     return process.stdout
 
 
@@ -63,7 +56,8 @@ def run_in_environment(repository: Path, line: str) -> str:
     """Run a line of a block, such as ``.venv/bin/pytest tests``, in the environment of this test."""
     program, *arguments = shlex.split(line)
     assert program == ".venv/bin/pytest"
-    return run(repository, sys.executable, "-m", "pytest", *arguments)
+    # What is imported already cannot be rewritten, which pytest warns of.
+    return run(repository, "pytest", "-W", "ignore::pytest.PytestAssertRewriteWarning", *arguments)
 
 
 def blocks(title: str) -> list[tuple[str, str, str]]:
@@ -87,8 +81,8 @@ def test_a_how_to_does_what_it_says(title: str, repository: Path) -> None:
             assert not file.exists()
             file.write_text(text)
 
-    run(repository, sys.executable, "-m", "ruff", "check", ".")
-    run(repository, sys.executable, "-m", "ruff", "format", "--check", ".")
+    run(repository, "ruff", "check", ".")
+    run(repository, "ruff", "format", "--check", ".")
     assert commands
     for command in commands:
         assert re.search(r"\d+ passed", run_in_environment(repository, command))

@@ -1,11 +1,12 @@
 """The examples run as they are."""
 
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.warm_python import Program, run_together
 
 pytestmark = pytest.mark.slow
 
@@ -13,9 +14,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def output_of(example: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / example)], cwd=folder, capture_output=True, text=True, timeout=600, check=False
-    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    (done,) = run_together([Program(EXAMPLES / example, (), folder, env)], timeout=600)
     assert done.returncode == 0, done.stderr
     assert not list(folder.iterdir()), "an example that only shows something leaves no file behind"
     return done.stdout

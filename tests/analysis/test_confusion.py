@@ -33,7 +33,7 @@ def probes() -> ProbeSet:
 
 
 def test_the_preferred_prompt_is_the_one_with_the_highest_similarity(trained: ClipModel, probes: ProbeSet) -> None:
-    images, tokenizer = probes.prepare(trained).images, WordTokenizer()
+    images, tokenizer = probes.prepare(trained).images[:], WordTokenizer()
     with torch.no_grad():
         features = trained.module.encode_image(images, normalize=True)
         cosines = (features @ trained.module.encode_text(tokenizer(CANDIDATES), normalize=True).T).numpy()

@@ -20,7 +20,7 @@ from clipcam_lightning.monitoring.explainer import embed_within_memory
 from tests.support.counting_device import DeviceTensor, counting_device, move_to_device
 from tests.support.zoo import huggingface, open_clip, timm
 
-BATCHES = (2, 6)
+BATCHES = (2, 4)
 # These take many passes per image, and have a test of their own.
 PERTURBATION_BASED = {name for name, method in METHODS.items() if method.variants}
 # The eigenvectors that these need are found with the host's help, on every device.

@@ -17,11 +17,31 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
 PRELOADED = ("torch", "lightning.pytorch", "open_clip", "PIL.Image", "rich.console", "safetensors.torch", "pytest")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a process runs.
+
+    Attributes:
+        what: name of a module, or a script.
+        arguments: of its command line.
+        cwd: working directory.
+        env: environment.
+    """
+
+    what: str | Path
+    arguments: tuple[str, ...]
+    cwd: Path
+    env: dict[str, str]
 
 
 def run_module(
@@ -39,18 +59,76 @@ def run_module(
     Raises:
         subprocess.TimeoutExpired: the program did not end in time; it was killed.
     """
-    command = [sys.executable, "-m", name, *map(str, arguments)]
     env = dict(os.environ) if env is None else env
-    if any(each.startswith("COV") for each in env):  # coverage is measured from the start of an interpreter
+    command = [sys.executable, "-m", name, *map(str, arguments)]
+    if _is_measured(env):
         return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    (done,) = run_together([Program(name, tuple(command[3:]), cwd, env)], timeout)
+    return done
+
+
+def run_together(
+    programs: Sequence[Program], timeout: float = 300, *, depend: bool = False
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run programs at the same time, and wait for all.
+
+    Args:
+        programs: what to run.
+        timeout: seconds, for all of them.
+        depend: whether the others are ended once one has failed, as torchrun does.
+
+    Raises:
+        subprocess.TimeoutExpired: they did not end in time; they were killed.
+    """
+    commands = [_command(program) for program in programs]
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
-        request = {"name": name, "argv": command[3:], "cwd": str(cwd), "env": env, "outputs": list(map(str, outputs))}
-        code = _Server.shared().run({**request, "timeout": timeout})
-        texts = [output.read_text(encoding="utf-8", errors="replace") for output in outputs]
-    if code is None:
-        raise subprocess.TimeoutExpired(command, timeout, *texts)
-    return subprocess.CompletedProcess(command, code, *texts)
+        outputs = [[str(Path(folder, f"{name}-{i}")) for name in ("stdout", "stderr")] for i in range(len(programs))]
+        if any(_is_measured(program.env) for program in programs):
+            codes = _run_cold(programs, outputs, timeout)
+        else:
+            requests = [
+                {"what": str(program.what), "arguments": program.arguments, "cwd": str(program.cwd), "env": program.env}
+                for program in programs
+            ]
+            together = [{**request, "outputs": each} for request, each in zip(requests, outputs, strict=True)]
+            codes = _Server.shared().run({"programs": together, "timeout": timeout, "depend": depend})
+        texts = [[Path(name).read_text(encoding="utf-8", errors="replace") for name in each] for each in outputs]
+    if codes is None:
+        raise subprocess.TimeoutExpired(commands[0], timeout, *("".join(each) for each in zip(*texts, strict=True)))
+    return [
+        subprocess.CompletedProcess(command, code, *each)
+        for command, code, each in zip(commands, codes, texts, strict=True)
+    ]
+
+
+def _is_measured(env: dict[str, str]) -> bool:
+    """Whether coverage is measured, which begins at the start of an interpreter."""
+    return any(each.startswith("COV") for each in env)
+
+
+def _command(program: Program) -> list[str]:
+    what = [str(program.what)] if isinstance(program.what, Path) else ["-m", program.what]
+    return [sys.executable, *what, *program.arguments]
+
+
+def _run_cold(programs: Sequence[Program], outputs: list[list[str]], timeout: float) -> list[int] | None:
+    with ExitStack() as stack:
+        processes = [
+            subprocess.Popen(
+                _command(program),
+                cwd=program.cwd,
+                env=program.env,
+                stdout=stack.enter_context(Path(each[0]).open("w")),
+                stderr=stack.enter_context(Path(each[1]).open("w")),
+            )
+            for program, each in zip(programs, outputs, strict=True)
+        ]
+        try:
+            return [process.wait(timeout) for process in processes]
+        except subprocess.TimeoutExpired:
+            for process in processes:
+                process.kill()
+            return None
 
 
 class _Server:
@@ -73,16 +151,16 @@ class _Server:
     def shared(cls) -> "_Server":
         return cls()
 
-    def run(self, request: dict[str, Any]) -> int | None:
-        """Run a program and return its exit code; ``None`` if it did not end in time."""
+    def run(self, request: dict[str, Any]) -> list[int] | None:
+        """Run programs and return their exit codes; ``None`` if they did not end in time."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         with self._lock:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
-            code: int | None = json.loads(stdout.readline())
-        return code
+            codes: list[int] | None = json.loads(stdout.readline())
+        return codes
 
 
 def _serve(requests: TextIO, answers: TextIO) -> None:
@@ -91,44 +169,69 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
     path = sys.path[1:]  # without the folder of this file
     for line in requests:
         request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _run(request, path)
-        answers.write(json.dumps(_wait(child, request["timeout"])) + "\n")
+        children = []
+        for program in request["programs"]:
+            child = os.fork()
+            if child == 0:
+                _run(program, path)
+            children.append(child)
+        answers.write(json.dumps(_wait(children, request["timeout"], request["depend"])) + "\n")
         answers.flush()
 
 
-def _wait(child: int, timeout: float) -> int | None:
+def _wait(children: list[int], timeout: float, depend: bool) -> list[int] | None:
+    """Wait for all children, and kill them after a time."""
     expired = threading.Event()
+    running, codes = set(children), {}
 
     def kill() -> None:
         expired.set()
-        os.killpg(child, signal.SIGKILL)
+        for child in list(running):
+            _signal(child, signal.SIGKILL)
 
     timer = threading.Timer(timeout, kill)
     timer.start()
-    _, status = os.waitpid(child, 0)
+    while running:
+        child, status = os.wait()
+        running.discard(child)
+        codes[child] = os.waitstatus_to_exitcode(status)
+        if depend and codes[child]:
+            for other in running:
+                _signal(other, signal.SIGTERM)
     timer.cancel()
     timer.join()  # no thread may live when the next child is forked
-    return None if expired.is_set() else os.waitstatus_to_exitcode(status)
+    return None if expired.is_set() else [codes[child] for child in children]
 
 
-def _run(request: dict[str, Any], path: list[str]) -> None:
+def _signal(child: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child, number)
+
+
+def _run(program: dict[str, Any], path: list[str]) -> None:
     """Become the process of a program: never returns."""
     code = 1
     try:
         os.setsid()
-        os.chdir(request["cwd"])
+        os.chdir(program["cwd"])
         os.environ.clear()
-        os.environ.update(request["env"])
-        sys.path[:] = [request["cwd"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *path]
-        sys.argv = [request["name"], *request["argv"]]
+        os.environ.update(program["env"])
+        # open_clip imports it. Its folder for images would be that of all programs, and is deleted by the first to end.
+        for name in [each for each in sys.modules if each.partition(".")[0] == "wandb"]:
+            del sys.modules[name]
+        what = program["what"]
+        first = str(Path(what).parent) if what.endswith(".py") else program["cwd"]
+        sys.path[:] = [first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *path]
+        sys.argv = [what, *program["arguments"]]
         with Path(os.devnull).open() as nothing:
             os.dup2(nothing.fileno(), 0)
-        for number, name in enumerate(request["outputs"], start=1):
+        for number, name in enumerate(program["outputs"], start=1):
             with Path(name).open("w") as output:
                 os.dup2(output.fileno(), number)
-        runpy.run_module(request["name"], run_name="__main__", alter_sys=True)
+        if what.endswith(".py"):
+            runpy.run_path(what, run_name="__main__")
+        else:
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)

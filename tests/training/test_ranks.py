@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch import nn
 from torch.testing import assert_close
 
@@ -16,31 +16,36 @@ from clipcam_lightning import Snapshot, explain, find_clip
 from tests.support.modules import FineTuning, Pairs
 from tests.support.ranks_program import Normalized, Sharded, TensorParallel, Wrapped, probes
 from tests.support.shell import ENVIRONMENT
+from tests.support.warm_python import Program, run_together
 
 pytestmark = pytest.mark.ranks
 
-PROGRAM = Path(__file__).parents[1] / "support/ranks_program.py"
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "tests/support/ranks_program.py"
 WATCHDOG = 240  # seconds after which a run counts as hanging
 
 
-def launch(scenario: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a scenario on two processes with ``torchrun``."""
+def launch(scenario: str, folder: Path) -> None:
+    """Run a scenario on two ranks, with the environment that torchrun gives them."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen(
-        [*command, str(PROGRAM), scenario, str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    of_both = {
+        **ENVIRONMENT,
+        "PYTHONPATH": str(ROOT),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(find_free_network_port()),
+        "TORCHELASTIC_RUN_ID": "none",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+    }
+    environments = [{**of_both, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    programs = [Program(PROGRAM, (scenario, str(folder)), ROOT, env) for env in environments]
     try:
-        output, _ = process.communicate(timeout=WATCHDOG)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # not killed: torchrun ends its ranks, which are in sessions of their own
-        output, _ = process.communicate()
-        pytest.fail(f"{scenario} did not end in {WATCHDOG} seconds:\n{output[-3000:]}")
-    return subprocess.CompletedProcess(command, process.returncode, output, "")
+        done = run_together(programs, WATCHDOG, depend=True)
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"{scenario} did not end in {WATCHDOG} seconds:\n{str(error.stderr)[-3000:]}")
+    assert [each.returncode for each in done] == [0, 0], "\n".join(each.stderr[-4000:] for each in done)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def run_once(scenario: str) -> tuple[list[dict[str, Any]], Path]:
         folder = tmp_path_factory.mktemp(scenario)
-        process = launch(scenario, folder)
-        assert process.returncode == 0, process.stdout[-4000:]
+        launch(scenario, folder)
         return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)], folder
 
     return run_once

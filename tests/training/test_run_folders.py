@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.support import loggers
 from tests.support.faulty import tiny_module, two_probes
 from tests.support.modules import Pairs, fit
 from tests.support.shell import files_in
+from tests.support.warm_python import Program, run_together
 
 pytestmark = [pytest.mark.slow, *loggers.CLIENT_WARNINGS]
 ROOT = Path(__file__).parents[2]
@@ -207,6 +207,7 @@ def test_runs_one_after_the_other_have_whole_files_of_their_own_with_each_logger
 
 PROGRAM = """
 import sys
+import warnings
 from pathlib import Path
 from tests.support import loggers
 from tests.support.faulty import tiny_module
@@ -214,6 +215,7 @@ from tests.support.loggers import LOGGERS
 from tests.support.modules import fit
 from tests.training.test_run_folders import make_callback
 
+warnings.simplefilter("ignore")
 kind, folder = sys.argv[1], Path(sys.argv[2])
 callback = make_callback(dirpath=folder / "x" if kind == "dirpath" else None)
 logger = LOGGERS[kind](folder) if kind in LOGGERS else False
@@ -227,17 +229,11 @@ print(callback.directory)
 def test_four_runs_at_once_do_not_mix_their_files(kind: str, tmp_path: Path) -> None:
     if kind == "mlflow":
         loggers.LOGGERS[kind](tmp_path).experiment.search_experiments()  # makes the database
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    programs = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", PROGRAM, kind, str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    folders = [program.communicate(timeout=300)[0].splitlines()[-1] for program in programs]
+    (tmp_path / "program.py").write_text(PROGRAM)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = run_together([Program(tmp_path / "program.py", (kind, str(tmp_path)), tmp_path, env)] * 4)
+    assert [each.returncode for each in done] == [0] * 4, done[0].stderr
+    folders = [each.stdout.splitlines()[-1] for each in done]
     assert len(set(folders)) == 4
     if kind == "dirpath":
         assert set(folders) == {str(tmp_path / "x"), *(str(tmp_path / "x" / f"run_{i}") for i in (2, 3, 4))}
