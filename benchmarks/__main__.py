@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 BENCHMARKS = (
-    "gallery", "coverage", "overhead", "scale", "tensorboard_tab", "ranks", "speed", "localisation", "default_maps",
-    "drift_detection",
+    "gallery", "coverage", "overhead", "scale", "tensorboard_tab", "ranks", "speed", "larger_images", "localisation",
+    "default_maps", "drift_detection",
 )  # fmt: skip
 MINUTES = Path(__file__).with_name("minutes.json")  # of each benchmark, when it last ran to its end
 FINISHED = Path(__file__).with_name(".finished.json")  # those of the round that is under way

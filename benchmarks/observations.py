@@ -66,7 +66,9 @@ class Observations:
         snapshots = []
         for epoch, maps in enumerate(self.maps):
             similarity = self.cosines[epoch].gather(1, self.classes[:, None])[:, 0]
-            background = score_background(self.without_object[by, epoch][:, present], similarity, classes, images)
+            background = score_background(
+                self.without_object[by, epoch][:, present], similarity, classes, classes, images
+            )
             named = self.transplants[by, epoch][..., self.classes].argmax(2).where(self.donors[by] != NONE, NONE)
             snapshots.append(
                 Snapshot(

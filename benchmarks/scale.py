@@ -47,6 +47,7 @@ RESULTS = Path(__file__).with_suffix(".json")
 MODEL, BATCH, FORWARDS = "ViT-B-32", 32, 8
 COUNTS, REPEATED = (64, 1024, 10_000), 1024  # up to which there is a later evaluation
 FLAT = 0.1  # by how much the time per probe may differ from that of 64
+MEGABYTES = 1.0  # per probe: model input as floats would take 0.6, and several copies of it a multiple
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "lightning", "pillow")
 
 
@@ -154,7 +155,7 @@ def time_forward(model: Any, side: int) -> float:
 
 
 def verdicts(rows: Sequence[Scale]) -> list[Verdict]:
-    """Judge whether the time per probe is flat."""
+    """Judge whether time and memory per probe are flat."""
     base = rows[0]
     judged = []
     for row in rows[1:]:
@@ -164,6 +165,9 @@ def verdicts(rows: Sequence[Scale]) -> list[Verdict]:
             goal = f"{what} evaluation: time per probe at most {1 + FLAT:g} times that of {base.probes} probes"
             ratio = value / reference
             judged.append(Verdict(f"{row.probes:,} probes", goal, f"{ratio:.2f}", ratio <= 1 + FLAT))
+        per_probe = row.evaluation_megabytes / row.probes
+        goal = f"peak memory of the evaluations beyond model and probe set: at most {MEGABYTES:g} MB per probe"
+        judged.append(Verdict(f"{row.probes:,} probes", goal, f"{per_probe:.2f}", per_probe <= MEGABYTES))
     return judged
 
 
@@ -197,7 +201,9 @@ def main() -> None:
     console = Console(width=120, highlight=False)
     rows: list[Scale] = []
     if RESULTS.exists() and not options.quick:
-        rows = [Scale(**row) for row in json.loads(RESULTS.read_text())["results"]]
+        content = json.loads(RESULTS.read_text())
+        if content["device"] == cpu_name() and content["versions"] == versions():
+            rows = [Scale(**row) for row in content["results"] if row["threads"] == options.threads]
     for count in (16, 48) if options.quick else options.only:
         # A process of its own: the peak memory of a process never falls.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -211,13 +217,18 @@ def main() -> None:
         print_verdicts(console, verdicts(rows))
 
 
+def versions() -> dict[str, str]:
+    """Get the versions of the packages that took part."""
+    return {package: version(package) for package in PACKAGES}
+
+
 def write(rows: Sequence[Scale]) -> None:
     """Write everything that was measured as JSON."""
     content = {
         "device": cpu_name(),
         "model": MODEL,
         "batch": BATCH,
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": versions(),
         "results": [asdict(row) for row in rows],
         "goals": [asdict(verdict) for verdict in verdicts(rows)],
     }

@@ -10,15 +10,15 @@ from torch import Tensor
 from clipcam_lightning.cam.preprocessing import Normalisation, Preprocessing
 from clipcam_lightning.cam.representation import short_repr
 
-PART = 256  # images that are handled at once: 150 MB at 224 pixels
+PART = 256 * 224**2  # pixels that are handled at once: 150 MB as floats
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CompactImages:
     """Images of one size as model input: bytes that are normalised when a part of them is asked for.
 
-    Bytes take a quarter of the memory. Images whose model input does not follow from bytes to the last bit, such as
-    augmented ones, are kept as they are.
+    Bytes take a quarter of the memory. If the model input of one image does not follow from bytes to the last bit, as
+    that of an augmented one, all are kept as floats.
 
     Attributes:
         values: bytes, or model input itself; on the CPU.
@@ -51,7 +51,10 @@ class CompactImages:
         for i, image in enumerate(images):
             packed = image if kept is None else _to_bytes(image, kept)
             if packed is None:
-                values = None if values is None or kept is None else _normalise(values, kept)
+                if values is not None and kept is not None:
+                    before, values = values[:i], None
+                    values = torch.empty((count, *image.shape), dtype=image.dtype, device="cpu")
+                    values[:i] = _normalise(before, kept)
                 packed, kept = image, None
             if values is None:
                 values = torch.empty((count, *image.shape), dtype=packed.dtype, device="cpu")
@@ -83,19 +86,25 @@ class CompactImages:
         return CompactImages(self.values[rows], self.normalisation)
 
     def pixels(self, preprocessing: Preprocessing) -> UInt8[Tensor, "n 3 y x"]:
-        """Return what the model sees, for display.
+        """Return a copy of what the model sees, for display.
 
         Args:
             preprocessing: of the model.
         """
         if self.normalisation is not None:
-            return self.values
-        return torch.cat([preprocessing.pixels(part) for part in self.split(PART)])
+            return self.values.clone()
+        return torch.cat([preprocessing.pixels(self[part]) for part in parts(len(self), self.shape)])
 
 
-def parts(count: int) -> Iterator[slice]:
-    """Divide a number of images into parts that are handled at once, so that memory does not grow with it."""
-    return (slice(start, start + PART) for start in range(0, count, PART))
+def parts(count: int, shape: Sequence[int]) -> Iterator[slice]:
+    """Divide images into parts that are handled at once, so that memory does not grow with their number.
+
+    Args:
+        count: of the images.
+        shape: of the images; the last two values are height and width.
+    """
+    size = max(1, PART // (shape[-2] * shape[-1]))
+    return (slice(start, start + size) for start in range(0, count, size))
 
 
 def _to_bytes(image: Float[Tensor, "3 y x"], normalisation: Normalisation) -> UInt8[Tensor, "3 y x"] | None:

@@ -55,7 +55,7 @@ class Target(ABC):
 
     @abstractmethod
     def __call__(self, similarity: Float[Tensor, "n q"], prompts: int) -> Float[Tensor, "n p"]:
-        """Compute the scores of the mapped prompts.
+        """Compute the scores of the mapped prompts, each row by itself: there may be several rows per image.
 
         Args:
             similarity: cosines of each image with the mapped prompts, then with the negatives, times the setting

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from clipcam_lightning.analysis.interventions import (
     choose_windows,
@@ -27,6 +26,7 @@ MIN_CONCENTRATION = 2.0  # of a map on its mask, in units of the mask's share of
 MIN_CORRELATION = 0.2  # of a map with occlusion, over the windows that were hidden
 MIN_OTHERS = 3  # images of other prompts, below which their spread is not known
 MIN_SPREAD = 1e-3  # of margins, added to their standard deviation
+COLUMNS = 256  # probes that are scored at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,10 +71,17 @@ def observe_background(
         objects: pixels of the objects.
     """
     images = prepared.images
-    embedded = [explainer.embed_images(fill_regions(images[part], objects[part])) for part in parts(len(images))]
-    numbers, firsts = number_equal(prompts)
-    cosines = torch.cat(embedded) @ texts[firsts, 0].float().cpu().T
-    return score_background(cosines, similarity, numbers, number_equal(image_keys(prepared))[0])
+    embedded = [
+        explainer.embed_images(fill_regions(images[part], objects[part])) for part in parts(len(images), images.shape)
+    ]
+    vectors = texts[:, 0].float().cpu()
+    columns, firsts = number_equal(  # probes of one prompt may have embeddings of their own
+        [(prompt, vector.numpy().tobytes()) for prompt, vector in zip(prompts, vectors, strict=True)]
+    )
+    cosines = torch.cat(embedded) @ vectors[firsts].T
+    return score_background(
+        cosines, similarity, columns, number_equal(prompts)[0], number_equal(image_keys(prepared))[0]
+    )
 
 
 def image_keys(prepared: PreparedProbes) -> list[int]:
@@ -96,23 +103,32 @@ def number_equal(values: Sequence[Hashable]) -> tuple[Int[Tensor, "n"], list[int
 
 
 def score_background(
-    cosines: Float[Tensor, "n p"], similarity: Float[Tensor, "n"], prompts: Int[Tensor, "n"], images: Int[Tensor, "n"]
+    cosines: Float[Tensor, "n c"],
+    similarity: Float[Tensor, "n"],
+    columns: Int[Tensor, "n"],
+    prompts: Int[Tensor, "n"],
+    images: Int[Tensor, "n"],
 ) -> Background:
     """Score images without their objects.
 
     Args:
-        cosines: of each image without its object with each prompt.
+        cosines: of each image without its object with each text.
         similarity: of each whole image with its own prompt.
-        prompts: the number of each probe's prompt.
+        columns: the number of each probe's text.
+        prompts: the number of each probe's prompt; probes with equal ones are one class, whatever their texts are.
         images: a number of each probe's image, equal for equal ones. Probes of one image are not compared with each
             other: the objects of the other prompts are still there.
     """
+    count = int(prompts.max()) + 1
+    prompt_of = torch.empty(cosines.shape[1], dtype=torch.int64, device="cpu").index_copy_(0, columns, prompts)
+    by_prompt = torch.full((len(cosines), max(2, count)), -torch.inf, dtype=cosines.dtype, device="cpu")
     # The nearest other prompt is the nearest of all, or the second where the own one is the nearest.
-    nearest, ranked = F.pad(cosines, (0, 1), value=-torch.inf).topk(2, dim=1)
-    columns = []
-    for part in parts(len(cosines)):  # one column per probe: all together would be a large matrix
+    nearest, ranked = by_prompt.scatter_reduce_(1, prompt_of.expand_as(cosines), cosines, "amax").topk(2, dim=1)
+    scores = []
+    for start in range(0, len(cosines), COLUMNS):  # a column per probe: all together would be a large matrix
+        part = slice(start, start + COLUMNS)
         own = prompts[part]
-        values = cosines[:, own]
+        values = cosines[:, columns[part]]
         margins = values - torch.where(ranked[:, :1] == own, nearest[:, 1:], nearest[:, :1])
         others = (prompts[:, None] != own) & (images[:, None] != images[part])
         counts = others.sum(0)
@@ -122,8 +138,8 @@ def score_background(
         score = (margin - mean) / (spread + MIN_SPREAD)
         contrast = similarity[part] - torch.where(others, values, 0.0).sum(0) / counts
         known = counts >= MIN_OTHERS
-        columns.append(torch.stack([each.where(known, torch.nan) for each in (score, (margin > 0).float(), contrast)]))
-    return Background(*torch.cat(columns, dim=1))
+        scores.append(torch.stack([each.where(known, torch.nan) for each in (score, (margin > 0).float(), contrast)]))
+    return Background(*torch.cat(scores, dim=1))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -157,9 +173,14 @@ def find_objects(
         maps: of the probes.
     """
     pixels = prepared.masks.clone()
-    agrees = metrics.energy_inside(maps, pixels) > MIN_CONCENTRATION * pixels.float().mean((1, 2))
+    agrees = torch.cat(
+        [
+            metrics.energy_inside(maps[part], pixels[part]) > MIN_CONCENTRATION * pixels[part].float().mean((1, 2))
+            for part in parts(len(maps), pixels.shape)
+        ]
+    )
     without_mask = (~prepared.has_mask).nonzero()[:, 0]
-    for part in parts(len(without_mask)):
+    for part in parts(len(without_mask), pixels.shape):
         rows = without_mask[part]
         images = prepared.images[rows]
         windows = choose_windows(maps[rows])

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from clipcam_lightning.cam.compact_images import parts
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.drift import metrics
@@ -41,7 +42,12 @@ def take_snapshot(
         epoch: counted from 0.
     """
     maps = explanation.maps[:, 0].float().cpu()
-    energy, pointing = metrics.energy_inside(maps, prepared.masks), metrics.pointing_hit(maps, prepared.masks).float()
+    masks = prepared.masks
+    grades = [
+        (metrics.energy_inside(maps[part], masks[part]), metrics.pointing_hit(maps[part], masks[part]).float())
+        for part in parts(len(maps), masks.shape)
+    ]
+    energy, pointing = (torch.cat(each) for each in zip(*grades, strict=True))
     return Snapshot(
         maps=maps,
         similarity=explanation.similarity[:, 0].float().cpu(),

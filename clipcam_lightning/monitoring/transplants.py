@@ -76,7 +76,9 @@ def name_transplants(
     if (donors == NONE).all():
         return donors
     embedded, candidates = embed_transplants(prepared.images, objects, donors, explainer.embed_images), texts[:, 0]
-    named = [(embedded[part] @ candidates.float().cpu().T).argmax(2) for part in parts(len(embedded))]
+    named = [
+        (embedded[part] @ candidates.float().cpu().T).argmax(2) for part in parts(len(embedded), prepared.images.shape)
+    ]
     return torch.cat(named).where(donors != NONE, NONE)
 
 
@@ -95,7 +97,7 @@ def embed_transplants(
         embed: embeds images.
     """
     embedded: Tensor | None = None
-    for part in parts(len(images)):
+    for part in parts(len(images), images.shape):
         grounds = fill_regions(images[part], objects[part])
         for k, column in enumerate(donors[part].unbind(1)):
             rows = (column != NONE).nonzero()[:, 0]

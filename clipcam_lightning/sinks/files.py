@@ -76,7 +76,7 @@ class ImageFileSink(Sink):
     """Keeps the contact sheet of the run up to date, and writes the report of each alarm and of the last evaluation.
 
     Args:
-        folder: for ``contact_sheet.png`` and ``report.html``.
+        folder: for ``contact_sheet.png``, and ``report.html`` with further pages in ``report_pages``.
         draw: draws the images of an evaluation.
     """
 

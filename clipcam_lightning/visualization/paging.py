@@ -1,10 +1,12 @@
 """Spread the probes of a report over several HTML files, so that each of them opens fast."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
+from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.visualization.page import probe_anchor
 
 ILLUSTRATED_PAGES = 5  # pages with images; a training of 10,000 probes would otherwise write 300 MB at an alarm
@@ -50,14 +52,14 @@ class Page:
         """Return the link from this page to another one."""
         if page is self:
             return ""
-        path = quote(str(page.path))
+        path = quote(os.fsencode(page.path))
         if self.is_first:
             return path
         return f"../{path}" if page.is_first else quote(page.path.name)
 
     def href(self, name: str) -> str:
-        """Return the link from this page to a probe, wherever it is."""
-        return f"{self.href_of(self.report.page_of(name))}#{probe_anchor(name)}"
+        """Return the link from this page to a probe, wherever it is; to this page if it is nowhere."""
+        return f"{self.href_of(self.report.page_of(name) or self)}#{probe_anchor(name)}"
 
 
 class Pages(Sequence[Page]):
@@ -71,6 +73,8 @@ class Pages(Sequence[Page]):
     """
 
     def __init__(self, names: Sequence[str], illustrated: int, file: str | None) -> None:
+        if file is not None and PurePosixPath(file).name != file:
+            raise ConfigError(f"file must be a name without a folder (got {file!r}); put the pages where they belong.")
         self.file = file or ""
         self.total = count = len(names)
         if file is None:
@@ -89,14 +93,20 @@ class Pages(Sequence[Page]):
     def __len__(self) -> int:
         return len(self._pages)
 
-    def page_of(self, name: str) -> Page:
-        """Return the page that holds a probe."""
-        return self._page_of[name]
+    def page_of(self, name: str) -> Page | None:
+        """Return the page that holds a probe; ``None`` for one that is not in the report, as after a renaming."""
+        return self._page_of.get(name)
 
     def render(self, render: RenderPage) -> Iterator[tuple[str, str]]:
         """Yield path and HTML of each file, the first one last, so that its links lead somewhere when it is there.
 
+        It is made first, so that an error there comes before anything is written.
+
         Args:
             render: makes the HTML of a page.
         """
-        return ((str(page.path), render(page)) for page in reversed(self._pages))
+        first, *others = self._pages
+        html = render(first)
+        for page in reversed(others):
+            yield str(page.path), render(page)
+        yield str(first.path), html

@@ -101,6 +101,7 @@ def html_pages(
         The path of each page, relative to the folder of the first, and its HTML. The first page comes last.
 
     Raises:
+        ConfigError: ``file`` names a folder, too.
         SnapshotError: an image in the snapshot is damaged.
 
     Example:

@@ -1,15 +1,18 @@
 """Methods that read attention, compared with slow derivations on the complete float64 graph of the same weights."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import open_clip
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from clipcam_lightning.cam.capture import AttentionCapture
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.targets import Contrast
@@ -173,3 +176,28 @@ def test_every_method_that_reads_attention_has_an_oracle() -> None:
 def test_a_method_of_one_block_rejects_several(method: str, clip: ClipModel) -> None:
     with pytest.raises(ConfigError, match=rf"{method} reads one block \(got layers \(-2, -1\)\)"):
         explain(clip, torch.zeros(1, 3, 64, 64), ["a"], method=method, layers=(-2, -1))
+
+
+class Waits(torch.autograd.Function):
+    """The identity, whose backward asks for a number, which no backward of several outputs at once can give."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> Tensor:  # type: ignore[override]
+        assert torch.isfinite(gradients).all().item()
+        return gradients
+
+
+def test_the_decomposition_goes_through_functions_that_cannot_be_batched() -> None:
+    model = vit()
+    clip, images, texts = find_clip(model), torch.randn(2, 3, *find_clip(model).tower.input_size), torch.randn(3, 16)
+    expected = explain(clip, images, texts, method="decomposition").maps
+    for block in model.visual.transformer.resblocks:
+        block.attn.out_proj.forward = lambda values, own=block.attn.out_proj: Waits.apply(
+            F.linear(values, own.weight, own.bias)
+        )
+
+    assert_close(explain(clip, images, texts, method="decomposition").maps, expected, rtol=1e-4, atol=1e-6)

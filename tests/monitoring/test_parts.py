@@ -1,20 +1,24 @@
 """An evaluation handles many probes in parts, so that memory does not grow with their number."""
 
+from typing import Any
+
 import open_clip
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipcam_lightning import ClipModel, Probe, ProbeSet
 from clipcam_lightning.cam import compact_images
 from clipcam_lightning.cam.finding import find_clip
+from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.monitoring.explainer import LocalExplainer, ModelInput
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes
 
-COUNT, PART = 13, 4
+COUNT, PART = 40, 4
 FIELDS = (
     "maps", "similarity", "background_score", "named_without_object", "contrast", "transplants_named", "donors",
     "noise_floor", "map_agrees", "objects",
@@ -31,8 +35,21 @@ class Recording(LocalExplainer):
         return super().embed_images(images)
 
 
+class LargestTensor(TorchDispatchMode):
+    """Measures the largest float tensor that an operation returns."""
+
+    floats = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(each, Tensor) and each.is_floating_point():
+                self.floats = max(self.floats, each.numel())
+        return result
+
+
 def observe(clip: ClipModel, probes: ProbeSet) -> tuple[Snapshot, list[int]]:
-    explainer = Recording(clip)
+    explainer = Recording(clip, MapSettings(batch_size=PART))
     object.__setattr__(explainer, "requests", [])
     monitor = Monitor(probes)
     monitor.evaluate(explainer, step=0, epoch=0)
@@ -56,10 +73,12 @@ def test_a_snapshot_does_not_depend_on_the_parts(
     whole, requests = observe(clip, probes)
     assert max(requests) == COUNT
 
-    monkeypatch.setattr(compact_images, "PART", PART)
-    in_parts, requests = observe(clip, probes)
+    monkeypatch.setattr(compact_images, "PART", PART * 64**2)
+    with LargestTensor() as largest:
+        in_parts, requests = observe(clip, probes)
 
     assert max(requests) == PART
+    assert largest.floats < COUNT * 64**2, "no float tensor holds a value per pixel of every probe"
     for name in FIELDS:
         before, after = getattr(whole, name), getattr(in_parts, name)
         assert torch.is_tensor(before), name
@@ -75,5 +94,5 @@ def test_pixels_of_float_images_are_restored_in_parts(
     compact = compact_images.CompactImages.of(images.unbind(), 5, clip.preprocessing.normalisation)
     assert compact.normalisation is None
     whole = clip.preprocessing.pixels(images)
-    monkeypatch.setattr(compact_images, "PART", 2)
+    monkeypatch.setattr(compact_images, "PART", 2 * 64**2)
     assert torch.equal(compact.pixels(clip.preprocessing), whole)

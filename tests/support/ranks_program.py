@@ -24,6 +24,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DataLoader
 
 from clipcam_lightning import Capture, ClipCamCallback, ClipCamError, ClipCamWarning, Probe, ProbeSet
+from clipcam_lightning.cam import compact_images
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.model import ClipModel
@@ -305,6 +306,7 @@ def main(scenarios: Mapping[str, Callable[[Path], dict[str, Any]]]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     output = Path(sys.argv[2])
+    compact_images.PART = 2 * 64**2  # two images at once, so that ranks are asked for several parts
     results = scenarios[sys.argv[1]](output)
     torch.save(results, output / f"rank-{distributed.get_rank()}.pt")
     distributed.destroy_process_group()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -24,6 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
+GRACE = 10  # seconds that a program has to end when another one has failed
 PRELOADED = ("torch", "lightning.pytorch", "open_clip", "PIL.Image", "rich.console", "safetensors.torch", "pytest")
 
 
@@ -84,7 +86,7 @@ def run_together(
     with tempfile.TemporaryDirectory() as folder:
         outputs = [[str(Path(folder, f"{name}-{i}")) for name in ("stdout", "stderr")] for i in range(len(programs))]
         if any(_is_measured(program.env) for program in programs):
-            codes = _run_cold(programs, outputs, timeout)
+            codes = _run_cold(programs, outputs, timeout, depend)
         else:
             requests = [
                 {"what": str(program.what), "arguments": program.arguments, "cwd": str(program.cwd), "env": program.env}
@@ -111,7 +113,9 @@ def _command(program: Program) -> list[str]:
     return [sys.executable, *what, *program.arguments]
 
 
-def _run_cold(programs: Sequence[Program], outputs: list[list[str]], timeout: float) -> list[int] | None:
+def _run_cold(programs: Sequence[Program], outputs: list[list[str]], timeout: float, depend: bool) -> list[int] | None:
+    """Run programs from the start of an interpreter."""
+    end = time.monotonic() + timeout
     with ExitStack() as stack:
         processes = [
             subprocess.Popen(
@@ -124,11 +128,21 @@ def _run_cold(programs: Sequence[Program], outputs: list[list[str]], timeout: fl
             for program, each in zip(programs, outputs, strict=True)
         ]
         try:
-            return [process.wait(timeout) for process in processes]
+            while any(process.poll() is None for process in processes):
+                if time.monotonic() > end:
+                    return None
+                if depend and any(process.poll() for process in processes):
+                    break
+                time.sleep(0.05)
+            for process in processes:
+                process.terminate()  # does nothing to one that has ended
+            return [process.wait(GRACE) for process in processes]
         except subprocess.TimeoutExpired:
+            return None
+        finally:
             for process in processes:
                 process.kill()
-            return None
+                process.wait()
 
 
 class _Server:
@@ -189,23 +203,34 @@ def _wait(children: list[int], timeout: float, depend: bool) -> list[int] | None
         for child in list(running):
             _signal(child, signal.SIGKILL)
 
-    timer = threading.Timer(timeout, kill)
-    timer.start()
+    timers = [threading.Timer(timeout, kill)]
+    timers[0].start()
     while running:
         child, status = os.wait()
         running.discard(child)
         codes[child] = os.waitstatus_to_exitcode(status)
-        if depend and codes[child]:
+        if depend and codes[child] and running:
             for other in running:
                 _signal(other, signal.SIGTERM)
-    timer.cancel()
-    timer.join()  # no thread may live when the next child is forked
+            timers.append(threading.Timer(GRACE, _kill_all, [set(running)]))
+            timers[-1].start()
+    for timer in timers:
+        timer.cancel()
+        timer.join()  # no thread may live when the next child is forked
     return None if expired.is_set() else [codes[child] for child in children]
+
+
+def _kill_all(children: set[int]) -> None:
+    for child in children:
+        _signal(child, signal.SIGKILL)
 
 
 def _signal(child: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(child, number)
+        try:
+            os.killpg(child, number)
+        except ProcessLookupError:  # it has no group of its own yet
+            os.kill(child, number)
 
 
 def _run(program: dict[str, Any], path: list[str]) -> None:

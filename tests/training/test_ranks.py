@@ -45,7 +45,9 @@ def launch(scenario: str, folder: Path) -> None:
         done = run_together(programs, WATCHDOG, depend=True)
     except subprocess.TimeoutExpired as error:
         pytest.fail(f"{scenario} did not end in {WATCHDOG} seconds:\n{str(error.stderr)[-3000:]}")
-    assert [each.returncode for each in done] == [0, 0], "\n".join(each.stderr[-4000:] for each in done)
+    assert [each.returncode for each in done] == [0, 0], "\n".join(
+        each.stdout[-2000:] + each.stderr[-4000:] for each in done
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import torch
 
 from clipcam_lightning import html_pages, html_report
 from clipcam_lightning.cli import main
+from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.monitoring.recorded_run import load_run
 from clipcam_lightning.sinks import drawing
@@ -105,7 +106,7 @@ def test_flagged_probes_come_first_and_each_page_says_what_it_holds(evaluations:
     assert "Probes 1 to 4 of 23" in first
     assert [f"Probes {first} to {last} of 23" in html for (_, html), (first, last) in zip(
         further, [(19, 23), (9, 18), (5, 8)], strict=True)] == [True] * 3  # fmt: skip
-    assert "Drift of the first 4 probes" in first
+    assert "Drift of the probes on this page" in first
     assert all("✗ Drifted" not in html.split("<main>")[0].split("<header>")[1] for _, html in further)
 
 
@@ -162,3 +163,30 @@ def test_a_comparison_of_runs_is_divided_as_well(evaluations: list[Evaluation], 
         write_run(evaluations, tmp_path / run)
     runs = (load_run(as_path(tmp_path / run)) for run in ("a", "b"))
     require_whole(dict(comparison_report(RunComparison.of(*runs), "c.html")), "c.html")
+
+
+def test_a_probe_that_the_report_does_not_hold_has_a_link_to_nowhere() -> None:
+    """A run that was resumed with other names has alarms of the earlier ones."""
+    page = Pages(NAMES, 4, "report.html")[1]
+    assert page.href("renamed") == "#probe-renamed"
+    assert page.href(NAMES[0]) == "../report.html#probe-probe-0"
+    assert page.href(NAMES[9]) == "3.html#probe-probe-9"
+
+
+def test_the_name_of_the_first_page_names_no_folder(evaluations: list[Evaluation]) -> None:
+    with pytest.raises(ConfigError, match=r"a name without a folder \(got 'out/report.html'\)"):
+        comparison_of(evaluations[-1], "out/report.html")
+
+
+def test_an_error_on_the_first_page_comes_before_anything_is_written() -> None:
+    made: list[int] = []
+
+    def render(page: paging.Page) -> str:
+        made.append(page.number)
+        if page.is_first:
+            raise ValueError("a damaged image")
+        return ""
+
+    with pytest.raises(ValueError, match="damaged"):
+        next(Pages(NAMES, 4, "report.html").render(render))
+    assert made == [1]

@@ -63,10 +63,15 @@ def _apply_transpose(
     Returns:
         Vectors in the function's input space, float32.
     """
+    rows = outputs.flatten(0, 1)[:, None, None]
     with torch.enable_grad():
-        # The function runs on one vector, and all outputs go back through it: its values are not asked for.
-        inputs = torch.zeros(1, 1, width, dtype=dtype, device=outputs.device, requires_grad=True)
-        values = affine(inputs)
-        rows = outputs.to(values.dtype).flatten(0, 1)[:, None, None]
-        (result,) = torch.autograd.grad(values, inputs, rows, is_grads_batched=True)
+        try:
+            # The function runs on one vector, and all outputs go back through it: its values are not asked for.
+            inputs = torch.zeros(1, 1, width, dtype=dtype, device=outputs.device, requires_grad=True)
+            values = affine(inputs)
+            (result,) = torch.autograd.grad(values, inputs, rows.to(values.dtype), is_grads_batched=True)
+        except RuntimeError:  # some hooks and functions cannot go back with several outputs at once
+            inputs = torch.zeros(len(rows), 1, width, dtype=dtype, device=outputs.device, requires_grad=True)
+            values = affine(inputs)
+            (result,) = torch.autograd.grad(values, inputs, rows[:, 0].to(values.dtype))
     return result.reshape(*outputs.shape[:2], width).float()
