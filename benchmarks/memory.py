@@ -59,8 +59,7 @@ def growth(evaluations: int, probes: int = 8) -> Growth:
         evaluations: how many.
         probes: per evaluation.
     """
-    text = CLIPTextCfg(context_length=12, vocab_size=64, width=64, heads=2, layers=2)
-    model = open_clip.CLIP(embed_dim=64, vision_cfg=VISION, text_cfg=text)
+    model = small_clip()
     explainer = LocalExplainer(find_clip(model, tokenizer=WordTokenizer()))
     monitor, resident = Monitor(probe_set(probes, int(VISION.image_size))), []
     with tempfile.TemporaryDirectory() as folder:
@@ -83,6 +82,12 @@ def growth(evaluations: int, probes: int = 8) -> Growth:
         events = LegacyEventFileLoader(str(file)).Load()
         kilobytes = sum(event.ByteSize() for event in events if event.step <= FEW) / probes / FEW / 1e3
     return Growth(probes, evaluations, round(kilobytes, 1), tuple(resident))
+
+
+def small_clip() -> open_clip.CLIP:
+    """Build a CLIP whose input and maps have the size of those of ViT-B-32."""
+    text = CLIPTextCfg(context_length=12, vocab_size=64, width=64, heads=2, layers=2)
+    return open_clip.CLIP(embed_dim=64, vision_cfg=VISION, text_cfg=text)
 
 
 def resident_megabytes() -> float:

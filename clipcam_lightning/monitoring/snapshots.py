@@ -1,15 +1,16 @@
 """Snapshots of a probe set: its maps, what images without their objects say, and what a baseline needs besides."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor
 
-from clipcam_lightning.cam.compact_images import parts
+from clipcam_lightning.cam.compact_images import CompactImages, parts
+from clipcam_lightning.cam.display.drawing import to_image
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.drift import metrics
@@ -83,12 +84,11 @@ def complete_baseline(
     Returns:
         The baseline, and why its noise floor is unknown; empty if it was measured.
     """
-    pixels = prepared.images.pixels(explainer.clip.preprocessing).permute(0, 2, 3, 1).numpy()
     found = find_objects(explainer, prepared, texts, snapshot.maps)
     donors = choose_donors(snapshot.prompts, image_keys(prepared), found.pixels)
     snapshot = replace(
         snapshot,
-        images=tuple(encode_jpeg(Image.fromarray(each), IMAGE_QUALITY) for each in pixels),
+        images=tuple(_encode_images(prepared.images, explainer.clip)),
         objects=found.pixels,
         map_agrees=found.map_agrees,
     )
@@ -98,6 +98,13 @@ def complete_baseline(
         return replace(snapshot, noise_floor=noise_floor(explainer, prepared, snapshot.maps)), ""
     except Exception as error:  # a paraphrase may be too long for a tokenizer; drift is measured all the same
         return snapshot, f"the noise floor could not be measured and is taken to be 0: {describe_error(error)}"
+
+
+def _encode_images(images: CompactImages, clip: ClipModel) -> Iterator[bytes]:
+    """Encode what the model sees of each probe as JPEG."""
+    for part in parts(len(images), images.shape):
+        for pixels in images.select(part).pixels(clip.preprocessing):
+            yield encode_jpeg(to_image(pixels), IMAGE_QUALITY)
 
 
 def add_background(
