@@ -109,8 +109,8 @@ def read_record(device: torch.device) -> tuple[Costs, list[Growth]]:
         return {}, []
     costs: Costs = defaultdict(dict)
     for row in content["results"]:
-        case = Case(*(row.pop(name) for name in ("model", "images", "prompts")))
-        costs[case][row.pop("contender")] = Cost(**row)
+        case, contender = Case(*(row.pop(name) for name in ("model", "images", "prompts"))), row.pop("contender")
+        costs[case][contender] = Cost(**row)
     return dict(costs), [Growth(**row) for row in content["growth"]]
 
 
