@@ -15,7 +15,7 @@ PART = 256 * 224**2  # pixels that are handled at once: 150 MB as floats
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CompactImages:
-    """Images of one size as model input: bytes that are normalised when a part of them is asked for.
+    """Images of one size, stored as bytes and returned as model input.
 
     Bytes take a quarter of the memory. If the model input of one image does not follow from bytes to the last bit, as
     that of an augmented one, all are kept as floats.
@@ -52,9 +52,9 @@ class CompactImages:
             packed = image if kept is None else _to_bytes(image, kept)
             if packed is None:
                 if values is not None and kept is not None:
-                    before, values = values[:i], None
-                    values = torch.empty((count, *image.shape), dtype=image.dtype, device="cpu")
-                    values[:i] = _normalise(before, kept)
+                    floats = torch.empty((count, *image.shape), dtype=torch.float32, device="cpu")
+                    floats[:i] = _normalise(values[:i], kept)
+                    values = floats
                 packed, kept = image, None
             if values is None:
                 values = torch.empty((count, *image.shape), dtype=packed.dtype, device="cpu")
