@@ -175,7 +175,6 @@ class MethodBench:
             raise ConfigError(f"there is no method to rank: {reasons or 'methods is empty'}.")
         return list(candidates.values()), left_out
 
-    @torch.no_grad()
     def measure(self, candidate: Candidate) -> RankedMethod:
         """Measure one method.
 
@@ -254,7 +253,7 @@ class MethodBench:
     def _measure_margins(self, maps: Float[Tensor, "n h w"]) -> tuple[float, float, float]:
         """Average the margins over the curves of insertion and of deletion, and those in the spotlight."""
         images, maps = self.prepared.images[:], maps.nan_to_num(0)
-        with evaluation_mode(self.clip.module), self.clip.tower.native():
+        with evaluation_mode(self.clip.module), self.clip.tower.native(), torch.no_grad():
             deletion, insertion = perturbation_curves(self._compute_margins, images, maps)
             spotlight = self._compute_margins(show_spotlight(images, maps))
 

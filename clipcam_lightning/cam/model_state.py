@@ -23,9 +23,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
     Restored, also after an exception: the training flag of every submodule, gradient-checkpointing flags, buffers,
     weights that PEFT merges in a forward, and the random state of torch, numpy and Python. During the ``with``,
-    autocast and inference mode are off, and compiled code runs eagerly, because code that is compiled already skips
-    hooks. Parts of different float types work together, and weights that were created in inference mode or quantized
-    can be differentiated through.
+    autocast and inference mode are off, gradients are on, and compiled code runs eagerly, because code that is compiled
+    already skips hooks. Parts of different float types work together, and weights that were created in inference mode
+    or quantized can be differentiated through.
 
     Raises:
         ModelError: a weight is on the meta device.

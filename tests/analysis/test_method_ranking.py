@@ -113,6 +113,16 @@ def test_margins_are_integrated_over_the_whole_curve(
     assert row.deletion == pytest.approx(np.mean(deletions), abs=1e-4)
 
 
+def test_changed_images_are_scored_without_a_graph(trained: ClipModel, probes: ProbeSet) -> None:
+    kept: list[bool] = []
+    hook = trained.tower.clip.visual.register_forward_hook(lambda *call: kept.append(call[-1].requires_grad))
+
+    rank_methods(trained, probes, methods=["occlusion"])
+    hook.remove()
+
+    assert kept and not any(kept)
+
+
 def test_the_spotlight_shows_a_disc_around_the_hottest_pixel(
     ranking: MethodRanking, trained: ClipModel, probes: ProbeSet
 ) -> None:
