@@ -11,7 +11,7 @@ from clipcam_lightning.cam.fuse import resize_maps
 from clipcam_lightning.drift import metrics
 
 STEPS = 10  # in which all pixels are deleted or inserted
-SPOTLIGHT_RADIUS = 0.2  # of the shorter side of the image
+DISC_RADIUS = 0.2  # of the shorter side of the image
 LIKE_BEFORE = 0.5  # correlation from which a map counts as unchanged by the randomization of parameters
 
 Score: TypeAlias = Callable[[Float[Tensor, "n 3 y x"]], Float[Tensor, "n"]]
@@ -87,18 +87,21 @@ def perturbation_curves(
     return torch.stack(deletion, dim=1), torch.stack([deletion[-1], *insertion, deletion[0]], dim=1)
 
 
-def show_spotlight(images: Float[Tensor, "n 3 y x"], maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 3 y x"]:
-    """Show a disc around the hottest pixel of each map, and the mean colour everywhere else.
+def hottest_discs(maps: Float[Tensor, "n h w"], size: tuple[int, int]) -> Bool[Tensor, "n y x"]:
+    """Mark a disc around the hottest pixel of each map.
 
     Args:
-        images: preprocessed, so that the mean colour is 0.
         maps: one per image.
+        size: height and width of the images, in pixels.
+
+    Returns:
+        The pixels at most a fifth of the image's shorter side away; fewer at the border.
     """
-    height, width = images.shape[-2:]
-    hottest = resize_maps(maps, (height, width)).flatten(1).argmax(dim=1)[:, None, None]
-    rows, columns = (torch.arange(length, device=maps.device) for length in (height, width))
+    height, width = size
+    hottest = resize_maps(maps, size).flatten(1).argmax(dim=1)[:, None, None]
+    rows, columns = (torch.arange(length, device=maps.device) for length in size)
     distance = torch.hypot((rows[:, None] - hottest // width).float(), (columns - hottest % width).float())
-    return images.masked_fill((distance > SPOTLIGHT_RADIUS * min(height, width)).to(images.device)[:, None], 0)
+    return distance <= DISC_RADIUS * min(height, width)
 
 
 def likeness(before: Float[Tensor, "n h w"], after: Float[Tensor, "n h w"]) -> float:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from clipcam_lightning.analysis.map_quality import LIKE_BEFORE, grade, perturbation_curves, show_spotlight
+from clipcam_lightning.analysis.interventions import fill_regions, transplant
+from clipcam_lightning.analysis.map_quality import LIKE_BEFORE, grade, hottest_discs, perturbation_curves
 from clipcam_lightning.analysis.prompt_sensitivity import ABSENT
 from clipcam_lightning.cam.arguments import require_positive
 from clipcam_lightning.cam.capture import LayerCapture
@@ -29,6 +30,7 @@ from clipcam_lightning.probes.probe_set import ProbeSet
 BUDGET = 300  # forwards per map: occlusion of a 16 x 16 grid fits, one forward for each of 512 channels does not
 SAME_FOR_ALL_PROMPTS = 0.95  # correlation from which a map counts as independent of its prompt
 SHUFFLE_SEED = 0
+GROUNDS = 3  # images that a disc is put on
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,11 +44,14 @@ class RankedMethod:
         forwards: cost of one map, in forwards of the image tower, where a backward counts as two.
         pointing: share of the masked probes, 0 to 1, whose hottest pixel is on the object; NaN without masks.
         energy: mean share of a map's mass on the object, 0 to 1; NaN without masks.
-        insertion: mean margin while the hottest pixels are inserted into the mean colour, over the whole curve. The
-            margin is the cosine with the prompt minus the mean cosine with the other prompts. Higher is better.
+        necessity: mean margin that an image loses if a disc around the hottest pixel is filled with the colours around
+            it. Its radius is a fifth of the image's shorter side. The margin is the cosine with the prompt minus the
+            mean cosine with the other prompts. Higher is better.
+        sufficiency: mean margin that images of other prompts gain if that disc is put on them. Higher is better; NaN
+            if all probes have one prompt.
+        insertion: mean margin while the hottest pixels are inserted into the mean colour, over the whole curve. Higher
+            is better.
         deletion: mean margin while the hottest pixels are deleted. Lower is better.
-        spotlight: mean margin if only a disc around the hottest pixel is shown; its radius is a fifth of the image's
-            shorter side. Higher is better. It is pointing without a mask: does the model see the object there?
         agreement: mean correlation with the map of occlusion, -1 to 1; NaN if occlusion was too dear.
         randomization: mean correlation of the maps before and after the weights of the image tower are shuffled. From
             0.5 on, the method explains the image and not the model.
@@ -69,9 +74,10 @@ class RankedMethod:
     forwards: int
     pointing: float = math.nan
     energy: float = math.nan
+    necessity: float = math.nan
+    sufficiency: float = math.nan
     insertion: float = math.nan
     deletion: float = math.nan
-    spotlight: float = math.nan
     agreement: float = math.nan
     randomization: float = math.nan
     other_prompt: float = math.nan
@@ -88,6 +94,11 @@ class RankedMethod:
         layers = f", layers=[{names}]" if names else ""  # none for a method that reads the pool alone
         fuse = "" if self.fuse == "mean" else f', fuse="{self.fuse}"'
         return f"method={name}{layers}{fuse}"
+
+    @property
+    def effect(self) -> float:
+        """Necessity plus sufficiency: pointing without a mask, told by the model."""
+        return self.necessity + (0.0 if math.isnan(self.sufficiency) else self.sufficiency)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -140,7 +151,8 @@ class MethodBench:
         self.prepared: PreparedProbes = probes.prepare(clip)
         with evaluation_mode(clip.module), torch.no_grad():
             own = self.prepared.embed_texts(clip)[:, 0]
-            self.texts, self.own = own.unique(dim=0, return_inverse=True)
+            self.texts, numbers = own.unique(dim=0, return_inverse=True)
+            self.own = numbers.cpu()
             if len(self.texts) == 1:
                 self.texts = torch.cat([self.texts, clip.embed_texts(ABSENT)])
 
@@ -190,7 +202,8 @@ class MethodBench:
         if has_reference:
             reference = self._reference[0]
             agreement = _correlate(resize_maps(maps, _size(reference)), reference, degenerate, worst=-1.0)
-        insertion, deletion, spotlight = self._measure_margins(maps)
+        necessity, sufficiency = self._measure_effects(maps, degenerate)
+        insertion, deletion = self._measure_curves(maps)
         masked = self.prepared.has_mask
         grades = grade(maps[masked][:, None], self.prepared.masks[masked][:, None]) if masked.any() else None
         return RankedMethod(
@@ -200,9 +213,10 @@ class MethodBench:
             candidate.forwards,
             pointing=float(grades.pointing.mean()) if grades else math.nan,
             energy=float(grades.energy.mean()) if grades else math.nan,
+            necessity=necessity,
+            sufficiency=sufficiency,
             insertion=insertion,
             deletion=deletion,
-            spotlight=spotlight,
             agreement=float(agreement.mean()),
             randomization=float(_correlate(maps, randomized, degenerate, worst=1.0).mean()),
             other_prompt=float(_correlate(maps, of_other, degenerate, worst=1.0).mean()),
@@ -250,25 +264,55 @@ class MethodBench:
         maps = explain_clip(clip, self.prepared.images, prompts, settings).maps.cpu()
         return maps[:, 0], maps[:, 1]
 
-    def _measure_margins(self, maps: Float[Tensor, "n h w"]) -> tuple[float, float, float]:
-        """Average the margins over the curves of insertion and of deletion, and those in the spotlight."""
-        images, maps = self.prepared.images[:], maps.nan_to_num(0)
+    @cached_property
+    def grounds(self) -> Int[Tensor, "n k"]:
+        """Probes with other prompts, for each probe: up to three, evenly spread over those that follow it."""
+        others = [(self.own.roll(-i) != prompt).nonzero()[:, 0] + i for i, prompt in enumerate(self.own)]
+        count = min(GROUNDS, *map(len, others))
+        chosen = [[each[k * len(each) // count] for k in range(count)] for each in others]
+        return torch.tensor(chosen, device="cpu", dtype=torch.int64).view(len(others), count) % len(others)
+
+    @cached_property
+    def _whole(self) -> Float[Tensor, "n t"]:
+        """Cosines of the unchanged images with the prompts."""
+        return self._compare(self.prepared.images[:])
+
+    def _measure_effects(self, maps: Float[Tensor, "n h w"], degenerate: Bool[Tensor, "n"]) -> tuple[float, float]:
+        """Average what hiding the disc around the hottest pixel takes, and what putting it on other images adds.
+
+        A degenerate map has no hottest pixel, and nothing that happens to be elsewhere counts for it.
+        """
+        images = self.prepared.images[:]
+        discs = hottest_discs(maps.nan_to_num(0), _size(images))
+
+        def average(effects: Float[Tensor, "n"]) -> float:
+            return float(torch.where(degenerate, effects.clamp(max=0), effects).mean())
+
+        necessity = self._margins(self._whole) - self._margins(self._compare(fill_regions(images, discs)))
+        gains = [
+            self._margins(self._compare(transplant(images[ground], images, discs))) - self._margins(self._whole[ground])
+            for ground in self.grounds.unbind(1)
+        ]
+        return average(necessity), average(torch.stack(gains).mean(dim=0)) if gains else math.nan
+
+    def _measure_curves(self, maps: Float[Tensor, "n h w"]) -> tuple[float, float]:
+        """Average the margins over the curves of insertion and of deletion."""
+        curves = perturbation_curves(
+            lambda changed: self._margins(self._compare(changed)), self.prepared.images[:], maps.nan_to_num(0)
+        )
+        deletion, insertion = (torch.trapezoid(each, dx=1 / (each.shape[1] - 1), dim=1).mean() for each in curves)
+        return float(insertion), float(deletion)
+
+    def _margins(self, cosines: Float[Tensor, "n t"]) -> Float[Tensor, "n"]:
+        """Subtract from the cosine with each probe's prompt the mean of those with the other prompts."""
+        own = cosines.gather(1, self.own[:, None])[:, 0]
+        return own - (cosines.sum(dim=1) - own) / (len(self.texts) - 1)
+
+    def _compare(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n t"]:
+        """Compute the cosines of images with all prompts, on the CPU."""
         with evaluation_mode(self.clip.module), self.clip.tower.native(), torch.no_grad():
-            deletion, insertion = perturbation_curves(self._compute_margins, images, maps)
-            spotlight = self._compute_margins(show_spotlight(images, maps))
-
-        def average(curves: Float[Tensor, "n k"]) -> float:
-            return float(torch.trapezoid(curves, dx=1 / (curves.shape[1] - 1), dim=1).mean())
-
-        return average(insertion), average(deletion), float(spotlight.mean())
-
-    def _compute_margins(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n"]:
-        """Compute the cosine of each probe with its prompt minus the mean cosine with the other prompts."""
-        batches = images.split(self.batch_size or BATCH_SIZE)
-        similarity = torch.cat([self.clip.embed_images(batch) @ self.texts.T for batch in batches])
-        own = similarity.gather(1, self.own[:, None])[:, 0]
-        others = (similarity.sum(dim=1) - own) / (len(self.texts) - 1)
-        return (own - others).cpu()
+            batches = images.split(self.batch_size or BATCH_SIZE)
+            return torch.cat([(self.clip.embed_images(batch) @ self.texts.T).cpu() for batch in batches])
 
 
 def shuffle_weights(module: nn.Module) -> None:
@@ -295,5 +339,5 @@ def _correlate(
     return metrics.correlation(maps, others).nan_to_num(0).masked_fill(degenerate, worst)
 
 
-def _size(maps: Float[Tensor, "n h w"]) -> tuple[int, int]:
+def _size(maps: Float[Tensor, "*n h w"]) -> tuple[int, int]:
     return maps.shape[-2], maps.shape[-1]

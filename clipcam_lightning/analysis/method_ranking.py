@@ -85,13 +85,13 @@ def rank_methods(
        or are degenerate.
     2. With masks, methods whose pointing accuracy is within one standard error of the best come first, and the others
        follow by their pointing accuracy.
-    3. Methods that are equal so far, which without masks are all, are ordered by the sum of three ranks: that of their
-       agreement with occlusion, which asks the model instead of its gradients, that of insertion, and that of the
-       spotlight, by which the model tells whether the object is where the map is hottest. Of equal sums the higher
-       agreement comes first.
+    3. Methods that are equal so far, which without masks are all, are ordered by :attr:`~RankedMethod.effect`: what the
+       model loses if the place that a map calls hottest is hidden, plus what other images gain if that place is put on
+       them.
 
-    Deletion is measured but does not count: images with holes are unlike all that a model was trained on, and of two
-    methods the one that shatters the image more wins. Ranks are summed because the units differ.
+    The other metrics are measured but do not count. Agreement with occlusion would put occlusion itself first, which is
+    not always the best; insertion and deletion make images unlike all that a model was trained on, and of two methods
+    the one that shatters the image more wins.
 
     Args:
         model: any module that holds a CLIP, or a :class:`ClipModel`.
@@ -112,9 +112,11 @@ def rank_methods(
         ModelError: ``model`` holds no CLIP, or several.
         ProbeError: the probes do not fit the model.
 
-    Source: agreement with occlusion: Zeiler & Fergus 2014, https://arxiv.org/abs/1311.2901; insertion and deletion:
-    Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421; randomization: Adebayo et al. 2018,
-    https://arxiv.org/abs/1810.03292; one standard error: Breiman et al. 1984, sec. 3.4.3.
+    Source: necessity and sufficiency: after DeYoung et al. 2020, sec. 4.2 (comprehensiveness, sufficiency),
+    https://arxiv.org/abs/1911.03429, here for one disc and with other images in place of an empty input; agreement
+    with occlusion: Zeiler & Fergus 2014, https://arxiv.org/abs/1311.2901; insertion and deletion: Petsiuk et al. 2018,
+    https://arxiv.org/abs/1806.07421; randomization: Adebayo et al. 2018, https://arxiv.org/abs/1810.03292; one
+    standard error: Breiman et al. 1984, sec. 3.4.3.
 
     Example:
         >>> from clipcam_lightning import rank_methods
@@ -141,26 +143,10 @@ def order_methods(rows: Sequence[RankedMethod], masked: int) -> list[RankedMetho
         rows: the methods.
         masked: number of probes with a mask.
     """
-    valid, invalid = ([row for row in rows if bool(row.problems) is has_problems] for has_problems in (False, True))
-    best = max((row.pointing for row in valid), default=math.nan) if masked else math.nan
+    best = max((row.pointing for row in rows if not row.problems), default=math.nan) if masked else math.nan
     limit = best - math.sqrt(best * (1 - best) / masked) if masked else math.nan  # binomial standard error
 
-    def order(group: list[RankedMethod]) -> list[RankedMethod]:
-        ranks = sum_ranks([[getattr(row, name) for row in group] for name in ("agreement", "insertion", "spotlight")])
-        agreements = [0.0 if math.isnan(row.agreement) else row.agreement for row in group]
-        keys = [(rank, -agreement) for rank, agreement in zip(ranks, agreements, strict=True)]
-        # Python's sort is stable, so the less important key comes first.
-        by_ranks = [group[i] for i in sorted(range(len(group)), key=keys.__getitem__)]
-        return sorted(by_ranks, key=lambda row: -min(row.pointing, limit)) if masked else by_ranks
+    def key(row: RankedMethod) -> tuple[bool, float, float]:
+        return bool(row.problems), -min(row.pointing, limit) if masked else 0.0, -row.effect
 
-    return [*order(valid), *order(invalid)]
-
-
-def sum_ranks(columns: Sequence[Sequence[float]]) -> list[int]:
-    """Sum, for each row, the number of rows that are better in each column.
-
-    Args:
-        columns: one value per row, higher for better; a column of NaN ranks all rows equal.
-    """
-    ranks = [[sum(other > value for other in column) for value in column] for column in columns]
-    return [sum(row) for row in zip(*ranks, strict=True)]
+    return sorted(rows, key=key)

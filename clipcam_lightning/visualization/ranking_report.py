@@ -16,10 +16,11 @@ ILLUSTRATED = 16  # probes with images: each has one per method
 METRICS = {
     "Pointing": "pointing",
     "Energy": "energy",
+    "Necessity": "necessity",
+    "Sufficiency": "sufficiency",
     "Agreement": "agreement",
     "Insertion": "insertion",
     "Deletion": "deletion",
-    "Spotlight": "spotlight",
     "Shuffled weights": "randomization",
     "Other prompt": "other_prompt",
     "Degenerate": "degenerate",
@@ -29,12 +30,12 @@ METRICS = {
 MEANINGS = {
     "Pointing": "share of the probes with a mask whose hottest pixel is on the object, 0 to 1: higher is better.",
     "Energy": "mean share of a map that lies on the object, 0 to 1: higher is better.",
+    "Necessity": "mean margin over the other prompts, a difference of cosines, that an image loses if a disc around "
+    "the hottest pixel is hidden: higher is better.",
+    "Sufficiency": "mean margin that images of other prompts gain if that disc is put on them: higher is better.",
     "Agreement": "mean correlation with the map of occlusion, -1 to 1: higher is better.",
-    "Insertion": "mean margin over the other prompts, a difference of cosines, while the hottest pixels are inserted: "
-    "higher is better.",
-    "Deletion": "mean margin over the other prompts while the hottest pixels are deleted: lower is better.",
-    "Spotlight": "mean margin over the other prompts if only a disc around the hottest pixel is shown: higher is "
-    "better.",
+    "Insertion": "mean margin while the hottest pixels are inserted: higher is better.",
+    "Deletion": "mean margin while the hottest pixels are deleted: lower is better.",
     "Shuffled weights": "mean correlation with the map of the same model with shuffled weights, -1 to 1: lower is "
     "better, and from 0.5 on the map does not depend on the weights.",
     "Other prompt": "mean correlation with the map for another prompt, -1 to 1: lower is better, and from 0.95 on the "

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from clipcam_lightning import explain
+from clipcam_lightning.analysis.interventions import fill_regions
 from clipcam_lightning.analysis.method_measurement import MethodBench, RankedMethod, shuffle_weights
-from clipcam_lightning.analysis.method_ranking import MethodRanking, order_methods, rank_methods, sum_ranks
+from clipcam_lightning.analysis.method_ranking import MethodRanking, order_methods, rank_methods
 from clipcam_lightning.cam.capture import Capture
 from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
@@ -54,9 +55,9 @@ def rows_of(ranking: MethodRanking) -> Mapping[str, RankedMethod]:
     return {row.method: row for row in ranking.rows}
 
 
-def make_row(method: str, insertion: float, agreement: float, **others: float) -> RankedMethod:
+def make_row(method: str, necessity: float, sufficiency: float, **others: float) -> RankedMethod:
     return RankedMethod(
-        method, ("layer",), "mean", 3, insertion=insertion, agreement=agreement, maps=torch.ones(1, 2, 2), **others
+        method, ("layer",), "mean", 3, necessity=necessity, sufficiency=sufficiency, maps=torch.ones(1, 2, 2), **others
     )
 
 
@@ -120,29 +121,58 @@ def test_changed_images_are_scored_without_a_graph(trained: ClipModel, probes: P
     rank_methods(trained, probes, methods=["occlusion"])
     hook.remove()
 
-    assert kept and not any(kept)
+    assert kept
+    assert not any(kept)
 
 
-def test_the_spotlight_shows_a_disc_around_the_hottest_pixel(
+def test_effects_are_those_of_a_disc_around_the_hottest_pixel(
     ranking: MethodRanking, trained: ClipModel, probes: ProbeSet
 ) -> None:
-    """Recomputed for one probe after the other, pixel by pixel; a fifth of 64 pixels is 12.8."""
+    """Recomputed for one probe after the other, pixel by pixel; a fifth of 64 pixels is 12.8. All prompts differ."""
+    assert len(set(probes.prompts)) == COUNT == 4
     images, row = probes.prepare(trained).images[:], rows_of(ranking)["decomposition"]
     texts = {prompt: trained.embed_texts([prompt])[0].detach() for prompt in probes.prompts}
-    margins = []
-    for image, prompt, map_ in zip(images, probes.prompts, row.maps, strict=True):
+
+    def margin(image: Tensor, prompt: str) -> float:
+        with torch.no_grad():
+            embedding = trained.embed_images(image[None])[0]
+        return float(embedding @ texts[prompt]) - np.mean([float(embedding @ texts[o]) for o in texts if o != prompt])
+
+    losses, gains = [], []
+    for i, (prompt, map_) in enumerate(zip(probes.prompts, row.maps, strict=True)):
         heat = nn.functional.interpolate(map_[None, None], (64, 64), mode="bilinear", align_corners=False)[0, 0]
         top, left = np.unravel_index(int(heat.argmax()), (64, 64))
-        shown = torch.zeros_like(image)
-        for y, x in np.ndindex(64, 64):
-            if (y - top) ** 2 + (x - left) ** 2 <= 12.8**2:
-                shown[:, y, x] = image[:, y, x]
-        with torch.no_grad():
-            embedding = trained.embed_images(shown[None])[0]
-        others = [float(embedding @ texts[other]) for other in texts if other != prompt]
-        margins.append(float(embedding @ texts[prompt]) - float(np.mean(others)))
+        disc = torch.tensor([[(y - top) ** 2 + (x - left) ** 2 <= 12.8**2 for x in range(64)] for y in range(64)])
+        losses.append(margin(images[i], prompt) - margin(fill_regions(images[i][None], disc[None])[0], prompt))
+        for ground in images[torch.arange(COUNT) != i]:
+            changed = ground.clone()
+            changed[:, disc] = images[i][:, disc]
+            gains.append(margin(changed, prompt) - margin(ground, prompt))
 
-    assert row.spotlight == pytest.approx(np.mean(margins), abs=1e-4)
+    assert row.necessity == pytest.approx(np.mean(losses), abs=1e-4)
+    assert row.sufficiency == pytest.approx(np.mean(gains), abs=1e-4)
+    assert row.effect == row.necessity + row.sufficiency
+
+
+def test_a_disc_is_put_on_images_of_other_prompts_which_are_spread_over_the_probes(trained: ClipModel) -> None:
+    scenes = draw_scenes(12, seed=5)
+    probes = ProbeSet((image, f"a {'red' if i % 3 else 'blue'} circle") for i, image in enumerate(scenes.images))
+    bench = MethodBench(trained, probes)
+
+    grounds = bench.grounds.tolist()
+
+    assert all(probes[ground].prompt != probes[i].prompt for i in range(12) for ground in grounds[i])
+    assert all(len({*row}) == 3 for row in grounds)
+    assert grounds[3] == [4, 7, 11]  # of 4, 5, 7, 8, 10, 11, 1, 2
+
+
+def test_probes_of_one_prompt_are_ranked_by_necessity_alone(trained: ClipModel) -> None:
+    probes = ProbeSet((image, "a red circle") for image in draw_scenes(3, seed=5).images)
+
+    ranking = rank_methods(trained, probes, methods=["gradcam", "decomposition"])
+
+    assert all(math.isnan(row.sufficiency) and row.effect == row.necessity for row in ranking.rows)
+    assert ranking.rows[0].necessity >= ranking.rows[1].necessity
 
 
 def test_pointing_and_energy_are_those_of_the_probes_with_masks(
@@ -177,30 +207,9 @@ def test_the_setting_of_the_best_method_makes_its_maps_again(
         torch.testing.assert_close(again.maps[:, 0], row.maps, rtol=1e-4, atol=1e-6)
 
 
-def test_ranks_count_the_rows_that_are_better() -> None:
-    assert sum_ranks([[0.1, 0.3, 0.3], [5.0, 4.0, 6.0]]) == [2 + 1, 0 + 2, 0 + 0]
-    assert sum_ranks([[0.1, 0.3], [math.nan, math.nan]]) == [1, 0]
-
-
-def test_without_masks_agreement_insertion_and_spotlight_decide() -> None:
-    rows = [make_row("b", 0.4, 0.5), make_row("a", 0.5, 0.6), make_row("c", 0.3, 0.4)]
-    assert [row.method for row in order_methods(rows, 0)] == ["a", "b", "c"]
-
-    rows = [make_row("agrees", 0.4, 0.6, spotlight=0.1), make_row("points", 0.5, 0.5, spotlight=0.2)]
-    assert [row.method for row in order_methods(rows, 0)] == ["points", "agrees"]
-
-
-def test_of_equal_ranks_the_higher_agreement_comes_first() -> None:
-    rows = [make_row("inserts better", 0.5, 0.1), make_row("agrees better", 0.4, 0.6)]
-    assert [row.method for row in order_methods(rows, 0)] == ["agrees better", "inserts better"]
-
-
-def test_occlusion_comes_second_if_two_methods_insert_better() -> None:
-    best, occlusion = make_row("best", 0.5, 0.6), make_row("occlusion", 0.3, 1.0)
-    assert [row.method for row in order_methods([best, occlusion], 0)] == ["occlusion", "best"]
-
-    rows = [occlusion, make_row("good", 0.4, 0.5), best]
-    assert [row.method for row in order_methods(rows, 0)] == ["best", "occlusion", "good"]
+def test_without_masks_the_sum_of_necessity_and_sufficiency_decides() -> None:
+    rows = [make_row("needed", 0.4, 0.1), make_row("both", 0.3, 0.3), make_row("neither", -0.2, 0.1)]
+    assert [row.method for row in order_methods(rows, 0)] == ["both", "needed", "neither"]
 
 
 def test_with_masks_the_methods_close_to_the_best_pointing_come_first() -> None:
@@ -229,6 +238,7 @@ def test_a_degenerate_map_has_the_worst_value_in_every_mean(trained: ClipModel, 
 
     assert (row.pointing, row.energy, row.agreement, row.randomization, row.other_prompt) == (0, 0, -1, 1, 1)
     assert row.degenerate == 1
+    assert max(row.necessity, row.sufficiency) <= 0
     assert "most maps are degenerate" in row.problems
     assert row.setting.startswith("method=nothing, layers=[")
 

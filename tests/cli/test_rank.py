@@ -34,7 +34,8 @@ def test_the_best_method_is_recommended_and_the_reports_have_all(project: Path) 
     assert f"recommended: {setting}\n" in done.stdout
     assert "left out: occlusion costs 65 forwards" in done.stdout
     assert [line.partition(":")[0] for line in done.stdout.splitlines() if ": mean " in line or ": share " in line] == [
-        *("Pointing", "Energy", "Insertion", "Deletion", "Spotlight", "Shuffled weights", "Other prompt", "Degenerate")
+        *("Pointing", "Energy", "Necessity", "Insertion", "Deletion"),
+        *("Shuffled weights", "Other prompt", "Degenerate"),
     ]
     page = (project / "a.html").read_text()
     assert page.count("<img") == 1 + 2 * (1 + 2)  # the colour scale, and of each probe the input and two maps
