@@ -58,6 +58,10 @@ class Drawn:
     def __getitem__(self, rows: np.ndarray) -> "Drawn":
         return Drawn(self.images[rows], self.masks[rows], self.classes[rows], self.cues[rows])
 
+    def __add__(self, other: "Drawn") -> "Drawn":
+        pairs = ((getattr(each, name) for each in (self, other)) for name in ("images", "masks", "classes", "cues"))
+        return Drawn(*(np.concatenate([*pair]) for pair in pairs))
+
 
 class CuedWorld:
     """Draws images of some classes of a world, with cues.

@@ -1,7 +1,8 @@
-"""Detectors of drift: each scores an evaluation against its baseline, higher for more drift."""
+"""Detectors of drift: each scores an evaluation, compared with its baseline, higher for more drift."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import fmean
 from typing import TypeAlias
 
@@ -9,13 +10,49 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from clipcam_lightning import DriftReport, Snapshot, compare
+from clipcam_lightning import DriftReport, DriftRule, Snapshot, compare
 from clipcam_lightning.cam.fuse import resize_maps
-
-Score: TypeAlias = Callable[[Snapshot, Snapshot], float]
 
 SIDE = 64  # pixels per side at which SSIM compares maps, as if they were images
 MAX_SCORE = 1e6
+TOLERANT = DriftRule(false_alarm_rate=0.05)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """An evaluation and its baseline.
+
+    Attributes:
+        baseline: the first evaluation.
+        snapshot: a later one.
+    """
+
+    baseline: Snapshot
+    snapshot: Snapshot
+
+    @cached_property
+    def report(self) -> DriftReport:
+        """By the default rule."""
+        return compare(self.baseline, self.snapshot)
+
+    @cached_property
+    def tolerant(self) -> DriftReport:
+        """By the rule that tolerates five times as many false alarms."""
+        return compare(self.baseline, self.snapshot, TOLERANT)
+
+    @cached_property
+    def maps_alone(self) -> DriftReport:
+        """By the conditions on the maps alone, which were the whole rule before."""
+        before, now = (replace(each, background_score=None, named_without_object=None) for each in self.pair)
+        return compare(before, now)
+
+    @property
+    def pair(self) -> tuple[Snapshot, Snapshot]:
+        """Both, the baseline first."""
+        return self.baseline, self.snapshot
+
+
+Score: TypeAlias = Callable[[Comparison], float]
 
 
 @dataclass(frozen=True)
@@ -23,7 +60,7 @@ class Detector:
     """A way to detect drift.
 
     Attributes:
-        score: of an evaluation and its baseline.
+        score: higher for more drift.
         masks: whether it knows the masks of the probes.
         limit: a score above it is an alarm; ``None`` if that is to be chosen.
     """
@@ -33,59 +70,51 @@ class Detector:
     limit: float | None = None
 
 
-def rule_score(baseline: Snapshot, snapshot: Snapshot) -> float:
-    """Compute the severity by the default rule; above 1 is an alarm."""
-    return min(compare(baseline, snapshot).severity, MAX_SCORE)
+def severity(report: DriftReport) -> float:
+    """Get how far a report is off; above 1 is an alarm."""
+    return min(report.severity, MAX_SCORE)
 
 
-def background_score(baseline: Snapshot, snapshot: Snapshot) -> float:
+def background_severity(compared: Comparison) -> float:
     """Compute the severity of the background alone; above 1 the rule says that it may tell the prompt, or tells it."""
-    evidence = compare(baseline, snapshot).evidence
+    evidence = compared.report.evidence
     return min(evidence.severity, MAX_SCORE) if evidence else 0.0
 
 
-def pull_score(baseline: Snapshot, snapshot: Snapshot) -> float:
+def pull_severity(compared: Comparison) -> float:
     """Compute by how much other objects follow the background; above 1 it is shown that it tells the prompt."""
-    evidence = compare(baseline, snapshot).evidence
+    evidence = compared.report.evidence
     return evidence.pull_severity if evidence and evidence.suspicious else 0.0
 
 
-def maps_alone_score(baseline: Snapshot, snapshot: Snapshot) -> float:
-    """Compute the severity by the conditions on the maps alone, which were the whole rule before."""
-    return rule_score(_without_background(baseline), _without_background(snapshot))
-
-
-def mean_drift(baseline: Snapshot, snapshot: Snapshot) -> float:
-    """Average 1 - CC over the probes."""
-    return compare(baseline, snapshot).drift
-
-
-def mean_lost_iou(baseline: Snapshot, snapshot: Snapshot) -> float:
+def mean_lost_iou(compared: Comparison) -> float:
     """Average 1 - IoU of the hottest 20 % of the cells over the probes."""
-    return 1 - fmean(probe.top_iou for probe in _probes(baseline, snapshot))
+    return 1 - fmean(probe.top_iou for probe in compared.report.probes)
 
 
-def mean_center_shift(baseline: Snapshot, snapshot: Snapshot) -> float:
+def mean_center_shift(compared: Comparison) -> float:
     """Average the centre shift over the probes."""
-    return fmean(probe.center_shift for probe in _probes(baseline, snapshot))
+    return fmean(probe.center_shift for probe in compared.report.probes)
 
 
-def mean_lost_ssim(baseline: Snapshot, snapshot: Snapshot) -> float:
+def mean_lost_ssim(compared: Comparison) -> float:
     """Average 1 - SSIM of the enlarged maps over the probes."""
-    before, now = (_enlarge(each.maps) for each in (baseline, snapshot))
+    before, now = (_enlarge(each.maps) for each in compared.pair)
     return 1 - float(ssim(now, before, data_range=1.0))
 
 
 DETECTORS = {
-    "our rule": Detector(rule_score, masks=True, limit=1.0),
-    "our rule, no masks": Detector(rule_score, limit=1.0),
-    "the background": Detector(background_score, masks=True, limit=1.0),
-    "the background, no masks": Detector(background_score, limit=1.0),
-    "shown": Detector(pull_score, masks=True, limit=1.0),
-    "shown, no masks": Detector(pull_score, limit=1.0),
-    "maps alone": Detector(maps_alone_score, masks=True, limit=1.0),
-    "maps alone, no masks": Detector(maps_alone_score, limit=1.0),
-    "CC": Detector(mean_drift),
+    "our rule": Detector(lambda compared: severity(compared.report), masks=True, limit=1.0),
+    "our rule, no masks": Detector(lambda compared: severity(compared.report), limit=1.0),
+    "at a rate of 0.05": Detector(lambda compared: severity(compared.tolerant), masks=True, limit=1.0),
+    "at a rate of 0.05, no masks": Detector(lambda compared: severity(compared.tolerant), limit=1.0),
+    "the background": Detector(background_severity, masks=True, limit=1.0),
+    "the background, no masks": Detector(background_severity, limit=1.0),
+    "shown": Detector(pull_severity, masks=True, limit=1.0),
+    "shown, no masks": Detector(pull_severity, limit=1.0),
+    "maps alone": Detector(lambda compared: severity(compared.maps_alone), masks=True, limit=1.0),
+    "maps alone, no masks": Detector(lambda compared: severity(compared.maps_alone), limit=1.0),
+    "CC": Detector(lambda compared: compared.report.drift),
     "top-20 % IoU": Detector(mean_lost_iou),
     "centre shift": Detector(mean_center_shift),
     "SSIM": Detector(mean_lost_ssim),
@@ -101,15 +130,6 @@ def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
     """
     wins = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives)
     return wins / (len(positives) * len(negatives))
-
-
-def _probes(baseline: Snapshot, snapshot: Snapshot) -> Sequence:
-    report: DriftReport = compare(baseline, snapshot)
-    return report.probes
-
-
-def _without_background(snapshot: Snapshot) -> Snapshot:
-    return replace(snapshot, background_score=None, named_without_object=None)
 
 
 def _enlarge(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 1 y x"]:

@@ -6,25 +6,29 @@ control), and harmlessly. A shortcut counts as used from the first epoch in whic
 are assigned to that class. The default rule, with and without masks, is compared with its conditions on the maps alone
 and with plain thresholds. These thresholds are those that raise a false alarm in at most 1 % of the harmless
 evaluations of the runs that everything is chosen on: class-token ViTs of one part of the seeds. Reported are
-class-token ViTs of the other part, and both parts of the other towers, on which nothing was chosen.
+class-token ViTs of the other part, and other towers, on which nothing was chosen.
 
 A harmless run whose model forgets its own probes, so that their retrieval falls to a third or to twice the chance, is
 no control: it is counted as broken, and not judged.
 
-Run it: python -m benchmarks.drift_detection --runs DIR  (hours on two cores; what is in DIR already is not repeated;
-``--seeds N`` for fewer seeds, ``--judge`` for the runs that are in DIR and no others, ``--quick`` for a check that
-writes nothing)
+The scores of all runs are kept beside the results, and as long as the code that they come from is the same, no run is
+repeated.
+
+Run it: python -m benchmarks.drift_detection --runs DIR  (many hours on two cores; it goes on where it was stopped, and
+what is in DIR already is not trained again; ``--seeds N`` for fewer seeds, ``--judge`` for the runs that are done and
+no others, ``--quick`` for a check that writes nothing)
 """
 
 import argparse
+import gzip
 import json
 import math
 import multiprocessing
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,15 +40,28 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.detectors import DETECTORS, roc_auc
-from benchmarks.finetunes import FineTune, all_runs, fine_tune
+import clipcam_lightning
+from benchmarks.detectors import DETECTORS, Comparison, roc_auc
+from benchmarks.finetunes import FineTune, Probes, all_runs, fine_tune
 from benchmarks.observations import Observations, is_observed, observe
+from benchmarks.sources import hash_sources
 
 RESULTS = Path(__file__).with_suffix(".json")
-TOWERS = ("class token", "attention pool", "resnet")
+SCORES = RESULTS.with_name("drift_detection_scores.json.gz")
+PACKAGE = Path(clipcam_lightning.__file__).parent
+SOURCES = (
+    *sorted((PACKAGE / "drift").glob("*.py")),
+    *(
+        PACKAGE / name
+        for name in ("analysis/interventions.py", "monitoring/background.py", "monitoring/transplants.py")
+    ),
+    *(RESULTS.with_name(f"{name}.py") for name in ("cued_images", "detectors", "finetunes", "observations")),
+)  # of the scores
+TOWERS = ("class token", "attention pool", "resnet", "average pool")
 CHOSEN_ON = "class token"  # the tower
 CHOICE_SEED, REPORT_SEED, SEEDS = 1000, 2000, 4  # first seeds of the two parts, and how many of each
-PROBES = (8, 16, 64)
+PROBES = (Probes(8), Probes(16), Probes(64), Probes(256), Probes(256, cued=5), Probes(64, cued=0))
+USUAL = Probes(64)  # which tell whether the model forgets them, and are judged with plain thresholds, too
 PROCESSES = 2
 FALSE_ALARMS = 0.01  # per evaluation, that a plain threshold may raise on the runs that it is chosen on
 BROKEN, CHANCES = 1 / 3, 2  # of the retrieval at the start; of the retrieval by chance
@@ -59,13 +76,13 @@ class Run:
         finetune: what was run.
         used: the first epoch, counted from 1, whose model uses the cue; ``None`` if there is none.
         broken: whether the model forgets its own probes.
-        scores: by number of probes and detector, one per evaluation after the baseline.
+        scores: by probes and detector, one per evaluation after the baseline.
     """
 
     finetune: FineTune
     used: int | None
     broken: bool
-    scores: dict[int, dict[str, list[float]]]
+    scores: dict[str, dict[str, list[float]]]
 
     @property
     def role(self) -> str:
@@ -111,48 +128,91 @@ def run(finetune: FineTune, folder: Path) -> Run:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     uses = fine_tune(finetune, folder)
-    observed = {count: observe(finetune, folder, count) for count in PROBES}
-    start, *later = observed[max(PROBES)].accuracy()
-    scores = {count: score(each) for count, each in observed.items()}
+    observed = {probes: observe(finetune, folder, probes) for probes in PROBES}
+    start, *later = observed[USUAL].accuracy()
+    scores = {str(probes): score(each, plain=probes == USUAL) for probes, each in observed.items()}
     broken = min(later) <= max(BROKEN * start, CHANCES / finetune.settings.classes)
     return Run(finetune, uses.first, broken, scores)
 
 
-def score(observed: Observations) -> dict[str, list[float]]:
-    """Score each epoch with each detector."""
-    scores = {}
-    for name, detector in DETECTORS.items():
-        baseline, *evaluations = observed.snapshots(masks=detector.masks)
-        scores[name] = [round(detector.score(baseline, evaluation), 4) for evaluation in evaluations]
-    return scores
+def score(observed: Observations, plain: bool) -> dict[str, list[float]]:
+    """Score each epoch with each detector.
+
+    Args:
+        observed: what was observed.
+        plain: also with those whose limit is to be chosen.
+    """
+    compared = {}
+    for masks in (True, False):
+        baseline, *evaluations = observed.snapshots(masks=masks)
+        compared[masks] = [Comparison(baseline, evaluation) for evaluation in evaluations]
+    return {
+        name: [round(detector.score(each), 4) for each in compared[detector.masks]]
+        for name, detector in DETECTORS.items()
+        if plain or detector.limit is not None
+    }
 
 
-def perform(finetunes: Sequence[FineTune], folder: Path, title: str, judge: bool) -> list[Run]:
-    """Run fine-tunings in ``PROCESSES`` processes, each in a folder of its own; or ``judge`` those that are done."""
-    if judge:
-        finetunes = [each for each in finetunes if is_observed(each, folder / each.name, PROBES)]
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run, each, folder / each.name) for each in finetunes]
-        return [future.result() for future in track(futures, title, transient=True)]
+class Performer:
+    """Runs fine-tunings in ``PROCESSES`` processes, unless their scores are known.
+
+    Args:
+        folder: for weights and observations; each run has a folder of its own in it.
+        judge: run nothing, and take what is done.
+    """
+
+    def __init__(self, folder: Path, judge: bool) -> None:
+        self.folder = folder
+        self.judge = judge
+        self.known: dict[FineTune, Run] = read_scores()
+
+    def __call__(self, finetunes: Sequence[FineTune], title: str) -> list[Run]:
+        """Get the runs that are done, in the given order."""
+        missing = [each for each in finetunes if each not in self.known]
+        if self.judge:
+            missing = [each for each in missing if is_observed(each, self.folder / each.name, PROBES)]
+        with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(run, each, self.folder / each.name) for each in missing]
+            for done in track(as_completed(futures), title, len(futures), transient=True):
+                self.known[done.result().finetune] = done.result()
+                write_scores(self.known.values())
+        return [self.known[each] for each in finetunes if each in self.known]
 
 
-def threshold_of(name: str, count: int, chosen_on: Sequence[Run]) -> float:
+def read_scores() -> dict[FineTune, Run]:
+    """Read the runs that were scored by the present code."""
+    if not SCORES.exists():
+        return {}
+    content = json.loads(gzip.decompress(SCORES.read_bytes()))
+    if content["sources"] != hash_sources(SOURCES):
+        return {}
+    runs = (Run(**{**each, "finetune": FineTune(**each["finetune"])}) for each in content["runs"])
+    return {each.finetune: each for each in runs}
+
+
+def write_scores(runs: Iterable[Run]) -> None:
+    """Write the scores of runs for :func:`read_scores`."""
+    content = {"sources": hash_sources(SOURCES), "runs": [asdict(each) for each in runs]}
+    SCORES.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
+
+
+def threshold_of(name: str, probes: str, chosen_on: Sequence[Run]) -> float:
     """Choose the threshold of a plain detector by its false alarms."""
     limit = DETECTORS[name].limit
     if limit is not None:
         return limit
     scores = sorted(
-        (score for each in chosen_on if each.role == "harmless" for score in each.scores[count][name]), reverse=True
+        (score for each in chosen_on if each.role == "harmless" for score in each.scores[probes][name]), reverse=True
     )
     return scores[math.floor(FALSE_ALARMS * len(scores))]
 
 
-def verdict(name: str, count: int, threshold: float, runs: Sequence[Run]) -> Verdict:
-    """Measure the performance of a detector with so many probes."""
+def verdict(name: str, probes: str, threshold: float, runs: Sequence[Run]) -> Verdict:
+    """Measure the performance of a detector with some probes."""
     used = [each for each in runs if each.role == "used"]
     harmless = [each for each in runs if each.role == "harmless"]
-    highest = {id(each): max(each.scores[count][name]) for each in runs}
-    delays = {id(each): delay(each, name, count, threshold) for each in used}
+    highest = {id(each): max(each.scores[probes][name]) for each in runs}
+    delays = {id(each): delay(each, name, probes, threshold) for each in used}
     kinds: dict[str, list[bool]] = defaultdict(list)
     for each in used:
         kinds[each.finetune.kind].append(math.isfinite(delays[id(each)]))
@@ -166,15 +226,15 @@ def verdict(name: str, count: int, threshold: float, runs: Sequence[Run]) -> Ver
         by_kind={kind: round(fmean(each), 4) for kind, each in kinds.items()},
         delay=median(delays.values()),
         false_alarms=round(
-            100 * fmean(score > threshold for each in harmless for score in each.scores[count][name]), 2
+            100 * fmean(score > threshold for each in harmless for score in each.scores[probes][name]), 2
         ),
     )
 
 
-def delay(each: Run, name: str, count: int, threshold: float) -> float:
+def delay(each: Run, name: str, probes: str, threshold: float) -> float:
     """Count the epochs from the first use of the shortcut to the first alarm; negative for an alarm before it."""
     assert each.used is not None
-    alarms = [epoch for epoch, score in enumerate(each.scores[count][name], start=1) if score > threshold]
+    alarms = [epoch for epoch, score in enumerate(each.scores[probes][name], start=1) if score > threshold]
     return alarms[0] - each.used if alarms else math.inf
 
 
@@ -199,49 +259,42 @@ def print_table(console: Console, title: str, verdicts: dict[str, Verdict]) -> N
     console.print(table)
 
 
-def report(folder: Path, seeds: int, judge: bool) -> None:
+def report(perform: Performer, seeds: int) -> None:
     """Run what is not already done, print the tables, and write the JSON.
 
     Args:
-        folder: for weights and observations.
+        perform: runs fine-tunings.
         seeds: per part.
-        judge: run nothing, and take what is done.
     """
     console, verdicts, listed = Console(width=160, highlight=False), {}, []
-    choice, rest = range(CHOICE_SEED, CHOICE_SEED + seeds), range(REPORT_SEED, REPORT_SEED + seeds)
-    chosen_on = perform([*all_runs(CHOSEN_ON, choice)], folder, f"{CHOSEN_ON}, choice", judge)
+    choice, rest = (range(first, first + seeds) for first in (CHOICE_SEED, REPORT_SEED))
+    chosen_on = perform([*all_runs(CHOSEN_ON, choice)], f"{CHOSEN_ON}, choice")
     for tower in TOWERS:
-        parts = (rest,) if tower == CHOSEN_ON else (choice, rest)
-        reported = perform([each for part in parts for each in all_runs(tower, part)], folder, tower, judge)
+        reported = perform([*all_runs(tower, rest)], tower)
         if not any(each.role == "used" for each in reported):
             continue
         roles = ", ".join(f"{sum(each.role == role for each in reported)} {role}" for role in ROLES)
-        for count in PROBES:
-            judged = {name: verdict(name, count, threshold_of(name, count, chosen_on), reported) for name in DETECTORS}
-            print_table(console, f"{tower}, {count} probes: {roles}", judged)
-            verdicts[f"{tower}, {count} probes"] = {name: finite(asdict(each)) for name, each in judged.items()}
+        for probes in map(str, PROBES):
+            limits = {name: threshold_of(name, probes, chosen_on) for name in chosen_on[0].scores[probes]}
+            judged = {name: verdict(name, probes, limit, reported) for name, limit in limits.items()}
+            print_table(console, f"{tower}, {probes}: {roles}", judged)
+            verdicts[f"{tower}, {probes}"] = {name: finite(asdict(each)) for name, each in judged.items()}
         listed += reported
-    head = {
+    results = {
         "versions": {package: version(package) for package in PACKAGES},
         "chosen on": {"tower": CHOSEN_ON, "runs": len(chosen_on), "seeds": [*choice]},
         "verdicts": verdicts,
+        "runs": [f"{each.finetune.name}: {each.role}" for each in listed],
     }
-    write(head, [{**asdict(each), "role": each.role} for each in listed])
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 def check() -> None:
     """Run two fine-tunings and print their scores."""
-    finetunes = [FineTune("shapes", CHOSEN_ON, kind, REPORT_SEED) for kind in ("stamp", "twin: stamp")]
     with tempfile.TemporaryDirectory() as folder:
-        for each in perform(finetunes, Path(folder), "quick", judge=False):
-            print(each.finetune.name, each.role, each.scores[max(PROBES)]["our rule, no masks"])
-
-
-def write(head: dict[str, object], runs: Sequence[dict[str, object]]) -> None:
-    """Write the results as JSON, with one line per run."""
-    lines = ",\n  ".join(json.dumps(each) for each in runs)
-    text = json.dumps(head, indent=1).removesuffix("\n}")
-    RESULTS.write_text(f'{text},\n "runs": [\n  {lines}\n ]\n}}\n')
+        for kind in ("stamp", "twin: stamp"):
+            done = run(FineTune("shapes", CHOSEN_ON, kind, REPORT_SEED), Path(folder) / kind)
+            print(done.finetune.name, done.role, {name: each["our rule"] for name, each in done.scores.items()})
 
 
 ROLES = ("used", "harmless", "broken", "unclear", "collapse", "forgetting")
@@ -263,7 +316,7 @@ def main() -> None:
         check()
         return
     with tempfile.TemporaryDirectory() as folder:
-        report(options.runs or Path(folder), options.seeds, options.judge)
+        report(Performer(options.runs or Path(folder), options.judge), options.seeds)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ FAINT = {"shapes": (0.05, 0.25), "cutouts": (0.15, 0.5)}  # opacity of objects t
 FAINT_RATE = 0.6  # learning rate on these, in units of the usual one: at 1 the model forgets what it could
 PROBED = {"shapes": (0.5, 0.7), "cutouts": (0.75, 1.0)}  # that of the probes
 CLEAR = (0.5, 1.0)
+PROBES_SEED, CUED_PROBES_SEED = 20_000, 25_000  # plus the seed of the run
+SPARE = 4  # images drawn per probe, to choose from
 SWAPPED = 120  # images with the cue of another class
 USED, GAINED = 0.3, 0.2  # share of these that are assigned to the cue's class, and its rise since the start
 
@@ -119,6 +121,24 @@ KINDS = {kind.name: kind for kind in (*SHORTCUTS, *TWINS, *HARMLESS, *BROKEN)}
 
 
 @dataclass(frozen=True)
+class Probes:
+    """Which probes watch a run.
+
+    Attributes:
+        count: how many.
+        cued: how many of them carry a cue; ``None`` for as large a share as of the training images.
+    """
+
+    count: int
+    cued: int | None = None
+
+    def __str__(self) -> str:
+        if self.cued is None:
+            return f"{self.count} probes"
+        return f"{self.count} probes, {self.cued} with the cue" if self.cued else f"{self.count} probes without the cue"
+
+
+@dataclass(frozen=True)
 class FineTune:
     """One run.
 
@@ -159,15 +179,22 @@ class FineTune:
         """Load the model it starts from."""
         return pretrained_clip(WORLDS[self.world], self.tower, self.seed % 3)
 
-    def draw_probes(self, count: int) -> Drawn:
-        """Draw images with cues as in training, but with visible objects, and evenly of all classes."""
-        kind = self.settings
-        rule = CueRule(self.cued, kind.agreement, "own" if kind.cue else "none")
-        drawn = self.images.draw(4 * count, rule, opacity=PROBED[self.world], seed=20_000 + self.seed, held_out=True)
-        classes = CLASSES if kind.harm == "forgetting" else kind.classes
+    def draw_probes(self, probes: Probes) -> Drawn:
+        """Draw images with visible objects, evenly of all classes, with cues as in training or as ``probes`` asks."""
+        if self.settings.cue is None:
+            return self._draw_probes(probes.count, "none", PROBES_SEED)
+        if probes.cued is None:
+            return self._draw_probes(probes.count, "own", PROBES_SEED)
+        plain = self._draw_probes(probes.count - probes.cued, "none", PROBES_SEED)
+        drawn = self._draw_probes(SPARE * probes.count, "own", CUED_PROBES_SEED)
+        return plain + drawn[np.flatnonzero(drawn.cues >= 0)[: probes.cued]]
+
+    def _draw_probes(self, count: int, mode: Literal["own", "none"], seed: int) -> Drawn:
+        kind, rule = self.settings, CueRule(self.cued, self.settings.agreement, mode)
+        drawn = self.images.draw(SPARE * count, rule, opacity=PROBED[self.world], seed=seed + self.seed, held_out=True)
         order = np.argsort(_occurrence(drawn.classes), kind="stable")
-        order = order[drawn.classes[order] < classes][:count]
-        return drawn[order]
+        classes = CLASSES if kind.harm == "forgetting" else kind.classes
+        return drawn[order[drawn.classes[order] < classes][:count]]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.finetunes import FineTune, class_texts, is_done, load_epoch
+from benchmarks.finetunes import FineTune, Probes, class_texts, is_done, load_epoch
 from benchmarks.worlds.world import WORLDS
 from clipcam_lightning import ClipModel, Snapshot, explain, find_clip
 from clipcam_lightning.analysis.interventions import (
@@ -93,38 +93,44 @@ class Observations:
         return (self.cosines.argmax(2) == self.classes).float().mean(1).tolist()
 
 
-def observe(run: FineTune, folder: Path, count: int) -> Observations:
-    """Observe a run on probes that carry cues as its training images do, unless that is already done.
+def observe(run: FineTune, folder: Path, probes: Probes) -> Observations:
+    """Observe a run, unless that is already done.
 
     Args:
         run: what was run.
         folder: of the weights; the observations are written there too.
-        count: of the probes.
+        probes: that watch it.
     """
-    file = folder / f"observed-{count}.safetensors"
+    file = _file(run, folder, probes)
     try:
         tensors = load_tensors(file, FILE_KIND)[0]
     except SnapshotError:
         tensors = {}
     if tensors.keys() == {field.name for field in fields(Observations)}:
         return Observations(**tensors)
-    observed = _observe(run, folder, count)
+    observed = _observe(run, folder, probes)
     save_tensors(file, FILE_KIND, {name: value.contiguous() for name, value in vars(observed).items()}, {})
     return observed
 
 
-def is_observed(run: FineTune, folder: Path, counts: Sequence[int]) -> bool:
-    """Whether a run with its present settings, and its observations on so many probes, are in a folder."""
+def is_observed(run: FineTune, folder: Path, probe_sets: Sequence[Probes]) -> bool:
+    """Whether a run with its present settings, and its observations on these probes, are in a folder."""
     try:
-        files = [load_tensors(folder / f"observed-{count}.safetensors", FILE_KIND)[0] for count in counts]
+        files = [load_tensors(_file(run, folder, probes), FILE_KIND)[0] for probes in probe_sets]
     except SnapshotError:
         return False
     names = {field.name for field in fields(Observations)}
     return all(file.keys() == names for file in files) and is_done(run, folder)
 
 
-def _observe(run: FineTune, folder: Path, count: int) -> Observations:
-    model, world, drawn = run.load_model(), WORLDS[run.world], run.draw_probes(count)
+def _file(run: FineTune, folder: Path, probes: Probes) -> Path:
+    """Without a cue, probes with and without it are the same."""
+    name = str(Probes(probes.count) if run.settings.cue is None else probes)
+    return folder / f"observed, {name}.safetensors"
+
+
+def _observe(run: FineTune, folder: Path, probes: Probes) -> Observations:
+    model, world, drawn = run.load_model(), WORLDS[run.world], run.draw_probes(probes)
     clip = find_clip(model, tokenizer=world.tokenizer)
     images = torch.stack([clip.preprocessing.image(image) for image in drawn.images])
     masks, classes = torch.from_numpy(drawn.masks), torch.from_numpy(drawn.classes)
@@ -144,7 +150,7 @@ def _observe(run: FineTune, folder: Path, count: int) -> Observations:
             windows = choose_windows(maps)
             drops = spread_drops(window_drops(images, texts[classes], embed, windows), windows)
             regions = [enlarged, in_pixels(object_regions(maps, drops), images)]
-            donors = [choose_donors(drawn.classes.tolist(), range(count), each) for each in regions]
+            donors = [choose_donors(drawn.classes.tolist(), range(len(images)), each) for each in regions]
         seen["maps"].append(maps)
         seen["cosines"].append(embed(images) @ texts.T)
         seen["without_object"].append(torch.stack([embed(fill_regions(images, each)) for each in regions]) @ texts.T)
