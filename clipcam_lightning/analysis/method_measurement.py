@@ -1,10 +1,10 @@
 """Measure CAM methods on a model and probes of one's own, one by one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,7 @@ from clipcam_lightning.analysis.map_quality import LIKE_BEFORE, grade, hottest_d
 from clipcam_lightning.analysis.prompt_sensitivity import ABSENT
 from clipcam_lightning.cam.arguments import require_positive
 from clipcam_lightning.cam.capture import LayerCapture
+from clipcam_lightning.cam.compact_images import parts
 from clipcam_lightning.cam.explain import BATCH_SIZE, explain_clip
 from clipcam_lightning.cam.fuse import Fusion, resize_maps
 from clipcam_lightning.cam.methods import METHODS, Method, MethodLike
@@ -30,7 +31,8 @@ from clipcam_lightning.probes.probe_set import ProbeSet
 BUDGET = 300  # forwards per map: occlusion of a 16 x 16 grid fits, one forward for each of 512 channels does not
 SAME_FOR_ALL_PROMPTS = 0.95  # correlation from which a map counts as independent of its prompt
 SHUFFLE_SEED = 0
-GROUNDS = 3  # images that a disc is put on
+NONE = -1  # in place of the number of a probe
+GROUNDS = 3  # images of other prompts that the disc of a probe is put on
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,8 +49,8 @@ class RankedMethod:
         necessity: mean margin that an image loses if a disc around the hottest pixel is filled with the colours around
             it. Its radius is a fifth of the image's shorter side. The margin is the cosine with the prompt minus the
             mean cosine with the other prompts. Higher is better.
-        sufficiency: mean margin that images of other prompts gain if that disc is put on them. Higher is better; NaN
-            if all probes have one prompt.
+        sufficiency: mean margin that images of other prompts gain from that disc, compared with the same place filled
+            with the colours around it. Higher is better; NaN if all probes have one prompt.
         insertion: mean margin while the hottest pixels are inserted into the mean colour, over the whole curve. Higher
             is better.
         deletion: mean margin while the hottest pixels are deleted. Lower is better.
@@ -57,7 +59,8 @@ class RankedMethod:
             0.5 on, the method explains the image and not the model.
         other_prompt: mean correlation of a probe's map with the map for the prompt of another probe. From 0.95 on, the
             method ignores the prompt.
-        degenerate: share of the maps, 0 to 1, that carry no information; each has the worst value in every mean.
+        degenerate: share of the maps, 0 to 1, that carry no information. In the means such a map counts as one that
+            misses the object and is the same for all weights and prompts; necessity and sufficiency are at most 0.
         maps: raw saliency of each probe, on the CPU.
 
     Example:
@@ -97,7 +100,7 @@ class RankedMethod:
 
     @property
     def effect(self) -> float:
-        """Necessity plus sufficiency: pointing without a mask, told by the model."""
+        """Necessity plus sufficiency, or necessity alone: how much the place matters where the maps are hottest."""
         return self.necessity + (0.0 if math.isnan(self.sufficiency) else self.sufficiency)
 
     @property
@@ -202,8 +205,9 @@ class MethodBench:
         if has_reference:
             reference = self._reference[0]
             agreement = _correlate(resize_maps(maps, _size(reference)), reference, degenerate, worst=-1.0)
-        necessity, sufficiency = self._measure_effects(maps, degenerate)
-        insertion, deletion = self._measure_curves(maps)
+        with evaluation_mode(self.clip.module), self.clip.tower.native(), torch.no_grad():
+            necessity, sufficiency = self._measure_effects(maps, degenerate)
+            insertion, deletion = self._measure_curves(maps)
         masked = self.prepared.has_mask
         grades = grade(maps[masked][:, None], self.prepared.masks[masked][:, None]) if masked.any() else None
         return RankedMethod(
@@ -266,53 +270,66 @@ class MethodBench:
 
     @cached_property
     def grounds(self) -> Int[Tensor, "n k"]:
-        """Probes with other prompts, for each probe: up to three, evenly spread over those that follow it."""
-        others = [(self.own.roll(-i) != prompt).nonzero()[:, 0] + i for i, prompt in enumerate(self.own)]
-        count = min(GROUNDS, *map(len, others))
-        chosen = [[each[k * len(each) // count] for k in range(count)] for each in others]
-        return torch.tensor(chosen, device="cpu", dtype=torch.int64).view(len(others), count) % len(others)
-
-    @cached_property
-    def _whole(self) -> Float[Tensor, "n t"]:
-        """Cosines of the unchanged images with the prompts."""
-        return self._compare(self.prepared.images[:])
+        """Other images with other prompts, for each probe: evenly spread over those that follow it; else ``-1``."""
+        images = torch.tensor(self.prepared.images.keys, device="cpu", dtype=torch.int64)
+        grounds = torch.full((len(images), GROUNDS), NONE, device="cpu", dtype=torch.int64)
+        for i, (prompt, image) in enumerate(zip(self.own, images, strict=True)):
+            others = ((self.own != prompt) & (images != image)).roll(-i).nonzero()[:, 0] + i
+            count = min(GROUNDS, len(others))
+            for k in range(count):
+                grounds[i, k] = others[k * len(others) // count] % len(images)
+        return grounds
 
     def _measure_effects(self, maps: Float[Tensor, "n h w"], degenerate: Bool[Tensor, "n"]) -> tuple[float, float]:
-        """Average what hiding the disc around the hottest pixel takes, and what putting it on other images adds.
+        """Average necessity and sufficiency.
 
-        A degenerate map has no hottest pixel, and nothing that happens to be elsewhere counts for it.
+        A degenerate map has no hottest pixel, and nothing that happens to be where one is looked for counts for it.
         """
-        images = self.prepared.images[:]
-        discs = hottest_discs(maps.nan_to_num(0), _size(images))
-
-        def average(effects: Float[Tensor, "n"]) -> float:
-            return float(torch.where(degenerate, effects.clamp(max=0), effects).mean())
-
-        necessity = self._margins(self._whole) - self._margins(self._compare(fill_regions(images, discs)))
-        gains = [
-            self._margins(self._compare(transplant(images[ground], images, discs))) - self._margins(self._whole[ground])
-            for ground in self.grounds.unbind(1)
-        ]
-        return average(necessity), average(torch.stack(gains).mean(dim=0)) if gains else math.nan
+        images, losses, gains = self.prepared.images, [], []
+        for part in self._parts:
+            own, whole = self.own[part], images[part]
+            discs = hottest_discs(maps[part].nan_to_num(0), _size(whole))
+            losses.append(self._compute_margins(whole, own) - self._compute_margins(fill_regions(whole, discs), own))
+            gained = torch.full((len(own), GROUNDS), torch.nan, device="cpu", dtype=torch.float32)
+            for k, numbers in enumerate(self.grounds[part].unbind(1)):
+                rows = numbers != NONE
+                if rows.any():
+                    ground = images[numbers[rows]]
+                    gained[rows, k] = self._compute_margins(
+                        transplant(ground, whole[rows], discs[rows]), own[rows]
+                    ) - self._compute_margins(fill_regions(ground, discs[rows]), own[rows])
+            gains.append(gained.nanmean(dim=1))
+        loss, gain = (
+            torch.where(degenerate, each.clamp(max=0), each) for each in (torch.cat(losses), torch.cat(gains))
+        )
+        return float(loss.mean()), float(gain.nanmean())
 
     def _measure_curves(self, maps: Float[Tensor, "n h w"]) -> tuple[float, float]:
         """Average the margins over the curves of insertion and of deletion."""
-        curves = perturbation_curves(
-            lambda changed: self._margins(self._compare(changed)), self.prepared.images[:], maps.nan_to_num(0)
-        )
-        deletion, insertion = (torch.trapezoid(each, dx=1 / (each.shape[1] - 1), dim=1).mean() for each in curves)
-        return float(insertion), float(deletion)
+        areas = []
+        for part in self._parts:
+            score = partial(self._compute_margins, own=self.own[part])
+            curves = perturbation_curves(score, self.prepared.images[part], maps[part].nan_to_num(0))
+            areas.append(torch.stack([torch.trapezoid(each, dx=1 / (each.shape[1] - 1), dim=1) for each in curves]))
+        deletion, insertion = torch.cat(areas, dim=1).mean(dim=1).tolist()
+        return insertion, deletion
 
-    def _margins(self, cosines: Float[Tensor, "n t"]) -> Float[Tensor, "n"]:
-        """Subtract from the cosine with each probe's prompt the mean of those with the other prompts."""
-        own = cosines.gather(1, self.own[:, None])[:, 0]
-        return own - (cosines.sum(dim=1) - own) / (len(self.texts) - 1)
+    @property
+    def _parts(self) -> Iterator[slice]:
+        """Divide the probes, so that memory does not grow with their number."""
+        return parts(len(self.own), self.prepared.images.shape)
 
-    def _compare(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n t"]:
-        """Compute the cosines of images with all prompts, on the CPU."""
-        with evaluation_mode(self.clip.module), self.clip.tower.native(), torch.no_grad():
-            batches = images.split(self.batch_size or BATCH_SIZE)
-            return torch.cat([(self.clip.embed_images(batch) @ self.texts.T).cpu() for batch in batches])
+    def _compute_margins(self, images: Float[Tensor, "n 3 y x"], own: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Compute the cosine of each image with a prompt minus the mean cosine with the other prompts.
+
+        Args:
+            images: model input.
+            own: number of each image's prompt.
+        """
+        batches = images.split(self.batch_size or BATCH_SIZE)
+        cosines = torch.cat([(self.clip.embed_images(batch) @ self.texts.T).cpu() for batch in batches])
+        of_own = cosines.gather(1, own[:, None])[:, 0]
+        return of_own - (cosines.sum(dim=1) - of_own) / (len(self.texts) - 1)
 
 
 def shuffle_weights(module: nn.Module) -> None:

@@ -86,12 +86,11 @@ def rank_methods(
     2. With masks, methods whose pointing accuracy is within one standard error of the best come first, and the others
        follow by their pointing accuracy.
     3. Methods that are equal so far, which without masks are all, are ordered by :attr:`~RankedMethod.effect`: what the
-       model loses if the place that a map calls hottest is hidden, plus what other images gain if that place is put on
-       them.
+       model loses if the place where a map is hottest is hidden, plus what images of other prompts gain from that
+       place.
 
-    The other metrics are measured but do not count. Agreement with occlusion would put occlusion itself first, which is
-    not always the best; insertion and deletion make images unlike all that a model was trained on, and of two methods
-    the one that shatters the image more wins.
+    The other metrics are measured but do not count. Agreement with occlusion would put occlusion first, which is not
+    always the best. Hiding one place asks what occlusion asks, too; what other images gain is a question of its own.
 
     Args:
         model: any module that holds a CLIP, or a :class:`ClipModel`.
@@ -113,7 +112,7 @@ def rank_methods(
         ProbeError: the probes do not fit the model.
 
     Source: necessity and sufficiency: after DeYoung et al. 2020, sec. 4.2 (comprehensiveness, sufficiency),
-    https://arxiv.org/abs/1911.03429, here for one disc and with other images in place of an empty input; agreement
+    https://arxiv.org/abs/1911.03429, here for one disc, and on other images in place of an empty one; agreement
     with occlusion: Zeiler & Fergus 2014, https://arxiv.org/abs/1311.2901; insertion and deletion: Petsiuk et al. 2018,
     https://arxiv.org/abs/1806.07421; randomization: Adebayo et al. 2018, https://arxiv.org/abs/1810.03292; one
     standard error: Breiman et al. 1984, sec. 3.4.3.
@@ -147,6 +146,7 @@ def order_methods(rows: Sequence[RankedMethod], masked: int) -> list[RankedMetho
     limit = best - math.sqrt(best * (1 - best) / masked) if masked else math.nan  # binomial standard error
 
     def key(row: RankedMethod) -> tuple[bool, float, float]:
-        return bool(row.problems), -min(row.pointing, limit) if masked else 0.0, -row.effect
+        effect = -math.inf if math.isnan(row.effect) else row.effect
+        return bool(row.problems), -min(row.pointing, limit) if masked else 0.0, -effect
 
     return sorted(rows, key=key)

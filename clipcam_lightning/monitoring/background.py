@@ -80,13 +80,8 @@ def observe_background(
     )
     cosines = torch.cat(embedded) @ vectors[firsts].T
     return score_background(
-        cosines, similarity, columns, number_equal(prompts)[0], number_equal(image_keys(prepared))[0]
+        cosines, similarity, columns, number_equal(prompts)[0], number_equal(prepared.images.keys)[0]
     )
-
-
-def image_keys(prepared: PreparedProbes) -> list[int]:
-    """Get what tells the images of the probes apart: equal for equal images."""
-    return [hash(image.numpy().tobytes()) for image in prepared.images.values]
 
 
 def number_equal(values: Sequence[Hashable]) -> tuple[Int[Tensor, "n"], list[int]]:

@@ -16,7 +16,7 @@ from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import describe_error
-from clipcam_lightning.monitoring.background import find_objects, image_keys, observe_background
+from clipcam_lightning.monitoring.background import find_objects, observe_background
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.noise_floor import noise_floor
 from clipcam_lightning.monitoring.transplants import choose_donors, name_transplants
@@ -85,7 +85,7 @@ def complete_baseline(
         The baseline, and why its noise floor is unknown; empty if it was measured.
     """
     found = find_objects(explainer, prepared, texts, snapshot.maps)
-    donors = choose_donors(snapshot.prompts, image_keys(prepared), found.pixels)
+    donors = choose_donors(snapshot.prompts, prepared.images.keys, found.pixels)
     snapshot = replace(
         snapshot,
         images=tuple(_encode_images(prepared.images, explainer.clip)),

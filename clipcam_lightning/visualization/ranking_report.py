@@ -16,8 +16,7 @@ ILLUSTRATED = 16  # probes with images: each has one per method
 METRICS = {
     "Pointing": "pointing",
     "Energy": "energy",
-    "Necessity": "necessity",
-    "Sufficiency": "sufficiency",
+    "Effect": "effect",
     "Agreement": "agreement",
     "Insertion": "insertion",
     "Deletion": "deletion",
@@ -27,12 +26,14 @@ METRICS = {
 }
 """Titles of the metrics, with their attributes in :class:`RankedMethod`."""
 
+MARGINS = ("effect", "insertion", "deletion")  # differences of cosines, which are small on large models
+
 MEANINGS = {
     "Pointing": "share of the probes with a mask whose hottest pixel is on the object, 0 to 1: higher is better.",
     "Energy": "mean share of a map that lies on the object, 0 to 1: higher is better.",
-    "Necessity": "mean margin over the other prompts, a difference of cosines, that an image loses if a disc around "
-    "the hottest pixel is hidden: higher is better.",
-    "Sufficiency": "mean margin that images of other prompts gain if that disc is put on them: higher is better.",
+    "Effect": "mean margin over the other prompts, a difference of cosines, that an image loses if a disc around the "
+    "hottest pixel is hidden, plus what images of other prompts gain from that disc: higher is better. Without masks "
+    "the methods are ordered by it.",
     "Agreement": "mean correlation with the map of occlusion, -1 to 1: higher is better.",
     "Insertion": "mean margin while the hottest pixels are inserted: higher is better.",
     "Deletion": "mean margin while the hottest pixels are deleted: lower is better.",
@@ -56,7 +57,11 @@ def format_row(row: RankedMethod) -> dict[str, str]:
         Texts by the titles in :data:`METRICS`; metrics that were not measured are left out.
     """
     values = {title: getattr(row, name) for title, name in METRICS.items()}
-    return {title: f"{value:.2f}" for title, value in values.items() if math.isfinite(value)}
+    return {
+        title: f"{value:.3f}" if METRICS[title] in MARGINS else f"{value:.2f}"
+        for title, value in values.items()
+        if math.isfinite(value)
+    }
 
 
 def ranking_as_json(ranking: MethodRanking) -> dict[str, Any]:
@@ -66,8 +71,9 @@ def ranking_as_json(ranking: MethodRanking) -> dict[str, Any]:
         ranking: of :func:`~clipcam_lightning.rank_methods`.
 
     Returns:
-        The recommended method and layers, one entry per method with the best first, and the methods that were left
-        out. Metrics that were not measured are ``None``.
+        The recommended method and layers; one entry per method, the best first, with its metrics by the names of their
+        attributes in :class:`RankedMethod`; and the methods that were left out. Metrics that were not measured are
+        ``None``.
     """
     return {
         "recommended": {"method": ranking.best.method, "layers": list(ranking.best.layers)},
@@ -78,7 +84,7 @@ def ranking_as_json(ranking: MethodRanking) -> dict[str, Any]:
                 "method": row.method,
                 "layers": list(row.layers),
                 "forwards": row.forwards,
-                **{name: _json_value(getattr(row, name)) for name in METRICS.values()},
+                **{name: _json_value(getattr(row, name)) for name in ("necessity", "sufficiency", *METRICS.values())},
                 "problems": list(row.problems),
             }
             for row in ranking.rows

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clipcam_lightning import explain
 from clipcam_lightning.analysis.interventions import fill_regions
+from clipcam_lightning.analysis.map_quality import hottest_discs
 from clipcam_lightning.analysis.method_measurement import MethodBench, RankedMethod, shuffle_weights
 from clipcam_lightning.analysis.method_ranking import MethodRanking, order_methods, rank_methods
 from clipcam_lightning.cam.capture import Capture
@@ -147,23 +148,45 @@ def test_effects_are_those_of_a_disc_around_the_hottest_pixel(
         for ground in images[torch.arange(COUNT) != i]:
             changed = ground.clone()
             changed[:, disc] = images[i][:, disc]
-            gains.append(margin(changed, prompt) - margin(ground, prompt))
+            gains.append(margin(changed, prompt) - margin(fill_regions(ground[None], disc[None])[0], prompt))
 
     assert row.necessity == pytest.approx(np.mean(losses), abs=1e-4)
     assert row.sufficiency == pytest.approx(np.mean(gains), abs=1e-4)
     assert row.effect == row.necessity + row.sufficiency
 
 
-def test_a_disc_is_put_on_images_of_other_prompts_which_are_spread_over_the_probes(trained: ClipModel) -> None:
+def test_a_disc_is_put_on_other_images_of_other_prompts_which_are_spread_over_the_probes(trained: ClipModel) -> None:
     scenes = draw_scenes(12, seed=5)
-    probes = ProbeSet((image, f"a {'red' if i % 3 else 'blue'} circle") for i, image in enumerate(scenes.images))
-    bench = MethodBench(trained, probes)
+    probes = [(image, f"a {'red' if i % 3 else 'blue'} circle") for i, image in enumerate(scenes.images)]
+    bench = MethodBench(trained, ProbeSet([*probes, (scenes.images[3], "a red circle")]))  # image 3 has both prompts
 
     grounds = bench.grounds.tolist()
 
-    assert all(probes[ground].prompt != probes[i].prompt for i in range(12) for ground in grounds[i])
+    assert all(bench.own[ground] != bench.own[i] for i, row in enumerate(grounds) for ground in row)
     assert all(len({*row}) == 3 for row in grounds)
-    assert grounds[3] == [4, 7, 11]  # of 4, 5, 7, 8, 10, 11, 1, 2
+    assert grounds[3] == [4, 7, 11]  # of 4, 5, 7, 8, 10, 11, 1, 2: not of 12, which is the same image
+    assert 3 not in grounds[12]
+
+
+def test_a_probe_without_another_image_of_another_prompt_has_no_ground(trained: ClipModel) -> None:
+    first, second, third = draw_scenes(3, seed=5).images
+    probes = [(first, "a red circle"), (first, "a blue circle"), (second, "a red circle"), (third, "a red circle")]
+    bench = MethodBench(trained, ProbeSet(probes))
+
+    assert bench.grounds.tolist() == [[-1, -1, -1], [2, 3, -1], [1, -1, -1], [1, -1, -1]]
+    (row,) = rank_methods(trained, probes, methods=["gradcam"]).rows
+    assert math.isfinite(row.sufficiency)
+
+
+def test_discs_are_round_and_cut_off_at_the_border_of_an_image_that_is_not_square() -> None:
+    map_ = torch.zeros(1, 4, 8)
+    map_[0, 0, 6] = 1  # enlarged to 20 x 40 pixels, the hottest is (0, 32)
+
+    (disc,) = hottest_discs(map_, (20, 40))
+
+    rows, columns = disc.nonzero().T
+    assert (int(rows.min()), int(rows.max())) == (0, 4)
+    assert (int(columns.min()), int(columns.max())) == (28, 36)
 
 
 def test_probes_of_one_prompt_are_ranked_by_necessity_alone(trained: ClipModel) -> None:
@@ -212,6 +235,11 @@ def test_without_masks_the_sum_of_necessity_and_sufficiency_decides() -> None:
     assert [row.method for row in order_methods(rows, 0)] == ["both", "needed", "neither"]
 
 
+def test_a_method_whose_effect_is_not_a_number_comes_after_the_others() -> None:
+    rows = [make_row("low", 0.1, 0.0), make_row("none", math.nan, 0.3), make_row("high", 0.9, 0.0)]
+    assert [row.method for row in order_methods(rows, 0)] == ["high", "low", "none"]
+
+
 def test_with_masks_the_methods_close_to_the_best_pointing_come_first() -> None:
     """The best points at 90 % of 100 objects, so the standard error is 3 %."""
     rows = [
@@ -230,7 +258,7 @@ def test_a_method_with_problems_comes_last_however_good_it_looks() -> None:
         assert len(order_methods(rows, 8)[1].problems) == 1
 
 
-def test_a_degenerate_map_has_the_worst_value_in_every_mean(trained: ClipModel, probes: ProbeSet) -> None:
+def test_a_degenerate_map_counts_as_a_miss_in_every_mean(trained: ClipModel, probes: ProbeSet) -> None:
     def nothing(capture: Capture) -> Tensor:
         return torch.zeros_like(capture.gradients[:, :, 0])
 

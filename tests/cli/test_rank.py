@@ -28,14 +28,15 @@ def test_the_best_method_is_recommended_and_the_reports_have_all(project: Path) 
     assert [row["method"] for row in content["methods"]] == ["decomposition", "rollout"]
     assert content["methods"][1]["problems"] == ["does not depend on the prompt"]
     assert content["methods"][0]["agreement"] is None
+    assert content["methods"][0]["sufficiency"] is None  # both probes have one prompt
+    assert content["methods"][0]["effect"] == content["methods"][0]["necessity"]
     assert content["masked"] == 2
     assert content["left_out"] == {"occlusion": "costs 65 forwards per map, more than the budget of 20"}
     setting = 'method="decomposition", layers=[' + ", ".join(f'"{layer}"' for layer in layers) + "]"
     assert f"recommended: {setting}\n" in done.stdout
     assert "left out: occlusion costs 65 forwards" in done.stdout
     assert [line.partition(":")[0] for line in done.stdout.splitlines() if ": mean " in line or ": share " in line] == [
-        *("Pointing", "Energy", "Necessity", "Insertion", "Deletion"),
-        *("Shuffled weights", "Other prompt", "Degenerate"),
+        *("Pointing", "Energy", "Effect", "Insertion", "Deletion", "Shuffled weights", "Other prompt", "Degenerate")
     ]
     page = (project / "a.html").read_text()
     assert page.count("<img") == 1 + 2 * (1 + 2)  # the colour scale, and of each probe the input and two maps

@@ -10,7 +10,6 @@ from torch import Tensor
 from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
 from clipcam_lightning.analysis.interventions import fill_regions, transplant
 from clipcam_lightning.drift.transplants import NONE
-from clipcam_lightning.monitoring.background import image_keys
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.monitoring.transplants import TRANSPLANTS, choose_donors, name_transplants
@@ -106,7 +105,7 @@ def test_transplants_are_named_as_by_a_slow_loop(clip: ClipModel) -> None:
     prepared = probes.prepare(clip)
     with torch.no_grad():
         texts = prepared.embed_texts(clip)
-    donors = choose_donors(probes.prompts, image_keys(prepared), prepared.masks)
+    donors = choose_donors(probes.prompts, prepared.images.keys, prepared.masks)
 
     named = name_transplants(LocalExplainer(clip), prepared, texts, prepared.masks, donors)
 
