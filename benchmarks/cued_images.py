@@ -55,7 +55,7 @@ class Drawn:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, rows: np.ndarray) -> "Drawn":
+    def __getitem__(self, rows: np.ndarray | slice) -> "Drawn":
         return Drawn(self.images[rows], self.masks[rows], self.classes[rows], self.cues[rows])
 
     def __add__(self, other: "Drawn") -> "Drawn":

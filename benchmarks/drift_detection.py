@@ -20,79 +20,31 @@ no others, ``--quick`` for a check that writes nothing)
 """
 
 import argparse
-import gzip
 import json
 import math
-import multiprocessing
+import sys
 import tempfile
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
 
-import torch
 from rich.box import MARKDOWN
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-import clipcam_lightning
-from benchmarks.detectors import DETECTORS, Comparison, roc_auc
-from benchmarks.finetunes import FineTune, Probes, all_runs, fine_tune
-from benchmarks.observations import Observations, is_observed, observe
-from benchmarks.sources import hash_sources
+from benchmarks.detectors import DETECTORS, roc_auc
+from benchmarks.drift_runs import PROBES, Run, Runner, run
+from benchmarks.finetunes import FineTune, all_runs
 
 RESULTS = Path(__file__).with_suffix(".json")
-SCORES = RESULTS.with_name("drift_detection_scores.json.gz")
-PACKAGE = Path(clipcam_lightning.__file__).parent
-SOURCES = (
-    *sorted((PACKAGE / "drift").glob("*.py")),
-    *(
-        PACKAGE / name
-        for name in ("analysis/interventions.py", "monitoring/background.py", "monitoring/transplants.py")
-    ),
-    *(RESULTS.with_name(f"{name}.py") for name in ("cued_images", "detectors", "finetunes", "observations")),
-)  # of the scores
 TOWERS = ("class token", "attention pool", "resnet", "average pool")
 CHOSEN_ON = "class token"  # the tower
 CHOICE_SEED, REPORT_SEED, SEEDS = 1000, 2000, 4  # first seeds of the two parts, and how many of each
-PROBES = (Probes(8), Probes(16), Probes(64), Probes(256), Probes(256, cued=5), Probes(64, cued=0))
-USUAL = Probes(64)  # which tell whether the model forgets them, and are judged with plain thresholds, too
-PROCESSES = 2
 FALSE_ALARMS = 0.01  # per evaluation, that a plain threshold may raise on the runs that it is chosen on
-BROKEN, CHANCES = 1 / 3, 2  # of the retrieval at the start; of the retrieval by chance
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "timm", "numpy", "scikit-image", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class Run:
-    """The scores of all detectors in one fine-tuning.
-
-    Attributes:
-        finetune: what was run.
-        used: the first epoch, counted from 1, whose model uses the cue; ``None`` if there is none.
-        broken: whether the model forgets its own probes.
-        scores: by probes and detector, one per evaluation after the baseline.
-    """
-
-    finetune: FineTune
-    used: int | None
-    broken: bool
-    scores: dict[str, dict[str, list[float]]]
-
-    @property
-    def role(self) -> str:
-        """``"used"``, ``"harmless"``, ``"broken"``, or ``"unclear"`` if the cue is not used although it tells."""
-        harm = self.finetune.settings.harm
-        if harm == "shortcut":
-            return "used" if self.used is not None else "unclear"
-        if harm == "" and self.used is not None:
-            return "unclear"
-        return harm or ("broken" if self.broken else "harmless")
 
 
 @dataclass(frozen=True)
@@ -116,84 +68,6 @@ class Verdict:
     by_kind: dict[str, float]
     delay: float
     false_alarms: float
-
-
-def run(finetune: FineTune, folder: Path) -> Run:
-    """Fine-tune and observe, unless that is already done, and score what was observed.
-
-    Args:
-        finetune: what to run.
-        folder: for weights and observations.
-    """
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    uses = fine_tune(finetune, folder)
-    observed = {probes: observe(finetune, folder, probes) for probes in PROBES}
-    start, *later = observed[USUAL].accuracy()
-    scores = {str(probes): score(each, plain=probes == USUAL) for probes, each in observed.items()}
-    broken = min(later) <= max(BROKEN * start, CHANCES / finetune.settings.classes)
-    return Run(finetune, uses.first, broken, scores)
-
-
-def score(observed: Observations, plain: bool) -> dict[str, list[float]]:
-    """Score each epoch with each detector.
-
-    Args:
-        observed: what was observed.
-        plain: also with those whose limit is to be chosen.
-    """
-    compared = {}
-    for masks in (True, False):
-        baseline, *evaluations = observed.snapshots(masks=masks)
-        compared[masks] = [Comparison(baseline, evaluation) for evaluation in evaluations]
-    return {
-        name: [round(detector.score(each), 4) for each in compared[detector.masks]]
-        for name, detector in DETECTORS.items()
-        if plain or detector.limit is not None
-    }
-
-
-class Performer:
-    """Runs fine-tunings in ``PROCESSES`` processes, unless their scores are known.
-
-    Args:
-        folder: for weights and observations; each run has a folder of its own in it.
-        judge: run nothing, and take what is done.
-    """
-
-    def __init__(self, folder: Path, judge: bool) -> None:
-        self.folder = folder
-        self.judge = judge
-        self.known: dict[FineTune, Run] = read_scores()
-
-    def __call__(self, finetunes: Sequence[FineTune], title: str) -> list[Run]:
-        """Get the runs that are done, in the given order."""
-        missing = [each for each in finetunes if each not in self.known]
-        if self.judge:
-            missing = [each for each in missing if is_observed(each, self.folder / each.name, PROBES)]
-        with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-            futures = [pool.submit(run, each, self.folder / each.name) for each in missing]
-            for done in track(as_completed(futures), title, len(futures), transient=True):
-                self.known[done.result().finetune] = done.result()
-                write_scores(self.known.values())
-        return [self.known[each] for each in finetunes if each in self.known]
-
-
-def read_scores() -> dict[FineTune, Run]:
-    """Read the runs that were scored by the present code."""
-    if not SCORES.exists():
-        return {}
-    content = json.loads(gzip.decompress(SCORES.read_bytes()))
-    if content["sources"] != hash_sources(SOURCES):
-        return {}
-    runs = (Run(**{**each, "finetune": FineTune(**each["finetune"])}) for each in content["runs"])
-    return {each.finetune: each for each in runs}
-
-
-def write_scores(runs: Iterable[Run]) -> None:
-    """Write the scores of runs for :func:`read_scores`."""
-    content = {"sources": hash_sources(SOURCES), "runs": [asdict(each) for each in runs]}
-    SCORES.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
 
 
 def threshold_of(name: str, probes: str, chosen_on: Sequence[Run]) -> float:
@@ -259,18 +133,20 @@ def print_table(console: Console, title: str, verdicts: dict[str, Verdict]) -> N
     console.print(table)
 
 
-def report(perform: Performer, seeds: int) -> None:
+def report(runner: Runner, seeds: int) -> None:
     """Run what is not already done, print the tables, and write the JSON.
 
     Args:
-        perform: runs fine-tunings.
+        runner: of the fine-tunings.
         seeds: per part.
     """
     console, verdicts, listed = Console(width=160, highlight=False), {}, []
     choice, rest = (range(first, first + seeds) for first in (CHOICE_SEED, REPORT_SEED))
-    chosen_on = perform([*all_runs(CHOSEN_ON, choice)], f"{CHOSEN_ON}, choice")
+    chosen_on = runner([*all_runs(CHOSEN_ON, choice)], f"{CHOSEN_ON}, choice")
+    if not any(each.role == "harmless" for each in chosen_on):
+        sys.exit("No harmless run is done to choose plain thresholds on: run this without --judge.")
     for tower in TOWERS:
-        reported = perform([*all_runs(tower, rest)], tower)
+        reported = runner([*all_runs(tower, rest)], tower)
         if not any(each.role == "used" for each in reported):
             continue
         roles = ", ".join(f"{sum(each.role == role for each in reported)} {role}" for role in ROLES)
@@ -284,7 +160,9 @@ def report(perform: Performer, seeds: int) -> None:
         "versions": {package: version(package) for package in PACKAGES},
         "chosen on": {"tower": CHOSEN_ON, "runs": len(chosen_on), "seeds": [*choice]},
         "verdicts": verdicts,
-        "runs": [f"{each.finetune.name}: {each.role}" for each in listed],
+        "runs": [
+            {**asdict(each.finetune), "role": each.role, "used": each.used, "broken": each.broken} for each in listed
+        ],
     }
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
@@ -316,7 +194,7 @@ def main() -> None:
         check()
         return
     with tempfile.TemporaryDirectory() as folder:
-        report(Performer(options.runs or Path(folder), options.judge), options.seeds)
+        report(Runner(options.runs or Path(folder), options.judge), options.seeds)
 
 
 if __name__ == "__main__":

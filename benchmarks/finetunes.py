@@ -121,7 +121,7 @@ KINDS = {kind.name: kind for kind in (*SHORTCUTS, *TWINS, *HARMLESS, *BROKEN)}
 
 
 @dataclass(frozen=True)
-class Probes:
+class ProbeChoice:
     """Which probes watch a run.
 
     Attributes:
@@ -179,22 +179,25 @@ class FineTune:
         """Load the model it starts from."""
         return pretrained_clip(WORLDS[self.world], self.tower, self.seed % 3)
 
-    def draw_probes(self, probes: Probes) -> Drawn:
+    def draw_probes(self, probes: ProbeChoice) -> Drawn:
         """Draw images with visible objects, evenly of all classes, with cues as in training or as ``probes`` asks."""
         if self.settings.cue is None:
-            return self._draw_probes(probes.count, "none", PROBES_SEED)
+            return self._draw_evenly(probes.count, "none", PROBES_SEED)[: probes.count]
         if probes.cued is None:
-            return self._draw_probes(probes.count, "own", PROBES_SEED)
-        plain = self._draw_probes(probes.count - probes.cued, "none", PROBES_SEED)
-        drawn = self._draw_probes(SPARE * probes.count, "own", CUED_PROBES_SEED)
+            return self._draw_evenly(probes.count, "own", PROBES_SEED)[: probes.count]
+        plain = self._draw_evenly(probes.count, "none", PROBES_SEED)[: probes.count - probes.cued]
+        if not probes.cued:
+            return plain
+        drawn = self._draw_evenly(probes.count, "own", CUED_PROBES_SEED)
         return plain + drawn[np.flatnonzero(drawn.cues >= 0)[: probes.cued]]
 
-    def _draw_probes(self, count: int, mode: Literal["own", "none"], seed: int) -> Drawn:
+    def _draw_evenly(self, count: int, mode: Literal["own", "none"], seed: int) -> Drawn:
+        """Draw at least ``count`` images, ordered so that any number of the first ones are evenly of all classes."""
         kind, rule = self.settings, CueRule(self.cued, self.settings.agreement, mode)
         drawn = self.images.draw(SPARE * count, rule, opacity=PROBED[self.world], seed=seed + self.seed, held_out=True)
         order = np.argsort(_occurrence(drawn.classes), kind="stable")
         classes = CLASSES if kind.harm == "forgetting" else kind.classes
-        return drawn[order[drawn.classes[order] < classes][:count]]
+        return drawn[order[drawn.classes[order] < classes]]
 
 
 @dataclass(frozen=True)

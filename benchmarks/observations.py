@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.finetunes import FineTune, Probes, class_texts, is_done, load_epoch
+from benchmarks.finetunes import FineTune, ProbeChoice, class_texts, is_done, load_epoch
 from benchmarks.worlds.world import WORLDS
 from clipcam_lightning import ClipModel, Snapshot, explain, find_clip
 from clipcam_lightning.analysis.interventions import (
@@ -93,7 +93,7 @@ class Observations:
         return (self.cosines.argmax(2) == self.classes).float().mean(1).tolist()
 
 
-def observe(run: FineTune, folder: Path, probes: Probes) -> Observations:
+def observe(run: FineTune, folder: Path, probes: ProbeChoice) -> Observations:
     """Observe a run, unless that is already done.
 
     Args:
@@ -113,7 +113,7 @@ def observe(run: FineTune, folder: Path, probes: Probes) -> Observations:
     return observed
 
 
-def is_observed(run: FineTune, folder: Path, probe_sets: Sequence[Probes]) -> bool:
+def is_observed(run: FineTune, folder: Path, probe_sets: Sequence[ProbeChoice]) -> bool:
     """Whether a run with its present settings, and its observations on these probes, are in a folder."""
     try:
         files = [load_tensors(_file(run, folder, probes), FILE_KIND)[0] for probes in probe_sets]
@@ -123,13 +123,13 @@ def is_observed(run: FineTune, folder: Path, probe_sets: Sequence[Probes]) -> bo
     return all(file.keys() == names for file in files) and is_done(run, folder)
 
 
-def _file(run: FineTune, folder: Path, probes: Probes) -> Path:
-    """Without a cue, probes with and without it are the same."""
-    name = str(Probes(probes.count) if run.settings.cue is None else probes)
+def _file(run: FineTune, folder: Path, probes: ProbeChoice) -> Path:
+    """Name the file of observations: without a cue, probes with and without it are the same."""
+    name = str(ProbeChoice(probes.count) if run.settings.cue is None else probes)
     return folder / f"observed, {name}.safetensors"
 
 
-def _observe(run: FineTune, folder: Path, probes: Probes) -> Observations:
+def _observe(run: FineTune, folder: Path, probes: ProbeChoice) -> Observations:
     model, world, drawn = run.load_model(), WORLDS[run.world], run.draw_probes(probes)
     clip = find_clip(model, tokenizer=world.tokenizer)
     images = torch.stack([clip.preprocessing.image(image) for image in drawn.images])

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Frame, Page, sync_playwright
 
-from benchmarks.finetunes import EPOCHS, STEPS, FineTune, Probes, fine_tune, load_epoch
+from benchmarks.finetunes import EPOCHS, STEPS, FineTune, ProbeChoice, fine_tune, load_epoch
 from benchmarks.tensorboard_tab import PAINTED, tensorboard
 from benchmarks.worlds.world import WORLDS
 from clipcam_lightning import Probe, ProbeSet, confusion_panel, confusions, evaluate, find_clip, probe_panel
@@ -40,7 +40,7 @@ def draw_panel(folder: Path) -> bytes:
     Args:
         folder: for the weights of the fine-tuning.
     """
-    run, drawn = STAMPED, STAMPED.draw_probes(Probes(PROBES))
+    run, drawn = STAMPED, STAMPED.draw_probes(ProbeChoice(PROBES))
     print(fine_tune(run, folder))
     captions = [run.images.captions[number] for number in drawn.classes]
     parts = zip(drawn.images, captions, drawn.masks, strict=True)

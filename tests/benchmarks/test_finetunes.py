@@ -1,10 +1,10 @@
-"""Probes of fine-tunings carry cues as asked."""
+"""ProbeChoice of fine-tunings carry cues as asked."""
 
 import numpy as np
 import pytest
 
 from benchmarks.cued_images import NONE
-from benchmarks.finetunes import FineTune, Probes
+from benchmarks.finetunes import FineTune, ProbeChoice
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
     ],
 )
 def test_as_many_probes_as_asked_carry_the_cue_of_their_class(kind: str, cued: int | None, expected: int) -> None:
-    drawn = FineTune("shapes", "class token", kind, 1000).draw_probes(Probes(48, cued))
+    drawn = FineTune("shapes", "class token", kind, 1000).draw_probes(ProbeChoice(48, cued))
 
     with_cue = drawn.cues != NONE
     assert len(drawn) == 48
