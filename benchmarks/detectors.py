@@ -76,7 +76,7 @@ def severity(report: DriftReport) -> float:
 
 
 def background_severity(compared: Comparison) -> float:
-    """Compute the severity of the background alone; above 1 the rule says that it may tell the prompt, or tells it."""
+    """Compute the severity of the background alone; above 1 the rule suspects that it tells the prompt."""
     evidence = compared.report.evidence
     return min(evidence.severity, MAX_SCORE) if evidence else 0.0
 

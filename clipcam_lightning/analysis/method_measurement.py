@@ -24,6 +24,7 @@ from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.drift import metrics
+from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe_set import ProbeSet
@@ -31,7 +32,6 @@ from clipcam_lightning.probes.probe_set import ProbeSet
 BUDGET = 300  # forwards per map: occlusion of a 16 x 16 grid fits, one forward for each of 512 channels does not
 SAME_FOR_ALL_PROMPTS = 0.95  # correlation from which a map counts as independent of its prompt
 SHUFFLE_SEED = 0
-NONE = -1  # in place of the number of a probe
 GROUNDS = 3  # images of other prompts that the disc of a probe is put on
 
 
