@@ -26,6 +26,7 @@ from transformers import BertConfig, BertModel
 
 import clipcam_lightning
 from benchmarks import gallery
+from benchmarks.method_ranking import Result
 from clipcam_lightning import METHODS, ClipCamCallback, ClipCamMonitor, evaluate, explain, find_clip
 from clipcam_lightning.cli.parser import _make_commands, parse_arguments
 from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
@@ -270,6 +271,17 @@ class TestBenchmarks:
                 method = name.strip("`").removesuffix(" of the image")
                 expected = [measured.get((world.replace("-", ""), tower, method), "-") for tower in towers]
                 assert values[:4] == expected, f"{method} in {world}"
+
+    def test_method_ranking(self) -> None:
+        measured = json.loads((ROOT / "benchmarks" / "method_ranking.json").read_text())["results"]
+        rows = []
+        for result in (Result(**each) for each in measured):
+            chosen = (result.first["64"], result.first["16"], result.auto, "occlusion")
+            shares = [f"{result.share_of_best(name):.2f}" for name in chosen]
+            model = f"{result.world.replace('cutouts', 'cut-outs')}, {result.tower.replace('resnet', 'ResNet')}"
+            first = f"`{chosen[0].partition(',')[0]}`"
+            rows.append([model, str(result.seed), f"{result.methods[result.best]['pointing']:.2f}", first, *shares])
+        assert read_table(self.page, "| model |") == rows
 
     @pytest.mark.parametrize(("head", "suffix"), [("| with masks |", ""), ("| without masks |", ", no masks")])
     def test_drift_detection(self, head: str, suffix: str) -> None:
