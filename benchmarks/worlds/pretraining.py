@@ -3,8 +3,6 @@
 python -m benchmarks.worlds.pretraining          all worlds, towers and seeds, and their retrieval accuracy
 """
 
-import ast
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.sources import hash_sources
 from benchmarks.worlds.towers import TOWERS, build_clip
 from benchmarks.worlds.world import WORLDS, World
 from clipcam_lightning import shapes_world
@@ -115,14 +114,11 @@ def _input(model: Any, images: np.ndarray) -> Tensor:
 
 
 def _source_hash() -> str:
-    """Changes with the code that draws the scenes, builds the models and trains them, but not with its comments."""
+    """Changes with the code that draws the scenes, builds the models and trains them."""
     shapes = Path(shapes_world.__file__).parent
-    files = [
-        *Path(__file__).parent.glob("*.py"),
-        *(shapes / name for name in ("scenes.py", "models.py", "pretraining.py")),
-    ]
-    sources = [ast.dump(ast.parse(file.read_text())) for file in sorted(files)]
-    return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
+    return hash_sources(
+        [*Path(__file__).parent.glob("*.py"), *(shapes / name for name in ("scenes.py", "models.py", "pretraining.py"))]
+    )
 
 
 def all_models() -> Iterator[tuple[World, str, int]]:
