@@ -1,4 +1,4 @@
-"""ProbeChoice of fine-tunings carry cues as asked."""
+"""Probes of fine-tunings carry cues as asked."""
 
 import numpy as np
 import pytest
