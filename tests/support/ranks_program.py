@@ -4,6 +4,7 @@
 ``FOLDER/rank-<n>.pt``.
 """
 
+import faulthandler
 import os
 import sys
 import warnings
@@ -303,6 +304,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 def main(scenarios: Mapping[str, Callable[[Path], dict[str, Any]]]) -> None:
     """Run the scenario that the command line names, and save the results of this rank."""
+    faulthandler.enable()
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     output = Path(sys.argv[2])
