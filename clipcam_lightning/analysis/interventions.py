@@ -12,6 +12,7 @@ WINDOWS = CELLS - 1  # of 2 x 2 cells, per side
 HOT, CONTROLS = 8, 4  # windows that are hidden: where a map is hottest, and elsewhere
 REGION_LEVEL = 0.3  # of the highest score, that a cell of an object's region reaches
 FILL_CELLS = 16  # per side of the grid on which a region is filled
+DISC_RADIUS = 0.2  # of the shorter side of the image
 
 EmbedImages = Callable[[Float[Tensor, "n 3 y x"]], Float[Tensor, "n d"]]
 
@@ -47,6 +48,18 @@ def transplant(
         objects: their pixels.
     """
     return torch.where(objects[:, None], donors, grounds)
+
+
+def discs_around(row: Int[Tensor, "n"], column: Int[Tensor, "n"], size: tuple[int, int]) -> Bool[Tensor, "n y x"]:
+    """Mark the pixels at most a fifth of the image's shorter side away from one pixel of each image.
+
+    Args:
+        row, column: of this pixel.
+        size: height and width of the images.
+    """
+    rows, columns = (torch.arange(length, device=row.device) for length in size)
+    distance = torch.hypot((rows[:, None] - row[:, None, None]).float(), (columns - column[:, None, None]).float())
+    return distance <= DISC_RADIUS * min(size)
 
 
 def choose_windows(maps: Float[Tensor, "n h w"]) -> Int[Tensor, "n k"]:

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from clipcam_lightning.analysis.interventions import discs_around
 from clipcam_lightning.cam.fuse import resize_maps
 from clipcam_lightning.drift import metrics
 
 STEPS = 10  # in which all pixels are deleted or inserted
-DISC_RADIUS = 0.2  # of the shorter side of the image
 LIKE_BEFORE = 0.5  # correlation from which a map counts as unchanged by the randomization of parameters
 
 Score: TypeAlias = Callable[[Float[Tensor, "n 3 y x"]], Float[Tensor, "n"]]
@@ -97,11 +97,8 @@ def hottest_discs(maps: Float[Tensor, "n h w"], size: tuple[int, int]) -> Bool[T
     Returns:
         The pixels at most a fifth of the image's shorter side away; fewer at the border.
     """
-    height, width = size
-    hottest = resize_maps(maps, size).flatten(1).argmax(dim=1)[:, None, None]
-    rows, columns = (torch.arange(length, device=maps.device) for length in size)
-    distance = torch.hypot((rows[:, None] - hottest // width).float(), (columns - hottest % width).float())
-    return distance <= DISC_RADIUS * min(height, width)
+    hottest = resize_maps(maps, size).flatten(1).argmax(dim=1)
+    return discs_around(hottest // size[1], hottest % size[1], size)
 
 
 def likeness(before: Float[Tensor, "n h w"], after: Float[Tensor, "n h w"]) -> float:

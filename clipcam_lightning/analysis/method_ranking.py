@@ -1,6 +1,7 @@
 """Rank CAM methods: order what was measured, the most trustworthy method first."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,14 @@ class MethodRanking:
         """
         masked = int(bench.prepared.has_mask.sum())
         return cls(tuple(order_methods(rows, masked)), left_out, bench.probes, masked)
+
+    @property
+    def titles(self) -> list[str]:
+        """Names of the methods in their order, with the layers where two settings of one method were measured."""
+        settings = Counter(row.method for row in self.rows)
+        return [
+            f"{row.method} at {', '.join(row.layers)}" if settings[row.method] > 1 else row.method for row in self.rows
+        ]
 
     @property
     def best(self) -> RankedMethod:

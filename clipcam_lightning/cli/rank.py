@@ -62,13 +62,13 @@ def _make_table(ranking: MethodRanking) -> Table:
     rows = [format_row(row) for row in ranking.rows]
     columns = [name for name in METRICS if any(name in row for row in rows)]
     table = Table()
-    table.add_column("Method", no_wrap=True)
+    table.add_column("Method", overflow="fold", min_width=max(len(row.method) for row in ranking.rows))
     for name in columns:
         table.add_column(name, justify="right")
     table.add_column("Forwards", justify="right")
     table.add_column("Problem", overflow="fold")
-    for ranked, row in zip(ranking.rows, rows, strict=True):
+    for title, ranked, row in zip(ranking.titles, ranking.rows, rows, strict=True):
         cells = [row.get(name, "") for name in columns]
         remarks = str(ranked.forwards), "; ".join(ranked.problems)
-        table.add_row(sanitize(ranked.method), *cells, *remarks, style="red" if ranked.problems else None)
+        table.add_row(sanitize(title), *cells, *remarks, style="red" if ranked.problems else None)
     return table

@@ -116,8 +116,8 @@ def ranking_report(
         }
         for i, probe in enumerate(ranking.probes[:ILLUSTRATED])
     ]
-    rows = [(row, format_row(row)) for row in ranking.rows]
-    columns = [title for title in METRICS if any(title in texts for _, texts in rows)]
+    rows = [(title, row, format_row(row)) for title, row in zip(ranking.titles, ranking.rows, strict=True)]
+    columns = [title for title in METRICS if any(title in texts for _, _, texts in rows)]
     return render(
         "ranking_report.html.jinja",
         ranking=ranking,
@@ -138,7 +138,7 @@ def _draw_probe(
     def overlay(map_: Float[Tensor, "h w"]) -> str:
         return jpeg_uri(draw_overlay(large, relative_saliency(map_[None])[0]))
 
-    overlays = [(row.method, overlay(row.maps[i])) for row in ranking.rows]
+    overlays = [(title, overlay(row.maps[i])) for title, row in zip(ranking.titles, ranking.rows, strict=True)]
     return [("input", jpeg_uri(draw_outline(large, mask))), *overlays]
 
 

@@ -1,8 +1,10 @@
 """Ranking methods: what is measured, and which method comes first."""
 
 import math
+import re
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -24,6 +26,7 @@ from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer, trained_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+from clipcam_lightning.visualization.ranking_report import ranking_report
 
 pytestmark = pytest.mark.slow
 
@@ -228,6 +231,17 @@ def test_the_setting_of_the_best_method_makes_its_maps_again(
         settings = eval(f"dict({row.setting})")
         again = explain(trained, images, [[prompt] for prompt in probes.prompts], **settings)
         torch.testing.assert_close(again.maps[:, 0], row.maps, rtol=1e-4, atol=1e-6)
+
+
+def test_two_settings_of_one_method_are_told_apart_by_their_layers(probes: ProbeSet) -> None:
+    deep, shallow = make_row("attnlrp", 0.3, 0.3), make_row("attnlrp", 0.2, 0.2)
+    rows = (deep, make_row("gradcam", 0.2, 0.3), replace(shallow, layers=("block.0", "block.1")))
+
+    ranking = MethodRanking(rows, {}, ProbeSet(probes[:1]), 0)
+
+    assert ranking.titles == ["attnlrp at layer", "gradcam", "attnlrp at block.0, block.1"]
+    html = ranking_report(ranking, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    assert re.findall(r'<th scope="row">(.+?)</th>', html) == ranking.titles
 
 
 def test_without_masks_the_sum_of_necessity_and_sufficiency_decides() -> None:
