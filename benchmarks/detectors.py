@@ -37,8 +37,8 @@ class Comparison:
 
     @cached_property
     def tolerant(self) -> DriftReport:
-        """By the rule that tolerates five times as many false alarms."""
-        return compare(self.baseline, self.snapshot, TOLERANT)
+        """By the rule that tolerates five times as many false alarms, which changes no measure of a probe."""
+        return replace(self.report, rule=TOLERANT)
 
     @cached_property
     def maps_alone(self) -> DriftReport:

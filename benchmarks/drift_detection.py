@@ -36,13 +36,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.detectors import DETECTORS, roc_auc
-from benchmarks.drift_runs import PROBES, Run, Runner, run
+from benchmarks.drift_runs import CHOICE_SEED, PROBES, REPORT_SEED, Run, Runner, run
 from benchmarks.finetunes import FineTune, all_runs
 
 RESULTS = Path(__file__).with_suffix(".json")
 TOWERS = ("class token", "attention pool", "resnet", "average pool")
 CHOSEN_ON = "class token"  # the tower
-CHOICE_SEED, REPORT_SEED, SEEDS = 1000, 2000, 4  # first seeds of the two parts, and how many of each
+SEEDS = 2  # that are reported
 FALSE_ALARMS = 0.01  # per evaluation, that a plain threshold may raise on the runs that it is chosen on
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "timm", "numpy", "scikit-image", "scikit-learn")
 
@@ -138,27 +138,30 @@ def report(runner: Runner, seeds: int) -> None:
 
     Args:
         runner: of the fine-tunings.
-        seeds: per part.
+        seeds: that are reported.
     """
     console, verdicts, listed = Console(width=160, highlight=False), {}, []
-    choice, rest = (range(first, first + seeds) for first in (CHOICE_SEED, REPORT_SEED))
-    chosen_on = runner([*all_runs(CHOSEN_ON, choice)], f"{CHOSEN_ON}, choice")
+    to_choose_on = all_runs(CHOSEN_ON, range(CHOICE_SEED, CHOICE_SEED + 1))
+    chosen_on = runner([each for each in to_choose_on if each.settings.harm in ("", "shortcut")], "choice")
     if not any(each.role == "harmless" for each in chosen_on):
         sys.exit("No harmless run is done to choose plain thresholds on: run this without --judge.")
     for tower in TOWERS:
-        reported = runner([*all_runs(tower, rest)], tower)
+        reported = runner([*all_runs(tower, range(REPORT_SEED, REPORT_SEED + seeds))], tower)
         if not any(each.role == "used" for each in reported):
             continue
-        roles = ", ".join(f"{sum(each.role == role for each in reported)} {role}" for role in ROLES)
         for probes in map(str, PROBES):
-            limits = {name: threshold_of(name, probes, chosen_on) for name in chosen_on[0].scores[probes]}
-            judged = {name: verdict(name, probes, limit, reported) for name, limit in limits.items()}
+            watched = [each for each in reported if probes in each.scores]
+            if not any(each.role == "used" for each in watched):
+                continue
+            limits = {name: threshold_of(name, probes, chosen_on) for name in watched[0].scores[probes]}
+            judged = {name: verdict(name, probes, limit, watched) for name, limit in limits.items()}
+            roles = ", ".join(f"{sum(each.role == role for each in watched)} {role}" for role in ROLES)
             print_table(console, f"{tower}, {probes}: {roles}", judged)
             verdicts[f"{tower}, {probes}"] = {name: finite(asdict(each)) for name, each in judged.items()}
         listed += reported
     results = {
         "versions": {package: version(package) for package in PACKAGES},
-        "chosen on": {"tower": CHOSEN_ON, "runs": len(chosen_on), "seeds": [*choice]},
+        "chosen on": {"tower": CHOSEN_ON, "runs": len(chosen_on), "seeds": [CHOICE_SEED]},
         "verdicts": verdicts,
         "runs": [
             {**asdict(each.finetune), "role": each.role, "used": each.used, "broken": each.broken} for each in listed
@@ -187,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two runs; writes nothing")
     parser.add_argument("--runs", type=Path, help="folder for weights and observations (default: a temporary one)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds per part (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="reported seeds (default: %(default)s)")
     parser.add_argument("--judge", action="store_true", help="judge the runs in the folder, and run no others")
     options = parser.parse_args()
     if options.quick:

@@ -24,7 +24,7 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
         (snapshots, "add_background"),
         (snapshots, "add_transplants"),
         (monitor, "add_background"),
-        (monitor, "add_transplants"),
+        (monitor, "add_evidence"),
     ),
     "explain": ((explainer, "explain_within_memory"),),
     "compare": ((monitor, "take_snapshot"), (monitor, "compare")),

@@ -176,8 +176,9 @@ class FineTune:
         return tuple(range(self.settings.cued))
 
     def load_model(self) -> nn.Module:
-        """Load the model it starts from."""
-        return pretrained_clip(WORLDS[self.world], self.tower, self.seed % 3)
+        """Load the model it starts from; convolutions are faster on images whose channels come last."""
+        model = pretrained_clip(WORLDS[self.world], self.tower, self.seed % 3)
+        return model.to(memory_format=torch.channels_last) if TOWERS[self.tower].kind == "resnet" else model
 
     def draw_probes(self, probes: ProbeChoice) -> Drawn:
         """Draw images with visible objects, evenly of all classes, with cues as in training or as ``probes`` asks."""

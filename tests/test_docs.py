@@ -29,6 +29,7 @@ from benchmarks import gallery
 from benchmarks.method_ranking import Result
 from clipcam_lightning import METHODS, ClipCamCallback, ClipCamMonitor, evaluate, explain, find_clip
 from clipcam_lightning.cli.parser import _make_commands, parse_arguments
+from clipcam_lightning.monitoring.background import MIN_CORRELATION
 from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_clip
 from clipcam_lightning.sinks.metrics import collect_metrics
 from clipcam_lightning.sinks.tensorboard import MEANINGS
@@ -282,6 +283,18 @@ class TestBenchmarks:
             first = f"`{chosen[0].partition(',')[0]}`"
             rows.append([model, str(result.seed), f"{result.methods[result.best]['pointing']:.2f}", first, *shares])
         assert read_table(self.page, "| model |") == rows
+
+    def test_map_agreement(self) -> None:
+        rows = json.loads((ROOT / "benchmarks" / "map_agreement.json").read_text())
+        shares = {
+            maps: [row["agreeing"][f"{MIN_CORRELATION:g}"] for row in rows if row["maps"] == maps and row["seed"]]
+            for maps in ("auto", "other image")
+        }
+        text = " ".join(self.page.split())
+        assert f"correlates by more than {MIN_CORRELATION:g} with" in text
+        assert f"at least {min(shares['auto']):.0%}".replace("%", " %") in text
+        assert f"at most {max(shares['other image']):.0%} of wrong".replace("%", " %") in text
+        assert len(shares["auto"]) == 16
 
     @pytest.mark.parametrize(("head", "suffix"), [("| with masks |", ""), ("| without masks |", ", no masks")])
     def test_drift_detection(self, head: str, suffix: str) -> None:

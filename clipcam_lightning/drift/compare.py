@@ -15,6 +15,7 @@ from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.drift.transplants import NONE, count_transplants
 from clipcam_lightning.errors import IncomparableError
 
+COVERED = ("covered_loss", "control_loss")
 BACKGROUND = ("background_score", "named_without_object", "contrast")
 MIN_NOISE_FLOOR = 0.01  # a smaller noise floor counts as this one
 
@@ -66,6 +67,7 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     unknown = torch.full_like(drift, torch.nan)
     score, named, contrast = (_or_unknown(getattr(snapshot, name), unknown) for name in BACKGROUND)
     score_before, named_before, contrast_before = (_or_unknown(getattr(baseline, name), unknown) for name in BACKGROUND)
+    covered_loss, control_loss = (_or_unknown(getattr(snapshot, name), unknown) for name in COVERED)
     donors = [[NONE]] * len(unknown) if baseline.donors is None else baseline.donors.tolist()
     transplants, transplants_before = (count_transplants(each, donors) for each in (snapshot, baseline))
     floor = unknown if baseline.noise_floor is None else baseline.noise_floor.clamp_min(MIN_NOISE_FLOOR)
@@ -99,6 +101,8 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
             contrast_change=float(contrast[i] - contrast_before[i]),
             transplants=transplants[i],
             transplants_before=transplants_before[i],
+            covered_loss=float(covered_loss[i]),
+            control_loss=float(control_loss[i]),
             state=now,
             baseline_state=before,
             severity=math.inf if vanished else 0.0,

@@ -1,15 +1,17 @@
-"""What speaks for a shortcut in the background, of one prompt or of all."""
+"""What speaks for a shortcut in the background: of one prompt, of all, or of the few images that stand out."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from clipcam_lightning.drift.probe_drift import ProbeDrift
+from clipcam_lightning.drift.probe_drift import ProbeDrift, format_change
 from clipcam_lightning.drift.rule import DriftRule
 
 SUSPICION = 0.5  # severity of a background's gain above which other objects are put on it
 MIN_TRANSPLANTS = 24  # of which a pull is needed for an alarm: fewer prove nothing
+OUTSTANDING = 3  # probes whose mean gain is rated, if they are newly named without their objects
 MIN_PULL = 0.5  # severity of the pull below which so many other objects speak against a shortcut
 
 
@@ -20,7 +22,7 @@ class Evidence:
     Printed, it is a sentence without full stop.
 
     Attributes:
-        prompt: of the images; empty if all are meant.
+        prompt: of the images; empty if they have several.
         gain_severity: how far their background scores rose, in units of what the rule tolerates.
         images: how many there are.
         named: how many are closest to their own prompt without their object.
@@ -30,6 +32,10 @@ class Evidence:
         followed_before: the same at the baseline.
         pull: by how much the share of those that follow their ground rose, beyond the same rise on other grounds.
         pull_severity: the same in units of what the rule tolerates.
+        covered: in how many of the images the place was covered that the map turned to outside the object; 0 without
+            suspicion.
+        covered_loss: what the similarity loses by that on average, -2 to 2; NaN if ``covered`` is 0.
+        control_loss: the same with another place.
     """
 
     prompt: str
@@ -42,6 +48,9 @@ class Evidence:
     followed_before: int
     pull: float
     pull_severity: float
+    covered: int
+    covered_loss: float
+    control_loss: float
 
     @property
     def severity(self) -> float:
@@ -65,6 +74,14 @@ class Evidence:
         return self.suspicious and self.pull_severity > 1
 
     def __str__(self) -> str:
+        if not self.covered:
+            return self._describe_background()
+        return (
+            f"{self._describe_background()}; covering what the maps turned to outside the objects changes the "
+            f"similarity by {format_change(-self.covered_loss)} (another place: {format_change(-self.control_loss)})"
+        )
+
+    def _describe_background(self) -> str:
         own = repr(self.prompt) if self.prompt else "their own prompts"
         if self.shown:
             what = (
@@ -78,7 +95,7 @@ class Evidence:
 
 
 def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidence | None:
-    """Find the background that most looks like a shortcut: of one prompt, or of all.
+    """Find the backgrounds that most look like a shortcut: of one prompt, of all, or of the few that stand out.
 
     Args:
         probes: whose background is known.
@@ -90,24 +107,48 @@ def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidence | 
     by_prompt: dict[str, list[ProbeDrift]] = defaultdict(list)
     for probe in probes:
         by_prompt[probe.prompt].append(probe)
-    groups = [("", list(probes)), *by_prompt.items()] if probes else []
-    weighed = [_weigh(prompt, group, len(probes), rule) for prompt, group in groups]
+    weighed = [_weigh(group, rule.rate_background(_gains(group), len(probes)), rule) for group in by_prompt.values()]
+    if probes:
+        weighed.append(_weigh(probes, rule.rate_whole_background(_gains(probes)), rule, everywhere=True))
+    outstanding = _choose_outstanding(probes, rule)
+    if len(outstanding) >= OUTSTANDING:
+        severity = rule.rate_gain(fmean(_gains(outstanding[:OUTSTANDING])), len(probes))
+        weighed.append(_weigh(outstanding, severity, rule))
     return max((each for each in weighed if each), key=lambda each: (each.severity, each.prompt), default=None)
 
 
-def _weigh(prompt: str, probes: Sequence[ProbeDrift], total: int, rule: DriftRule) -> Evidence | None:
+def _choose_outstanding(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[ProbeDrift]:
+    """Choose the probes that without their object are newly named and gained more than is tolerated.
+
+    Returns:
+        These, or the three that gained most if they are fewer, the largest gain first.
+    """
+    named = [probe for probe in probes if probe.named_without_object > probe.named_before]
+    named.sort(key=lambda probe: probe.background_gain, reverse=True)
+    beyond = sum(rule.rate_gain(probe.background_gain, len(probes)) > 1 for probe in named)
+    return named[: max(OUTSTANDING, beyond)]
+
+
+def _gains(probes: Sequence[ProbeDrift]) -> list[float]:
+    return [probe.background_gain for probe in probes]
+
+
+def _weigh(
+    probes: Sequence[ProbeDrift], gain_severity: float, rule: DriftRule, *, everywhere: bool = False
+) -> Evidence | None:
     named, named_before = (
         sum(values) for values in zip(*((each.named_without_object, each.named_before) for each in probes), strict=True)
     )
     if named <= named_before:
         return None
-    gains = [probe.background_gain for probe in probes]
+    prompts = {probe.prompt for probe in probes}
     moved = [probe for probe in probes if probe.transplants.count and probe.transplants_before.count]
     pull = fmean([probe.transplants.pull - probe.transplants_before.pull for probe in moved] or [0.0])
     transplants = sum(probe.transplants.count for probe in moved)
+    covered = [probe for probe in probes if math.isfinite(probe.covered_loss)]
     return Evidence(
-        prompt=prompt,
-        gain_severity=rule.rate_background(gains, total) if prompt else rule.rate_whole_background(gains),
+        prompt="" if everywhere or len(prompts) > 1 else prompts.pop(),
+        gain_severity=gain_severity,
         images=len(probes),
         named=round(named),
         named_before=round(named_before),
@@ -115,5 +156,8 @@ def _weigh(prompt: str, probes: Sequence[ProbeDrift], total: int, rule: DriftRul
         followed=sum(probe.transplants.named for probe in moved),
         followed_before=sum(probe.transplants_before.named for probe in moved),
         pull=pull,
-        pull_severity=rule.rate_pull(pull, transplants, everywhere=not prompt),
+        pull_severity=rule.rate_pull(pull, transplants, everywhere=everywhere),
+        covered=len(covered),
+        covered_loss=fmean([probe.covered_loss for probe in covered] or [math.nan]),
+        control_loss=fmean([probe.control_loss for probe in covered] or [math.nan]),
     )

@@ -44,6 +44,9 @@ class ProbeDrift:
         transplants: what the model calls other objects on the ground of this image; nothing is counted without
             suspicion.
         transplants_before: the same at the baseline.
+        covered_loss: what the similarity loses if the place outside the object is covered where the map gained most,
+            -2 to 2; NaN if the map hardly moved, and without suspicion.
+        control_loss: the same for another place, as far from the middle of the image; NaN as above.
         state: of the map of now: whether it carries information, and if not, why.
         baseline_state: of the baseline's map.
         severity: how far the map is off in units of what the rule tolerates; a probe above 1 is flagged. Infinite
@@ -83,6 +86,8 @@ class ProbeDrift:
     contrast_change: float
     transplants: Transplants
     transplants_before: Transplants
+    covered_loss: float
+    control_loss: float
     state: MapState
     baseline_state: MapState
     severity: float
@@ -103,6 +108,16 @@ class ProbeDrift:
     def flagged(self) -> bool:
         """Whether the probe violates the rule."""
         return bool(self.reason)
+
+
+def format_change(change: float) -> str:
+    """Format a change of the similarity for people: three digits after the point, with sign.
+
+    Example:
+        >>> format_change(-0.1234), format_change(-0.0001)
+        ('-0.123', '+0.000')
+    """
+    return f"{round(change, 3) + 0.0:+.3f}"  # adding 0 removes the sign of -0
 
 
 def format_drift(drift: float) -> str:

@@ -16,11 +16,13 @@ ALARM_SHARE = 1 / 2  # of the probes
 MIN_ENERGY = 0.05  # on the object at the baseline; below it, attention was not there and cannot leave
 TINY = 1e-9
 
-# Limits of the background's gain at the default false alarm rate, in standard deviations: of the worst prompt and of
-# all probes together, for many probes; what few probes add to them, over the square of their number; and how they grow
-# with a smaller rate. Chosen on runs of benchmarks/drift_detection.py with other seeds than it reports.
+# Limits of the background's gain at the default false alarm rate, in standard deviations: of the worst prompt, of all
+# probes together and of the three that stand out, for many probes; what few probes add to them, over the square of
+# their number; and how they grow with a smaller rate. Chosen on runs of benchmarks/drift_detection.py with other seeds
+# than it reports.
 PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
+GAIN_LIMIT, GAIN_FEW = 4.0, 200.0
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT = 0.01, 0.2, 0.18
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
@@ -39,8 +41,9 @@ class DriftRule:
       (``background_score`` of :class:`Snapshot`). The gains of the ``m`` of ``n`` probes of a prompt, their sum over
       the square root of ``m``, tolerate ``4.5 + 200 / n ** 2``, so that one class of many suffices; the gains of all
       probes tolerate ``2.7 + 130 / n ** 2``. In both cases more images without their objects must be closest to their
-      own prompts than at the baseline. These limits aim at a false alarm rate of 1 %; others scale them by
-      ``(0.01 / rate) ** 0.18``.
+      own prompts than at the baseline. Of the probes for which that is new, the mean of the three largest gains
+      tolerates ``4 + 200 / n ** 2``, so that few probes of many suffice. These limits aim at a false alarm rate of
+      1 %; others scale them by ``(0.01 / rate) ** 0.18``.
     - From half of a limit on, objects of other probes are put on the same background. If the share of them that is
       closest to the prompt of the background rose by more than 0.2 for one prompt, or 0.1 on average over all, beyond
       the rise on other backgrounds, then it is *shown* that the background makes the model choose the prompt. If the
@@ -106,10 +109,10 @@ class DriftRule:
                 "the map of at least one probe became degenerate",
             )
         return (
-            "with the objects removed, the images of one prompt, or all images, are closer to their own prompts than "
-            f"at the baseline, by more than chance explains (a false alarm in {100 * self.false_alarm_rate:g} % of the "
-            "evaluations is meant to be tolerated), and objects of other probes on the same backgrounds do not speak "
-            "against it",
+            "with the objects removed, the images of one prompt, all images, or the three that stand out most are "
+            "closer to their own prompts than at the baseline, by more than chance explains (a false alarm in "
+            f"{100 * self.false_alarm_rate:g} % of the evaluations is meant to be tolerated), and objects of other "
+            "probes on the same backgrounds do not speak against it",
             "objects of other probes, put on the background of a prompt, are called that prompt more often than at the "
             "baseline",
             f"the model tells the prompts apart less than {_percent(MIN_CONTRAST)} as well as at the baseline",
@@ -185,6 +188,18 @@ class DriftRule:
         """Rate the gains of the background over all probes; above 1 is an alarm."""
         total = len(gains)
         return sum(gains) / math.sqrt(total) / (self._rate_factor * (SET_LIMIT + SET_FEW / total**2))
+
+    def rate_gain(self, gain: float, total: int) -> float:
+        """Rate the gain of the background of a probe, or the mean of the three that stand out most.
+
+        Args:
+            gain: in standard deviations.
+            total: number of all probes whose background is known.
+
+        Returns:
+            The severity; above 1 for the mean of the three is an alarm.
+        """
+        return gain / (self._rate_factor * (GAIN_LIMIT + GAIN_FEW / total**2))
 
     def rate_pull(self, pull: float, transplants: int, *, everywhere: bool) -> float:
         """Rate by how much more often other objects are named after their ground.

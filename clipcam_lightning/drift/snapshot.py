@@ -25,7 +25,10 @@ from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "snapshot"
 TRUSTED = 0.5  # share of the maps that are on their objects, if maps alone may raise an alarm
-OPTIONAL_VALUES = ("noise_floor", "background_score", "named_without_object", "contrast", "map_agrees")
+OPTIONAL_VALUES = (
+    *("noise_floor", "background_score", "named_without_object", "contrast", "map_agrees"),
+    *("covered_loss", "control_loss"),
+)
 """Names of tensors with one value per probe."""
 PACKED = ("images", "image_sizes", "objects", "objects_size")
 OPTIONAL_NUMBERS = ("donors", "transplants_named")
@@ -113,6 +116,9 @@ class Snapshot(Shown):
         donors: numbers of the probes whose objects were put on the ground of each probe, which has lost its own; -1 for
             none, ``None`` if that was not done.
         transplants_named: for each of these images the number of a probe to whose prompt it is closest; -1 for none.
+        covered_loss: what the similarity loses if the place outside the object is covered where the map gained most
+            since the baseline, -2 to 2; NaN where the map hardly moved, ``None`` without suspicion.
+        control_loss: the same for another place, as far from the middle of the image; NaN and ``None`` as above.
         map_agrees: 1 if the map is on the mask or, without one, agrees with occlusion, else 0; in baselines only.
         objects: pixels of the model's input that are taken for the object of each probe; in baselines only.
 
@@ -149,6 +155,8 @@ class Snapshot(Shown):
     contrast: Float[Tensor, "n"] | None = None
     donors: Int[Tensor, "n k"] | None = None
     transplants_named: Int[Tensor, "n k"] | None = None
+    covered_loss: Float[Tensor, "n"] | None = None
+    control_loss: Float[Tensor, "n"] | None = None
     map_agrees: Float[Tensor, "n"] | None = None
     objects: Bool[Tensor, "n y x"] | None = None
 

@@ -25,7 +25,7 @@ from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
-from clipcam_lightning.monitoring.snapshots import add_background, add_transplants, complete_baseline, take_snapshot
+from clipcam_lightning.monitoring.snapshots import add_background, add_evidence, complete_baseline, take_snapshot
 from clipcam_lightning.monitoring.texts import KeptTexts
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe import LoadedProbe
@@ -222,8 +222,8 @@ class Monitor:
             return snapshot, baseline, compare(baseline, snapshot, self.rule), note
         snapshot = add_background(explainer, prepared, texts, snapshot, baseline.objects)
         report = compare(baseline, snapshot, self.rule)
-        if report.suspicious and baseline.objects is not None and baseline.donors is not None:
-            snapshot = add_transplants(explainer, prepared, texts, snapshot, baseline.objects, baseline.donors)
+        if report.suspicious:
+            snapshot = add_evidence(explainer, prepared, texts, snapshot, baseline)
             report = compare(baseline, snapshot, self.rule)
         if self._is_baseline_rolling:
             self.baseline = replace(snapshot, **{name: getattr(baseline, name) for name in OF_BASELINES})

@@ -17,6 +17,7 @@ from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import describe_error
 from clipcam_lightning.monitoring.background import find_objects, observe_background
+from clipcam_lightning.monitoring.covering import measure_losses
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.noise_floor import noise_floor
 from clipcam_lightning.monitoring.transplants import choose_donors, name_transplants
@@ -124,6 +125,24 @@ def add_background(
         named_without_object=background.named,
         contrast=background.contrast,
     )
+
+
+def add_evidence(
+    explainer: Explainer,
+    prepared: PreparedProbes,
+    texts: Float[Tensor, "n 1 d"],
+    snapshot: Snapshot,
+    baseline: Snapshot,
+) -> Snapshot:
+    """Add what the model calls other objects on the grounds, and what covering the place costs that a map turned to.
+
+    It costs at most eight forwards per probe, and nothing is added if the baseline does not say where objects are.
+    """
+    if baseline.objects is None or baseline.donors is None:
+        return snapshot
+    snapshot = add_transplants(explainer, prepared, texts, snapshot, baseline.objects, baseline.donors)
+    covered, control = measure_losses(explainer, prepared, texts, baseline, snapshot, baseline.objects)
+    return replace(snapshot, covered_loss=covered, control_loss=control)
 
 
 def add_transplants(

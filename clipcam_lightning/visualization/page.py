@@ -13,7 +13,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from PIL import Image
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT
-from clipcam_lightning.drift.probe_drift import format_drift
+from clipcam_lightning.drift.probe_drift import format_change, format_drift
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization.drawing import draw_heat
 
@@ -36,7 +36,12 @@ def load_page(name: str) -> Template:
         loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        uri=jpeg_uri, probes=_count, drift=format_drift, capitalized=_capitalized, anchor=probe_anchor
+        uri=jpeg_uri,
+        probes=_count,
+        change=format_change,
+        drift=format_drift,
+        capitalized=_capitalized,
+        anchor=probe_anchor,
     )
     for each in sources:
         environment.get_template(each)  # compiled once, and kept by the environment

@@ -479,6 +479,41 @@ def test_small_gains_of_all_prompts_together_are_an_alarm() -> None:
     assert "8 of 16 images are still closest to their own prompts" in str(report)
 
 
+@pytest.mark.parametrize(("rows", "prompt", "whose"), [((0, 1, 2), "", "their own prompts"), ((0, 8, 16), "a", "'a'")])
+def test_three_of_many_probes_whose_background_gains_much_are_an_alarm(
+    rows: tuple[int, ...], prompt: str, whose: str
+) -> None:
+    gains, named = [0.0] * 256, [0] * 256
+    for row, gain in zip(rows, (3.5, 6.0, 4.0), strict=True):
+        gains[row], named[row] = gain, 1
+    named[3] = 1  # newly named, but gained nothing
+    before, now = with_background([0.0] * 256, gains, "abcdefgh" * 32, named)
+
+    report = compare(before, now)
+
+    assert report.evidence is not None
+    assert report.evidence.prompt == prompt
+    assert report.severity == report.evidence.gain_severity == pytest.approx(4.5 / (4 + 200 / 256**2))
+    assert f"without the object, 3 of 3 images are still closest to {whose} (0 at the baseline)" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("gain", "named", "named_before"),
+    [(-7.0, 1, 0), (9.0, 0, 0), (9.0, 1, 1)],
+    ids=["the third lost", "the third is not named", "the third was named before"],
+)
+def test_two_of_many_probes_whose_background_gains_much_are_no_alarm(
+    gain: float, named: int, named_before: int
+) -> None:
+    before, now = with_background(
+        [0.0] * 256, [9.0, 9.0, gain, *[0.0] * 253], "abcdefgh" * 32, [1, 1, named] + [0] * 253
+    )
+    assert before.named_without_object is not None
+    before.named_without_object[2] = named_before
+
+    assert not compare(before, now).alarm
+
+
 def test_losses_and_noise_of_the_background_are_no_alarm() -> None:
     for gains in ([-5.0] * 16, [1.0, -1.0] * 8):
         before, now = with_background([0.0] * 16, gains, "abcdefgh" * 2, [1] * 16)

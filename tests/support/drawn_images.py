@@ -35,6 +35,7 @@ def probe_drift(**changes: Any) -> ProbeDrift:
         "background_score": math.nan, "background_gain": math.nan, "named_without_object": math.nan,
         "named_before": math.nan, "contrast": math.nan, "contrast_change": math.nan,
         "transplants": Transplants(), "transplants_before": Transplants(),
+        "covered_loss": math.nan, "control_loss": math.nan,
         "state": MapState.VALID, "baseline_state": MapState.VALID, "severity": 0.5, "reason": "",
     }  # fmt: skip
     return ProbeDrift(**{**fields, **changes})

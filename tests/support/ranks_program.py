@@ -34,6 +34,7 @@ from clipcam_lightning.shapes_world.scenes import draw_scenes
 from clipcam_lightning.training import session
 from clipcam_lightning.training.sharded import reserve_memory
 from tests.support.modules import FineTuning, Pairs
+from tests.support.suspicion import always_suspicious
 
 PROBES = 5
 find = ModelSpec.find
@@ -196,7 +197,8 @@ def ddp(folder: Path) -> dict[str, Any]:
     method = CountingMethod()
     callback = ClipCamCallback(probes(), method=method, on_drift="log", on_error="raise")
     options = {"limit_val_batches": 0}  # DDP would make the statistics equal before a validation
-    monitored = train(Normalized(), folder / "monitored", callback, **options)
+    with always_suspicious():
+        monitored = train(Normalized(), folder / "monitored", callback, **options)
     return {
         "plain": train(Normalized(), folder / "plain", **options),
         "monitored": monitored,
@@ -238,7 +240,8 @@ def sharded(folder: Path) -> dict[str, Any]:
     """Train under ``fully_shard`` with and without the callback."""
     callback = ClipCamCallback(probes(), on_drift="log", on_error="raise")
     module = Sharded()
-    monitored = train(module, folder / "monitored", callback, strategy=ModelParallelStrategy(2, 1))
+    with always_suspicious():
+        monitored = train(module, folder / "monitored", callback, strategy=ModelParallelStrategy(2, 1))
     plain = train(Sharded(), folder / "plain", strategy=ModelParallelStrategy(2, 1))
     rows = module.model.visual.conv1.weight.to_local().shape[0]
     with patch.object(session, "reserve_memory", reserve_memory_on_rank_0):

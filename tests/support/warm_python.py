@@ -26,7 +26,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 GRACE = 10  # seconds that a program has to end when another one has failed
-PRELOADED = ("torch", "lightning.pytorch", "open_clip", "PIL.Image", "rich.console", "safetensors.torch", "pytest")
+PRELOADED = (
+    *("torch", "lightning.pytorch", "open_clip", "PIL.Image", "rich.console", "safetensors.torch", "pytest"),
+    *("cmap", "hypothesis", "jaxtyping", "upath"),
+)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from clipcam_lightning.cam.methods import Method
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+from tests.support.suspicion import always_suspicious
 from tests.support.trainings import Contrastive, Training, Tuning, digests
 
 pytestmark = [
@@ -249,6 +250,23 @@ def test_a_training_is_bit_identical_with_and_without_the_callback(case: Case, t
     assert monitored == plain
     assert plain[".compiled"] == repr(case.compiles)
     assert_evaluated(callback, case.evaluations, tmp_path)
+
+
+@pytest.mark.parametrize("change", [dropout, batchnorm, compiled_inside])
+def test_a_training_is_bit_identical_if_each_evaluation_gathers_evidence(
+    change: Callable[[nn.Module], None], tmp_path: Path, unchecked: None
+) -> None:
+    training, callback = Training(change=change), make_callback(probes=PROBES)
+
+    plain = training.run(tmp_path / "plain")
+    with always_suspicious():
+        monitored = training.run(tmp_path / "monitored", callback)
+
+    assert monitored == plain
+    assert callback.snapshot is not None
+    assert callback.snapshot.transplants_named is not None
+    assert callback.snapshot.covered_loss is not None
+    assert callback.snapshot.covered_loss.isfinite().any()
 
 
 # Lightning warns if the run goes on in another folder.

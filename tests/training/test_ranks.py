@@ -14,10 +14,11 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from torch import nn
 from torch.testing import assert_close
 
-from clipcam_lightning import Snapshot, explain, find_clip
+from clipcam_lightning import ClipCamMonitor, Snapshot, explain, find_clip
 from tests.support.modules import FineTuning, Pairs
 from tests.support.ranks_program import Normalized, Sharded, TensorParallel, Wrapped, probes
 from tests.support.shell import ENVIRONMENT
+from tests.support.suspicion import always_suspicious
 from tests.support.warm_python import Program, run_together
 
 pytestmark = pytest.mark.ranks
@@ -167,6 +168,30 @@ def test_an_error_of_one_rank_is_an_error_on_both(run: Any) -> None:
     for rank in run("raising")[0]:
         assert "rank 1: RuntimeError: a method that fails on this rank" in rank["in an evaluation"]
         assert "no such probes" in rank["before training"]
+
+
+@pytest.mark.parametrize("scenario", ["ddp", "sharded"])
+def test_both_ranks_gather_evidence(scenario: str, run: Any) -> None:
+    _, folder = run(scenario)
+    *_, last = snapshots_in(folder / "monitored")
+    assert last.transplants_named is not None
+    assert last.covered_loss is not None
+    assert last.covered_loss.isfinite().any()
+
+
+def test_the_evidence_of_two_ranks_is_that_of_one_process(run: Any, tmp_path: Path) -> None:
+    ranks, folder = run("sharded")
+    files = sorted((folder / "monitored").rglob("step-*.safetensors"))
+    last, module = Snapshot.load(files[-1]), Sharded()
+    module.load_state_dict(ranks[0]["monitored"]["weights"], strict=False)
+    with always_suspicious(), ClipCamMonitor(probes(), baseline=files[0], dirpath=tmp_path) as monitor:
+        monitor.evaluate(module, step=last.info.step)
+        alone = monitor.snapshot
+
+    assert alone is not None
+    for name in ("covered_loss", "control_loss", "background_score"):
+        assert_close(getattr(last, name), getattr(alone, name), atol=1e-3, rtol=1e-3, equal_nan=True)
+    assert torch.equal(last.transplants_named, alone.transplants_named)
 
 
 @pytest.mark.parametrize(
