@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_change
@@ -113,7 +113,9 @@ def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidence | 
     outstanding = _choose_outstanding(probes, rule)
     if len(outstanding) >= OUTSTANDING:
         severity = rule.rate_gain(fmean(_gains(outstanding[:OUTSTANDING])), len(probes))
-        weighed.append(_weigh(outstanding, severity, rule))
+        found = _weigh(outstanding, severity, rule)
+        # Chosen by their gains, a few grounds are likely to pull as well: by itself that is no evidence.
+        weighed.append(found and replace(found, pull_severity=min(found.pull_severity, severity)))
     return max((each for each in weighed if each), key=lambda each: (each.severity, each.prompt), default=None)
 
 

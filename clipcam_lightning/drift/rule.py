@@ -22,8 +22,8 @@ TINY = 1e-9
 # than it reports.
 PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
-GAIN_LIMIT, GAIN_FEW = 4.0, 200.0
-DEFAULT_RATE, MAX_RATE, RATE_EXPONENT = 0.01, 0.2, 0.18
+GAIN_LIMIT, GAIN_FEW = 3.8, 200.0
+DEFAULT_RATE, MAX_RATE, RATE_EXPONENT, GAIN_EXPONENT = 0.01, 0.2, 0.18, 0.08
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
 MIN_RECOGNIZED = 1 / 4  # of the objects on other grounds, by a model that tells the prompts apart
@@ -42,8 +42,8 @@ class DriftRule:
       the square root of ``m``, tolerate ``4.5 + 200 / n ** 2``, so that one class of many suffices; the gains of all
       probes tolerate ``2.7 + 130 / n ** 2``. In both cases more images without their objects must be closest to their
       own prompts than at the baseline. Of the probes for which that is new, the mean of the three largest gains
-      tolerates ``4 + 200 / n ** 2``, so that few probes of many suffice. These limits aim at a false alarm rate of
-      1 %; others scale them by ``(0.01 / rate) ** 0.18``.
+      tolerates ``3.8 + 200 / n ** 2``, so that few probes of many suffice. These limits aim at a false alarm rate of
+      1 %; others scale them by ``(0.01 / rate) ** 0.18``, and the last one by ``(0.01 / rate) ** 0.08``.
     - From half of a limit on, objects of other probes are put on the same background. If the share of them that is
       closest to the prompt of the background rose by more than 0.2 for one prompt, or 0.1 on average over all, beyond
       the rise on other backgrounds, then it is *shown* that the background makes the model choose the prompt. If the
@@ -182,12 +182,12 @@ class DriftRule:
         Returns:
             The severity; above 1 is an alarm.
         """
-        return sum(gains) / math.sqrt(len(gains)) / (self._rate_factor * (PROMPT_LIMIT + PROMPT_FEW / total**2))
+        return sum(gains) / math.sqrt(len(gains)) / (self._rate_factor() * (PROMPT_LIMIT + PROMPT_FEW / total**2))
 
     def rate_whole_background(self, gains: Sequence[float]) -> float:
         """Rate the gains of the background over all probes; above 1 is an alarm."""
         total = len(gains)
-        return sum(gains) / math.sqrt(total) / (self._rate_factor * (SET_LIMIT + SET_FEW / total**2))
+        return sum(gains) / math.sqrt(total) / (self._rate_factor() * (SET_LIMIT + SET_FEW / total**2))
 
     def rate_gain(self, gain: float, total: int) -> float:
         """Rate the gain of the background of a probe, or the mean of the three that stand out most.
@@ -199,7 +199,7 @@ class DriftRule:
         Returns:
             The severity; above 1 for the mean of the three is an alarm.
         """
-        return gain / (self._rate_factor * (GAIN_LIMIT + GAIN_FEW / total**2))
+        return gain / (self._rate_factor(GAIN_EXPONENT) * (GAIN_LIMIT + GAIN_FEW / total**2))
 
     def rate_pull(self, pull: float, transplants: int, *, everywhere: bool) -> float:
         """Rate by how much more often other objects are named after their ground.
@@ -232,9 +232,8 @@ class DriftRule:
         lost = before / max(now, TINY * before) - 1
         return max(0.0, lost * MIN_CONTRAST / (1 - MIN_CONTRAST))
 
-    @property
-    def _rate_factor(self) -> float:
-        return float((DEFAULT_RATE / self.false_alarm_rate) ** RATE_EXPONENT)
+    def _rate_factor(self, exponent: float = RATE_EXPONENT) -> float:
+        return float((DEFAULT_RATE / self.false_alarm_rate) ** exponent)
 
     def count_required(self, probes: int) -> int:
         """How many of ``probes`` probes must be flagged to make the evaluation an alarm."""

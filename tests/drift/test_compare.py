@@ -493,7 +493,7 @@ def test_three_of_many_probes_whose_background_gains_much_are_an_alarm(
 
     assert report.evidence is not None
     assert report.evidence.prompt == prompt
-    assert report.severity == report.evidence.gain_severity == pytest.approx(4.5 / (4 + 200 / 256**2))
+    assert report.severity == report.evidence.gain_severity == pytest.approx(4.5 / (3.8 + 200 / 256**2))
     assert f"without the object, 3 of 3 images are still closest to {whose} (0 at the baseline)" in str(report)
 
 
@@ -534,6 +534,26 @@ def test_a_larger_false_alarm_rate_lowers_the_limits() -> None:
 
     assert severities == sorted(severities)
     assert severities[2] / severities[1] == pytest.approx(5**0.18)
+
+
+def test_a_few_grounds_that_were_chosen_by_their_gains_are_not_shown_by_their_pull_alone() -> None:
+    gains, named, donors = [0.0] * 256, [0] * 256, torch.full((256, 2), 5)
+    for row in range(3):
+        gains[row], named[row] = 3.0, 1
+    before, now = with_background([0.0] * 256, gains, "abcdefgh" * 32, named)
+    after_object, after_ground = donors.clone(), donors.clone()
+    after_ground[:3] = torch.arange(3)[:, None]  # all six are called after their ground
+
+    report = compare(
+        replace(before, donors=donors, transplants_named=after_object),
+        replace(now, donors=donors, transplants_named=after_ground),
+    )
+
+    assert report.evidence is not None
+    assert report.evidence.followed == 6
+    assert report.evidence.suspicious
+    assert not report.evidence.shown
+    assert not report.alarm
 
 
 def test_the_background_does_not_count_where_max_drift_decides() -> None:

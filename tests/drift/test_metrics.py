@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -15,6 +15,7 @@ from clipcam_lightning.drift.metrics import (
     concentration,
     correlation,
     energy_inside,
+    is_valid,
     pointing_hit,
     shared_gain,
     top_iou,
@@ -108,6 +109,7 @@ def test_center_of_mass_is_the_weighted_mean_of_cells(seed: int) -> None:
 @given(SEEDS, st.integers(1, 4), st.integers(1, 4))
 def test_energy_inside_equals_that_of_a_loop_over_pixels(seed: int, tall: int, wide: int) -> None:
     maps = random_maps(seed, 2, 3, 5) + 0.01
+    assume(is_valid(maps).all())  # one of 30,000 is constant
     masks = torch.rand(2, 3 * tall, 5 * wide, generator=torch.Generator().manual_seed(seed)) < 0.3
     expected = []
     for map_, mask in zip(maps, masks, strict=True):
