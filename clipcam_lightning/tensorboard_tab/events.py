@@ -48,6 +48,8 @@ COLUMNS = (
     "center_shift",
     "energy_inside_mask",
     "background_score",
+    "covered_loss",  # NaN where no place was covered
+    "control_loss",
     "note",  # index into the evaluation's notes: why the probe is flagged or its drift unknown; -1 for none
     "scale",  # of the map in the event file
 )

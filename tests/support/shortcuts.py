@@ -56,6 +56,8 @@ def shortcut_evaluations() -> list[Evaluation]:
         background_score=torch.full((4,), 20.0),
         named_without_object=torch.ones(4),
         contrast=torch.ones(4),
+        covered_loss=torch.tensor([0.5, 0.3, 0.4, torch.nan]),
+        control_loss=torch.tensor([0.0, 0.1, -0.1, torch.nan]),
     )
     shared = {"masks": [*objects()], "baseline": baseline, "visible": VISIBLE}
     return [

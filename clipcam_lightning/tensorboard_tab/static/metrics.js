@@ -70,6 +70,22 @@ export const METRICS = [
       "How much nearer to its prompt the image without its object is than the other images without theirs, " +
       "in standard deviations: about 0 if only the object tells the prompt, higher is worse.",
   },
+  {
+    name: "covered_loss",
+    label: "Loss with the place covered",
+    digits: 3,
+    meaning:
+      "What the similarity loses if the place outside the object is covered where the map has gained most, −2 to 2: " +
+      "the higher than the next value, the more the model relies on that place.",
+  },
+  {
+    name: "control_loss",
+    label: "Loss with another place covered",
+    digits: 3,
+    meaning:
+      "What it loses if another place is covered, as far from the middle of the image, −2 to 2: about 0 if nothing " +
+      "is there, higher where the model looks, too.",
+  },
 ];
 
 export const [DRIFT] = METRICS;
