@@ -14,18 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from benchmarks.finetunes import FineTune, ProbeChoice, class_texts
 from benchmarks.worlds.world import WORLDS
-from clipcam_lightning import ClipModel, explain, find_clip
-from clipcam_lightning.analysis.interventions import choose_windows, window_drops, window_saliency
+from clipcam_lightning import explain, find_clip
+from clipcam_lightning.analysis.interventions import choose_windows, window_drops
 from clipcam_lightning.drift import metrics
-from clipcam_lightning.monitoring.background import MIN_CORRELATION
+from clipcam_lightning.monitoring.background import MIN_CORRELATION, correlate_with_occlusion
 
 RESULTS = Path(__file__).with_suffix(".json")
 TOWERS = ("class token", "attention pool", "resnet", "average pool")
@@ -62,7 +60,10 @@ def measure(world: str, tower: str, seed: int) -> Iterator[Row]:
     texts = class_texts(run, model, run.images.captions).detach()[torch.from_numpy(classes)]
     own = explain(clip, images, [[run.images.captions[each]] for each in classes]).maps[:, 0]
     for name, maps in (("auto", own), ("other image", own.roll(1, 0))):
-        correlations = correlate(clip, images, texts, maps)
+        windows = choose_windows(maps)
+        with torch.no_grad():
+            drops = window_drops(images, texts, clip.embed_images, windows)
+        correlations = correlate_with_occlusion(maps, windows, drops)
         yield Row(
             world,
             tower,
@@ -71,16 +72,6 @@ def measure(world: str, tower: str, seed: int) -> Iterator[Row]:
             round(float(metrics.pointing_hit(maps, torch.from_numpy(drawn.masks)).float().mean()), 3),
             {limit: round(float((correlations > limit).float().mean()), 3) for limit in LIMITS},
         )
-
-
-@torch.no_grad()
-def correlate(
-    clip: ClipModel, images: Float[Tensor, "n 3 y x"], texts: Float[Tensor, "n d"], maps: Float[Tensor, "n h w"]
-) -> Float[Tensor, "n"]:
-    """Correlate each map with occlusion as the baseline does."""
-    windows = choose_windows(maps)
-    drops = window_drops(images, texts, clip.embed_images, windows)
-    return metrics.correlation(window_saliency(maps, windows)[:, None], drops.clamp_min(0)[:, None])
 
 
 def gap(rows: list[Row], limit: float) -> float:

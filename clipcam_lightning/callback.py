@@ -228,7 +228,7 @@ class ClipCamCallback(Callback):
         self._fit = _FitState()
         self._report: DriftReport | None = None
         self._warned: set[str] = set()
-        self._subject: tuple[str, str] | None = None  # of the last alarm
+        self._subject: tuple[str, str, bool] | None = None  # of the last alarm
         self._module: ref[LightningModule] | None = None  # of the last fit
 
     def __getstate__(self) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class ClipCamMonitor:
         self._found: ClipModel | None = None
         self._parts: list[nn.Module] = []  # of the model in which it was found
         self._warned: set[str] = set()
-        self._subject: tuple[str, str] | None = None  # of the last alarm
+        self._subject: tuple[str, str, bool] | None = None  # of the last alarm
 
     @property
     def directory(self) -> str | None:

@@ -99,6 +99,12 @@ class RankedMethod:
         return f"method={name}{layers}{fuse}"
 
     @property
+    def title(self) -> str:
+        """The method with its layers and how their maps are combined, in words."""
+        layers = f" at {', '.join(self.layers)}" if self.layers else ""
+        return f"{self.method}{layers}{'' if self.fuse == 'mean' else f' ({self.fuse})'}"
+
+    @property
     def effect(self) -> float:
         """Necessity plus sufficiency, or necessity alone: how much the place matters where the maps are hottest."""
         return self.necessity + (0.0 if math.isnan(self.sufficiency) else self.sufficiency)

@@ -61,11 +61,9 @@ class MethodRanking:
 
     @property
     def titles(self) -> list[str]:
-        """Names of the methods in their order, with the layers where two settings of one method were measured."""
-        settings = Counter(row.method for row in self.rows)
-        return [
-            f"{row.method} at {', '.join(row.layers)}" if settings[row.method] > 1 else row.method for row in self.rows
-        ]
+        """Names of the methods in their order, with their layers where two settings of one were measured."""
+        count = Counter(row.method for row in self.rows)
+        return [row.method if count[row.method] == 1 else row.title for row in self.rows]
 
     @property
     def best(self) -> RankedMethod:

@@ -10,7 +10,7 @@ from torch import Tensor
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.report import DriftReport
-from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.rule import MIN_DRIFT, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.drift.transplants import NONE, count_transplants
 from clipcam_lightning.errors import IncomparableError
@@ -67,7 +67,9 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     unknown = torch.full_like(drift, torch.nan)
     score, named, contrast = (_or_unknown(getattr(snapshot, name), unknown) for name in BACKGROUND)
     score_before, named_before, contrast_before = (_or_unknown(getattr(baseline, name), unknown) for name in BACKGROUND)
-    covered_loss, control_loss = (_or_unknown(getattr(snapshot, name), unknown) for name in COVERED)
+    covered_loss, control_loss = (
+        _or_unknown(getattr(snapshot, name), unknown).where(drift >= MIN_DRIFT, torch.nan) for name in COVERED
+    )
     donors = [[NONE]] * len(unknown) if baseline.donors is None else baseline.donors.tolist()
     transplants, transplants_before = (count_transplants(each, donors) for each in (snapshot, baseline))
     floor = unknown if baseline.noise_floor is None else baseline.noise_floor.clamp_min(MIN_NOISE_FLOOR)

@@ -3,16 +3,18 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
-from clipcam_lightning.drift.probe_drift import ProbeDrift, format_change
+from clipcam_lightning.drift.probe_drift import ProbeDrift, format_loss
 from clipcam_lightning.drift.rule import DriftRule
 
-SUSPICION = 0.5  # severity of a background's gain above which other objects are put on it
-MIN_TRANSPLANTS = 24  # of which a pull is needed for an alarm: fewer prove nothing
-OUTSTANDING = 3  # probes whose mean gain is rated, if they are newly named without their objects
+SUSPICION = 0.5  # severity of a background's gain above which more is tried: other objects on it, covered places
+MIN_TRANSPLANTS = 24  # of which a pull is needed to withdraw a suspicion: fewer prove nothing
 MIN_PULL = 0.5  # severity of the pull below which so many other objects speak against a shortcut
+OUTSTANDING = 3  # probes whose mean gain is rated, of those that are newly named without their objects
+MAX_NAMED = 3  # probes in a sentence
+MIN_LOSS, LOSS_RATIO = 0.005, 2.0  # of similarity by covering, and beside that of another place, to be worth a sentence
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,12 @@ class Evidence:
 
     Attributes:
         prompt: of the images; empty if they have several.
+        outstanding: names of the probes that stand out, the largest gain first, if the evidence is about few of many;
+            empty if it is about all images of the prompt, or about all.
         gain_severity: how far their background scores rose, in units of what the rule tolerates.
         images: how many there are.
-        named: how many are closest to their own prompt without their object.
+        total: how many probes there are whose background is known.
+        named: how many of the images are closest to their own prompt without their object.
         named_before: the same at the baseline.
         transplants: how many other objects were put on the grounds of these images; 0 without suspicion.
         followed: how many of these are closest to the prompt of their ground.
@@ -39,8 +44,10 @@ class Evidence:
     """
 
     prompt: str
+    outstanding: tuple[str, ...]
     gain_severity: float
     images: int
+    total: int
     named: int
     named_before: int
     transplants: int
@@ -56,40 +63,57 @@ class Evidence:
     def severity(self) -> float:
         """How far the background is off in units of what the rule tolerates; above 1 is an alarm.
 
-        What the images without their objects say is withdrawn as far as enough other objects say the opposite.
+        What the images without their objects say is withdrawn as far as enough other objects say the opposite. Few
+        grounds that were chosen by their gains are likely to pull as well: by itself that is no evidence.
         """
         gain = self.gain_severity
         if self.transplants >= MIN_TRANSPLANTS:
             gain = min(gain, self.pull_severity / MIN_PULL)
-        return max(gain, self.pull_severity if self.suspicious else 0.0)
+        return max(gain, self.pull_severity if self.suspicious and not self.outstanding else 0.0)
 
     @property
     def suspicious(self) -> bool:
         """Whether the background scores rose enough for a closer look."""
-        return self.gain_severity > SUSPICION
+        return self.gain_severity > (1 if self.outstanding else SUSPICION)
 
     @property
     def shown(self) -> bool:
         """Whether it is shown that the background makes the model choose the prompt, rather than suspected."""
         return self.suspicious and self.pull_severity > 1
 
+    def is_about(self, probe: ProbeDrift) -> bool:
+        """Whether a probe is one of the images."""
+        if self.outstanding:
+            return probe.name in self.outstanding
+        return probe.prompt == self.prompt or not self.prompt
+
     def __str__(self) -> str:
-        if not self.covered:
-            return self._describe_background()
+        background = self._describe_transplants() if self.shown else self._describe_gain()
+        # What supports the suspicion is said here, and all values are in the report.
+        if not self.covered or self.covered_loss < MIN_LOSS or self.covered_loss < LOSS_RATIO * self.control_loss:
+            return background
+        maps = f"{self.covered} maps" if self.covered > 1 else "a map"
         return (
-            f"{self._describe_background()}; covering what the maps turned to outside the objects changes the "
-            f"similarity by {format_change(-self.covered_loss)} (another place: {format_change(-self.control_loss)})"
+            f"{background}; covering what {maps} turned to costs {self.covered_loss:.3f} of similarity, another place "
+            f"{format_loss(self.control_loss)}"
         )
 
-    def _describe_background(self) -> str:
+    def _describe_transplants(self) -> str:
+        own = repr(self.prompt)
+        if self.outstanding:
+            what = f"other objects on the backgrounds of {self.images} images are now called after these"
+        elif self.prompt:
+            what = f"other objects on the background of {own} are now called {own}"
+        else:
+            what = "other objects are now called after the background they are put on"
+        return f"{self.followed} of {self.transplants} {what} ({self.followed_before} at the baseline)"
+
+    def _describe_gain(self) -> str:
         own = repr(self.prompt) if self.prompt else "their own prompts"
-        if self.shown:
-            what = (
-                f"other objects on the background of {own} are now called {own}"
-                if self.prompt
-                else "other objects are now called after the background they are put on"
-            )
-            return f"{self.followed} of {self.transplants} {what} ({self.followed_before} at the baseline)"
+        if self.outstanding:
+            more = len(self.outstanding) - MAX_NAMED
+            names = ", ".join(self.outstanding[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+            return f"without the object, {self.images} of {self.total} images are now much closer to {own}: {names}"
         which = f"{self.named} of {self.images} images are" if self.images > 1 else "the image is"
         return f"without the object, {which} still closest to {own} ({self.named_before} at the baseline)"
 
@@ -107,15 +131,14 @@ def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidence | 
     by_prompt: dict[str, list[ProbeDrift]] = defaultdict(list)
     for probe in probes:
         by_prompt[probe.prompt].append(probe)
-    weighed = [_weigh(group, rule.rate_background(_gains(group), len(probes)), rule) for group in by_prompt.values()]
+    total = len(probes)
+    weighed = [_weigh(group, rule.rate_background(_gains(group), total), rule, total) for group in by_prompt.values()]
     if probes:
-        weighed.append(_weigh(probes, rule.rate_whole_background(_gains(probes)), rule, everywhere=True))
+        weighed.append(_weigh(probes, rule.rate_whole_background(_gains(probes)), rule, total, everywhere=True))
     outstanding = _choose_outstanding(probes, rule)
     if len(outstanding) >= OUTSTANDING:
-        severity = rule.rate_gain(fmean(_gains(outstanding[:OUTSTANDING])), len(probes))
-        found = _weigh(outstanding, severity, rule)
-        # Chosen by their gains, a few grounds are likely to pull as well: by itself that is no evidence.
-        weighed.append(found and replace(found, pull_severity=min(found.pull_severity, severity)))
+        severity = rule.rate_gain(fmean(_gains(outstanding[:OUTSTANDING])), total)
+        weighed.append(_weigh(outstanding, severity, rule, total, stands_out=True))
     return max((each for each in weighed if each), key=lambda each: (each.severity, each.prompt), default=None)
 
 
@@ -136,7 +159,13 @@ def _gains(probes: Sequence[ProbeDrift]) -> list[float]:
 
 
 def _weigh(
-    probes: Sequence[ProbeDrift], gain_severity: float, rule: DriftRule, *, everywhere: bool = False
+    probes: Sequence[ProbeDrift],
+    gain_severity: float,
+    rule: DriftRule,
+    total: int,
+    *,
+    everywhere: bool = False,
+    stands_out: bool = False,
 ) -> Evidence | None:
     named, named_before = (
         sum(values) for values in zip(*((each.named_without_object, each.named_before) for each in probes), strict=True)
@@ -150,8 +179,10 @@ def _weigh(
     covered = [probe for probe in probes if math.isfinite(probe.covered_loss)]
     return Evidence(
         prompt="" if everywhere or len(prompts) > 1 else prompts.pop(),
+        outstanding=tuple(probe.name for probe in probes) if stands_out else (),
         gain_severity=gain_severity,
         images=len(probes),
+        total=total,
         named=round(named),
         named_before=round(named_before),
         transplants=transplants,

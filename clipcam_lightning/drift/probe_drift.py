@@ -110,14 +110,14 @@ class ProbeDrift:
         return bool(self.reason)
 
 
-def format_change(change: float) -> str:
-    """Format a change of the similarity for people: three digits after the point, with sign.
+def format_loss(loss: float) -> str:
+    """Format a loss of similarity for people: three digits after the point.
 
     Example:
-        >>> format_change(-0.1234), format_change(-0.0001)
-        ('-0.123', '+0.000')
+        >>> format_loss(0.1234), format_loss(-0.0001)
+        ('0.123', '0.000')
     """
-    return f"{round(change, 3) + 0.0:+.3f}"  # adding 0 removes the sign of -0
+    return f"{round(loss, 3) + 0.0:.3f}"  # adding 0 removes the sign of -0
 
 
 def format_drift(drift: float) -> str:

@@ -89,7 +89,7 @@ class DriftReport:
 
     @cached_property
     def evidence(self) -> Evidence | None:
-        """What speaks most for a shortcut in the background, of one prompt or of all; ``None`` if nothing does."""
+        """What speaks most for a shortcut in the background; ``None`` if nothing does."""
         return None if self.rule.max_drift is not None else weigh_evidence(self._with_known_background, self.rule)
 
     @property
@@ -106,7 +106,7 @@ class DriftReport:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the background deserves a closer look: other objects on it, and what the model calls them."""
+        """Whether the background deserves a closer look: other objects on it, and covered places."""
         return self.evidence is not None and self.evidence.suspicious
 
     @cached_property
@@ -136,9 +136,12 @@ class DriftReport:
         return f"attention drifted on {len(self.flagged)} of {len(self._measured)} probes"
 
     @property
-    def subject(self) -> tuple[str, str] | None:
-        """What an alarm is about: the finding and the prompt. Of alarms about the same the first suffices."""
-        return (self.finding, self.evidence.prompt if self.evidence else "") if self.alarm else None
+    def subject(self) -> tuple[str, str, bool] | None:
+        """What an alarm is about: the finding, the prompt, and whether few images of many."""
+        evidence = self.evidence
+        if not self.alarm or evidence is None:
+            return (self.finding, "", False) if self.alarm else None
+        return self.finding, evidence.prompt, bool(evidence.outstanding)
 
     @property
     def grounds(self) -> str:

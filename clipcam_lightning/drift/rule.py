@@ -22,7 +22,7 @@ TINY = 1e-9
 # than it reports.
 PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
-GAIN_LIMIT, GAIN_FEW = 3.8, 200.0
+GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 3.8, 200.0, 256  # of more probes than these, the largest gains are larger
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT, GAIN_EXPONENT = 0.01, 0.2, 0.18, 0.08
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
@@ -41,13 +41,15 @@ class DriftRule:
       (``background_score`` of :class:`Snapshot`). The gains of the ``m`` of ``n`` probes of a prompt, their sum over
       the square root of ``m``, tolerate ``4.5 + 200 / n ** 2``, so that one class of many suffices; the gains of all
       probes tolerate ``2.7 + 130 / n ** 2``. In both cases more images without their objects must be closest to their
-      own prompts than at the baseline. Of the probes for which that is new, the mean of the three largest gains
-      tolerates ``3.8 + 200 / n ** 2``, so that few probes of many suffice. These limits aim at a false alarm rate of
+      own prompts than at the baseline. The third limit is of the probes whose images without objects are newly closest
+      to their own prompts: the mean of the three largest gains tolerates ``3.8 + 200 / n ** 2``, and beyond 256 probes
+      ``3.8 * sqrt(log(n) / log(256))``, so that few probes of many suffice. These limits aim at a false alarm rate of
       1 %; others scale them by ``(0.01 / rate) ** 0.18``, and the last one by ``(0.01 / rate) ** 0.08``.
     - From half of a limit on, objects of other probes are put on the same background. If the share of them that is
       closest to the prompt of the background rose by more than 0.2 for one prompt, or 0.1 on average over all, beyond
       the rise on other backgrounds, then it is *shown* that the background makes the model choose the prompt. If the
-      share of 24 or more rose by less than half of that, the suspicion is withdrawn in proportion.
+      share of 24 or more rose by less than half of that, the suspicion is withdrawn in proportion. For the few probes
+      that stand out this step follows from the whole limit on, and raises no alarm by itself.
 
     Either is an alarm. A probe is flagged if its own gain is above 1.5, its image without the object is closest to its
     own prompt, and its map moved visibly: beyond its noise floor and by a drift of at least 0.1.
@@ -111,8 +113,8 @@ class DriftRule:
         return (
             "with the objects removed, the images of one prompt, all images, or the three that stand out most are "
             "closer to their own prompts than at the baseline, by more than chance explains (a false alarm in "
-            f"{100 * self.false_alarm_rate:g} % of the evaluations is meant to be tolerated), and objects of other "
-            "probes on the same backgrounds do not speak against it",
+            f"{100 * self.false_alarm_rate:g} % of the evaluations is meant to be tolerated), unless at least 24 "
+            "objects of other probes on the same backgrounds speak against it",
             "objects of other probes, put on the background of a prompt, are called that prompt more often than at the "
             "baseline",
             f"the model tells the prompts apart less than {_percent(MIN_CONTRAST)} as well as at the baseline",
@@ -199,7 +201,9 @@ class DriftRule:
         Returns:
             The severity; above 1 for the mean of the three is an alarm.
         """
-        return gain / (self._rate_factor(GAIN_EXPONENT) * (GAIN_LIMIT + GAIN_FEW / total**2))
+        # The expected maximum of n normal values grows with the square root of log n.
+        growth = max(1.0, math.sqrt(math.log(total) / math.log(GAIN_PROBES)))
+        return gain / (self._rate_factor(GAIN_EXPONENT) * (GAIN_LIMIT * growth + GAIN_FEW / total**2))
 
     def rate_pull(self, pull: float, transplants: int, *, everywhere: bool) -> float:
         """Rate by how much more often other objects are named after their ground.

@@ -183,7 +183,21 @@ def find_objects(
         windows = choose_windows(maps[rows])
         drops = window_drops(images, texts[rows, 0].float().cpu(), explainer.embed_images, windows)
         pixels[rows] = in_pixels(object_regions(maps[rows], spread_drops(drops, windows)), images)
-        # Of the windows alone: they lie where the map is hot, so that cells which none hid would speak for any map.
-        hot = window_saliency(maps[rows], windows)[:, None]
-        agrees[rows] = metrics.correlation(hot, drops.clamp_min(0)[:, None]) > MIN_CORRELATION  # False where it is NaN
+        agrees[rows] = correlate_with_occlusion(maps[rows], windows, drops) > MIN_CORRELATION  # False where it is NaN
     return Objects(pixels, agrees.float())
+
+
+def correlate_with_occlusion(
+    maps: Float[Tensor, "n h w"], windows: Int[Tensor, "n k"], drops: Float[Tensor, "n k"]
+) -> Float[Tensor, "n"]:
+    """Correlate each map with what the similarity loses where windows of the image are hidden.
+
+    Over the windows alone: they lie where the map is hot, so that cells which none hid would speak for any map.
+
+    Args:
+        maps: raw saliency.
+        windows: that were hidden.
+        drops: of :func:`~clipcam_lightning.analysis.interventions.window_drops`.
+    """
+    hot = window_saliency(maps, windows)[:, None]
+    return metrics.correlation(hot, drops.clamp_min(0)[:, None])

@@ -27,6 +27,8 @@ def measure_losses(
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
     """Cover two places of each image whose map moved visibly: two forwards per such probe.
 
+    With several views per map a third one is needed, since the similarity of a snapshot is then a mean over them.
+
     Args:
         explainer: the model as it is now.
         prepared: the probes as the model's input.
@@ -38,19 +40,21 @@ def measure_losses(
     Returns:
         What the similarity loses where the map gained most, and what with another place; NaN where nothing is covered.
     """
+    settings = explainer.settings
+    has_views = settings.flip or settings.shift or tuple(settings.scales) != (1.0,)
     covered_loss, control_loss = (torch.full_like(snapshot.similarity, torch.nan) for _ in range(2))
     moved = (metrics.correlation(baseline.maps, snapshot.maps) <= 1 - MIN_DRIFT).nonzero()[:, 0]  # not where it is NaN
     for part in parts(len(moved), objects.shape):
         rows = moved[part]
         places = choose_places(baseline.maps[rows], snapshot.maps[rows], objects[rows])
-        found = places[0].flatten(1).any(1)
-        rows, places = rows[found], places[:, found]
+        possible = places[0].flatten(1).any(1)
+        rows, places = rows[possible], places[:, possible]
         if not len(rows):
             continue
         vectors, images = texts[rows, 0].float().cpu(), prepared.images[rows]
+        whole = (explainer.embed_images(images) * vectors).sum(1) if has_views else snapshot.similarity[rows]
         for losses, place in zip((covered_loss, control_loss), places, strict=True):
-            similarity = (explainer.embed_images(fill_regions(images, place)) * vectors).sum(1)
-            losses[rows] = snapshot.similarity[rows] - similarity
+            losses[rows] = whole - (explainer.embed_images(fill_regions(images, place)) * vectors).sum(1)
     return covered_loss, control_loss
 
 
@@ -64,25 +68,18 @@ def choose_places(
         objects: pixels that belong to neither place.
 
     Returns:
-        Two discs without the pixels of the object, the second mirrored at one or both axes of the image; nothing where
-        no pixel gained, or where every mirrored disc lies mostly on the object or on the first disc.
+        A disc without the pixels of the object, and the same mirrored at one or both axes of the image. Nothing where
+        the object is unknown, where no pixel outside it gained, or where every mirror image lies mostly on the object
+        or on the disc itself.
     """
-    height, width = size = (objects.shape[1], objects.shape[2])
+    size = (objects.shape[1], objects.shape[2])
     gains = resize_maps(relative_saliency(now) - relative_saliency(before), size).masked_fill(objects, 0.0)
     highest, hottest = gains.flatten(1).max(dim=1)
-    row, column = hottest // width, hottest % width
+    row, column = hottest // size[1], hottest % size[1]
     covered = discs_around(row, column, size) & ~objects
-    mirrored = torch.stack(
-        [
-            discs_around(other_row, other_column, size) & ~objects & ~covered
-            for other_row, other_column in (
-                (row, width - 1 - column),
-                (height - 1 - row, column),
-                (height - 1 - row, width - 1 - column),
-            )
-        ]
-    )
+    mirrored = torch.stack([covered.flip(axes) for axes in ((2,), (1,), (1, 2))]) & ~objects & ~covered
     pixels = mirrored.flatten(2).sum(2)
     control = mirrored[pixels.argmax(0), torch.arange(len(row), device=row.device)]
-    possible = (highest > 0) & (pixels.amax(0) >= MIN_SHARE * covered.flatten(1).sum(1))
+    is_large = pixels.amax(0) >= MIN_SHARE * covered.flatten(1).sum(1)
+    possible = objects.flatten(1).any(1) & (highest > 0) & is_large
     return torch.stack([covered, control]) & possible[:, None, None]

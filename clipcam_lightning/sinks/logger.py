@@ -25,7 +25,7 @@ class LoggerSink(Sink):
         self.root = root
         self.per_probe = per_probe
         self.draw = draw
-        self._subject: tuple[str, str] | None = None  # of the last alarm
+        self._subject: tuple[str, str, bool] | None = None  # of the last alarm
         self._without_report: Evaluation | None = None
 
     def __str__(self) -> str:

@@ -167,7 +167,7 @@ def list_grounds(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) ->
     if named is None or named_before is None:
         return []
     probes = report.probes
-    grounds = [i for i, probe in enumerate(probes) if probe.prompt == evidence.prompt or not evidence.prompt]
+    grounds = [i for i, probe in enumerate(probes) if evidence.is_about(probe)]
     grounds.sort(key=lambda i: probes[i].transplants_before.pull - probes[i].transplants.pull)
     listed = []
     for i in grounds[:GROUNDS]:

@@ -13,7 +13,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from PIL import Image
 
 from clipcam_lightning.cam.colors import CHANGE, HEAT
-from clipcam_lightning.drift.probe_drift import format_change, format_drift
+from clipcam_lightning.drift.probe_drift import format_drift, format_loss
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.visualization.drawing import draw_heat
 
@@ -38,8 +38,8 @@ def load_page(name: str) -> Template:
     environment.filters.update(
         uri=jpeg_uri,
         probes=_count,
-        change=format_change,
         drift=format_drift,
+        loss=format_loss,
         capitalized=_capitalized,
         anchor=probe_anchor,
     )

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from clipcam_lightning.drift.probe_drift import ProbeDrift, format_change, format_drift
+from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift, format_loss
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot, decode_image
 from clipcam_lightning.visualization.evidence import GroundImages, draw_crops, draw_transplants
@@ -32,8 +32,8 @@ METRICS = {
     "Centre shift": "How far the centre of the map moved, 0 to 100 % of the image's diagonal: higher is further.",
     "JS distance": "Jensen-Shannon distance from the baseline's map: 0 the same map, 1 one without overlap.",
     "Similarity": "Cosine of image and prompt, -1 to 1, at the baseline → now: higher is a better match.",
-    "Place covered": "Change of the similarity if the place outside the object is covered where the map has gained "
-    "most, and if another place is: the lower the first is beside the second, the more the model relies on that place.",
+    "Loss by covering": "What the similarity loses if the place outside the object is covered where the map has gained "
+    "most, and if another place is: the higher the first, the more the model relies on that place.",
     "Energy on object": "Share of the map that lies on the object, 0 to 1, at the baseline → now: higher is better. It "
     "needs a probe with a mask.",
 }
@@ -172,15 +172,13 @@ def format_metrics(probe: ProbeDrift) -> dict[str, str]:
         "Centre shift": (has_place, f"{100 * probe.center_shift:.0f} %"),
         "JS distance": (has_place, f"{probe.js_distance:.2f}"),
         "Similarity": (math.isfinite(probe.similarity_change), f"{before:.3f} → {probe.similarity:.3f}"),
-        "Place covered": (math.isfinite(probe.covered_loss), _format_losses(probe)),
+        "Loss by covering": (
+            math.isfinite(probe.covered_loss),
+            f"{format_loss(probe.covered_loss)}, another place {format_loss(probe.control_loss)}",
+        ),
         "Energy on object": (math.isfinite(probe.energy_change), f"{energy:.2f} → {probe.energy_inside_mask:.2f}"),
     }
     return {name: text for name, (is_known, text) in metrics.items() if is_known}
-
-
-def _format_losses(probe: ProbeDrift) -> str:
-    """Say how covering two places changes the similarity of a probe."""
-    return f"{format_change(-probe.covered_loss)}; another: {format_change(-probe.control_loss)}"
 
 
 def compare_settings(baseline: Snapshot, snapshot: Snapshot) -> list[tuple[str, str, str]]:

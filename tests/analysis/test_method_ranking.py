@@ -235,11 +235,11 @@ def test_the_setting_of_the_best_method_makes_its_maps_again(
 
 def test_two_settings_of_one_method_are_told_apart_by_their_layers(probes: ProbeSet) -> None:
     deep, shallow = make_row("attnlrp", 0.3, 0.3), make_row("attnlrp", 0.2, 0.2)
-    rows = (deep, make_row("gradcam", 0.2, 0.3), replace(shallow, layers=("block.0", "block.1")))
+    rows = (deep, make_row("gradcam", 0.2, 0.3), replace(shallow, layers=("block.0", "block.1"), fuse="max"))
 
     ranking = MethodRanking(rows, {}, ProbeSet(probes[:1]), 0)
 
-    assert ranking.titles == ["attnlrp at layer", "gradcam", "attnlrp at block.0, block.1"]
+    assert ranking.titles == ["attnlrp at layer", "gradcam", "attnlrp at block.0, block.1 (max)"]
     html = ranking_report(ranking, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     assert re.findall(r'<th scope="row">(.+?)</th>', html) == ranking.titles
 

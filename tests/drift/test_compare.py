@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -479,22 +480,63 @@ def test_small_gains_of_all_prompts_together_are_an_alarm() -> None:
     assert "8 of 16 images are still closest to their own prompts" in str(report)
 
 
+def few_that_stand_out(count: int, rows: Sequence[int], gains: Sequence[float]) -> tuple[Snapshot, Snapshot]:
+    """Two snapshots of many probes of eight prompts, with gains of few, which are newly named; and one without gain."""
+    now, named = [0.0] * count, [0] * count
+    for row, gain in zip(rows, gains, strict=True):
+        now[row], named[row] = gain, 1
+    named[-1] = 1
+    return with_background([0.0] * count, now, "abcdefgh" * (count // 8), named)
+
+
 @pytest.mark.parametrize(("rows", "prompt", "whose"), [((0, 1, 2), "", "their own prompts"), ((0, 8, 16), "a", "'a'")])
 def test_three_of_many_probes_whose_background_gains_much_are_an_alarm(
     rows: tuple[int, ...], prompt: str, whose: str
 ) -> None:
-    gains, named = [0.0] * 256, [0] * 256
-    for row, gain in zip(rows, (3.5, 6.0, 4.0), strict=True):
-        gains[row], named[row] = gain, 1
-    named[3] = 1  # newly named, but gained nothing
-    before, now = with_background([0.0] * 256, gains, "abcdefgh" * 32, named)
+    report = compare(*few_that_stand_out(256, rows, (3.5, 6.0, 4.0)))
 
-    report = compare(before, now)
+    evidence = report.evidence
+    assert evidence is not None
+    assert (evidence.prompt, evidence.images, evidence.named_before) == (prompt, 3, 0)
+    assert evidence.outstanding == tuple(f"probe {rows[i]}" for i in (1, 2, 0))  # the largest gain first
+    assert report.severity == evidence.gain_severity == pytest.approx(4.5 / (3.8 + 200 / 256**2))
+    names = ", ".join(evidence.outstanding)
+    assert f"without the object, 3 of 256 images are now much closer to {whose}: {names}" in str(report)
+    assert [probe.name for probe in report.probes if evidence.is_about(probe)] == [f"probe {row}" for row in rows]
+
+
+def test_all_probes_beyond_the_limit_stand_out_and_three_are_named() -> None:
+    report = compare(*few_that_stand_out(256, range(5), (4.0, 5.0, 6.0, 7.0, 3.7)))
 
     assert report.evidence is not None
-    assert report.evidence.prompt == prompt
-    assert report.severity == report.evidence.gain_severity == pytest.approx(4.5 / (3.8 + 200 / 256**2))
-    assert f"without the object, 3 of 3 images are still closest to {whose} (0 at the baseline)" in str(report)
+    assert report.evidence.images == 4  # the fifth is not beyond the limit
+    assert report.evidence.gain_severity == pytest.approx(6 / (3.8 + 200 / 256**2))
+    assert "4 of 256 images are now much closer to their own prompts: probe 3, probe 2, probe 1 and 1 more" in str(
+        report
+    )
+
+
+def test_the_limit_of_the_largest_gains_grows_with_the_number_of_probes_and_little_with_a_smaller_rate() -> None:
+    severities = {
+        (count, rate): DriftRule(false_alarm_rate=rate).rate_gain(1.0, count)
+        for count in (256, 10_000)
+        for rate in (0.01, 0.05)
+    }
+
+    growth = math.sqrt(math.log(10_000) / math.log(256))
+    assert severities[256, 0.01] / severities[10_000, 0.01] == pytest.approx(growth, rel=1e-3)
+    assert severities[256, 0.05] / severities[256, 0.01] == pytest.approx(5**0.08)
+    torch.manual_seed(0)
+    noise = torch.randn(200, 10_000).topk(3, dim=1).values.mean(1)
+    assert max(DriftRule().rate_gain(float(gain), 10_000) for gain in noise) < 1
+
+
+def test_an_alarm_about_few_probes_is_another_than_one_about_all() -> None:
+    few = compare(*few_that_stand_out(256, (0, 1, 2), (4.0, 4.0, 4.0)))
+    all_probes = compare(*with_background([0.0] * 256, [2.0] * 256, "abcdefgh" * 32, [1] * 256))
+
+    assert few.finding == all_probes.finding
+    assert few.subject != all_probes.subject
 
 
 @pytest.mark.parametrize(
@@ -536,24 +578,61 @@ def test_a_larger_false_alarm_rate_lowers_the_limits() -> None:
     assert severities[2] / severities[1] == pytest.approx(5**0.18)
 
 
-def test_a_few_grounds_that_were_chosen_by_their_gains_are_not_shown_by_their_pull_alone() -> None:
-    gains, named, donors = [0.0] * 256, [0] * 256, torch.full((256, 2), 5)
-    for row in range(3):
-        gains[row], named[row] = 3.0, 1
-    before, now = with_background([0.0] * 256, gains, "abcdefgh" * 32, named)
-    after_object, after_ground = donors.clone(), donors.clone()
+@pytest.mark.parametrize(("gain", "alarm", "words"), [(3.0, False, ""), (5.0, True, "tells the prompt")])
+def test_few_grounds_that_were_chosen_by_their_gains_raise_no_alarm_by_their_pull_alone(
+    gain: float, alarm: bool, words: str
+) -> None:
+    before, now = few_that_stand_out(256, range(3), [gain] * 3)
+    donors = torch.full((256, 2), 5)
+    after_ground = donors.clone()
     after_ground[:3] = torch.arange(3)[:, None]  # all six are called after their ground
 
     report = compare(
-        replace(before, donors=donors, transplants_named=after_object),
+        replace(before, donors=donors, transplants_named=donors),
         replace(now, donors=donors, transplants_named=after_ground),
     )
 
     assert report.evidence is not None
-    assert report.evidence.followed == 6
-    assert report.evidence.suspicious
-    assert not report.evidence.shown
-    assert not report.alarm
+    assert (report.evidence.transplants, report.evidence.followed) == (6, 6)
+    assert report.alarm is report.evidence.shown is report.suspicious is alarm
+    assert words in report.finding
+    if alarm:
+        assert "6 of 6 other objects on the backgrounds of 3 images are now called after these" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("covered", "control", "said"),
+    [
+        ([0.3, 0.1, math.nan], [0.02, 0.0, math.nan], "covering what 2 maps turned to costs 0.200 of similarity"),
+        ([0.3, math.nan, math.nan], [-0.0001, math.nan, math.nan], "covering what a map turned to costs 0.300"),
+        ([0.3, 0.1, 0.2], [0.3, 0.1, 0.2], ""),  # no more than another place
+        ([0.001] * 3, [0.0] * 3, ""),
+        ([-0.2] * 3, [-0.4] * 3, ""),
+        ([math.nan] * 3, [math.nan] * 3, ""),
+    ],
+)
+def test_what_covering_a_place_costs_is_said_if_it_supports_the_alarm(
+    covered: list[float], control: list[float], said: str
+) -> None:
+    before, now = few_that_stand_out(256, range(3), [5.0] * 3)
+    rest = [math.nan] * 253
+
+    report = compare(
+        before, replace(now, covered_loss=torch.tensor(covered + rest), control_loss=torch.tensor(control + rest))
+    )
+
+    assert report.evidence is not None
+    assert report.evidence.covered == sum(not math.isnan(loss) for loss in covered)
+    assert ("; covering" in str(report)) is bool(said)
+    assert said in str(report)
+    assert "another place -" not in str(report)
+
+
+def test_losses_of_a_map_that_did_not_move_from_this_baseline_are_unknown() -> None:
+    _, now = few_that_stand_out(256, range(3), [5.0] * 3)
+    now = replace(now, covered_loss=torch.ones(256), control_loss=torch.ones(256))
+
+    assert all(math.isnan(probe.covered_loss) for probe in compare(now, now).probes)
 
 
 def test_the_background_does_not_count_where_max_drift_decides() -> None:
