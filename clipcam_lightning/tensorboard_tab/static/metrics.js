@@ -72,7 +72,7 @@ export const METRICS = [
   },
   {
     name: "covered_loss",
-    label: "Loss with the place covered",
+    label: "Loss by covering",
     digits: 3,
     meaning:
       "What the similarity loses if the place outside the object is covered where the map has gained most, −2 to 2: " +
@@ -80,7 +80,7 @@ export const METRICS = [
   },
   {
     name: "control_loss",
-    label: "Loss with another place covered",
+    label: "Loss by covering another place",
     digits: 3,
     meaning:
       "What it loses if another place is covered, as far from the middle of the image, −2 to 2: about 0 if nothing " +
