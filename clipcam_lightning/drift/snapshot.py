@@ -26,9 +26,8 @@ from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 KIND = "snapshot"
 TRUSTED = 0.5  # share of the maps that are on their objects, if maps alone may raise an alarm
 OPTIONAL_VALUES = (
-    *("noise_floor", "background_score", "named_without_object", "contrast", "map_agrees"),
-    *("covered_loss", "control_loss"),
-)
+    "noise_floor", "background_score", "named_without_object", "contrast", "map_agrees", "covered_loss", "control_loss",
+)  # fmt: skip
 """Names of tensors with one value per probe."""
 PACKED = ("images", "image_sizes", "objects", "objects_size")
 OPTIONAL_NUMBERS = ("donors", "transplants_named")

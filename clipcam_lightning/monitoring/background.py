@@ -23,9 +23,7 @@ from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.probes.prepared import PreparedProbes
 
 MIN_CONCENTRATION = 2.0  # of a map on its mask, in units of the mask's share of the image
-MIN_CORRELATION = (
-    0.5  # of a map with occlusion, over the windows that were hidden; chosen by benchmarks/map_agreement.py
-)
+MIN_CORRELATION = 0.5  # of a map with occlusion over the hidden windows; chosen by benchmarks/map_agreement.py
 MIN_OTHERS = 3  # images of other prompts, below which their spread is not known
 MIN_SPREAD = 1e-3  # of margins, added to their standard deviation
 COLUMNS = 256  # probes that are scored at once

@@ -27,9 +27,9 @@ from typing import Any, TextIO
 
 GRACE = 10  # seconds that a program has to end when another one has failed
 PRELOADED = (
-    *("torch", "lightning.pytorch", "open_clip", "PIL.Image", "rich.console", "safetensors.torch", "pytest"),
-    *("cmap", "hypothesis", "jaxtyping", "upath"),
-)
+    "torch", "lightning.pytorch", "open_clip", "PIL.Image", "rich.console", "safetensors.torch", "pytest", "cmap",
+    "hypothesis", "jaxtyping", "upath",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
