@@ -10,6 +10,6 @@ from clipcam_lightning.monitoring import covering
 
 @contextmanager
 def always_suspicious() -> Iterator[None]:
-    """Put other objects on all grounds, and cover a place of each image that allows it, however little its map moved."""
+    """Put other objects on all grounds, and cover a place of each image that has one, however little its map moved."""
     with patch.object(DriftReport, "suspicious", True), patch.object(covering, "MIN_DRIFT", -1.0):
         yield
