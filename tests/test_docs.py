@@ -251,6 +251,28 @@ def test_the_names_of_metrics_are_those_that_loggers_get() -> None:
     assert listed == logged
 
 
+PROBE_SETS = {
+    "8 probes": "8",
+    "16 probes": "16",
+    "64 probes": "64",
+    "64 probes without the cue": "64 without the cue",
+    "256 probes": "256",
+    "256 probes, 5 with the cue": "5 of 256",
+}
+"""Names in the tables, by those in the results."""
+
+
+def read_verdicts() -> dict[str, Any]:
+    """Read what was measured of all detectors, by the names of towers and probes in the tables."""
+    verdicts = json.loads((ROOT / "benchmarks" / "drift_detection.json").read_text())["verdicts"]
+    named = ((*name.split(", ", 1), judged) for name, judged in verdicts.items())
+    return {f"{tower.replace('resnet', 'ResNet')}, {PROBE_SETS[probes]}": judged for tower, probes, judged in named}
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 class TestBenchmarks:
     """The tables have the numbers of the JSON files that the benchmarks wrote."""
 
@@ -298,16 +320,32 @@ class TestBenchmarks:
 
     @pytest.mark.parametrize(("head", "suffix"), [("| with masks |", ""), ("| without masks |", ", no masks")])
     def test_drift_detection(self, head: str, suffix: str) -> None:
-        verdicts = json.loads((ROOT / "benchmarks" / "drift_detection.json").read_text())["verdicts"]
-        for name, *values in read_table(self.page, head):
-            judged = verdicts[f"{name.replace('ResNet', 'resnet')} probes"]
-            rule, background, shown = (judged[f"{each}{suffix}"] for each in ("our rule", "the background", "shown"))
-            expected = [
+        rows = {}
+        for name, judged in read_verdicts().items():
+            detectors = ("our rule", "the background", "shown", "at a rate of 0.05")
+            rule, background, shown, tolerant = (judged[f"{each}{suffix}"] for each in detectors)
+            rows[name] = [
                 f"{background['auc']:.2f}",
                 f"{background['auc_twins']:.2f}",
-                f"{rule['detected']:.0%}".replace("%", " %"),
-                f"{shown['detected']:.0%}".replace("%", " %"),
-                f"{background['false_alarms']:.1f}",
-                f"{rule['false_alarms']:.1f}",
+                percent(rule["detected"]),
+                percent(min(rule["by_kind"].values())),
+                "–" if rule["delay"] is None else f"{rule['delay']:g}",
+                percent(shown["detected"]),
+                *(f"{each['false_alarms']:.1f}" for each in (background, rule, shown, tolerant)),
             ]
-            assert values == expected, name
+        assert {name: values for name, *values in read_table(self.page, head)} == rows
+
+    def test_plain_thresholds(self) -> None:
+        verdicts = [judged for name, judged in read_verdicts().items() if name.endswith(", 64")]
+        names = {"**our rule**, no masks": "our rule, no masks", "the conditions on the maps alone": "maps alone"}
+        for title, *values in read_table(self.page, "| detector at 64 probes |"):
+            name = names.get(title, title.removeprefix("mean "))
+            assert values == [
+                value
+                for judged in verdicts
+                for value in (
+                    f"{judged[name]['auc']:.2f}",
+                    percent(judged[name]["detected"]),
+                    f"{judged[name]['false_alarms']:.1f}",
+                )
+            ], title
