@@ -34,6 +34,7 @@ from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes, trained_c
 from clipcam_lightning.sinks.metrics import collect_metrics
 from clipcam_lightning.sinks.tensorboard import MEANINGS
 from tests.support.pages import DOCS, PAGES, ROOT, StudentAndTeacher, prepare_reader, read_blocks, read_table, write_run
+from tests.support.suspicion import always_suspicious
 
 MODULES = "guide/modules.md"  # each block of this page is a module of its own
 WITH_CODE = [name for name, text in PAGES.items() if name != MODULES and read_blocks(text, "python")]
@@ -238,7 +239,16 @@ def test_the_files_and_metrics_of_a_run_are_those_that_the_pages_list(tmp_path: 
     assert {*keys} <= line.keys() <= {*keys, *re.findall(r"`(\w+)`", others)}
     listed = {name for row in read_table(formats, "| Tensor |") for name in re.findall(r"`(\w+)`", row[0])}
     assert monitor.snapshot is not None
-    assert listed == monitor.snapshot.to_tensors()[0].keys()
+    tensors = {*monitor.snapshot.to_tensors()[0]}
+    with (
+        always_suspicious(),
+        ClipCamMonitor(probes, tokenizer=WordTokenizer(), dirpath=tmp_path / "suspicious") as monitor,
+    ):
+        for _ in range(2):  # the first is the baseline
+            monitor.evaluate(trained_clip("vit"), 0)
+        assert monitor.snapshot is not None
+        tensors |= monitor.snapshot.to_tensors()[0].keys()
+    assert listed == tensors
 
 
 def test_the_names_of_metrics_are_those_that_loggers_get() -> None:
