@@ -100,7 +100,7 @@ class RankedMethod:
 
     @property
     def title(self) -> str:
-        """The method with its layers and how their maps are combined, in words."""
+        """Name of the method, with its layers and how their maps are combined."""
         layers = f" at {', '.join(self.layers)}" if self.layers else ""
         return f"{self.method}{layers}{'' if self.fuse == 'mean' else f' ({self.fuse})'}"
 

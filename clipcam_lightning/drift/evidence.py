@@ -118,15 +118,15 @@ class Evidence:
         return f"without the object, {which} still closest to {own} ({self.named_before} at the baseline)"
 
 
-def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidence | None:
-    """Find the backgrounds that most look like a shortcut: of one prompt, of all, or of the few that stand out.
+def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[Evidence]:
+    """Weigh what speaks for a shortcut in the background: of each prompt, of all, and of the few that stand out.
 
     Args:
         probes: whose background is known.
         rule: how much is tolerated.
 
     Returns:
-        The most severe evidence; ``None`` if no background names more images than at the baseline.
+        The most severe first; without those whose background names no more images than at the baseline.
     """
     by_prompt: dict[str, list[ProbeDrift]] = defaultdict(list)
     for probe in probes:
@@ -139,7 +139,8 @@ def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidence | 
     if len(outstanding) >= OUTSTANDING:
         severity = rule.rate_gain(fmean(_gains(outstanding[:OUTSTANDING])), total)
         weighed.append(_weigh(outstanding, severity, rule, total, stands_out=True))
-    return max((each for each in weighed if each), key=lambda each: (each.severity, each.prompt), default=None)
+    found = [each for each in weighed if each is not None]
+    return sorted(found, key=lambda each: (each.severity, each.prompt), reverse=True)
 
 
 def _choose_outstanding(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[ProbeDrift]:

@@ -87,10 +87,14 @@ class DriftReport:
         is_of_background = self.rule.max_drift is None and not math.isnan(probe.background_gain)
         return 0.0 if is_of_background and not math.isinf(probe.severity) else probe.severity
 
-    @cached_property
+    @property
     def evidence(self) -> Evidence | None:
         """What speaks most for a shortcut in the background; ``None`` if nothing does."""
-        return None if self.rule.max_drift is not None else weigh_evidence(self._with_known_background, self.rule)
+        return next(iter(self._weighed), None)
+
+    @cached_property
+    def _weighed(self) -> list[Evidence]:
+        return [] if self.rule.max_drift is not None else weigh_evidence(self._with_known_background, self.rule)
 
     @property
     def collapse(self) -> float:
@@ -107,7 +111,7 @@ class DriftReport:
     @property
     def suspicious(self) -> bool:
         """Whether the background deserves a closer look: other objects on it, and covered places."""
-        return self.evidence is not None and self.evidence.suspicious
+        return any(each.suspicious for each in self._weighed)
 
     @cached_property
     def _with_known_background(self) -> list[ProbeDrift]:

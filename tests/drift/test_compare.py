@@ -531,6 +531,15 @@ def test_the_limit_of_the_largest_gains_grows_with_the_number_of_probes_and_litt
     assert max(DriftRule().rate_gain(float(gain), 10_000) for gain in noise) < 1
 
 
+def test_few_probes_below_their_limit_do_not_hide_that_a_prompt_is_suspicious() -> None:
+    report = compare(*few_that_stand_out(256, range(0, 32, 8), [3.3] * 4))  # of prompt a
+
+    assert report.evidence is not None
+    assert report.evidence.outstanding
+    assert not report.evidence.suspicious
+    assert report.suspicious
+
+
 def test_an_alarm_about_few_probes_is_another_than_one_about_all() -> None:
     few = compare(*few_that_stand_out(256, (0, 1, 2), (4.0, 4.0, 4.0)))
     all_probes = compare(*with_background([0.0] * 256, [2.0] * 256, "abcdefgh" * 32, [1] * 256))
