@@ -5,7 +5,7 @@ the maps must agree, or maps alone raise no alarm. Here the maps of ``auto``, wh
 with wrong ones: those of other images. The limit was chosen on models of the first seed: it leaves the largest gap
 between the least agreement of right maps and the most of wrong ones. Models of the other seeds are to report on.
 
-Run it: python -m benchmarks.map_agreement  (6 minutes on two cores; trains the models, unless they are cached)
+Run it: python -m benchmarks.map_agreement  (2 minutes on two cores, once the models are trained)
 """
 
 import json
