@@ -16,9 +16,9 @@ from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.rule import MIN_DRIFT
 from clipcam_lightning.monitoring.covering import choose_places, measure_losses
-from clipcam_lightning.monitoring.explainer import LocalExplainer, ModelInput
 from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes
+from tests.support.counting_explainer import CountingExplainer
 
 SIDE = 10  # of the images; the radius of a disc is 2 pixels
 AXIS = torch.arange(SIDE)
@@ -27,16 +27,6 @@ AXIS = torch.arange(SIDE)
 @pytest.fixture
 def clip(shapes_vit: open_clip.CLIP) -> ClipModel:
     return find_clip(shapes_vit, tokenizer=WordTokenizer())
-
-
-class Counting(LocalExplainer):
-    """Counts the images that are embedded."""
-
-    embedded = 0
-
-    def embed_images(self, images: ModelInput) -> Tensor:
-        type(self).embedded += len(images)
-        return super().embed_images(images)
 
 
 def peak(row: int, column: int) -> Tensor:
@@ -128,7 +118,7 @@ def test_losses_of_the_probes_whose_map_moved_are_those_of_a_slow_loop(
         Probe(image, caption, mask=mask[0])
         for image, caption, mask in zip(scenes.images, scenes.captions, scenes.masks, strict=True)
     )
-    explainer, monitor = Counting(clip, MapSettings(**views)), Monitor(probes)
+    explainer, monitor = CountingExplainer(clip, MapSettings(**views)), Monitor(probes)
     monitor.evaluate(explainer, step=0, epoch=0)
     assert monitor.baseline is not None
     baseline, prepared = monitor.baseline, probes.prepare(clip)
@@ -137,13 +127,13 @@ def test_losses_of_the_probes_whose_map_moved_are_those_of_a_slow_loop(
     maps[4] = nearly
     assert 0 < 1 - metrics.correlation(baseline.maps[4:5], maps[4:5]) < MIN_DRIFT
     texts = torch.cat([clip.embed_texts([prompt]) for prompt in probes.prompts])[:, None].detach()
-    objects, Counting.embedded = prepared.masks.clone(), 0
+    objects, CountingExplainer.embedded = prepared.masks.clone(), 0
     objects[5] = False  # unknown
     moved = turned[:3]
 
     covered, control = measure_losses(explainer, prepared, texts, baseline, replace(baseline, maps=maps), objects)
 
-    assert Counting.embedded == (3 if views else 2) * len(moved)
+    assert CountingExplainer.embedded == (3 if views else 2) * len(moved)
     for i in range(len(probes)):
         if i not in moved:
             assert covered[i].isnan()

@@ -5,7 +5,6 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
-from torch import Tensor
 
 from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
 from clipcam_lightning.analysis.interventions import fill_regions, transplant
@@ -15,6 +14,7 @@ from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.monitoring.transplants import TRANSPLANTS, choose_donors, name_transplants
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes, with_stamps
+from tests.support.counting_explainer import CountingExplainer
 
 ALL = torch.ones(40, 4, 4, dtype=torch.bool)
 
@@ -22,16 +22,6 @@ ALL = torch.ones(40, 4, 4, dtype=torch.bool)
 @pytest.fixture
 def clip(shapes_vit: open_clip.CLIP) -> ClipModel:
     return find_clip(shapes_vit, tokenizer=WordTokenizer())
-
-
-class Counting(LocalExplainer):
-    """Counts the images that are embedded."""
-
-    embedded = 0
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        type(self).embedded += len(images)
-        return super().embed_images(images)
 
 
 def probe_set(count: int = 8) -> ProbeSet:
@@ -92,12 +82,12 @@ def test_there_are_no_donors_where_an_object_is_unknown_and_fewer_where_there_ar
 
 def test_without_donors_nothing_is_embedded(clip: ClipModel) -> None:
     probes = ProbeSet([(scene, "a red circle") for scene in draw_scenes(4).images])
-    prepared, counting = probes.prepare(clip), Counting(clip)
+    prepared, counting = probes.prepare(clip), CountingExplainer(clip)
     donors = choose_donors(probes.prompts, range(4), torch.ones(4, *clip.preprocessing.size, dtype=torch.bool))
-    before = Counting.embedded
+    before = CountingExplainer.embedded
     named = name_transplants(counting, prepared, torch.ones(4, 1, 64), prepared.masks, donors)
     assert named.eq(NONE).all()
-    assert Counting.embedded == before
+    assert CountingExplainer.embedded == before
 
 
 def test_transplants_are_named_as_by_a_slow_loop(clip: ClipModel) -> None:
@@ -131,14 +121,14 @@ def test_an_object_lies_at_its_own_place_on_the_ground() -> None:
 
 
 def test_transplants_are_made_at_the_baseline_and_then_only_on_suspicion(clip: ClipModel) -> None:
-    monitor, explainer = Monitor(probe_set()), Counting(clip)
-    Counting.embedded = 0
+    monitor, explainer = Monitor(probe_set()), CountingExplainer(clip)
+    CountingExplainer.embedded = 0
     monitor.evaluate(explainer, step=0, epoch=0)
-    assert Counting.embedded == 8 + 8 * TRANSPLANTS  # without object, and with others'
+    assert CountingExplainer.embedded == 8 + 8 * TRANSPLANTS  # without object, and with others'
 
-    Counting.embedded = 0
+    CountingExplainer.embedded = 0
     monitor.evaluate(explainer, step=1, epoch=0)
-    assert Counting.embedded == 8
+    assert CountingExplainer.embedded == 8
     assert monitor.last is not None
     assert monitor.last.snapshot.transplants_named is None
 
@@ -150,9 +140,9 @@ def test_transplants_are_made_at_the_baseline_and_then_only_on_suspicion(clip: C
         background_score=monitor.baseline.background_score - 20,
         named_without_object=torch.zeros_like(monitor.baseline.named_without_object),
     )
-    Counting.embedded = 0
+    CountingExplainer.embedded = 0
     monitor.evaluate(explainer, step=2, epoch=0)
-    assert Counting.embedded == 8 + 8 * TRANSPLANTS
+    assert CountingExplainer.embedded == 8 + 8 * TRANSPLANTS
     assert monitor.last.snapshot.transplants_named is not None
 
 
