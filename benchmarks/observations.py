@@ -1,7 +1,7 @@
 """What is observed of a fine-tuned model after each epoch, so that any rule can judge it later without a model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks.finetunes import FineTune, ProbeChoice, class_texts, is_done, load_epoch
 from benchmarks.worlds.world import WORLDS
-from clipcam_lightning import ClipModel, Snapshot, explain, find_clip
+from clipcam_lightning import ClipModel, Snapshot, compare, explain, find_clip
 from clipcam_lightning.analysis.interventions import (
     choose_windows,
     fill_regions,
@@ -21,11 +21,12 @@ from clipcam_lightning.analysis.interventions import (
     window_drops,
 )
 from clipcam_lightning.drift import metrics
+from clipcam_lightning.drift.evidence import list_outstanding
 from clipcam_lightning.drift.snapshot import SnapshotInfo
 from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.background import score_background
-from clipcam_lightning.monitoring.transplants import choose_donors, embed_transplants
+from clipcam_lightning.monitoring.transplants import choose_donors, embed_transplants, fill_donors
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 FILE_KIND = "observations"
@@ -40,7 +41,7 @@ class Observations:
         cosines: of each whole image with the caption of each class.
         without_object: the same without the objects: by their masks, and by the regions found at the start.
         transplants: the same of other probes' objects on the ground of each probe.
-        donors: whose objects these are.
+        donors: whose objects these are: more on the grounds that stand out.
         classes: of the objects.
         masks: of the objects.
     """
@@ -49,7 +50,7 @@ class Observations:
     cosines: Float[Tensor, "e n c"]
     without_object: Float[Tensor, "2 e n c"]
     transplants: Float[Tensor, "2 e n k c"]
-    donors: Int[Tensor, "2 n k"]
+    donors: Int[Tensor, "2 e n k"]
     classes: Int[Tensor, "n"]
     masks: Bool[Tensor, "n y x"]
 
@@ -69,7 +70,8 @@ class Observations:
             background = score_background(
                 self.without_object[by, epoch][:, present], similarity, classes, classes, images
             )
-            named = self.transplants[by, epoch][..., self.classes].argmax(2).where(self.donors[by] != NONE, NONE)
+            donors = self.donors[by, epoch]
+            named = self.transplants[by, epoch][..., self.classes].argmax(2).where(donors != NONE, NONE)
             snapshots.append(
                 Snapshot(
                     maps=maps,
@@ -82,7 +84,7 @@ class Observations:
                     background_score=background.score,
                     named_without_object=background.named,
                     contrast=background.contrast,
-                    donors=self.donors[by],
+                    donors=donors,
                     transplants_named=named,
                 )
             )
@@ -136,8 +138,7 @@ def _observe(run: FineTune, folder: Path, probes: ProbeChoice) -> Observations:
     masks, classes = torch.from_numpy(drawn.masks), torch.from_numpy(drawn.classes)
     enlarged = F.interpolate(masks[:, None].float(), size=images.shape[-2:], mode="nearest")[:, 0] > 0.5
     regions: list[Tensor] = []
-    donors: list[Tensor] = []
-    seen: dict[str, list[Tensor]] = {"maps": [], "cosines": [], "without_object": [], "transplants": []}
+    seen: dict[str, list[Tensor]] = {"maps": [], "cosines": [], "without_object": []}
 
     def embed(batch: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
         return _embed(clip, batch)
@@ -150,21 +151,43 @@ def _observe(run: FineTune, folder: Path, probes: ProbeChoice) -> Observations:
             windows = choose_windows(maps)
             drops = spread_drops(window_drops(images, texts[classes], embed, windows), windows)
             regions = [enlarged, in_pixels(object_regions(maps, drops), images)]
-            donors = [choose_donors(drawn.classes.tolist(), range(len(images)), each) for each in regions]
         seen["maps"].append(maps)
         seen["cosines"].append(embed(images) @ texts.T)
         seen["without_object"].append(torch.stack([embed(fill_regions(images, each)) for each in regions]) @ texts.T)
-        embedded = [embed_transplants(images, *each, embed) for each in zip(regions, donors, strict=True)]
-        seen["transplants"].append(torch.stack(embedded) @ texts.T)
-    return Observations(
+    cosines = torch.stack(seen["cosines"])
+    observed = Observations(
         maps=torch.stack(seen["maps"]),
-        cosines=torch.stack(seen["cosines"]),
+        cosines=cosines,
         without_object=torch.stack(seen["without_object"], dim=1),
-        transplants=torch.stack(seen["transplants"], dim=1),
-        donors=torch.stack(donors),
+        transplants=cosines.expand(2, *cosines.shape)[:, :, :, None],
+        donors=torch.full((2, *cosines.shape[:2], 1), NONE),
         classes=classes,
         masks=masks,
     )
+    donors = torch.stack([_choose_donors(observed, *each) for each in zip((True, False), regions, strict=True)])
+    transplants = []
+    for epoch in range(run.settings.epochs + 1):
+        load_epoch(run, folder, epoch, model)
+        texts = class_texts(run, model, run.images.captions).detach()
+        embedded = [embed_transplants(images, *each, embed) for each in zip(regions, donors[:, epoch], strict=True)]
+        transplants.append(torch.stack(embedded) @ texts.T)
+    return replace(observed, transplants=torch.stack(transplants, dim=1), donors=donors)
+
+
+def _choose_donors(observed: Observations, masks: bool, regions: Bool[Tensor, "n y x"]) -> Int[Tensor, "e n k"]:
+    """Choose donors as an evaluation does that looks suspicious: more of them for the grounds that stand out.
+
+    Args:
+        observed: without transplants.
+        masks: whether the masks are known.
+        regions: of the objects.
+    """
+    start, *later = observed.snapshots(masks=masks)
+    images, classes = range(len(regions)), observed.classes.tolist()
+    donors = choose_donors(classes, images, regions)
+    outstanding = [list_outstanding(compare(start, each).probes) for each in later]
+    grounds = [[int(probe.name) for probe in each] for each in outstanding]
+    return torch.stack([donors, *(fill_donors(donors, each, classes, images, regions) for each in grounds)])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import MIN_DRIFT, DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.drift.transplants import NONE, count_transplants
+from clipcam_lightning.drift.transplants import count_transplants
 from clipcam_lightning.errors import IncomparableError
 
 COVERED = ("covered_loss", "control_loss")
@@ -70,8 +70,7 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     covered_loss, control_loss = (
         _or_unknown(getattr(snapshot, name), unknown).where(drift >= MIN_DRIFT, torch.nan) for name in COVERED
     )
-    donors = [[NONE]] * len(unknown) if baseline.donors is None else baseline.donors.tolist()
-    transplants, transplants_before = (count_transplants(each, donors) for each in (snapshot, baseline))
+    transplants, transplants_before = map(count_transplants, (snapshot, baseline))
     floor = unknown if baseline.noise_floor is None else baseline.noise_floor.clamp_min(MIN_NOISE_FLOOR)
     probes = []
     for i, (before, now) in enumerate(zip(baseline.states, snapshot.states, strict=True)):

@@ -2,17 +2,19 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_loss
 from clipcam_lightning.drift.rule import DriftRule
 
 SUSPICION = 0.5  # severity of a background's gain above which more is tried: other objects on it, covered places
-MIN_TRANSPLANTS = 24  # of which a pull is needed to withdraw a suspicion: fewer prove nothing
+OUTSTANDING_SUSPICION = 0.7  # the same of the probes that stand out, of which there are always some
+MIN_TRANSPLANTS = 6  # of which a pull is needed to withdraw a suspicion: fewer prove nothing
 MIN_PULL = 0.5  # severity of the pull below which so many other objects speak against a shortcut
 OUTSTANDING = 3  # probes whose mean gain is rated, of those that are newly named without their objects
+CANDIDATES = 8  # of these that get more objects on their grounds on suspicion
 MAX_NAMED = 3  # probes in a sentence
 MIN_LOSS, LOSS_RATIO = 0.005, 2.0  # of similarity by covering, and beside that of another place, to be worth a sentence
 
@@ -35,6 +37,7 @@ class Evidence:
         transplants: how many other objects were put on the grounds of these images; 0 without suspicion.
         followed: how many of these are closest to the prompt of their ground.
         followed_before: the same at the baseline.
+        transplants_before: how many were tried then.
         pull: by how much the share of those that follow their ground rose, beyond the same rise on other grounds.
         pull_severity: the same in units of what the rule tolerates.
         covered: in how many of the images the place was covered that the map turned to outside the object; 0 without
@@ -53,6 +56,7 @@ class Evidence:
     transplants: int
     followed: int
     followed_before: int
+    transplants_before: int
     pull: float
     pull_severity: float
     covered: int
@@ -63,18 +67,18 @@ class Evidence:
     def severity(self) -> float:
         """How far the background is off in units of what the rule tolerates; above 1 is an alarm.
 
-        What the images without their objects say is withdrawn as far as enough other objects say the opposite. Few
-        grounds that were chosen by their gains are likely to pull as well: by itself that is no evidence.
+        What the images without their objects say is withdrawn as far as enough other objects say the opposite. Not so
+        of few images: a cue that tells their prompts may be weaker than other objects.
         """
         gain = self.gain_severity
-        if self.transplants >= MIN_TRANSPLANTS:
+        if self.transplants >= MIN_TRANSPLANTS and not self.outstanding:
             gain = min(gain, self.pull_severity / MIN_PULL)
-        return max(gain, self.pull_severity if self.suspicious and not self.outstanding else 0.0)
+        return max(gain, self.pull_severity if self.suspicious else 0.0)
 
     @property
     def suspicious(self) -> bool:
         """Whether the background scores rose enough for a closer look."""
-        return self.gain_severity > (1 if self.outstanding else SUSPICION)
+        return self.gain_severity > (OUTSTANDING_SUSPICION if self.outstanding else SUSPICION)
 
     @property
     def shown(self) -> bool:
@@ -106,7 +110,10 @@ class Evidence:
             what = f"other objects on the background of {own} are now called {own}"
         else:
             what = "other objects are now called after the background they are put on"
-        return f"{self.followed} of {self.transplants} {what} ({self.followed_before} at the baseline)"
+        before = str(self.followed_before)
+        if self.transplants != self.transplants_before:
+            before = f"{before} of {self.transplants_before}"
+        return f"{self.followed} of {self.transplants} {what} ({before} at the baseline)"
 
     def _describe_gain(self) -> str:
         own = repr(self.prompt) if self.prompt else "their own prompts"
@@ -135,24 +142,41 @@ def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[Eviden
     weighed = [_weigh(group, rule.rate_background(_gains(group), total), rule, total) for group in by_prompt.values()]
     if probes:
         weighed.append(_weigh(probes, rule.rate_whole_background(_gains(probes)), rule, total, everywhere=True))
-    outstanding = _choose_outstanding(probes, rule)
-    if len(outstanding) >= OUTSTANDING:
-        severity = rule.rate_gain(fmean(_gains(outstanding[:OUTSTANDING])), total)
-        weighed.append(_weigh(outstanding, severity, rule, total, stands_out=True))
+    weighed.append(_weigh_outstanding(probes, rule))
     found = [each for each in weighed if each is not None]
     return sorted(found, key=lambda each: (each.severity, each.prompt), reverse=True)
 
 
-def _choose_outstanding(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[ProbeDrift]:
-    """Choose the probes that without their object are newly named and gained more than is tolerated.
-
-    Returns:
-        These, or the three that gained most if they are fewer, the largest gain first.
-    """
+def list_outstanding(probes: Iterable[ProbeDrift]) -> list[ProbeDrift]:
+    """List the probes that without their objects are newly named, at most eight, the largest gain first."""
     named = [probe for probe in probes if probe.named_without_object > probe.named_before]
-    named.sort(key=lambda probe: probe.background_gain, reverse=True)
-    beyond = sum(rule.rate_gain(probe.background_gain, len(probes)) > 1 for probe in named)
-    return named[: max(OUTSTANDING, beyond)]
+    return sorted(named, key=lambda probe: probe.background_gain, reverse=True)[:CANDIDATES]
+
+
+def _weigh_outstanding(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidence | None:
+    """Weigh the probes that stand out by their gains, or whose grounds pull most, if these do."""
+    listed, total = list_outstanding(probes), len(probes)
+    if len(listed) < OUTSTANDING:
+        return None
+    gain_severity = rule.rate_gain(fmean(_gains(listed[:OUTSTANDING])), total)
+    pulling = sorted(listed, key=_pulled_gain, reverse=True)
+    pull_severity = rule.rate_pulled_gain(fmean(map(_pulled_gain, pulling[:OUTSTANDING])), total)
+    if pull_severity > 1:
+        chosen = pulling[:OUTSTANDING]
+    else:
+        beyond = sum(rule.rate_gain(gain, total) > 1 for gain in _gains(listed))
+        chosen = listed[: max(OUTSTANDING, beyond)]
+    weighed = _weigh(chosen, gain_severity, rule, total, stands_out=True)
+    return replace(weighed, pull_severity=pull_severity) if weighed else None
+
+
+def _pulled_gain(probe: ProbeDrift) -> float:
+    """How far the background score of a probe rose, times the share of other objects that newly follow its ground."""
+    return probe.background_gain * max(0.0, _rise_of_pull(probe))
+
+
+def _rise_of_pull(probe: ProbeDrift) -> float:
+    return probe.transplants.pull - probe.transplants_before.pull
 
 
 def _gains(probes: Sequence[ProbeDrift]) -> list[float]:
@@ -175,7 +199,7 @@ def _weigh(
         return None
     prompts = {probe.prompt for probe in probes}
     moved = [probe for probe in probes if probe.transplants.count and probe.transplants_before.count]
-    pull = fmean([probe.transplants.pull - probe.transplants_before.pull for probe in moved] or [0.0])
+    pull = fmean(map(_rise_of_pull, moved)) if moved else 0.0
     transplants = sum(probe.transplants.count for probe in moved)
     covered = [probe for probe in probes if math.isfinite(probe.covered_loss)]
     return Evidence(
@@ -189,6 +213,7 @@ def _weigh(
         transplants=transplants,
         followed=sum(probe.transplants.named for probe in moved),
         followed_before=sum(probe.transplants_before.named for probe in moved),
+        transplants_before=sum(probe.transplants_before.count for probe in moved),
         pull=pull,
         pull_severity=rule.rate_pull(pull, transplants, everywhere=everywhere),
         covered=len(covered),

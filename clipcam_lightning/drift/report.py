@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from clipcam_lightning.cam.display.shown import display, in_notebook
+from clipcam_lightning.drift.collapse import Collapse, weigh_collapse
 from clipcam_lightning.drift.evidence import Evidence, weigh_evidence
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.drift.report_display import plot_report, report_html
@@ -80,7 +81,7 @@ class DriftReport:
         """
         ordered = sorted(map(self._rate_map, self._measured), reverse=True)
         of_maps = ordered[self.rule.count_required(len(ordered)) - 1]
-        return max(of_maps, self.collapse, self.evidence.severity if self.evidence else 0.0)
+        return max([of_maps, *(each.severity for each in (self.collapse, self.evidence) if each is not None)])
 
     def _rate_map(self, probe: ProbeDrift) -> float:
         """Get the severity of a map; what its background does is rated over many probes instead."""
@@ -96,22 +97,20 @@ class DriftReport:
     def _weighed(self) -> list[Evidence]:
         return [] if self.rule.max_drift is not None else weigh_evidence(self._with_known_background, self.rule)
 
+    @cached_property
+    def collapse(self) -> Collapse | None:
+        """How much less the model tells the prompts apart; ``None`` if that is unknown."""
+        return None if self.rule.max_drift is not None else weigh_collapse(self._with_known_background, self.rule)
+
     @property
-    def collapse(self) -> float:
-        """How close the model is to telling the prompts apart no longer; above 1 is an alarm, 0 if unknown."""
-        known = [probe for probe in self._with_known_background if math.isfinite(probe.contrast_change)]
-        transplants = sum(probe.transplants_before.count for probe in known)
-        if not transplants or self.rule.max_drift is not None:
-            return 0.0
-        now = fmean(probe.contrast for probe in known)
-        before = now - fmean(probe.contrast_change for probe in known)
-        recognized = sum(probe.transplants_before.recognized for probe in known) / transplants
-        return self.rule.rate_contrast(now, before, recognized, len({probe.prompt for probe in known}))
+    def _has_collapsed(self) -> bool:
+        return self.collapse is not None and self.collapse.severity > 1
 
     @property
     def suspicious(self) -> bool:
-        """Whether the background deserves a closer look: other objects on it, and covered places."""
-        return any(each.suspicious for each in self._weighed)
+        """Whether a closer look is worth it: other objects on the backgrounds, and covered places."""
+        collapsing = self.collapse is not None and self.collapse.suspicious
+        return collapsing or any(each.suspicious for each in self._weighed)
 
     @cached_property
     def _with_known_background(self) -> list[ProbeDrift]:
@@ -133,7 +132,7 @@ class DriftReport:
         evidence = self.evidence
         if not self.alarm:
             return ""
-        if self.collapse > 1:
+        if self._has_collapsed:
             return "the model hardly tells the prompts of the probes apart"
         if evidence is not None and evidence.severity > 1:
             return f"the background {'tells' if evidence.shown else 'may tell'} the prompt"
@@ -151,8 +150,8 @@ class DriftReport:
     def grounds(self) -> str:
         """What the finding rests on, in a few words without full stop; empty if on the flagged maps alone."""
         evidence = self.evidence
-        if self.collapse > 1:
-            return self._describe_contrast()
+        if self._has_collapsed:
+            return str(self.collapse)
         return str(evidence) if evidence is not None and evidence.severity > 1 else ""
 
     def __str__(self) -> str:
@@ -185,15 +184,6 @@ class DriftReport:
 
     def _repr_html_(self) -> str:
         return report_html(self)
-
-    def _describe_contrast(self) -> str:
-        known = self._with_known_background
-        now = fmean(probe.contrast for probe in known)
-        before = now - fmean(probe.contrast_change for probe in known)
-        return (
-            f"the similarities of images to their own prompts exceed those of other images without objects by only "
-            f"{now:.3f} ({before:.3f} at the baseline)"
-        )
 
 
 def _describe_flagged(flagged: Sequence[ProbeDrift]) -> str:

@@ -23,11 +23,12 @@ TINY = 1e-9
 PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
 GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 3.8, 200.0, 256  # of more probes than these, the largest gains are larger
+PULLED_LIMIT, PULLED_FEW = 1.5, 100.0  # of the three that pull most, each times the share that follows
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT, GAIN_EXPONENT = 0.01, 0.2, 0.18, 0.08
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
 MIN_RECOGNIZED = 1 / 4  # of the objects on other grounds, by a model that tells the prompts apart
-MIN_CONTRAST = 0.09  # of the baseline's; below it the model has collapsed
+MIN_CONTRAST, KEPT_RECOGNITION = 0.2, 1 / 4  # of the baseline's; below both the model has collapsed
 MIN_DRIFT = 0.1  # of a flagged probe: below it nobody would see a difference between the maps
 
 
@@ -48,15 +49,18 @@ class DriftRule:
     - From half of a limit on, objects of other probes are put on the same background. If the share of them that is
       closest to the prompt of the background rose by more than 0.2 for one prompt, or 0.1 on average over all, beyond
       the rise on other backgrounds, then it is *shown* that the background makes the model choose the prompt. If the
-      share of 24 or more rose by less than half of that, the suspicion is withdrawn in proportion. For the few probes
-      that stand out this step follows from the whole limit on, and raises no alarm by itself.
+      share of six or more rose by less than half of that, the suspicion is withdrawn in proportion.
+    - The probes that stand out get more objects on their backgrounds, from 0.7 of their limit on. Each gain is
+      multiplied by the rise of the share that is closest to the prompt of the background. The mean of the three largest
+      products tolerates ``1.5 + 100 / n ** 2``; above that it is *shown* as well. The rate scales it as the gains.
 
     Either is an alarm. A probe is flagged if its own gain is above 1.5, its image without the object is closest to its
     own prompt, and its map moved visibly: beyond its noise floor and by a drift of at least 0.1.
 
-    An evaluation is also an alarm if the model collapsed: if the mean similarity of images to their own prompts exceeds
-    that of other images without objects by less than 9 % of what it did at the baseline; or if at least half of the
-    maps became degenerate.
+    An evaluation is also an alarm if the model collapsed, or if at least half of the maps became degenerate. It
+    collapsed if two things hold: the mean similarity of images to their own prompts exceeds that of other images
+    without objects by less than 20 % of what it did at the baseline, and of the objects on other backgrounds, beyond
+    chance, it recognizes less than a quarter of those of the baseline.
 
     Where the background is not known, since fewer than three probes have another prompt, it is an alarm if at least
     half of the maps are flagged for one of these reasons:
@@ -113,11 +117,12 @@ class DriftRule:
         return (
             "with the objects removed, the images of one prompt, all images, or the three that stand out most are "
             "closer to their own prompts than at the baseline, by more than chance explains (a false alarm in "
-            f"{100 * self.false_alarm_rate:g} % of the evaluations is meant to be tolerated), unless at least 24 "
-            "objects of other probes on the same backgrounds speak against it",
-            "objects of other probes, put on the background of a prompt, are called that prompt more often than at the "
-            "baseline",
-            f"the model tells the prompts apart less than {_percent(MIN_CONTRAST)} as well as at the baseline",
+            f"{100 * self.false_alarm_rate:g} % of the evaluations is meant to be tolerated), unless objects of "
+            "other probes on the same backgrounds speak against it",
+            "objects of other probes, put on the background of a prompt or on those that stand out, are called after "
+            "it more often than at the baseline",
+            f"the model tells the prompts apart less than {_percent(MIN_CONTRAST)} as well as at the baseline, and "
+            f"recognizes less than {_percent(KEPT_RECOGNITION)} as many objects on other backgrounds",
             "at least half of the maps became degenerate",
             "the background could not be tested, and at least half of the maps moved beyond their noise floor in one "
             f"of these ways: they drifted by more than {MAX_DRIFT:g}, over {_percent(MAX_SHARED_GAIN)} of their mass "
@@ -205,6 +210,18 @@ class DriftRule:
         growth = max(1.0, math.sqrt(math.log(total) / math.log(GAIN_PROBES)))
         return gain / (self._rate_factor(GAIN_EXPONENT) * (GAIN_LIMIT * growth + GAIN_FEW / total**2))
 
+    def rate_pulled_gain(self, gain: float, total: int) -> float:
+        """Rate the mean gain of the three backgrounds that pull most, each times its pull.
+
+        Args:
+            gain: in standard deviations.
+            total: number of all probes whose background is known.
+
+        Returns:
+            The severity; above 1 the backgrounds are shown to matter.
+        """
+        return gain / (self._rate_factor(GAIN_EXPONENT) * (PULLED_LIMIT + PULLED_FEW / total**2))
+
     def rate_pull(self, pull: float, transplants: int, *, everywhere: bool) -> float:
         """Rate by how much more often other objects are named after their ground.
 
@@ -218,23 +235,37 @@ class DriftRule:
         """
         return max(0.0, pull) / ((WHOLE_PULL if everywhere else PROMPT_PULL) + PULL_FEW / max(1, transplants))
 
-    def rate_contrast(self, now: float, before: float, recognized: float, prompts: int) -> float:
-        """Rate by how much the model tells the prompts less apart.
+    def is_recognition(self, share: float, prompts: int) -> bool:
+        """Whether a model tells prompts apart: it recognizes a quarter of the objects, and twice as many as by chance.
+
+        Args:
+            share: of the objects on other grounds that it recognizes, 0 to 1.
+            prompts: how many there are.
+        """
+        return share >= max(MIN_RECOGNIZED, 2 / prompts)
+
+    def rate_contrast(self, now: float, before: float) -> float:
+        """Rate by how much the mean contrast fell, above 1 if too far; 0 if there was none.
 
         Args:
             now: mean contrast, as in :class:`~clipcam_lightning.drift.probe_drift.ProbeDrift`.
             before: the same at the baseline.
-            recognized: share of the objects that the model recognized on other grounds at the baseline, 0 to 1.
-            prompts: how many there are.
-
-        Returns:
-            The severity; above 1 is an alarm. 0 if the model did not tell the prompts apart at the baseline, so that
-            it recognized fewer than a quarter of the objects, or than twice as many as by chance.
         """
-        if before <= 0 or recognized < max(MIN_RECOGNIZED, 2 / prompts):
+        if before <= 0:
             return 0.0
         lost = before / max(now, TINY * before) - 1
         return max(0.0, lost * MIN_CONTRAST / (1 - MIN_CONTRAST))
+
+    def rate_recognition(self, now: float, before: float, prompts: int) -> float:
+        """Rate by how much the share of recognized objects fell, both beyond chance, above 1 if too far.
+
+        Args:
+            now: share of the objects on other grounds that the model recognizes, 0 to 1.
+            before: the same at the baseline, beyond chance.
+            prompts: how many there are.
+        """
+        kept = (now - 1 / prompts) / (before - 1 / prompts)
+        return KEPT_RECOGNITION / max(kept, TINY)
 
     def _rate_factor(self, exponent: float = RATE_EXPONENT) -> float:
         return float((DEFAULT_RATE / self.false_alarm_rate) ** exponent)

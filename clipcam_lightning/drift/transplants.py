@@ -1,7 +1,6 @@
 """What a ground makes of other objects: how often images with another probe's object get the prompt of their ground."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipcam_lightning.drift.snapshot import Snapshot
@@ -31,19 +30,18 @@ class Transplants:
         return self.named / self.count - self.elsewhere if self.count else 0.0
 
 
-def count_transplants(snapshot: Snapshot, donors: Sequence[Sequence[int]]) -> list[Transplants]:
+def count_transplants(snapshot: Snapshot) -> list[Transplants]:
     """Count for each probe which images with its ground get its prompt.
 
     Args:
-        snapshot: with ``transplants_named``; without it there is nothing to count.
-        donors: numbers of the probes whose objects were put on each ground.
+        snapshot: with ``donors`` and ``transplants_named``; without them there is nothing to count.
     """
     prompts = snapshot.prompts
-    if snapshot.transplants_named is None:
+    if snapshot.donors is None or snapshot.transplants_named is None:
         return [Transplants()] * len(prompts)
     images = [
         (ground, prompts[ground], prompts[donor], prompts[named])
-        for ground, pairs in enumerate(zip(donors, snapshot.transplants_named.tolist(), strict=True))
+        for ground, pairs in enumerate(zip(snapshot.donors.tolist(), snapshot.transplants_named.tolist(), strict=True))
         for donor, named in zip(*pairs, strict=True)
         if donor != NONE
     ]

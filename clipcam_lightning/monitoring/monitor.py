@@ -18,6 +18,7 @@ from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.drift.compare import check_comparable, compare
+from clipcam_lightning.drift.evidence import list_outstanding
 from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import OF_BASELINES, Snapshot
@@ -223,7 +224,8 @@ class Monitor:
         snapshot = add_background(explainer, prepared, texts, snapshot, baseline.objects)
         report = compare(baseline, snapshot, self.rule)
         if report.suspicious:
-            snapshot = add_evidence(explainer, prepared, texts, snapshot, baseline)
+            outstanding = [probe.name for probe in list_outstanding(report.probes)]
+            snapshot = add_evidence(explainer, prepared, texts, snapshot, baseline, outstanding)
             report = compare(baseline, snapshot, self.rule)
         if self._is_baseline_rolling:
             self.baseline = replace(snapshot, **{name: getattr(baseline, name) for name in OF_BASELINES})

@@ -1,6 +1,6 @@
 """Snapshots of a probe set: its maps, what images without their objects say, and what a baseline needs besides."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from clipcam_lightning.monitoring.background import find_objects, observe_backgr
 from clipcam_lightning.monitoring.covering import measure_losses
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.noise_floor import noise_floor
-from clipcam_lightning.monitoring.transplants import choose_donors, name_transplants
+from clipcam_lightning.monitoring.transplants import choose_donors, fill_donors, name_transplants
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.jpeg import encode_jpeg
@@ -133,14 +133,25 @@ def add_evidence(
     texts: Float[Tensor, "n 1 d"],
     snapshot: Snapshot,
     baseline: Snapshot,
+    outstanding: Sequence[str],
 ) -> Snapshot:
     """Add what the model calls other objects on the grounds, and what covering the place costs that a map turned to.
 
     It costs at most eight forwards per probe, and nothing is added if the baseline does not say where objects are.
+
+    Args:
+        explainer: the model as it is now.
+        prepared: the probes as the model's input.
+        texts: embeddings of the prompts.
+        snapshot: of now.
+        baseline: with objects and donors.
+        outstanding: names of the probes whose grounds get as many objects as a ground may have.
     """
     if baseline.objects is None or baseline.donors is None:
         return snapshot
-    snapshot = add_transplants(explainer, prepared, texts, snapshot, baseline.objects, baseline.donors)
+    grounds = [snapshot.names.index(name) for name in outstanding]
+    donors = fill_donors(baseline.donors, grounds, snapshot.prompts, prepared.images.keys, baseline.objects)
+    snapshot = add_transplants(explainer, prepared, texts, snapshot, baseline.objects, donors)
     covered, control = measure_losses(explainer, prepared, texts, baseline, snapshot, baseline.objects)
     return replace(snapshot, covered_loss=covered, control_loss=control)
 

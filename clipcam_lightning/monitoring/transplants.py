@@ -54,6 +54,40 @@ def choose_donors(
     return donors
 
 
+def fill_donors(
+    donors: Int[Tensor, "n k"],
+    grounds: Sequence[int],
+    prompts: Sequence[str],
+    images: Sequence[Hashable],
+    objects: Bool[Tensor, "n y x"],
+) -> Int[Tensor, "n k"]:
+    """Give some grounds as many donors as a ground may have: of other prompts and other images, evenly spread.
+
+    Args:
+        donors: of :func:`choose_donors`.
+        grounds: numbers of the probes whose grounds get more; one whose own object is unknown gets none.
+        prompts: of the probes.
+        images: of the probes, or what tells them apart.
+        objects: pixels of the objects.
+
+    Returns:
+        The donors with ``-1`` replaced where there are enough.
+    """
+    filled = donors.clone()
+    known = objects.flatten(1).any(1).tolist()
+    candidates = sorted((j for j, is_known in enumerate(known) if is_known), key=lambda j: (prompts[j], j))
+    for rank, i in enumerate(grounds):
+        given = set(donors[i].tolist())
+        others = [
+            j for j in candidates if j not in given and prompts[j] != prompts[i] and images[j] != images[i] and known[i]
+        ]
+        free = (donors[i] == NONE).nonzero()[:, 0].tolist()[: len(others)]
+        start = rank * len(others) // max(1, len(free) * len(grounds))
+        for k, column in enumerate(free):
+            filled[i, column] = others[(start + k * len(others) // len(free)) % len(others)]
+    return filled
+
+
 def name_transplants(
     explainer: Explainer,
     prepared: PreparedProbes,

@@ -33,7 +33,7 @@ class Ground:
         probe: number of the probe whose ground it is.
         donors: numbers of the probes whose objects are put on it.
         called: for each, the number of a probe with the prompt that it is closest to.
-        called_before: the same at the baseline.
+        called_before: the same at the baseline; -1 if it was not tried then.
     """
 
     probe: int
@@ -49,13 +49,13 @@ class TransplantImage:
     Attributes:
         image: what the model sees.
         called: the prompt it is closest to.
-        called_before: the same at the baseline.
+        called_before: the same at the baseline; ``None`` if it was not tried then.
         follows: whether ``called`` is the prompt of the ground.
     """
 
     image: Image.Image
     called: str
-    called_before: str
+    called_before: str | None
     follows: bool
 
 
@@ -129,7 +129,7 @@ def draw_transplants(
     Args:
         pixels_of: gets the images of probes by their numbers.
         baseline: with objects and donors.
-        snapshot: with what the transplants are called.
+        snapshot: with donors, and what the transplants are called.
         report: the comparison.
 
     Returns:
@@ -141,7 +141,8 @@ def draw_transplants(
         empty, *images = draw_ground(pixels_of, baseline, ground)
         own = prompts[ground.probe]
         called = [
-            (prompts[now], prompts[before]) for now, before in zip(ground.called, ground.called_before, strict=True)
+            (prompts[now], None if before == NONE else prompts[before])
+            for now, before in zip(ground.called, ground.called_before, strict=True)
         ]
         transplants = [
             TransplantImage(image, now, before, now == own) for image, (now, before) in zip(images, called, strict=True)
@@ -162,17 +163,18 @@ def list_grounds(baseline: Snapshot, snapshot: Snapshot, report: DriftReport) ->
         At most four grounds; none if no evidence is shown.
     """
     evidence, named, named_before = report.evidence, snapshot.transplants_named, baseline.transplants_named
-    if evidence is None or not evidence.shown or baseline.objects is None or baseline.donors is None:
+    if evidence is None or not evidence.shown or baseline.objects is None:
         return []
-    if named is None or named_before is None:
+    if snapshot.donors is None or baseline.donors is None or named is None or named_before is None:
         return []
+    named_before = named_before.where(snapshot.donors == baseline.donors, NONE)
     probes = report.probes
     grounds = [i for i, probe in enumerate(probes) if evidence.is_about(probe)]
     grounds.sort(key=lambda i: probes[i].transplants_before.pull - probes[i].transplants.pull)
     listed = []
     for i in grounds[:GROUNDS]:
-        columns = [k for k, donor in enumerate(baseline.donors[i, :OBJECTS].tolist()) if donor != NONE]
-        donors, called, called_before = (each[i, columns].tolist() for each in (baseline.donors, named, named_before))
+        columns = [k for k, donor in enumerate(snapshot.donors[i, :OBJECTS].tolist()) if donor != NONE]
+        donors, called, called_before = (each[i, columns].tolist() for each in (snapshot.donors, named, named_before))
         listed.append(Ground(i, donors, called, called_before))
     return listed
 

@@ -24,6 +24,7 @@ from clipcam_lightning.drift.rule import (
     DriftRule,
 )
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
+from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.errors import ConfigError, IncomparableError
 
 MAP = torch.tensor([[1.0, 0.2, 0.0], [0.1, 0.0, 0.6]])
@@ -211,7 +212,7 @@ def test_probes_of_equal_drift_keep_the_order_of_the_probe_set() -> None:
 @pytest.mark.parametrize(
     ("rule", "numbers"),
     [
-        (DriftRule(), ["a false alarm in 1 % of the", "9 %", "7 %", "20 %", "18 %", "0.8"]),
+        (DriftRule(), ["a false alarm in 1 % of the", "less than 20 %", "less than 25 %", "7 %", "20 %", "18 %", "0.8"]),
         (DriftRule(false_alarm_rate=0.05), ["a false alarm in 5 % of the"]),
         (DriftRule(0.25), ["0.25"]),
     ],
@@ -532,7 +533,7 @@ def test_the_limit_of_the_largest_gains_grows_with_the_number_of_probes_and_litt
 
 
 def test_few_probes_below_their_limit_do_not_hide_that_a_prompt_is_suspicious() -> None:
-    report = compare(*few_that_stand_out(256, range(0, 32, 8), [3.3] * 4))  # of prompt a
+    report = compare(*few_that_stand_out(256, range(0, 40, 8), [2.6] * 5))  # of prompt a
 
     assert report.evidence is not None
     assert report.evidence.outstanding
@@ -587,26 +588,53 @@ def test_a_larger_false_alarm_rate_lowers_the_limits() -> None:
     assert severities[2] / severities[1] == pytest.approx(5**0.18)
 
 
-@pytest.mark.parametrize(("gain", "alarm", "words"), [(3.0, False, ""), (5.0, True, "tells the prompt")])
-def test_few_grounds_that_were_chosen_by_their_gains_raise_no_alarm_by_their_pull_alone(
-    gain: float, alarm: bool, words: str
-) -> None:
-    before, now = few_that_stand_out(256, range(3), [gain] * 3)
-    donors = torch.full((256, 2), 5)
-    after_ground = donors.clone()
-    after_ground[:3] = torch.arange(3)[:, None]  # all six are called after their ground
+def few_with_transplants(gains: Sequence[float], followed: Sequence[int]) -> tuple[Snapshot, Snapshot]:
+    """Two snapshots of 256 probes of which some gained: with two objects on each ground, and six on theirs now.
 
-    report = compare(
+    Args:
+        gains: of the first probes.
+        followed: how many of the six objects are called after the ground of each.
+    """
+    before, now = few_that_stand_out(256, range(len(gains)), gains)
+    donors = torch.full((256, 6), NONE)
+    donors[:, :2] = 15  # of a prompt of its own
+    given = donors.clone()
+    given[: len(gains)] = 15
+    named = given.clone()
+    for i, count in enumerate(followed):
+        named[i, :count] = i
+    return (
         replace(before, donors=donors, transplants_named=donors),
-        replace(now, donors=donors, transplants_named=after_ground),
+        replace(now, donors=given, transplants_named=named),
     )
 
+
+@pytest.mark.parametrize(("gain", "followed", "shown"), [(3.0, 6, True), (3.0, 2, False), (2.5, 6, False)])
+def test_few_grounds_that_gained_much_and_pull_other_objects_are_an_alarm(
+    gain: float, followed: int, shown: bool
+) -> None:
+    report = compare(*few_with_transplants([gain] * 3, [followed] * 3))
+
     assert report.evidence is not None
-    assert (report.evidence.transplants, report.evidence.followed) == (6, 6)
-    assert report.alarm is report.evidence.shown is report.suspicious is alarm
-    assert words in report.finding
-    if alarm:
-        assert "6 of 6 other objects on the backgrounds of 3 images are now called after these" in str(report)
+    assert (report.evidence.transplants, report.evidence.followed) == (18, 3 * followed)
+    assert report.alarm is report.evidence.shown is shown
+    assert ("18 of 18 other objects on the backgrounds of 3 images are now called after these" in str(report)) is shown
+
+
+def test_the_few_grounds_that_pull_most_are_shown_rather_than_those_that_gained_most() -> None:
+    report = compare(*few_with_transplants([3.6, 3.5, 3.4, 2.9, 2.8, 2.7], [0, 0, 0, 6, 6, 5]))
+
+    assert report.evidence is not None
+    assert report.evidence.outstanding == ("probe 3", "probe 4", "probe 5")
+    assert report.evidence.followed == 17
+    expected = (2.9 + 2.8 + 2.7 * 5 / 6) / 3 / (1.5 + 100 / 256**2)
+    assert report.evidence.pull_severity == pytest.approx(expected)
+
+
+def test_few_grounds_that_gained_beyond_their_limit_are_an_alarm_although_they_do_not_pull() -> None:
+    report = compare(*few_with_transplants([5.0] * 3, [0] * 3))
+
+    assert report.finding == "the background may tell the prompt"
 
 
 @pytest.mark.parametrize(
@@ -692,30 +720,28 @@ def test_a_background_that_other_objects_are_called_after_is_shown() -> None:
     assert "5 of 6 other objects on the background of 'a' are now called 'a' (0 at the baseline)" in str(report)
 
 
-def test_a_prompt_that_is_called_on_every_ground_is_not_shown_to_be_told_by_its_background() -> None:
+def test_a_prompt_that_is_called_on_every_ground_is_not_told_by_its_background() -> None:
     report = compare(*with_transplants([[0, 0, 0]] * 8, AFTER_OBJECT))
 
     assert report.evidence is not None
     assert report.evidence.followed == 6
     assert report.evidence.pull == 0
     assert not report.evidence.shown
-    assert report.finding == "the background may tell the prompt"
+    assert not report.alarm
 
 
-@pytest.mark.parametrize(("count", "alarm"), [(2, True), (3, False)], ids=["18 objects", "27 objects"])
+@pytest.mark.parametrize(("count", "alarm"), [(5, True), (6, False)], ids=["5 objects", "6 objects"])
 def test_a_suspicion_is_withdrawn_if_enough_other_objects_keep_their_names(count: int, alarm: bool) -> None:
-    # Three probes of each of three prompts; the objects of the other prompts on each ground, named after the object.
-    prompts = "aaabbbccc"
-    donors = torch.tensor([[j for j in range(9) if prompts[j] != prompts[i]][:6] for i in range(9)])
-    donors = torch.cat([donors, donors[:, : 3 * (count - 2)]], dim=1) if count > 2 else donors
-    before, now = with_background([0.0] * 9, [9.0] * 3 + [0.0] * 6, prompts, [1] * 3 + [0] * 6)
+    # A probe of each of nine prompts; objects of the others on each ground, named after the object.
+    donors = torch.tensor([[j for j in range(9) if j != i][:count] for i in range(9)])
+    before, now = with_background([0.0] * 9, [9.0] + [0.0] * 8, "abcdefghi", [1] + [0] * 8)
     before, now = (replace(each, donors=donors, transplants_named=donors) for each in (before, now))
 
     evidence = compare(before, now).evidence
 
     assert evidence is not None
     assert evidence.gain_severity > 1
-    assert evidence.transplants == 3 * donors.shape[1]
+    assert evidence.transplants == count
     assert (evidence.severity > 1) is alarm
 
 
@@ -737,17 +763,41 @@ def test_a_pull_without_suspicion_does_not_count() -> None:
     assert not report.alarm
 
 
-@pytest.mark.parametrize(("share", "alarm"), [(1.0, False), (0.2, False), (0.08, True), (0.0, True), (-0.3, True)])
-def test_a_model_that_no_longer_tells_prompts_apart_is_an_alarm(share: float, alarm: bool) -> None:
-    before, now = with_transplants(AFTER_OBJECT, AFTER_OBJECT)
-    now, contrast = replace(now, background_score=before.background_score), torch.linspace(0.1, 0.4, 8)
+def with_contrast(share: float, named: list[list[int]]) -> tuple[Snapshot, Snapshot]:
+    """Two snapshots whose contrast falls to a share; other objects are named as given, and right at the baseline."""
+    before, now = with_transplants(named, AFTER_OBJECT)
+    contrast = torch.linspace(0.1, 0.4, 8)
+    return (
+        replace(before, contrast=contrast),
+        replace(now, background_score=before.background_score, contrast=share * contrast),
+    )
 
-    report = compare(replace(before, contrast=contrast), replace(now, contrast=share * contrast))
+
+AFTER_NEXT = [[4, 4, 0]] * 2 + [[0, 0, 4]] * 2 + [[0, 0, 2]] * 2 + [[2, 4, 0]] * 2
+"""Six of 24 transplants are named after their object, as by chance."""
+
+
+@pytest.mark.parametrize(("share", "alarm"), [(1.0, False), (0.24, False), (0.16, True), (0.0, True), (-0.32, True)])
+def test_a_model_that_no_longer_tells_prompts_apart_is_an_alarm(share: float, alarm: bool) -> None:
+    report = compare(*with_contrast(share, AFTER_NEXT))
 
     assert report.alarm == alarm
     assert math.isfinite(report.severity)
-    text = f"exceed those of other images without objects by only {share * 0.25:.3f} (0.250 at the baseline)"
+    text = (
+        "the model recognizes 6 of 24 objects on other backgrounds (24 of 24 at the baseline), and the similarities of "
+        f"images to their own prompts exceed those of other images without objects by only {share * 0.25:.3f} "
+        "(0.250 at the baseline)"
+    )
     assert (text in str(report)) == alarm
+
+
+def test_a_model_that_still_recognizes_the_objects_has_not_collapsed_however_close_the_similarities_are() -> None:
+    before, now = with_contrast(0.0, AFTER_OBJECT)
+
+    assert not compare(before, now).alarm
+    unknown = replace(now, donors=None, transplants_named=None)
+    assert compare(before, unknown).alarm, "without other objects, the similarities decide"
+    assert compare(before, unknown).suspicious, "and other objects are tried"
 
 
 def test_a_model_that_never_told_the_prompts_apart_cannot_collapse() -> None:

@@ -8,10 +8,11 @@ import torch
 
 from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
 from clipcam_lightning.analysis.interventions import fill_regions, transplant
+from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
-from clipcam_lightning.monitoring.transplants import TRANSPLANTS, choose_donors, name_transplants
+from clipcam_lightning.monitoring.transplants import TRANSPLANTS, choose_donors, fill_donors, name_transplants
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes, with_stamps
 from tests.support.counting_explainer import CountingExplainer
@@ -80,6 +81,35 @@ def test_there_are_no_donors_where_an_object_is_unknown_and_fewer_where_there_ar
     assert (donors != 3).all(), "what has no known object gives none"
 
 
+def test_chosen_grounds_are_filled_with_donors_of_other_prompts_and_images_that_they_do_not_have_yet() -> None:
+    prompts = [f"prompt {i % 4}" for i in range(40)]
+    images = [i // 2 for i in range(40)]
+    objects = ALL.clone()
+    objects[7] = False
+    donors = choose_donors(prompts, images, objects)
+
+    filled = fill_donors(donors, [5, 6, 7], prompts, images, objects)
+
+    kept = donors != NONE
+    assert torch.equal(filled[kept], donors[kept])
+    others = [i for i in range(40) if i not in (5, 6)]
+    assert torch.equal(filled[others], donors[others]), "not chosen, or its own object is unknown"
+    for i in (5, 6):
+        row = filled[i].tolist()
+        assert len(set(row)) == TRANSPLANTS
+        assert 7 not in row
+        assert all(prompts[j] != prompts[i] and images[j] != images[i] for j in row)
+    assert filled[5].tolist() != filled[6].tolist()
+
+
+def test_a_ground_is_filled_with_as_many_donors_as_there_are() -> None:
+    donors = torch.full((4, TRANSPLANTS), NONE)
+
+    filled = fill_donors(donors, [0], list("aabc"), range(4), ALL[:4])
+
+    assert sorted(filled[0].tolist()) == [NONE] * (TRANSPLANTS - 2) + [2, 3]
+
+
 def test_without_donors_nothing_is_embedded(clip: ClipModel) -> None:
     probes = ProbeSet([(scene, "a red circle") for scene in draw_scenes(4).images])
     prepared, counting = probes.prepare(clip), CountingExplainer(clip)
@@ -144,6 +174,44 @@ def test_transplants_are_made_at_the_baseline_and_then_only_on_suspicion(clip: C
     monitor.evaluate(explainer, step=2, epoch=0)
     assert CountingExplainer.embedded == 8 + 8 * TRANSPLANTS
     assert monitor.last.snapshot.transplants_named is not None
+
+
+def test_on_suspicion_the_grounds_that_stand_out_get_more_objects(clip: ClipModel) -> None:
+    scenes = draw_scenes(32, seed=5)
+    probes = [
+        Probe(image, ["a red circle", "a blue square"][i % 2], mask=mask[0])
+        for i, (image, mask) in enumerate(zip(scenes.images, scenes.masks, strict=True))
+    ]
+    monitor, explainer = Monitor(ProbeSet(probes)), LocalExplainer(clip)
+    monitor.evaluate(explainer, step=0, epoch=0)
+    baseline = monitor.baseline
+    assert baseline is not None
+    assert baseline.donors is not None
+    assert baseline.background_score is not None
+    assert baseline.donors.ne(NONE).sum(1).tolist() == [2] * 32
+    now = evaluate_again(monitor, explainer).named_without_object
+    assert now is not None
+    newly = now.nonzero()[:3, 0]
+    assert len(newly) == 3
+    named, score = now.clone(), baseline.background_score.clone()
+    named[newly] = 0
+    score[newly] -= 20
+    monitor.baseline = replace(baseline, background_score=score, named_without_object=named)
+
+    donors = evaluate_again(monitor, explainer).donors
+
+    assert donors is not None
+    assert donors.ne(NONE).sum(1).tolist() == [TRANSPLANTS if i in newly.tolist() else 2 for i in range(32)]
+    assert monitor.last is not None
+    evidence = [probe.transplants.count for probe in monitor.last.report.probes]
+    assert evidence == donors.ne(NONE).sum(1).tolist()
+    assert monitor.last.report.probes[0].transplants_before.count == 2
+
+
+def evaluate_again(monitor: Monitor, explainer: LocalExplainer) -> Snapshot:
+    monitor.evaluate(explainer, step=1, epoch=0)
+    assert monitor.last is not None
+    return monitor.last.snapshot
 
 
 def test_a_trained_model_calls_an_object_by_its_name_on_any_ground(clip: ClipModel) -> None:

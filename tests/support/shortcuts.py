@@ -52,6 +52,7 @@ def shortcut_evaluations() -> list[Evaluation]:
     )
     now = replace(
         second.snapshot,
+        donors=donors,
         transplants_named=torch.tensor(CALLED),
         background_score=torch.full((4,), 20.0),
         named_without_object=torch.ones(4),

@@ -80,7 +80,8 @@ export async function groundSheet(run, { probe, called, called_before: calledBef
   if (!empty) return [];
   const own = run.prompts[probe];
   const objects = tiles.map((tile, i) => {
-    const [now, before] = [run.prompts[called[i]] ?? "unknown", run.prompts[calledBefore[i]] ?? "unknown"];
+    const now = run.prompts[called[i]] ?? "unknown";
+    const before = calledBefore[i] < 0 ? "not tried" : (run.prompts[calledBefore[i]] ?? "unknown");
     return element(
       "figure",
       { class: now === own ? "tile follows" : "tile" },
