@@ -10,7 +10,7 @@ from clipcam_lightning.drift.probe_drift import ProbeDrift, format_loss
 from clipcam_lightning.drift.rule import DriftRule
 
 SUSPICION = 0.5  # severity of a background's gain above which more is tried: other objects on it, covered places
-OUTSTANDING_SUSPICION = 0.7  # the same of the probes that stand out, of which there are always some
+OUTSTANDING_SUSPICION = 0.6  # the same of the probes that stand out, of which there are always some
 MIN_TRANSPLANTS = 6  # of which a pull is needed to withdraw a suspicion: fewer prove nothing
 MIN_PULL = 0.5  # severity of the pull below which so many other objects speak against a shortcut
 OUTSTANDING = 3  # probes whose mean gain is rated, of those that are newly named without their objects

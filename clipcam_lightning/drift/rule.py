@@ -22,8 +22,8 @@ TINY = 1e-9
 # than it reports.
 PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
-GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 3.8, 200.0, 256  # of more probes than these, the largest gains are larger
-PULLED_LIMIT, PULLED_FEW = 1.5, 100.0  # of the three that pull most, each times the share that follows
+GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 4.8, 200.0, 256  # of more probes than these, the largest gains are larger
+PULLED_LIMIT, PULLED_FEW = 1.6, 100.0  # of the three that pull most, each times the share that follows
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT, GAIN_EXPONENT = 0.01, 0.2, 0.18, 0.08
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
@@ -43,16 +43,16 @@ class DriftRule:
       the square root of ``m``, tolerate ``4.5 + 200 / n ** 2``, so that one class of many suffices; the gains of all
       probes tolerate ``2.7 + 130 / n ** 2``. In both cases more images without their objects must be closest to their
       own prompts than at the baseline. The third limit is of the probes whose images without objects are newly closest
-      to their own prompts: the mean of the three largest gains tolerates ``3.8 + 200 / n ** 2``, and beyond 256 probes
-      ``3.8 * sqrt(log(n) / log(256))``, so that few probes of many suffice. These limits aim at a false alarm rate of
+      to their own prompts: the mean of the three largest gains tolerates ``4.8 + 200 / n ** 2``, and beyond 256 probes
+      ``4.8 * sqrt(log(n) / log(256))``, so that few probes of many suffice. These limits aim at a false alarm rate of
       1 %; others scale them by ``(0.01 / rate) ** 0.18``, and the last one by ``(0.01 / rate) ** 0.08``.
     - From half of a limit on, objects of other probes are put on the same background. If the share of them that is
       closest to the prompt of the background rose by more than 0.2 for one prompt, or 0.1 on average over all, beyond
       the rise on other backgrounds, then it is *shown* that the background makes the model choose the prompt. If the
       share of six or more rose by less than half of that, the suspicion is withdrawn in proportion.
-    - The probes that stand out get more objects on their backgrounds, from 0.7 of their limit on. Each gain is
+    - The probes that stand out get more objects on their backgrounds, from 0.6 of their limit on. Each gain is
       multiplied by the rise of the share that is closest to the prompt of the background. The mean of the three largest
-      products tolerates ``1.5 + 100 / n ** 2``; above that it is *shown* as well. The rate scales it as the gains.
+      products tolerates ``1.6 + 100 / n ** 2``; above that it is *shown* as well. The rate scales it as the gains.
 
     Either is an alarm. A probe is flagged if its own gain is above 1.5, its image without the object is closest to its
     own prompt, and its map moved visibly: beyond its noise floor and by a drift of at least 0.1.

@@ -494,24 +494,24 @@ def few_that_stand_out(count: int, rows: Sequence[int], gains: Sequence[float]) 
 def test_three_of_many_probes_whose_background_gains_much_are_an_alarm(
     rows: tuple[int, ...], prompt: str, whose: str
 ) -> None:
-    report = compare(*few_that_stand_out(256, rows, (3.5, 6.0, 4.0)))
+    report = compare(*few_that_stand_out(256, rows, (4.5, 7.0, 5.0)))
 
     evidence = report.evidence
     assert evidence is not None
     assert (evidence.prompt, evidence.images, evidence.named_before) == (prompt, 3, 0)
     assert evidence.outstanding == tuple(f"probe {rows[i]}" for i in (1, 2, 0))  # the largest gain first
-    assert report.severity == evidence.gain_severity == pytest.approx(4.5 / (3.8 + 200 / 256**2))
+    assert report.severity == evidence.gain_severity == pytest.approx(5.5 / (4.8 + 200 / 256**2))
     names = ", ".join(evidence.outstanding)
     assert f"without the object, 3 of 256 images are now much closer to {whose}: {names}" in str(report)
     assert [probe.name for probe in report.probes if evidence.is_about(probe)] == [f"probe {row}" for row in rows]
 
 
 def test_all_probes_beyond_the_limit_stand_out_and_three_are_named() -> None:
-    report = compare(*few_that_stand_out(256, range(5), (4.0, 5.0, 6.0, 7.0, 3.7)))
+    report = compare(*few_that_stand_out(256, range(5), (5.0, 6.0, 7.0, 8.0, 4.7)))
 
     assert report.evidence is not None
     assert report.evidence.images == 4  # the fifth is not beyond the limit
-    assert report.evidence.gain_severity == pytest.approx(6 / (3.8 + 200 / 256**2))
+    assert report.evidence.gain_severity == pytest.approx(7 / (4.8 + 200 / 256**2))
     assert "4 of 256 images are now much closer to their own prompts: probe 3, probe 2, probe 1 and 1 more" in str(
         report
     )
@@ -533,7 +533,7 @@ def test_the_limit_of_the_largest_gains_grows_with_the_number_of_probes_and_litt
 
 
 def test_few_probes_below_their_limit_do_not_hide_that_a_prompt_is_suspicious() -> None:
-    report = compare(*few_that_stand_out(256, range(0, 40, 8), [2.6] * 5))  # of prompt a
+    report = compare(*few_that_stand_out(256, range(0, 40, 8), [2.7] * 5))  # of prompt a
 
     assert report.evidence is not None
     assert report.evidence.outstanding
@@ -542,7 +542,7 @@ def test_few_probes_below_their_limit_do_not_hide_that_a_prompt_is_suspicious() 
 
 
 def test_an_alarm_about_few_probes_is_another_than_one_about_all() -> None:
-    few = compare(*few_that_stand_out(256, (0, 1, 2), (4.0, 4.0, 4.0)))
+    few = compare(*few_that_stand_out(256, (0, 1, 2), (5.0, 5.0, 5.0)))
     all_probes = compare(*with_background([0.0] * 256, [2.0] * 256, "abcdefgh" * 32, [1] * 256))
 
     assert few.finding == all_probes.finding
@@ -609,7 +609,7 @@ def few_with_transplants(gains: Sequence[float], followed: Sequence[int]) -> tup
     )
 
 
-@pytest.mark.parametrize(("gain", "followed", "shown"), [(3.0, 6, True), (3.0, 2, False), (2.5, 6, False)])
+@pytest.mark.parametrize(("gain", "followed", "shown"), [(3.0, 6, True), (3.0, 2, False), (2.8, 6, False)])
 def test_few_grounds_that_gained_much_and_pull_other_objects_are_an_alarm(
     gain: float, followed: int, shown: bool
 ) -> None:
@@ -622,12 +622,12 @@ def test_few_grounds_that_gained_much_and_pull_other_objects_are_an_alarm(
 
 
 def test_the_few_grounds_that_pull_most_are_shown_rather_than_those_that_gained_most() -> None:
-    report = compare(*few_with_transplants([3.6, 3.5, 3.4, 2.9, 2.8, 2.7], [0, 0, 0, 6, 6, 5]))
+    report = compare(*few_with_transplants([4.6, 4.5, 4.4, 2.9, 2.8, 2.7], [0, 0, 0, 6, 6, 5]))
 
     assert report.evidence is not None
     assert report.evidence.outstanding == ("probe 3", "probe 4", "probe 5")
     assert report.evidence.followed == 17
-    expected = (2.9 + 2.8 + 2.7 * 5 / 6) / 3 / (1.5 + 100 / 256**2)
+    expected = (2.9 + 2.8 + 2.7 * 5 / 6) / 3 / (1.6 + 100 / 256**2)
     assert report.evidence.pull_severity == pytest.approx(expected)
 
 
