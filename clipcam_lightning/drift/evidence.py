@@ -149,23 +149,27 @@ def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[Eviden
 
 def list_outstanding(probes: Iterable[ProbeDrift]) -> list[ProbeDrift]:
     """List the probes that without their objects are newly named, at most eight, the largest gain first."""
+    return _list_newly_named(probes)[:CANDIDATES]
+
+
+def _list_newly_named(probes: Iterable[ProbeDrift]) -> list[ProbeDrift]:
     named = [probe for probe in probes if probe.named_without_object > probe.named_before]
-    return sorted(named, key=lambda probe: probe.background_gain, reverse=True)[:CANDIDATES]
+    return sorted(named, key=lambda probe: probe.background_gain, reverse=True)
 
 
 def _weigh_outstanding(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidence | None:
     """Weigh the probes that stand out by their gains, or whose grounds pull most, if these do."""
-    listed, total = list_outstanding(probes), len(probes)
-    if len(listed) < OUTSTANDING:
+    named, total = _list_newly_named(probes), len(probes)
+    if len(named) < OUTSTANDING:
         return None
-    gain_severity = rule.rate_gain(fmean(_gains(listed[:OUTSTANDING])), total)
-    pulling = sorted(listed, key=_pulled_gain, reverse=True)
+    gain_severity = rule.rate_gain(fmean(_gains(named[:OUTSTANDING])), total)
+    pulling = sorted(named[:CANDIDATES], key=_pulled_gain, reverse=True)
     pull_severity = rule.rate_pulled_gain(fmean(map(_pulled_gain, pulling[:OUTSTANDING])), total)
     if pull_severity > 1:
         chosen = pulling[:OUTSTANDING]
     else:
-        beyond = sum(rule.rate_gain(gain, total) > 1 for gain in _gains(listed))
-        chosen = listed[: max(OUTSTANDING, beyond)]
+        beyond = sum(rule.rate_gain(gain, total) > 1 for gain in _gains(named))
+        chosen = named[: max(OUTSTANDING, beyond)]
     weighed = _weigh(chosen, gain_severity, rule, total, stands_out=True)
     return replace(weighed, pull_severity=pull_severity) if weighed else None
 
