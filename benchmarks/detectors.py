@@ -87,6 +87,11 @@ def pull_severity(compared: Comparison) -> float:
     return evidence.pull_severity if evidence and evidence.suspicious else 0.0
 
 
+def is_suspicious(compared: Comparison) -> float:
+    """Score 1 if an evaluation looks suspicious enough to try other objects on the backgrounds, else 0."""
+    return float(compared.report.suspicious)
+
+
 def mean_lost_iou(compared: Comparison) -> float:
     """Average 1 - IoU of the hottest 20 % of the cells over the probes."""
     return 1 - fmean(probe.top_iou for probe in compared.report.probes)
@@ -112,6 +117,8 @@ DETECTORS = {
     "the background, no masks": Detector(background_severity, limit=1.0),
     "shown": Detector(pull_severity, masks=True, limit=1.0),
     "shown, no masks": Detector(pull_severity, limit=1.0),
+    "suspicious": Detector(is_suspicious, masks=True, limit=0.5),
+    "suspicious, no masks": Detector(is_suspicious, limit=0.5),
     "maps alone": Detector(lambda compared: severity(compared.maps_alone), masks=True, limit=1.0),
     "maps alone, no masks": Detector(lambda compared: severity(compared.maps_alone), limit=1.0),
     "CC": Detector(lambda compared: compared.report.drift),

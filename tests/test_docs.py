@@ -332,8 +332,8 @@ class TestBenchmarks:
     def test_drift_detection(self, head: str, suffix: str) -> None:
         rows = {}
         for name, judged in read_verdicts().items():
-            detectors = ("our rule", "the background", "shown", "at a rate of 0.05")
-            rule, background, shown, tolerant = (judged[f"{each}{suffix}"] for each in detectors)
+            detectors = ("our rule", "the background", "shown", "at a rate of 0.05", "suspicious")
+            rule, background, shown, tolerant, suspicious = (judged[f"{each}{suffix}"] for each in detectors)
             rows[name] = [
                 f"{background['auc']:.2f}",
                 f"{background['auc_twins']:.2f}",
@@ -342,6 +342,7 @@ class TestBenchmarks:
                 "–" if rule["delay"] is None else f"{rule['delay']:g}",
                 percent(shown["detected"]),
                 *(f"{each['false_alarms']:.1f}" for each in (background, rule, shown, tolerant)),
+                f"{suspicious['false_alarms']:.0f}",
             ]
         assert {name: values for name, *values in read_table(self.page, head)} == rows
 

@@ -105,7 +105,8 @@ class Evidence:
     def _describe_transplants(self) -> str:
         own = repr(self.prompt)
         if self.outstanding:
-            what = f"other objects on the backgrounds of {self.images} images are now called after these"
+            called = own if self.prompt else "after these"
+            what = f"other objects on the backgrounds of {self._name_outstanding()} are now called {called}"
         elif self.prompt:
             what = f"other objects on the background of {own} are now called {own}"
         else:
@@ -118,11 +119,16 @@ class Evidence:
     def _describe_gain(self) -> str:
         own = repr(self.prompt) if self.prompt else "their own prompts"
         if self.outstanding:
-            more = len(self.outstanding) - MAX_NAMED
-            names = ", ".join(self.outstanding[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-            return f"without the object, {self.images} of {self.total} images are now much closer to {own}: {names}"
+            return (
+                f"without the object, {self.images} of {self.total} images are now much closer to {own}: "
+                f"{self._name_outstanding()}"
+            )
         which = f"{self.named} of {self.images} images are" if self.images > 1 else "the image is"
         return f"without the object, {which} still closest to {own} ({self.named_before} at the baseline)"
+
+    def _name_outstanding(self) -> str:
+        more = len(self.outstanding) - MAX_NAMED
+        return ", ".join(self.outstanding[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[Evidence]:

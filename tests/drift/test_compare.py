@@ -212,7 +212,10 @@ def test_probes_of_equal_drift_keep_the_order_of_the_probe_set() -> None:
 @pytest.mark.parametrize(
     ("rule", "numbers"),
     [
-        (DriftRule(), ["a false alarm in 1 % of the", "less than 20 %", "less than 25 %", "7 %", "20 %", "18 %", "0.8"]),
+        (
+            DriftRule(),
+            ["a false alarm in 1 % of the", "less than 20 %", "less than 25 %", "7 %", "20 %", "18 %", "0.8"],
+        ),
         (DriftRule(false_alarm_rate=0.05), ["a false alarm in 5 % of the"]),
         (DriftRule(0.25), ["0.25"]),
     ],
@@ -618,7 +621,10 @@ def test_few_grounds_that_gained_much_and_pull_other_objects_are_an_alarm(
     assert report.evidence is not None
     assert (report.evidence.transplants, report.evidence.followed) == (18, 3 * followed)
     assert report.alarm is report.evidence.shown is shown
-    assert ("18 of 18 other objects on the backgrounds of 3 images are now called after these" in str(report)) is shown
+    named = (
+        "18 of 18 other objects on the backgrounds of probe 0, probe 1, probe 2 are now called after these (0 of 6 at"
+    )
+    assert (named in str(report)) is shown
 
 
 def test_the_few_grounds_that_pull_most_are_shown_rather_than_those_that_gained_most() -> None:
@@ -629,6 +635,20 @@ def test_the_few_grounds_that_pull_most_are_shown_rather_than_those_that_gained_
     assert report.evidence.followed == 17
     expected = (2.9 + 2.8 + 2.7 * 5 / 6) / 3 / (1.6 + 100 / 256**2)
     assert report.evidence.pull_severity == pytest.approx(expected)
+
+
+def test_few_grounds_of_one_prompt_are_said_to_give_it() -> None:
+    before, now = few_that_stand_out(256, range(0, 24, 8), [3.0] * 3)
+    donors = torch.full((256, 6), 15)
+    named = donors.clone()
+    named[0:24:8] = 0
+    before, now = (
+        replace(each, donors=donors, transplants_named=called) for each, called in ((before, donors), (now, named))
+    )
+
+    assert (
+        "18 of 18 other objects on the backgrounds of probe 0, probe 8, probe 16 are now called 'a' (0 at the baseline)"
+    ) in str(compare(before, now))
 
 
 def test_few_grounds_that_gained_beyond_their_limit_are_an_alarm_although_they_do_not_pull() -> None:
