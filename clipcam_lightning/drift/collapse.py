@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from clipcam_lightning.drift.probe_drift import ProbeDrift
-from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.rule import MIN_RECOGNITION, TINY, DriftRule
+from clipcam_lightning.drift.transplants import Transplants
 
 SUSPICION = 0.5  # severity of the contrast above which the model is asked for objects on other grounds
 
@@ -25,8 +26,8 @@ class Collapse:
         transplants: how many were tried; 0 without suspicion.
         recognized_before: how many were recognized at the baseline.
         transplants_before: how many were tried then.
-        recognition_severity: how far the share of them fell, in units of what the rule tolerates; infinite without
-            suspicion.
+        recognition_severity: how far Cohen's kappa of these objects and what they are called fell, in units of what the
+            rule tolerates; NaN if none was tried now.
     """
 
     contrast: float
@@ -40,8 +41,8 @@ class Collapse:
 
     @property
     def severity(self) -> float:
-        """How far the model is off; above 1 is an alarm: neither contrast nor recognition may say the opposite."""
-        return min(self.contrast_severity, self.recognition_severity)
+        """How far the model is off; above 1 is an alarm. Neither contrast nor recognition alone makes it one."""
+        return min(self.contrast_severity, 1.0 if math.isnan(self.recognition_severity) else self.recognition_severity)
 
     @property
     def suspicious(self) -> bool:
@@ -50,7 +51,7 @@ class Collapse:
 
     def __str__(self) -> str:
         contrast = (
-            f"the similarities of images to their own prompts exceed those of other images without objects by only "
+            f"the similarities of images to their own prompts exceed those of other images without objects by "
             f"{self.contrast:.3f} ({self.contrast_before:.3f} at the baseline)"
         )
         if not self.transplants:
@@ -69,30 +70,28 @@ def weigh_collapse(probes: Sequence[ProbeDrift], rule: DriftRule) -> Collapse | 
         rule: how much is tolerated.
 
     Returns:
-        ``None`` if it is not known whether the model told the prompts apart at the baseline, or if it did not: it
-        recognized too few objects on other grounds.
+        ``None`` if the model did not tell the prompts apart at the baseline, or it is not known whether it did.
     """
     known = [probe for probe in probes if math.isfinite(probe.contrast_change)]
-    before, now = ([getattr(probe, name) for probe in known] for name in ("transplants_before", "transplants"))
-    transplants_before, transplants = (sum(each.count for each in counted) for counted in (before, now))
-    recognized_before, recognized = (sum(each.recognized for each in counted) for counted in (before, now))
-    prompts = len({probe.prompt for probe in known})
-    if not transplants_before or not rule.is_recognition(recognized_before / transplants_before, prompts):
+    before = [probe.transplants_before for probe in known if probe.transplants_before.count]
+    now = [probe.transplants for probe in known if probe.transplants.count]
+    if not before or (kappa_before := _cohens_kappa(before)) < MIN_RECOGNITION:
         return None
     contrast = fmean(probe.contrast for probe in known)
     contrast_before = contrast - fmean(probe.contrast_change for probe in known)
-    recognition_severity = (
-        rule.rate_recognition(recognized / transplants, recognized_before / transplants_before, prompts)
-        if transplants
-        else math.inf
-    )
     return Collapse(
         contrast=contrast,
         contrast_before=contrast_before,
         contrast_severity=rule.rate_contrast(contrast, contrast_before),
-        recognized=recognized,
-        transplants=transplants,
-        recognized_before=recognized_before,
-        transplants_before=transplants_before,
-        recognition_severity=recognition_severity,
+        recognized=sum(each.recognized for each in now),
+        transplants=sum(each.count for each in now),
+        recognized_before=sum(each.recognized for each in before),
+        transplants_before=sum(each.count for each in before),
+        recognition_severity=rule.rate_recognition(_cohens_kappa(now), kappa_before) if now else math.nan,
     )
+
+
+def _cohens_kappa(transplants: Sequence[Transplants]) -> float:
+    recognized = sum(each.recognized for each in transplants) / sum(each.count for each in transplants)
+    chance = transplants[0].chance
+    return (recognized - chance) / max(1 - chance, TINY)

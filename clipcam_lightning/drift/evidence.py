@@ -3,14 +3,14 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_loss
 from clipcam_lightning.drift.rule import DriftRule
 
 SUSPICION = 0.5  # severity of a background's gain above which more is tried: other objects on it, covered places
-OUTSTANDING_SUSPICION = 0.6  # the same of the probes that stand out, of which there are always some
+OUTSTANDING_SUSPICION = 0.75  # the same of the probes that stand out, of which there are always some
 MIN_TRANSPLANTS = 6  # of which a pull is needed to withdraw a suspicion: fewer prove nothing
 MIN_PULL = 0.5  # severity of the pull below which so many other objects speak against a shortcut
 OUTSTANDING = 3  # probes whose mean gain is rated, of those that are newly named without their objects
@@ -29,7 +29,8 @@ class Evidence:
         prompt: of the images; empty if they have several.
         outstanding: names of the probes that stand out, the largest gain first, if the evidence is about few of many;
             empty if it is about all images of the prompt, or about all.
-        gain_severity: how far their background scores rose, in units of what the rule tolerates.
+        gain_severity: how far their background scores rose, in units of what the rule tolerates; of few, those that
+            rose most.
         images: how many there are.
         total: how many probes there are whose background is known.
         named: how many of the images are closest to their own prompt without their object.
@@ -39,7 +40,7 @@ class Evidence:
         followed_before: the same at the baseline.
         transplants_before: how many were tried then.
         pull: by how much the share of those that follow their ground rose, beyond the same rise on other grounds.
-        pull_severity: the same in units of what the rule tolerates.
+        pull_severity: the same in units of what the rule tolerates; of few, that of each times its gain.
         covered: in how many of the images the place was covered that the map turned to outside the object; 0 without
             suspicion.
         covered_loss: what the similarity loses by that on average, -2 to 2; NaN if ``covered`` is 0.
@@ -67,11 +68,10 @@ class Evidence:
     def severity(self) -> float:
         """How far the background is off in units of what the rule tolerates; above 1 is an alarm.
 
-        What the images without their objects say is withdrawn as far as enough other objects say the opposite. Not so
-        of few images: a cue that tells their prompts may be weaker than other objects.
+        What the images without their objects say is withdrawn as far as enough other objects say the opposite.
         """
         gain = self.gain_severity
-        if self.transplants >= MIN_TRANSPLANTS and not self.outstanding:
+        if self.transplants >= MIN_TRANSPLANTS:
             gain = min(gain, self.pull_severity / MIN_PULL)
         return max(gain, self.pull_severity if self.suspicious else 0.0)
 
@@ -172,12 +172,12 @@ def _weigh_outstanding(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidenc
     pulling = sorted(named[:CANDIDATES], key=_pulled_gain, reverse=True)
     pull_severity = rule.rate_pulled_gain(fmean(map(_pulled_gain, pulling[:OUTSTANDING])), total)
     if pull_severity > 1:
-        chosen = pulling[:OUTSTANDING]
+        beyond = sum(rule.rate_pulled_gain(_pulled_gain(probe), total) > 1 for probe in pulling)
+        chosen = pulling[: max(OUTSTANDING, beyond)]
     else:
         beyond = sum(rule.rate_gain(gain, total) > 1 for gain in _gains(named))
         chosen = named[: max(OUTSTANDING, beyond)]
-    weighed = _weigh(chosen, gain_severity, rule, total, stands_out=True)
-    return replace(weighed, pull_severity=pull_severity) if weighed else None
+    return _weigh(chosen, gain_severity, rule, total, outstanding_pull=pull_severity)
 
 
 def _pulled_gain(probe: ProbeDrift) -> float:
@@ -186,7 +186,8 @@ def _pulled_gain(probe: ProbeDrift) -> float:
 
 
 def _rise_of_pull(probe: ProbeDrift) -> float:
-    return probe.transplants.pull - probe.transplants_before.pull
+    before, now = probe.transplants_before, probe.transplants
+    return now.pull - before.pull if now.count and before.count else 0.0
 
 
 def _gains(probes: Sequence[ProbeDrift]) -> list[float]:
@@ -200,8 +201,9 @@ def _weigh(
     total: int,
     *,
     everywhere: bool = False,
-    stands_out: bool = False,
+    outstanding_pull: float | None = None,
 ) -> Evidence | None:
+    """Weigh some probes: of one prompt, all if ``everywhere``, or those that stand out, whose pull is rated already."""
     named, named_before = (
         sum(values) for values in zip(*((each.named_without_object, each.named_before) for each in probes), strict=True)
     )
@@ -214,7 +216,7 @@ def _weigh(
     covered = [probe for probe in probes if math.isfinite(probe.covered_loss)]
     return Evidence(
         prompt="" if everywhere or len(prompts) > 1 else prompts.pop(),
-        outstanding=tuple(probe.name for probe in probes) if stands_out else (),
+        outstanding=tuple(probe.name for probe in probes) if outstanding_pull is not None else (),
         gain_severity=gain_severity,
         images=len(probes),
         total=total,
@@ -225,7 +227,9 @@ def _weigh(
         followed_before=sum(probe.transplants_before.named for probe in moved),
         transplants_before=sum(probe.transplants_before.count for probe in moved),
         pull=pull,
-        pull_severity=rule.rate_pull(pull, transplants, everywhere=everywhere),
+        pull_severity=(
+            rule.rate_pull(pull, transplants, everywhere=everywhere) if outstanding_pull is None else outstanding_pull
+        ),
         covered=len(covered),
         covered_loss=fmean([probe.covered_loss for probe in covered] or [math.nan]),
         control_loss=fmean([probe.control_loss for probe in covered] or [math.nan]),

@@ -22,12 +22,12 @@ TINY = 1e-9
 # than it reports.
 PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
-GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 4.8, 200.0, 256  # of more probes than these, the largest gains are larger
+GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 3.8, 200.0, 256  # of more probes than these, the largest gains are larger
 PULLED_LIMIT, PULLED_FEW = 1.6, 100.0  # of the three that pull most, each times the share that follows
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT, GAIN_EXPONENT = 0.01, 0.2, 0.18, 0.08
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
-MIN_RECOGNIZED = 1 / 4  # of the objects on other grounds, by a model that tells the prompts apart
+MIN_RECOGNITION = 0.2  # Cohen's kappa of objects on other grounds, of a model that tells the prompts apart
 MIN_CONTRAST, KEPT_RECOGNITION = 0.2, 1 / 4  # of the baseline's; below both the model has collapsed
 MIN_DRIFT = 0.1  # of a flagged probe: below it nobody would see a difference between the maps
 
@@ -43,24 +43,24 @@ class DriftRule:
       the square root of ``m``, tolerate ``4.5 + 200 / n ** 2``, so that one class of many suffices; the gains of all
       probes tolerate ``2.7 + 130 / n ** 2``. In both cases more images without their objects must be closest to their
       own prompts than at the baseline. The third limit is of the probes whose images without objects are newly closest
-      to their own prompts: the mean of the three largest gains tolerates ``4.8 + 200 / n ** 2``, and beyond 256 probes
-      ``4.8 * sqrt(log(n) / log(256))``, so that few probes of many suffice. These limits aim at a false alarm rate of
+      to their own prompts: the mean of the three largest gains tolerates ``3.8 + 200 / n ** 2``, and beyond 256 probes
+      ``3.8 * sqrt(log(n) / log(256))``, so that few probes of many suffice. These limits aim at a false alarm rate of
       1 %; others scale them by ``(0.01 / rate) ** 0.18``, and the last one by ``(0.01 / rate) ** 0.08``.
-    - From half of a limit on, objects of other probes are put on the same background. If the share of them that is
-      closest to the prompt of the background rose by more than 0.2 for one prompt, or 0.1 on average over all, beyond
-      the rise on other backgrounds, then it is *shown* that the background makes the model choose the prompt. If the
-      share of six or more rose by less than half of that, the suspicion is withdrawn in proportion.
-    - The probes that stand out get more objects on their backgrounds, from 0.6 of their limit on. Each gain is
-      multiplied by the rise of the share that is closest to the prompt of the background. The mean of the three largest
-      products tolerates ``1.6 + 100 / n ** 2``; above that it is *shown* as well. The rate scales it as the gains.
+    - From half of a limit on (three quarters of the third one), ``k`` objects of other probes are put on the same
+      backgrounds. The share of them that is closest to the prompt of the background may rise by ``0.2 + 2 / k`` for one
+      prompt, or by ``0.1 + 2 / k`` on average over all, beyond the rise on other backgrounds. For the probes that stand
+      out, the rise is multiplied by the gain, and the mean of the three largest products tolerates
+      ``1.6 + 100 / n ** 2``, scaled like their gains. Above these limits it is *shown* that the background makes the
+      model choose the prompt. With six objects or more, a rise of less than half of that withdraws the suspicion in
+      proportion.
 
     Either is an alarm. A probe is flagged if its own gain is above 1.5, its image without the object is closest to its
     own prompt, and its map moved visibly: beyond its noise floor and by a drift of at least 0.1.
 
     An evaluation is also an alarm if the model collapsed, or if at least half of the maps became degenerate. It
     collapsed if two things hold: the mean similarity of images to their own prompts exceeds that of other images
-    without objects by less than 20 % of what it did at the baseline, and of the objects on other backgrounds, beyond
-    chance, it recognizes less than a quarter of those of the baseline.
+    without objects by less than 20 % of what it did at the baseline (from 33 % on, objects are put on other
+    backgrounds); and it recognizes these objects, in Cohen's kappa, less than a quarter as well.
 
     Where the background is not known, since fewer than three probes have another prompt, it is an alarm if at least
     half of the maps are flagged for one of these reasons:
@@ -117,12 +117,12 @@ class DriftRule:
         return (
             "with the objects removed, the images of one prompt, all images, or the three that stand out most are "
             "closer to their own prompts than at the baseline, by more than chance explains (a false alarm in "
-            f"{100 * self.false_alarm_rate:g} % of the evaluations is meant to be tolerated), unless objects of "
-            "other probes on the same backgrounds speak against it",
-            "objects of other probes, put on the background of a prompt or on those that stand out, are called after "
-            "it more often than at the baseline",
+            f"{100 * self.false_alarm_rate:g} % of the evaluations is meant to be tolerated), unless six or more "
+            "objects of other probes on the same backgrounds speak against it",
+            "objects of other probes, put on the backgrounds of a prompt, on all, or on those that stand out, are "
+            "called after the background more often than at the baseline",
             f"the model tells the prompts apart less than {_percent(MIN_CONTRAST)} as well as at the baseline, and "
-            f"recognizes less than {_percent(KEPT_RECOGNITION)} as many objects on other backgrounds",
+            f"recognizes objects on other backgrounds, beyond chance, less than {_percent(KEPT_RECOGNITION)} as well",
             "at least half of the maps became degenerate",
             "the background could not be tested, and at least half of the maps moved beyond their noise floor in one "
             f"of these ways: they drifted by more than {MAX_DRIFT:g}, over {_percent(MAX_SHARED_GAIN)} of their mass "
@@ -235,15 +235,6 @@ class DriftRule:
         """
         return max(0.0, pull) / ((WHOLE_PULL if everywhere else PROMPT_PULL) + PULL_FEW / max(1, transplants))
 
-    def is_recognition(self, share: float, prompts: int) -> bool:
-        """Whether a model tells prompts apart: it recognizes a quarter of the objects, and twice as many as by chance.
-
-        Args:
-            share: of the objects on other grounds that it recognizes, 0 to 1.
-            prompts: how many there are.
-        """
-        return share >= max(MIN_RECOGNIZED, 2 / prompts)
-
     def rate_contrast(self, now: float, before: float) -> float:
         """Rate by how much the mean contrast fell, above 1 if too far; 0 if there was none.
 
@@ -256,16 +247,14 @@ class DriftRule:
         lost = before / max(now, TINY * before) - 1
         return max(0.0, lost * MIN_CONTRAST / (1 - MIN_CONTRAST))
 
-    def rate_recognition(self, now: float, before: float, prompts: int) -> float:
-        """Rate by how much the share of recognized objects fell, both beyond chance, above 1 if too far.
+    def rate_recognition(self, now: float, before: float) -> float:
+        """Rate by how much Cohen's kappa of the objects on other grounds and of their names fell, above 1 if too far.
 
         Args:
-            now: share of the objects on other grounds that the model recognizes, 0 to 1.
-            before: the same at the baseline, beyond chance.
-            prompts: how many there are.
+            now: the kappa, -1 to 1: 1 if all objects are recognized, 0 if as many as by chance.
+            before: the same at the baseline.
         """
-        kept = (now - 1 / prompts) / (before - 1 / prompts)
-        return KEPT_RECOGNITION / max(kept, TINY)
+        return KEPT_RECOGNITION * before / max(now, TINY)
 
     def _rate_factor(self, exponent: float = RATE_EXPONENT) -> float:
         return float((DEFAULT_RATE / self.false_alarm_rate) ** exponent)

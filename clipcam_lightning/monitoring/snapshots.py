@@ -137,7 +137,8 @@ def add_evidence(
 ) -> Snapshot:
     """Add what the model calls other objects on the grounds, and what covering the place costs that a map turned to.
 
-    It costs at most eight forwards per probe, and nothing is added if the baseline does not say where objects are.
+    It costs at most eight forwards per probe, or nine if maps have several views. Nothing is added if the baseline does
+    not say where objects are.
 
     Args:
         explainer: the model as it is now.

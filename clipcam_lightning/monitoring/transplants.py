@@ -74,13 +74,13 @@ def fill_donors(
         The donors with ``-1`` replaced where there are enough.
     """
     filled = donors.clone()
-    known = objects.flatten(1).any(1).tolist()
-    candidates = sorted((j for j, is_known in enumerate(known) if is_known), key=lambda j: (prompts[j], j))
+    known = objects.flatten(1).any(1).nonzero()[:, 0].tolist()
+    candidates = sorted(known, key=lambda j: (prompts[j], j))
     for rank, i in enumerate(grounds):
-        given = set(donors[i].tolist())
-        others = [
-            j for j in candidates if j not in given and prompts[j] != prompts[i] and images[j] != images[i] and known[i]
-        ]
+        if i not in known:
+            continue
+        present = donors[i].tolist()
+        others = [j for j in candidates if j not in present and prompts[j] != prompts[i] and images[j] != images[i]]
         free = (donors[i] == NONE).nonzero()[:, 0].tolist()[: len(others)]
         start = rank * len(others) // max(1, len(free) * len(grounds))
         for k, column in enumerate(free):
