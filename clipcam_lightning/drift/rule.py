@@ -17,14 +17,14 @@ MIN_ENERGY = 0.05  # on the object at the baseline; below it, attention was not 
 TINY = 1e-9
 
 # Limits of the background's gain at the default false alarm rate, in standard deviations: of the worst prompt, of all
-# probes together and of the three that stand out, for many probes; what few probes add to them, over the square of
-# their number; and how they grow with a smaller rate. Chosen on runs of benchmarks/drift_detection.py with other seeds
+# probes together and of the three that stand out, for many probes; and what few probes add to them, over the square of
+# their number. All limits grow with a smaller rate. Chosen on runs of benchmarks/drift_detection.py with other seeds
 # than it reports.
 PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
 GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 3.8, 200.0, 256  # of more probes than these, the largest gains are larger
 PULLED_LIMIT, PULLED_FEW = 1.6, 100.0  # of the three that pull most, each times the share that follows
-DEFAULT_RATE, MAX_RATE, RATE_EXPONENT, GAIN_EXPONENT = 0.01, 0.2, 0.18, 0.08
+DEFAULT_RATE, MAX_RATE, RATE_EXPONENT = 0.01, 0.2, 0.22
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
 MIN_RECOGNITION = 0.2  # Cohen's kappa of objects on other grounds, of a model that tells the prompts apart
@@ -43,19 +43,21 @@ class DriftRule:
       the square root of ``m``, tolerate ``4.5 + 200 / n ** 2``, so that one class of many suffices; the gains of all
       probes tolerate ``2.7 + 130 / n ** 2``. In both cases more images without their objects must be closest to their
       own prompts than at the baseline. The third limit is of the probes whose images without objects are newly closest
-      to their own prompts: the mean of the three largest gains tolerates ``3.8 + 200 / n ** 2``, and beyond 256 probes
-      ``3.8 * sqrt(log(n) / log(256))``, so that few probes of many suffice. These limits aim at a false alarm rate of
-      1 %; others scale them by ``(0.01 / rate) ** 0.18``, and the last one by ``(0.01 / rate) ** 0.08``.
+      to their own prompts: the mean of the three largest gains tolerates ``3.8 + 200 / n ** 2``, so that few probes of
+      many suffice.
     - From half of a limit on (three quarters of the third one), ``k`` objects of other probes are put on the same
       backgrounds. The share of them that is closest to the prompt of the background may rise by ``0.2 + 2 / k`` for one
       prompt, or by ``0.1 + 2 / k`` on average over all, beyond the rise on other backgrounds. For the probes that stand
       out, the rise is multiplied by the gain, and the mean of the three largest products tolerates
-      ``1.6 + 100 / n ** 2``, scaled like their gains. Above these limits it is *shown* that the background makes the
-      model choose the prompt. With six objects or more, a rise of less than half of that withdraws the suspicion in
-      proportion.
+      ``1.6 + 100 / n ** 2``. Above these limits it is *shown* that the background makes the model choose the prompt.
+      With six objects or more, a rise of less than half of that withdraws the suspicion in proportion.
 
-    Either is an alarm. A probe is flagged if its own gain is above 1.5, its image without the object is closest to its
-    own prompt, and its map moved visibly: beyond its noise floor and by a drift of at least 0.1.
+    Either is an alarm. These limits aim at a false alarm rate of 1 %; other rates scale all of them by
+    ``(0.01 / rate) ** 0.22``. Beyond 256 probes those of the probes that stand out grow by
+    ``sqrt(log(n) / log(256))``.
+
+    A probe is flagged if its own gain is above 1.5, its image without the object is closest to its own prompt, and its
+    map moved visibly: beyond its noise floor and by a drift of at least 0.1.
 
     An evaluation is also an alarm if the model collapsed, or if at least half of the maps became degenerate. It
     collapsed if two things hold: the mean similarity of images to their own prompts exceeds that of other images
@@ -189,12 +191,12 @@ class DriftRule:
         Returns:
             The severity; above 1 is an alarm.
         """
-        return sum(gains) / math.sqrt(len(gains)) / (self._rate_factor() * (PROMPT_LIMIT + PROMPT_FEW / total**2))
+        return sum(gains) / math.sqrt(len(gains)) / (self._rate_factor * (PROMPT_LIMIT + PROMPT_FEW / total**2))
 
     def rate_whole_background(self, gains: Sequence[float]) -> float:
         """Rate the gains of the background over all probes; above 1 is an alarm."""
         total = len(gains)
-        return sum(gains) / math.sqrt(total) / (self._rate_factor() * (SET_LIMIT + SET_FEW / total**2))
+        return sum(gains) / math.sqrt(total) / (self._rate_factor * (SET_LIMIT + SET_FEW / total**2))
 
     def rate_gain(self, gain: float, total: int) -> float:
         """Rate the gain of the background of a probe, or the mean of the three that stand out most.
@@ -206,9 +208,7 @@ class DriftRule:
         Returns:
             The severity; above 1 for the mean of the three is an alarm.
         """
-        # The expected maximum of n normal values grows with the square root of log n.
-        growth = max(1.0, math.sqrt(math.log(total) / math.log(GAIN_PROBES)))
-        return gain / (self._rate_factor(GAIN_EXPONENT) * (GAIN_LIMIT * growth + GAIN_FEW / total**2))
+        return gain / (self._rate_factor * (_growth(total) * GAIN_LIMIT + GAIN_FEW / total**2))
 
     def rate_pulled_gain(self, gain: float, total: int) -> float:
         """Rate the mean gain of the three backgrounds that pull most, each times its pull.
@@ -220,7 +220,7 @@ class DriftRule:
         Returns:
             The severity; above 1 the backgrounds are shown to matter.
         """
-        return gain / (self._rate_factor(GAIN_EXPONENT) * (PULLED_LIMIT + PULLED_FEW / total**2))
+        return gain / (self._rate_factor * (_growth(total) * PULLED_LIMIT + PULLED_FEW / total**2))
 
     def rate_pull(self, pull: float, transplants: int, *, everywhere: bool) -> float:
         """Rate by how much more often other objects are named after their ground.
@@ -233,7 +233,8 @@ class DriftRule:
         Returns:
             The severity; above 1 the background is shown to matter.
         """
-        return max(0.0, pull) / ((WHOLE_PULL if everywhere else PROMPT_PULL) + PULL_FEW / max(1, transplants))
+        tolerated = (WHOLE_PULL if everywhere else PROMPT_PULL) + PULL_FEW / max(1, transplants)
+        return max(0.0, pull) / (self._rate_factor * tolerated)
 
     def rate_contrast(self, now: float, before: float) -> float:
         """Rate by how much the mean contrast fell, above 1 if too far; 0 if there was none.
@@ -256,12 +257,18 @@ class DriftRule:
         """
         return KEPT_RECOGNITION * before / max(now, TINY)
 
-    def _rate_factor(self, exponent: float = RATE_EXPONENT) -> float:
-        return float((DEFAULT_RATE / self.false_alarm_rate) ** exponent)
+    @property
+    def _rate_factor(self) -> float:
+        return float((DEFAULT_RATE / self.false_alarm_rate) ** RATE_EXPONENT)
 
     def count_required(self, probes: int) -> int:
         """How many of ``probes`` probes must be flagged to make the evaluation an alarm."""
         return 1 if self.max_drift is not None else max(1, math.ceil(ALARM_SHARE * probes))
+
+
+def _growth(total: int) -> float:
+    """How much larger the largest gains of many probes are: the expected maximum of normal values grows with their log."""
+    return max(1.0, math.sqrt(math.log(total) / math.log(GAIN_PROBES)))
 
 
 def _percent(share: float) -> str:
