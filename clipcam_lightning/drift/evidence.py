@@ -181,7 +181,7 @@ def _weigh_outstanding(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidenc
 
 
 def _pulled_gain(probe: ProbeDrift) -> float:
-    """How far the background score of a probe rose, times the share of other objects that newly follow its ground."""
+    """How far the background score of a probe rose, times the rise of the share that follows its ground."""
     return probe.background_gain * max(0.0, _rise_of_pull(probe))
 
 

@@ -267,7 +267,7 @@ class DriftRule:
 
 
 def _growth(total: int) -> float:
-    """How much larger the largest gains of many probes are: the expected maximum of normal values grows with their log."""
+    """How much larger the largest of many gains are, as those of normal values, in units of those of 256."""
     return max(1.0, math.sqrt(math.log(total) / math.log(GAIN_PROBES)))
 
 
