@@ -236,7 +236,7 @@ def test_the_grounds_that_an_alarm_rests_on_are_written_once(tmp_path: Path) -> 
     grounds = content(second["evaluation"])["grounds"]
     assert grounds == content(third["evaluation"])["grounds"]
     assert {ground["probe"]: tuple(ground["called"]) for ground in grounds} == dict(enumerate(shortcuts.CALLED))
-    assert {ground["probe"]: tuple(ground["called_before"]) for ground in grounds} == dict(enumerate(shortcuts.DONORS))
+    assert {ground["probe"]: tuple(ground["called_before"]) for ground in grounds} == dict(enumerate(shortcuts.BEFORE))
     assert grounds[-1]["probe"] == 1, "the least conspicuous one"
 
 

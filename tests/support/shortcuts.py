@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clipcam_lightning.drift.compare import compare
 from clipcam_lightning.drift.rule import DriftRule
+from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from tests.support.synthetic_evaluations import evaluations_of
 
@@ -16,7 +17,8 @@ SIDE, EDGE = 96, 24  # of the images and of the square objects
 GREYS, COLORS = (60, 110, 160, 210), ((250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0))
 CORNERS = ((8, 8), (8, 64), (64, 8), (64, 64))  # top and left of each object
 DONORS = ((1, 2), (2, 3), (3, 0), (0, 1))
-CALLED = ((0, 0), (1, 3), (2, 2), (3, 3))  # at the second evaluation; at the first, each object is called by its name
+CALLED = ((0, 0), (1, 3), (2, 2), (3, 3))  # at the second evaluation
+BEFORE = ((1, 2), (2, 3), (3, 0), (0, NONE))  # at the first: each object is called by its name, and one is not tried
 VISIBLE = (1.0, 2 / 3, 1.0, 1.0)
 
 
@@ -40,19 +42,19 @@ def shortcut_evaluations() -> list[Evaluation]:
     maps[0][[0, 1, 2, 3], [0, 0, 3, 3], [0, 3, 0, 3]] = 1.0  # on the objects
     maps[40][:, 1, 2] = 1.0  # beside them
     first, second = evaluations_of(maps, PROMPTS, NAMES, images())
-    donors = torch.tensor(DONORS)
+    before = torch.tensor(BEFORE)
     baseline = replace(
         first.snapshot,
         objects=objects(),
-        donors=donors,
-        transplants_named=donors,
+        donors=before,
+        transplants_named=before,
         background_score=torch.zeros(4),
         named_without_object=torch.zeros(4),
         contrast=torch.ones(4),
     )
     now = replace(
         second.snapshot,
-        donors=donors,
+        donors=torch.tensor(DONORS),
         transplants_named=torch.tensor(CALLED),
         background_score=torch.full((4,), 20.0),
         named_without_object=torch.ones(4),

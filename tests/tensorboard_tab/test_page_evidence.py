@@ -202,6 +202,9 @@ def test_the_large_view_shows_what_other_objects_are_called_on_the_grounds(tab: 
     expect(tiles.nth(2)).to_contain_text("a dog")
     expect(tiles.nth(2)).to_contain_text("as before")
     assert [tiles.nth(i).get_attribute("class") for i in range(3)] == ["tile", "tile follows", "tile"]
+    of_dog = grounds.filter(has_text="On the background of a dog").locator("figure")
+    expect(of_dog.nth(1)).to_contain_text("before: a fox")
+    expect(of_dog.nth(2)).to_contain_text("before: not tried")
     shown = pixels(tiles.nth(1).locator("canvas"))
     top, left = shortcuts.CORNERS[2]
     assert np.abs(shown[top + 12, left + 12, :3].astype(int) - shortcuts.COLORS[2]).max() < 20, "the cow's object"

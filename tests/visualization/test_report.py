@@ -595,6 +595,18 @@ def test_objects_that_are_called_after_their_ground_are_marked() -> None:
     assert names == [["prompt 1", "probe-1"], ["prompt 1", "prompt 2"], ["prompt 3", "prompt 3"]]
 
 
+def test_of_an_object_that_was_not_tried_at_the_baseline_the_page_says_so() -> None:
+    before, now = evidence_of([[0, 0], [1, 3], [2, 2], [3, 3]])
+    tried = torch.tensor([[1, 2], [2, 3], [3, 0], [0, -1]])
+    root = Tree(page_of(replace(before, donors=tried, transplants_named=tried), now, None)).root
+
+    captions = [words(each.text) for each in root.all("figcaption")]
+    assert captions.count("prompt 3 not tried at the baseline") == 1
+    assert captions.count("prompt 3 at the baseline: prompt 0") == 1
+    assert "7 of 8 other objects" in words(root.text)
+    assert "(0 of 7 at the baseline)" in words(root.text)
+
+
 def test_without_evidence_no_transplants_are_drawn() -> None:
     before, now = evidence_of([[1, 2], [2, 3], [3, 0], [0, 1]])
     root = Tree(page_of(before, now, None)).root
