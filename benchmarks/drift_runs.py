@@ -71,7 +71,7 @@ class Run:
 
 
 def run(finetune: FineTune, folder: Path) -> Run:
-    """Fine-tune and observe, unless that is already done, and score what was observed.
+    """Fine-tune and observe, unless that is already done, and score all that was observed.
 
     Args:
         finetune: what to run.
@@ -80,7 +80,8 @@ def run(finetune: FineTune, folder: Path) -> Run:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     uses = fine_tune(finetune, folder)
-    observed = {probes: observe(finetune, folder, probes) for probes in probes_of(finetune)}
+    watching = [each for each in PROBES if each in probes_of(finetune) or is_observed(finetune, folder, [each])]
+    observed = {probes: observe(finetune, folder, probes) for probes in watching}
     start, *later = observed[USUAL].accuracy()
     scores = {str(probes): score(each, plain=probes == USUAL) for probes, each in observed.items()}
     broken = min(later) <= max(BROKEN * start, CHANCES / finetune.settings.classes)

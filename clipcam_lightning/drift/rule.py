@@ -24,7 +24,7 @@ PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
 GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 3.8, 200.0, 256  # of more probes than these, the largest gains are larger
 PULLED_LIMIT, PULLED_FEW = 1.6, 100.0  # of the three that pull most, each times the share that follows
-DEFAULT_RATE, MAX_RATE, RATE_EXPONENT = 0.01, 0.2, 0.22
+DEFAULT_RATE, MAX_RATE, RATE_EXPONENT, GAIN_EXPONENT = 0.01, 0.2, 0.3, 0.1
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
 MIN_RECOGNITION = 0.2  # Cohen's kappa of objects on other grounds, of a model that tells the prompts apart
@@ -52,9 +52,9 @@ class DriftRule:
       ``1.6 + 100 / n ** 2``. Above these limits it is *shown* that the background makes the model choose the prompt.
       With six objects or more, a rise of less than half of that withdraws the suspicion in proportion.
 
-    Either is an alarm. These limits aim at a false alarm rate of 1 %; other rates scale all of them by
-    ``(0.01 / rate) ** 0.22``. Beyond 256 probes those of the probes that stand out grow by
-    ``sqrt(log(n) / log(256))``.
+    Either is an alarm. These limits aim at a false alarm rate of 1 %; other rates scale them by
+    ``(0.01 / rate) ** 0.3``, and the third one by ``(0.01 / rate) ** 0.1``. Beyond 256 probes those of the probes that
+    stand out grow by ``sqrt(log(n) / log(256))``.
 
     A probe is flagged if its own gain is above 1.5, its image without the object is closest to its own prompt, and its
     map moved visibly: beyond its noise floor and by a drift of at least 0.1.
@@ -191,12 +191,12 @@ class DriftRule:
         Returns:
             The severity; above 1 is an alarm.
         """
-        return sum(gains) / math.sqrt(len(gains)) / (self._rate_factor * (PROMPT_LIMIT + PROMPT_FEW / total**2))
+        return sum(gains) / math.sqrt(len(gains)) / (self._rate_factor() * (PROMPT_LIMIT + PROMPT_FEW / total**2))
 
     def rate_whole_background(self, gains: Sequence[float]) -> float:
         """Rate the gains of the background over all probes; above 1 is an alarm."""
         total = len(gains)
-        return sum(gains) / math.sqrt(total) / (self._rate_factor * (SET_LIMIT + SET_FEW / total**2))
+        return sum(gains) / math.sqrt(total) / (self._rate_factor() * (SET_LIMIT + SET_FEW / total**2))
 
     def rate_gain(self, gain: float, total: int) -> float:
         """Rate the gain of the background of a probe, or the mean of the three that stand out most.
@@ -208,7 +208,8 @@ class DriftRule:
         Returns:
             The severity; above 1 for the mean of the three is an alarm.
         """
-        return gain / (self._rate_factor * (_growth(total) * GAIN_LIMIT + GAIN_FEW / total**2))
+        # The largest of many gains differ little between evaluations: their limit depends less on the rate.
+        return gain / (self._rate_factor(GAIN_EXPONENT) * (_growth(total) * GAIN_LIMIT + GAIN_FEW / total**2))
 
     def rate_pulled_gain(self, gain: float, total: int) -> float:
         """Rate the mean gain of the three backgrounds that pull most, each times its pull.
@@ -220,7 +221,7 @@ class DriftRule:
         Returns:
             The severity; above 1 the backgrounds are shown to matter.
         """
-        return gain / (self._rate_factor * (_growth(total) * PULLED_LIMIT + PULLED_FEW / total**2))
+        return gain / (self._rate_factor() * (_growth(total) * PULLED_LIMIT + PULLED_FEW / total**2))
 
     def rate_pull(self, pull: float, transplants: int, *, everywhere: bool) -> float:
         """Rate by how much more often other objects are named after their ground.
@@ -234,7 +235,7 @@ class DriftRule:
             The severity; above 1 the background is shown to matter.
         """
         tolerated = (WHOLE_PULL if everywhere else PROMPT_PULL) + PULL_FEW / max(1, transplants)
-        return max(0.0, pull) / (self._rate_factor * tolerated)
+        return max(0.0, pull) / (self._rate_factor() * tolerated)
 
     def rate_contrast(self, now: float, before: float) -> float:
         """Rate by how much the mean contrast fell, above 1 if too far; 0 if there was none.
@@ -257,9 +258,8 @@ class DriftRule:
         """
         return KEPT_RECOGNITION * before / max(now, TINY)
 
-    @property
-    def _rate_factor(self) -> float:
-        return float((DEFAULT_RATE / self.false_alarm_rate) ** RATE_EXPONENT)
+    def _rate_factor(self, exponent: float = RATE_EXPONENT) -> float:
+        return float((DEFAULT_RATE / self.false_alarm_rate) ** exponent)
 
     def count_required(self, probes: int) -> int:
         """How many of ``probes`` probes must be flagged to make the evaluation an alarm."""

@@ -530,7 +530,7 @@ def test_all_probes_beyond_the_limit_stand_out_and_three_are_named() -> None:
     )
 
 
-def test_the_limit_of_the_largest_gains_grows_with_the_number_of_probes_and_with_a_smaller_rate() -> None:
+def test_the_limit_of_the_largest_gains_grows_with_the_number_of_probes_and_little_with_a_smaller_rate() -> None:
     severities = {
         (count, rate): DriftRule(false_alarm_rate=rate).rate_gain(1.0, count)
         for count in (256, 10_000)
@@ -539,7 +539,7 @@ def test_the_limit_of_the_largest_gains_grows_with_the_number_of_probes_and_with
 
     growth = math.sqrt(math.log(10_000) / math.log(256))
     assert severities[256, 0.01] / severities[10_000, 0.01] == pytest.approx(growth, rel=1e-3)
-    assert severities[256, 0.05] / severities[256, 0.01] == pytest.approx(5**0.22)
+    assert severities[256, 0.05] / severities[256, 0.01] == pytest.approx(5**0.1)
     torch.manual_seed(0)
     noise = torch.randn(200, 10_000).topk(3, dim=1).values.mean(1)
     assert max(DriftRule().rate_gain(float(gain), 10_000) for gain in noise) < 1
@@ -598,7 +598,7 @@ def test_a_larger_false_alarm_rate_lowers_the_limits() -> None:
     severities = [compare(before, now, DriftRule(false_alarm_rate=rate)).severity for rate in (0.001, 0.01, 0.05, 0.2)]
 
     assert severities == sorted(severities)
-    assert severities[2] / severities[1] == pytest.approx(5**0.22)
+    assert severities[2] / severities[1] == pytest.approx(5**0.3)
 
 
 def few_with_transplants(gains: Sequence[float], followed: Sequence[int]) -> tuple[Snapshot, Snapshot]:
