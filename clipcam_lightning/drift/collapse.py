@@ -9,8 +9,6 @@ from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.rule import MIN_RECOGNITION, TINY, DriftRule
 from clipcam_lightning.drift.transplants import Transplants
 
-SUSPICION = 0.5  # severity of the contrast above which the model is asked for objects on other grounds
-
 
 @dataclass(frozen=True)
 class Collapse:
@@ -46,8 +44,8 @@ class Collapse:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the contrast fell enough to try objects on other grounds."""
-        return self.contrast_severity > SUSPICION
+        """Whether the contrast fell enough to try objects on other grounds, without which there is no alarm."""
+        return self.contrast_severity > 1
 
     def __str__(self) -> str:
         contrast = (

@@ -61,8 +61,8 @@ class DriftRule:
 
     An evaluation is also an alarm if the model collapsed, or if at least half of the maps became degenerate. It
     collapsed if two things hold: the mean similarity of images to their own prompts exceeds that of other images
-    without objects by less than 20 % of what it did at the baseline (from 33 % on, objects are put on other
-    backgrounds); and it recognizes these objects, in Cohen's kappa, less than a quarter as well.
+    without objects by less than 20 % of what it did at the baseline; and it recognizes objects on other backgrounds,
+    in Cohen's kappa, less than a quarter as well.
 
     Where the background is not known, since fewer than three probes have another prompt, it is an alarm if at least
     half of the maps are flagged for one of these reasons:

@@ -846,6 +846,8 @@ def test_a_model_that_still_recognizes_the_objects_has_not_collapsed_however_clo
     unknown = compare(before, replace(now, donors=None, transplants_named=None))
     assert not unknown.alarm
     assert unknown.suspicious, "other objects are worth a try"
+    before, now = with_contrast(0.24, AFTER_OBJECT)
+    assert not compare(before, replace(now, donors=None, transplants_named=None)).suspicious
 
 
 @pytest.mark.parametrize(("recognized", "alarm"), [(11, False), (10, True)])
