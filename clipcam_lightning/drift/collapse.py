@@ -9,6 +9,8 @@ from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.rule import MIN_RECOGNITION, TINY, DriftRule
 from clipcam_lightning.drift.transplants import Transplants
 
+ERRORS = 3  # standard errors of random answers, that a model must exceed which tells the prompts apart
+
 
 @dataclass(frozen=True)
 class Collapse:
@@ -68,12 +70,16 @@ def weigh_collapse(probes: Sequence[ProbeDrift], rule: DriftRule) -> Collapse | 
         rule: how much is tolerated.
 
     Returns:
-        ``None`` if the model did not tell the prompts apart at the baseline, or it is not known whether it did.
+        ``None`` if the model did not tell the prompts apart at the baseline, or if so few objects were tried that its
+        answers may have been right by chance.
     """
     known = [probe for probe in probes if math.isfinite(probe.contrast_change)]
     before = [probe.transplants_before for probe in known if probe.transplants_before.count]
     now = [probe.transplants for probe in known if probe.transplants.count]
-    if not before or (kappa_before := _cohens_kappa(before)) < MIN_RECOGNITION:
+    if not before:
+        return None
+    kappa_before, error = _cohens_kappa(before)
+    if kappa_before < max(MIN_RECOGNITION, ERRORS * error):
         return None
     contrast = fmean(probe.contrast for probe in known)
     contrast_before = contrast - fmean(probe.contrast_change for probe in known)
@@ -85,11 +91,13 @@ def weigh_collapse(probes: Sequence[ProbeDrift], rule: DriftRule) -> Collapse | 
         transplants=sum(each.count for each in now),
         recognized_before=sum(each.recognized for each in before),
         transplants_before=sum(each.count for each in before),
-        recognition_severity=rule.rate_recognition(_cohens_kappa(now), kappa_before) if now else math.nan,
+        recognition_severity=rule.rate_recognition(_cohens_kappa(now)[0], kappa_before) if now else math.nan,
     )
 
 
-def _cohens_kappa(transplants: Sequence[Transplants]) -> float:
-    recognized = sum(each.recognized for each in transplants) / sum(each.count for each in transplants)
-    chance = transplants[0].chance
-    return (recognized - chance) / max(1 - chance, TINY)
+def _cohens_kappa(transplants: Sequence[Transplants]) -> tuple[float, float]:
+    """Compute Cohen's kappa of objects and what they are called, and the standard error of that of random answers."""
+    count, chance = sum(each.count for each in transplants), transplants[0].chance
+    recognized = sum(each.recognized for each in transplants) / count
+    beyond = max(1 - chance, TINY)
+    return (recognized - chance) / beyond, math.sqrt(chance / (beyond * count))

@@ -62,7 +62,8 @@ class DriftRule:
     An evaluation is also an alarm if the model collapsed, or if at least half of the maps became degenerate. It
     collapsed if two things hold: the mean similarity of images to their own prompts exceeds that of other images
     without objects by less than 20 % of what it did at the baseline; and it recognizes objects on other backgrounds,
-    in Cohen's kappa, less than a quarter as well.
+    in Cohen's kappa, less than a quarter as well. At the baseline, the kappa must be at least 0.2 and three standard
+    errors of random answers.
 
     Where the background is not known, since fewer than three probes have another prompt, it is an alarm if at least
     half of the maps are flagged for one of these reasons:

@@ -868,6 +868,21 @@ def test_a_model_has_collapsed_if_it_recognizes_less_than_a_quarter_as_well_beyo
     assert compare(before, now).alarm is alarm
 
 
+def test_a_model_that_was_right_with_few_objects_by_chance_cannot_collapse() -> None:
+    donors = torch.tensor([[1, 2], [2, 0], [0, 1]])
+    before, now = with_background([0.0] * 3, [0.0] * 3, "abc", [0] * 3)
+    contrast = torch.full((3,), 0.3)
+    four_of_six = torch.tensor([[1, 2], [2, 0], [2, 2]])
+
+    report = compare(
+        replace(before, contrast=contrast, donors=donors, transplants_named=four_of_six),
+        replace(now, contrast=0 * contrast, donors=donors, transplants_named=donors.flip(1)),
+    )
+
+    assert report.collapse is None
+    assert not report.alarm
+
+
 def test_a_model_that_calls_everything_by_the_most_frequent_prompt_has_collapsed() -> None:
     prompts = "a" * 10 + "bcdefghij"
     of_a, others = range(10), range(10, 19)
