@@ -12,6 +12,7 @@ from torch import Tensor
 from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
 from clipcam_lightning.analysis.interventions import fill_regions
 from clipcam_lightning.drift.snapshot import Snapshot
+from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.monitoring.background import MIN_SPREAD, find_objects, observe_background, score_background
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
@@ -134,7 +135,9 @@ def test_maps_are_trusted_where_they_are_on_the_objects(clip: ClipModel, masks: 
     assert shifted.mean() < 0.4
 
 
-def test_a_background_that_begins_to_tell_the_prompt_is_an_alarm(clip: ClipModel) -> None:
+def test_a_background_that_begins_to_tell_the_prompt_is_an_alarm_unless_other_objects_keep_their_names(
+    clip: ClipModel,
+) -> None:
     """The trained model is the same: what its background says is set by hand, in one of the later evaluations."""
     monitor = Monitor(probe_set(draw_scenes(COUNT, seed=5)))
     monitor.evaluate(LocalExplainer(clip), step=0, epoch=0)
@@ -147,13 +150,19 @@ def test_a_background_that_begins_to_tell_the_prompt_is_an_alarm(clip: ClipModel
 
     assert baseline.named_without_object is not None
     assert baseline.named_without_object.any()
-    monitor.baseline = replace(
+    before = replace(
         baseline,
         background_score=baseline.background_score - 20,
         named_without_object=torch.zeros_like(baseline.named_without_object),
     )
+    monitor.baseline = before
     monitor.evaluate(LocalExplainer(clip), step=2, epoch=0)
+    assert not monitor.last.report.alarm
 
+    assert baseline.donors is not None
+    untried = torch.full_like(baseline.donors, NONE)
+    monitor.baseline = replace(before, donors=untried, transplants_named=untried)
+    monitor.evaluate(LocalExplainer(clip), step=3, epoch=0)
     assert monitor.last.report.alarm
     assert "without the object" in str(monitor.last.report)
 
