@@ -67,9 +67,7 @@ class Observations:
         snapshots = []
         for epoch, maps in enumerate(self.maps):
             similarity = self.cosines[epoch].gather(1, self.classes[:, None])[:, 0]
-            background = score_background(
-                self.without_object[by, epoch][:, present], similarity, classes, classes, images
-            )
+            background = score_background(self.without_object[by, epoch][:, present], classes, classes, images)
             donors = self.donors[by, epoch]
             named = self.transplants[by, epoch][..., self.classes].argmax(2).where(donors != NONE, NONE)
             snapshots.append(
@@ -81,9 +79,9 @@ class Observations:
                     names=names,
                     prompts=prompts,
                     info=_info(epoch),
+                    named=self.cosines[epoch][:, self.classes].argmax(1),
                     background_score=background.score,
                     named_without_object=background.named,
-                    contrast=background.contrast,
                     donors=donors,
                     transplants_named=named,
                 )

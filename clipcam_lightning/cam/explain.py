@@ -188,12 +188,14 @@ def explain_clip(
                         precision=settings.precision,
                         unread=unread,
                     )
-                    for raw, cosines in _compute_shifted(method, one, settings.shift):
-                        results.append((raw.flip(-1) if mirrored else raw, cosines))
+                    for raw, embedded in _compute_shifted(method, one, settings.shift):
+                        results.append((raw.flip(-1) if mirrored else raw, embedded))
                 maps = fuse_maps([raw for raw, _ in results], "mean")
-                parts.append((indices[chunk], maps, torch.stack([cosines for _, cosines in results]).mean(dim=0)))
+                embeddings = torch.stack([embedded for _, embedded in results]).mean(dim=0)
+                similarity = torch.einsum("be,bqe->bq", embeddings, own)[:, :count]
+                parts.append((indices[chunk], maps, similarity, embeddings))
         warn_of_unread_layers(unread, clip.tower)
-    maps, similarity, grids = concatenate_parts(parts)
+    maps, similarity, embeddings, grids = concatenate_parts(parts)
     return Explanation(
         maps=maps,
         similarity=similarity,
@@ -207,17 +209,18 @@ def explain_clip(
         score_scale=scale,
         grids=grids,
         precision=settings.precision,
+        embeddings=embeddings,
     )
 
 
 def _compute_shifted(method: Method, inputs: Pass, shift: bool) -> Iterator[Result]:
     """Compute the maps of a view, then with ``shift`` those of the view shifted by half a cell, put back in place."""
-    maps, similarity = compute_maps(method, inputs)
-    yield maps, similarity
+    maps, embeddings = compute_maps(method, inputs)
+    yield maps, embeddings
     if shift:
         half = half_a_cell(inputs.size, (maps.shape[-2], maps.shape[-1]))
-        maps, similarity = compute_maps(method, replace(inputs, images=shift_images(inputs.images, half)))
-        yield unshift_maps(maps, half, inputs.size), similarity
+        maps, embeddings = compute_maps(method, replace(inputs, images=shift_images(inputs.images, half)))
+        yield unshift_maps(maps, half, inputs.size), embeddings
 
 
 def _check_settings(method: Method, fuse: Fusion, checkpointing: bool) -> None:

@@ -1,5 +1,6 @@
 """The result of :func:`~clipcam_lightning.explain`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +46,8 @@ class Explanation(Shown):
         prompts: one tuple of ``p`` prompts per image; empty if they are unknown.
         images: what was explained, for drawing; ``None`` draws the maps alone. These are references: as long as the
             explanation lives, so do its images, unless ``dataclasses.replace(explanation, images=None)`` releases them.
+        embeddings: unit embeddings of the images, of several views their mean, on the model's device; ``None`` if
+            unknown.
 
     Example:
         >>> import torch
@@ -74,6 +77,7 @@ class Explanation(Shown):
     grids: tuple[tuple[int, int], ...] | None = None
     prompts: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
     images: ExplainedImages | None = field(default=None, repr=False)
+    embeddings: Float[Tensor, "n e"] | None = field(default=None, repr=False)
 
     __repr__ = short_repr
 
@@ -179,23 +183,23 @@ class Explanation(Shown):
 
 
 def concatenate_parts(
-    parts: list[tuple[list[int], Float[Tensor, "_b p _h _w"], Float[Tensor, "_b p"]]],
-) -> tuple[Float[Tensor, "n p h w"], Float[Tensor, "n p"], tuple[tuple[int, int], ...] | None]:
-    """Concatenate the maps and similarities of parts of the images, in the order of the images.
+    parts: Sequence[tuple[list[int], Float[Tensor, "_b p _h _w"], Float[Tensor, "_b p"], Float[Tensor, "_b e"]]],
+) -> tuple[Float[Tensor, "n p h w"], Float[Tensor, "n p"], Float[Tensor, "n e"], tuple[tuple[int, int], ...] | None]:
+    """Concatenate what parts of the images have, in the order of the images.
 
     Args:
-        parts: indices of the images of each part, their maps and their similarities.
+        parts: indices of the images of each part, their maps, similarities and embeddings.
 
     Returns:
-        Maps padded with NaN to the largest grid; similarities; the images' grids, or ``None`` if they are all equal.
+        Maps padded with NaN to the largest grid; similarities; embeddings; the images' grids, or ``None`` if they are
+        all equal.
     """
-    order = torch.tensor([index for indices, _, _ in parts for index in indices], device="cpu").argsort()
-    similarity = torch.cat([each for _, _, each in parts])
-    shapes = [(maps.shape[-2], maps.shape[-1]) for indices, maps, _ in parts for _ in indices]
+    indices, maps, similarities, embeddings = zip(*parts, strict=True)
+    order = torch.tensor([index for each in indices for index in each], device="cpu").argsort()
+    similarity, embedded = torch.cat(similarities)[order], torch.cat(embeddings)[order]
+    shapes = [(each.shape[-2], each.shape[-1]) for each in maps for _ in range(len(each))]
     if len(set(shapes)) == 1:
-        return torch.cat([maps for _, maps, _ in parts])[order], similarity[order], None
+        return torch.cat(maps)[order], similarity, embedded, None
     height, width = (max(sides) for sides in zip(*shapes, strict=True))
-    padded = [
-        F.pad(maps, (0, width - maps.shape[-1], 0, height - maps.shape[-2]), value=torch.nan) for _, maps, _ in parts
-    ]
-    return torch.cat(padded)[order], similarity[order], tuple(shapes[i] for i in order.tolist())
+    padded = [F.pad(each, (0, width - each.shape[-1], 0, height - each.shape[-2]), value=torch.nan) for each in maps]
+    return torch.cat(padded)[order], similarity, embedded, tuple(shapes[i] for i in order.tolist())

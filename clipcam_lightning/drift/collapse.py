@@ -1,15 +1,15 @@
 """Whether the model tells the prompts of the probes apart no longer."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from clipcam_lightning.drift.probe_drift import ProbeDrift
-from clipcam_lightning.drift.rule import MIN_RECOGNITION, TINY, DriftRule
-from clipcam_lightning.drift.transplants import Transplants
+from clipcam_lightning.drift.rule import MIN_RECOGNITION, DriftRule
 
 ERRORS = 3  # standard errors of random answers, that a model must exceed which tells the prompts apart
+TINY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -19,85 +19,59 @@ class Collapse:
     Printed, it is a sentence without full stop.
 
     Attributes:
-        contrast: mean similarity of the images to their prompts, beyond that of other images without objects, -2 to 2.
-        contrast_before: the same at the baseline.
-        contrast_severity: how far the contrast fell, in units of what the rule tolerates.
-        recognized: how many objects on the grounds of other probes are closest to their own prompts.
-        transplants: how many were tried; 0 without suspicion.
-        recognized_before: how many were recognized at the baseline.
-        transplants_before: how many were tried then.
-        recognition_severity: how far Cohen's kappa of these objects and what they are called fell, in units of what the
-            rule tolerates; NaN if none was tried now.
+        images: how many there are.
+        recognized: how many of them are closest to their own prompts.
+        recognized_before: how many were at the baseline.
+        severity: how far Cohen's kappa of their own and their closest prompts fell, in units of what the rule
+            tolerates; above 1 is an alarm.
     """
 
-    contrast: float
-    contrast_before: float
-    contrast_severity: float
+    images: int
     recognized: int
-    transplants: int
     recognized_before: int
-    transplants_before: int
-    recognition_severity: float
-
-    @property
-    def severity(self) -> float:
-        """How far the model is off; above 1 is an alarm. Neither contrast nor recognition alone makes it one."""
-        return min(self.contrast_severity, 1.0 if math.isnan(self.recognition_severity) else self.recognition_severity)
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether the contrast fell enough to try objects on other grounds, without which there is no alarm."""
-        return self.contrast_severity > 1
+    severity: float
 
     def __str__(self) -> str:
-        contrast = (
-            f"the similarities of images to their own prompts exceed those of other images without objects by "
-            f"{self.contrast:.3f} ({self.contrast_before:.3f} at the baseline)"
-        )
-        if not self.transplants:
-            return contrast
-        return (
-            f"the model recognizes {self.recognized} of {self.transplants} objects on other backgrounds "
-            f"({self.recognized_before} of {self.transplants_before} at the baseline), and {contrast}"
-        )
+        closest = "is closest to its own prompt" if self.recognized == 1 else "are closest to their own prompts"
+        return f"{self.recognized} of {self.images} images {closest} ({self.recognized_before} at the baseline)"
 
 
 def weigh_collapse(probes: Sequence[ProbeDrift], rule: DriftRule) -> Collapse | None:
     """Weigh whether the model tells the prompts apart no longer.
 
     Args:
-        probes: whose background is known.
+        probes: of an evaluation.
         rule: how much is tolerated.
 
     Returns:
-        ``None`` if the model did not tell the prompts apart at the baseline, or if so few objects were tried that its
+        ``None`` if the model did not tell the prompts apart at the baseline, or if there are so few images that its
         answers may have been right by chance.
     """
-    known = [probe for probe in probes if math.isfinite(probe.contrast_change)]
-    before = [probe.transplants_before for probe in known if probe.transplants_before.count]
-    now = [probe.transplants for probe in known if probe.transplants.count]
-    if not before:
-        return None
-    kappa_before, error = _cohens_kappa(before)
+    known = [probe for probe in probes if probe.closest_prompt and probe.closest_prompt_before]
+    own = [probe.prompt for probe in known]
+    now, before = ([getattr(probe, name) for probe in known] for name in ("closest_prompt", "closest_prompt_before"))
+    kappa_before, error = _cohens_kappa(own, before)
     if kappa_before < max(MIN_RECOGNITION, ERRORS * error):
         return None
-    contrast = fmean(probe.contrast for probe in known)
-    contrast_before = contrast - fmean(probe.contrast_change for probe in known)
     return Collapse(
-        contrast=contrast,
-        contrast_before=contrast_before,
-        contrast_severity=rule.rate_contrast(contrast, contrast_before),
-        recognized=sum(each.recognized for each in now),
-        transplants=sum(each.count for each in now),
-        recognized_before=sum(each.recognized for each in before),
-        transplants_before=sum(each.count for each in before),
-        recognition_severity=rule.rate_recognition(_cohens_kappa(now)[0], kappa_before) if now else math.nan,
+        images=len(known),
+        recognized=_count_equal(own, now),
+        recognized_before=_count_equal(own, before),
+        severity=rule.rate_recognition(_cohens_kappa(own, now)[0], kappa_before),
     )
 
 
-def _cohens_kappa(transplants: Sequence[Transplants]) -> tuple[float, float]:
-    """Compute Cohen's kappa of objects and what they are called, and the standard error of that of random answers."""
-    count, chance = sum(each.count for each in transplants), transplants[0].chance
-    recognized = sum(each.recognized for each in transplants) / count
+def _cohens_kappa(own: Sequence[str], closest: Sequence[str]) -> tuple[float, float]:
+    """Compute Cohen's kappa of the own and the closest prompts, and the standard error of that of random answers.
+
+    Cohen, "A coefficient of agreement for nominal scales", 1960: equation 1, and its standard error if kappa is 0.
+    """
+    count = max(1, len(own))
+    answers = Counter(closest)
+    chance = sum(each * answers[prompt] for prompt, each in Counter(own).items()) / count**2
     beyond = max(1 - chance, TINY)
-    return (recognized - chance) / beyond, math.sqrt(chance / (beyond * count))
+    return (_count_equal(own, closest) / count - chance) / beyond, math.sqrt(chance / (beyond * count))
+
+
+def _count_equal(own: Sequence[str], closest: Sequence[str]) -> int:
+    return sum(map(str.__eq__, own, closest))

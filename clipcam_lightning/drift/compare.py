@@ -16,7 +16,7 @@ from clipcam_lightning.drift.transplants import count_transplants
 from clipcam_lightning.errors import IncomparableError
 
 COVERED = ("covered_loss", "control_loss")
-BACKGROUND = ("background_score", "named_without_object", "contrast")
+BACKGROUND = ("background_score", "named_without_object")
 MIN_NOISE_FLOOR = 0.01  # a smaller noise floor counts as this one
 
 
@@ -65,11 +65,12 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
     shared = metrics.shared_gain(baseline.maps, snapshot.maps, _number_images(baseline))
     concentration = metrics.concentration(baseline.maps, snapshot.maps)
     unknown = torch.full_like(drift, torch.nan)
-    score, named, contrast = (_or_unknown(getattr(snapshot, name), unknown) for name in BACKGROUND)
-    score_before, named_before, contrast_before = (_or_unknown(getattr(baseline, name), unknown) for name in BACKGROUND)
+    score, named = (_or_unknown(getattr(snapshot, name), unknown) for name in BACKGROUND)
+    score_before, named_before = (_or_unknown(getattr(baseline, name), unknown) for name in BACKGROUND)
     covered_loss, control_loss = (
         _or_unknown(getattr(snapshot, name), unknown).where(drift >= MIN_DRIFT, torch.nan) for name in COVERED
     )
+    closest, closest_before = snapshot.closest_prompts, baseline.closest_prompts
     transplants, transplants_before = map(count_transplants, (snapshot, baseline))
     floor = unknown if baseline.noise_floor is None else baseline.noise_floor.clamp_min(MIN_NOISE_FLOOR)
     probes = []
@@ -98,8 +99,8 @@ def compare(baseline: Snapshot, snapshot: Snapshot, rule: DriftRule | None = Non
             background_gain=float(score[i] - score_before[i]),
             named_without_object=float(named[i]),
             named_before=float(named_before[i]),
-            contrast=float(contrast[i]),
-            contrast_change=float(contrast[i] - contrast_before[i]),
+            closest_prompt=closest[i],
+            closest_prompt_before=closest_before[i],
             transplants=transplants[i],
             transplants_before=transplants_before[i],
             covered_loss=float(covered_loss[i]),

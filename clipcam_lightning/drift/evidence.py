@@ -9,7 +9,7 @@ from statistics import fmean
 from clipcam_lightning.drift.probe_drift import ProbeDrift, format_loss
 from clipcam_lightning.drift.rule import DriftRule
 
-SUSPICION = 0.5  # severity of a background's gain above which more is tried: other objects on it, covered places
+SUSPICION = 0.7  # severity of a background's gain above which more is tried: other objects on it, covered places
 OUTSTANDING_SUSPICION = 0.75  # the same of the probes that stand out, of which there are always some
 MIN_TRANSPLANTS = 6  # of which a pull is needed to withdraw a suspicion: fewer prove nothing
 MIN_PULL = 0.5  # severity of the pull below which so many other objects speak against a shortcut

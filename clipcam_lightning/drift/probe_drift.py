@@ -38,9 +38,8 @@ class ProbeDrift:
         named_without_object: 1 if the image without its object is closer to its own prompt than to those of the other
             probes, else 0; NaN if unknown.
         named_before: the same at the baseline.
-        contrast: similarity of the image to its prompt minus the mean similarity to it of the other images without
-            their objects, -2 to 2; NaN if unknown.
-        contrast_change: now minus baseline; NaN if unknown.
+        closest_prompt: the prompt of the probes that the whole image is closest to; empty if unknown.
+        closest_prompt_before: the same at the baseline.
         transplants: what the model calls other objects on the ground of this image; nothing is counted without
             suspicion.
         transplants_before: the same at the baseline.
@@ -82,8 +81,8 @@ class ProbeDrift:
     background_gain: float
     named_without_object: float
     named_before: float
-    contrast: float
-    contrast_change: float
+    closest_prompt: str
+    closest_prompt_before: str
     transplants: Transplants
     transplants_before: Transplants
     covered_loss: float

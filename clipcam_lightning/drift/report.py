@@ -100,7 +100,7 @@ class DriftReport:
     @cached_property
     def collapse(self) -> Collapse | None:
         """How much less the model tells the prompts apart; ``None`` if that is unknown."""
-        return None if self.rule.max_drift is not None else weigh_collapse(self._with_known_background, self.rule)
+        return None if self.rule.max_drift is not None else weigh_collapse(self.probes, self.rule)
 
     @property
     def _has_collapsed(self) -> bool:
@@ -109,8 +109,7 @@ class DriftReport:
     @property
     def suspicious(self) -> bool:
         """Whether a closer look is worth it: other objects on the backgrounds, and covered places."""
-        collapsing = self.collapse is not None and self.collapse.suspicious
-        return collapsing or any(each.suspicious for each in self._weighed)
+        return any(each.suspicious for each in self._weighed)
 
     @cached_property
     def _with_known_background(self) -> list[ProbeDrift]:

@@ -27,8 +27,8 @@ PULLED_LIMIT, PULLED_FEW = 1.6, 100.0  # of the three that pull most, each times
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT, GAIN_EXPONENT = 0.01, 0.2, 0.3, 0.1
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
-MIN_RECOGNITION = 0.2  # Cohen's kappa of objects on other grounds, of a model that tells the prompts apart
-MIN_CONTRAST, KEPT_RECOGNITION = 0.2, 1 / 4  # of the baseline's; below both the model has collapsed
+MIN_RECOGNITION = 0.2  # Cohen's kappa of images and closest prompts, of a model that tells the prompts apart
+KEPT_RECOGNITION = 0.2  # of that of the baseline; below it the model has collapsed
 MIN_DRIFT = 0.1  # of a flagged probe: below it nobody would see a difference between the maps
 
 
@@ -60,9 +60,8 @@ class DriftRule:
     map moved visibly: beyond its noise floor and by a drift of at least 0.1.
 
     An evaluation is also an alarm if the model collapsed, or if at least half of the maps became degenerate. It
-    collapsed if two things hold: the mean similarity of images to their own prompts exceeds that of other images
-    without objects by less than 20 % of what it did at the baseline; and it recognizes objects on other backgrounds,
-    in Cohen's kappa, less than a quarter as well. At the baseline, the kappa must be at least 0.2 and three standard
+    collapsed if it recognizes the images less than 20 % as well as at the baseline: in Cohen's kappa of their own
+    prompts and those that they are closest to. At the baseline, the kappa must be at least 0.2 and three standard
     errors of random answers.
 
     Where the background is not known, since fewer than three probes have another prompt, it is an alarm if at least
@@ -124,8 +123,8 @@ class DriftRule:
             "objects of other probes on the same backgrounds speak against it",
             "objects of other probes, put on the backgrounds of a prompt, on all, or on those that stand out, are "
             "called after the background more often than at the baseline",
-            f"the model tells the prompts apart less than {_percent(MIN_CONTRAST)} as well as at the baseline, and "
-            f"recognizes objects on other backgrounds, beyond chance, less than {_percent(KEPT_RECOGNITION)} as well",
+            f"the model recognizes the images, beyond chance, less than {_percent(KEPT_RECOGNITION)} as well as at the "
+            "baseline",
             "at least half of the maps became degenerate",
             "the background could not be tested, and at least half of the maps moved beyond their noise floor in one "
             f"of these ways: they drifted by more than {MAX_DRIFT:g}, over {_percent(MAX_SHARED_GAIN)} of their mass "
@@ -238,26 +237,14 @@ class DriftRule:
         tolerated = (WHOLE_PULL if everywhere else PROMPT_PULL) + PULL_FEW / max(1, transplants)
         return max(0.0, pull) / (self._rate_factor() * tolerated)
 
-    def rate_contrast(self, now: float, before: float) -> float:
-        """Rate by how much the mean contrast fell, above 1 if too far; 0 if there was none.
-
-        Args:
-            now: mean contrast, as in :class:`~clipcam_lightning.drift.probe_drift.ProbeDrift`.
-            before: the same at the baseline.
-        """
-        if before <= 0:
-            return 0.0
-        lost = before / max(now, TINY * before) - 1
-        return max(0.0, lost * MIN_CONTRAST / (1 - MIN_CONTRAST))
-
     def rate_recognition(self, now: float, before: float) -> float:
-        """Rate by how much Cohen's kappa of the objects on other grounds and of their names fell, above 1 if too far.
+        """Rate by how much Cohen's kappa of the images' own and closest prompts fell, above 1 if too far.
 
         Args:
-            now: the kappa, -1 to 1: 1 if all objects are recognized, 0 if as many as by chance.
-            before: the same at the baseline.
+            now: the kappa, -1 to 1: 1 if all images are recognized, 0 if as many as by chance.
+            before: the same at the baseline, above 0.
         """
-        return KEPT_RECOGNITION * before / max(now, TINY)
+        return max(0.0, (1 - now / before) / (1 - KEPT_RECOGNITION))
 
     def _rate_factor(self, exponent: float = RATE_EXPONENT) -> float:
         return float((DEFAULT_RATE / self.false_alarm_rate) ** exponent)

@@ -26,12 +26,12 @@ from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 KIND = "snapshot"
 TRUSTED = 0.5  # share of the maps that are on their objects, if maps alone may raise an alarm
 OPTIONAL_VALUES = (
-    "noise_floor", "background_score", "named_without_object", "contrast", "map_agrees", "covered_loss", "control_loss",
+    "noise_floor", "background_score", "named_without_object", "map_agrees", "covered_loss", "control_loss",
 )  # fmt: skip
 """Names of tensors with one value per probe."""
 PACKED = ("images", "image_sizes", "objects", "objects_size")
-OPTIONAL_NUMBERS = ("donors", "transplants_named")
-"""Names of tensors with several numbers of probes per probe."""
+OPTIONAL_NUMBERS = ("named", "donors", "transplants_named")
+"""Names of tensors with one or several numbers of probes per probe."""
 OF_BASELINES = ("noise_floor", "images", "objects", "map_agrees", "donors", "transplants_named")
 """Attributes that later evaluations take from the first baseline of a run."""
 
@@ -102,6 +102,7 @@ class Snapshot(Shown):
         names: of the probes.
         prompts: of the probes.
         info: how the maps were made.
+        named: for each image the number of a probe to whose prompt it is closest; ``None`` if unknown.
         noise_floor: mean drift of each probe's map under changes that do not matter, 0 to 2; NaN where unknown,
             ``None`` if it was not measured. Of more than 8 probes 8 are measured, the others have their median.
         images: input of the model for each probe, as JPEG files; empty if another snapshot of the run has them.
@@ -110,8 +111,6 @@ class Snapshot(Shown):
             it was not measured.
         named_without_object: 1 if an image without its object is closer to its own prompt than to those of the other
             probes, else 0; NaN and ``None`` as above.
-        contrast: similarity of the image to its prompt minus the mean similarity to it of the other images without
-            their objects, -2 to 2; NaN and ``None`` as above.
         donors: numbers of the probes whose objects were put on the ground of each probe, which has lost its own; -1 for
             none, ``None`` if that was not done.
         transplants_named: for each of these images the number of a probe to whose prompt it is closest; -1 for none.
@@ -147,11 +146,11 @@ class Snapshot(Shown):
     names: tuple[str, ...]
     prompts: tuple[str, ...]
     info: SnapshotInfo
+    named: Int[Tensor, "n"] | None = None
     noise_floor: Float[Tensor, "n"] | None = None
     images: tuple[bytes, ...] = ()
     background_score: Float[Tensor, "n"] | None = None
     named_without_object: Float[Tensor, "n"] | None = None
-    contrast: Float[Tensor, "n"] | None = None
     donors: Int[Tensor, "n k"] | None = None
     transplants_named: Int[Tensor, "n k"] | None = None
     covered_loss: Float[Tensor, "n"] | None = None
@@ -165,6 +164,11 @@ class Snapshot(Shown):
     def states(self) -> tuple[MapState, ...]:
         """Whether each map carries information, and if not, why."""
         return tuple(map(map_state, self.maps))
+
+    @property
+    def closest_prompts(self) -> tuple[str, ...]:
+        """The prompt of the probes that each image is closest to; all empty if they are unknown."""
+        return ("",) * len(self.names) if self.named is None else tuple(self.prompts[i] for i in self.named.tolist())
 
     @property
     def has_trusted_maps(self) -> bool:
@@ -284,7 +288,8 @@ class Snapshot(Shown):
         objects = _unpack(tensors["objects"], tensors["objects_size"]) if "objects" in tensors else None
         snapshot = cls(**values, names=names, prompts=prompts, info=info, images=images, objects=objects)
         count, maps = len(names), values.pop("maps")
-        numbers = [values.pop(name) for name in OPTIONAL_NUMBERS if name in values]
+        numbers = {name: values.pop(name) for name in OPTIONAL_NUMBERS if name in values}
+        one, several = numbers.pop("named", None), [*numbers.values()]
         if (
             maps.ndim != 3
             or not maps.numel()
@@ -293,8 +298,10 @@ class Snapshot(Shown):
             or any(value.dtype != torch.float32 for value in (maps, *values.values()))
             or len(images) not in (0, count)
             or (objects is not None and len(objects) != count)
-            or any(each.ndim != 2 or len(each) != count or each.dtype != torch.int64 for each in numbers)
-            or any(each.shape != numbers[0].shape or ((each < -1) | (each >= count)).any() for each in numbers)
+            or any(each.ndim != 2 or len(each) != count or each.dtype != torch.int64 for each in several)
+            or any(each.shape != several[0].shape or ((each < -1) | (each >= count)).any() for each in several)
+            or (one is not None and (one.shape != (count,) or one.dtype != torch.int64))
+            or (one is not None and ((one < 0) | (one >= count)).any())
         ):
             raise ValueError(
                 "lengths, dtypes or values of names, prompts, maps, metrics, objects, donors and images do not match"

@@ -15,17 +15,12 @@ class Transplants:
     Attributes:
         count: of these images.
         named: how many are closest to the prompt of their ground.
-        recognized: how many are closest to the prompt of their object.
         elsewhere: the share of images with other grounds *and* other objects that are closest to it, 0 to 1.
-        chance: the share of all images of all grounds that were recognized if the answers had nothing to do with the
-            objects, 0 to 1.
     """
 
     count: int = 0
     named: int = 0
-    recognized: int = 0
     elsewhere: float = 0.0
-    chance: float = 0.0
 
     @property
     def pull(self) -> float:
@@ -48,21 +43,18 @@ def count_transplants(snapshot: Snapshot) -> list[Transplants]:
         for donor, named in zip(*pairs, strict=True)
         if donor != NONE
     ]
-    own: dict[int, list[tuple[bool, bool]]] = {ground: [] for ground in range(len(prompts))}
+    counts, named_own = Counter[int](), Counter[int]()
     with_prompt, named_elsewhere = Counter[str](), Counter[str]()
     for ground, of_ground, of_object, named in images:
-        own[ground].append((named == of_ground, named == of_object))
+        counts[ground] += 1
+        named_own[ground] += named == of_ground
         with_prompt.update((of_ground, of_object))
         named_elsewhere[named] += named not in (of_ground, of_object)
-    answers, objects = (Counter(image[column] for image in images) for column in (3, 2))
-    chance = sum(answers[prompt] * count for prompt, count in objects.items()) / max(1, len(images)) ** 2
     return [
         Transplants(
-            count=len(own[i]),
-            named=sum(by_ground for by_ground, _ in own[i]),
-            recognized=sum(by_object for _, by_object in own[i]),
+            count=counts[i],
+            named=named_own[i],
             elsewhere=named_elsewhere[prompt] / max(1, len(images) - with_prompt[prompt]),
-            chance=chance,
         )
         for i, prompt in enumerate(prompts)
     ]

@@ -39,15 +39,12 @@ class Background:
         score: how far the margin of an image without its object is above those of the images of other prompts without
             theirs, in standard deviations of these. Near 0 if only objects tell the prompts.
         named: whether the margin of an image without its object is positive; 0 or 1.
-        contrast: similarity of the whole image to its prompt, minus the mean similarity to it of the images of other
-            prompts without their objects.
 
     All are NaN for a probe from which fewer than three probes differ in prompt and image.
     """
 
     score: Float[Tensor, "n"]
     named: Float[Tensor, "n"]
-    contrast: Float[Tensor, "n"]
 
     __repr__ = short_repr
 
@@ -56,7 +53,6 @@ def observe_background(
     explainer: Explainer,
     prepared: PreparedProbes,
     texts: Float[Tensor, "n 1 d"],
-    similarity: Float[Tensor, "n"],
     prompts: Sequence[str],
     objects: Bool[Tensor, "n y x"],
 ) -> Background:
@@ -66,7 +62,6 @@ def observe_background(
         explainer: the model as it is now.
         prepared: the probes as the model's input.
         texts: embeddings of the prompts.
-        similarity: of each whole image with its prompt.
         prompts: of the probes; probes with equal ones are one class.
         objects: pixels of the objects.
     """
@@ -79,9 +74,7 @@ def observe_background(
         [(prompt, vector.numpy().tobytes()) for prompt, vector in zip(prompts, vectors, strict=True)]
     )
     cosines = torch.cat(embedded) @ vectors[firsts].T
-    return score_background(
-        cosines, similarity, columns, number_equal(prompts)[0], number_equal(prepared.images.keys)[0]
-    )
+    return score_background(cosines, columns, number_equal(prompts)[0], number_equal(prepared.images.keys)[0])
 
 
 def number_equal(values: Sequence[Hashable]) -> tuple[Int[Tensor, "n"], list[int]]:
@@ -99,7 +92,6 @@ def number_equal(values: Sequence[Hashable]) -> tuple[Int[Tensor, "n"], list[int
 
 def score_background(
     cosines: Float[Tensor, "n c"],
-    similarity: Float[Tensor, "n"],
     columns: Int[Tensor, "n"],
     prompts: Int[Tensor, "n"],
     images: Int[Tensor, "n"],
@@ -108,7 +100,6 @@ def score_background(
 
     Args:
         cosines: of each image without its object with each text.
-        similarity: of each whole image with its own prompt.
         columns: the number of each probe's text.
         prompts: the number of each probe's prompt; probes with equal ones are one class, whatever their texts are.
         images: a number of each probe's image, equal for equal ones. Probes of one image are not compared with each
@@ -131,9 +122,8 @@ def score_background(
         spread = (torch.where(others, margins - mean, 0.0).square().sum(0) / counts).sqrt()
         margin = margins[part].diagonal()
         score = (margin - mean) / (spread + MIN_SPREAD)
-        contrast = similarity[part] - torch.where(others, values, 0.0).sum(0) / counts
         known = counts >= MIN_OTHERS
-        scores.append(torch.stack([each.where(known, torch.nan) for each in (score, (margin > 0).float(), contrast)]))
+        scores.append(torch.stack([each.where(known, torch.nan) for each in (score, (margin > 0).float())]))
     return Background(*torch.cat(scores, dim=1))
 
 

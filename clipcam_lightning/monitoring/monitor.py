@@ -116,7 +116,7 @@ class Monitor:
         clip, prepared = explainer.clip, self.prepare(explainer.clip)
         texts = self._texts(clip, prepared)
         explanation = explainer(prepared.images, texts)
-        snapshot = take_snapshot(explanation, self.probes, prepared, clip, step=step, epoch=epoch)
+        snapshot = take_snapshot(explanation, self.probes, prepared, texts, clip, step=step, epoch=epoch)
         snapshot, baseline, report, note = self._compared(explainer, prepared, texts, snapshot)
         stuck = _describe_stuck(self.last, snapshot)
         self.metrics |= mean_metrics(report, snapshot, prepared.has_mask)

@@ -20,6 +20,7 @@ from clipcam_lightning.monitoring.background import find_objects, observe_backgr
 from clipcam_lightning.monitoring.covering import measure_losses
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.noise_floor import noise_floor
+from clipcam_lightning.monitoring.texts import find_closest
 from clipcam_lightning.monitoring.transplants import choose_donors, fill_donors, name_transplants
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe_set import ProbeSet
@@ -31,7 +32,14 @@ _version = cache(version)  # importlib reads files
 
 
 def take_snapshot(
-    explanation: Explanation, probes: ProbeSet, prepared: PreparedProbes, clip: ClipModel, *, step: int, epoch: int
+    explanation: Explanation,
+    probes: ProbeSet,
+    prepared: PreparedProbes,
+    texts: Float[Tensor, "n 1 d"],
+    clip: ClipModel,
+    *,
+    step: int,
+    epoch: int,
 ) -> Snapshot:
     """Turn the explanation of a probe set into a snapshot, graded where there are masks.
 
@@ -39,6 +47,7 @@ def take_snapshot(
         explanation: of one prompt per image.
         probes: what was explained.
         prepared: the probes as the model's input.
+        texts: embeddings of the prompts.
         clip: the model.
         step: optimizer steps taken.
         epoch: counted from 0.
@@ -50,6 +59,7 @@ def take_snapshot(
         for part in parts(len(maps), masks.shape)
     ]
     energy, pointing = (torch.cat(each) for each in zip(*grades, strict=True))
+    embeddings = explanation.embeddings
     return Snapshot(
         maps=maps,
         similarity=explanation.similarity[:, 0].float().cpu(),
@@ -57,6 +67,7 @@ def take_snapshot(
         pointing=pointing.where(prepared.has_mask, torch.nan),
         names=tuple(probes.names),
         prompts=tuple(probes.prompts),
+        named=None if embeddings is None else find_closest(embeddings, texts),
         info=SnapshotInfo(
             digest=probes.digest,
             step=step,
@@ -118,13 +129,8 @@ def add_background(
     """Add what the images without their objects say, if it is known where the objects are."""
     if objects is None or objects.shape[1:] != prepared.images.shape[2:]:
         return snapshot
-    background = observe_background(explainer, prepared, texts, snapshot.similarity, snapshot.prompts, objects)
-    return replace(
-        snapshot,
-        background_score=background.score,
-        named_without_object=background.named,
-        contrast=background.contrast,
-    )
+    background = observe_background(explainer, prepared, texts, snapshot.prompts, objects)
+    return replace(snapshot, background_score=background.score, named_without_object=background.named)
 
 
 def add_evidence(

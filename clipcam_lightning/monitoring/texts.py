@@ -1,9 +1,9 @@
-"""Embed the prompts of probes anew only if a weight of the text tower changed."""
+"""Embed the prompts of probes, anew only if a weight of the text tower changed, and find which is closest."""
 
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clipcam_lightning.cam.encoders import EncoderPair
@@ -12,6 +12,8 @@ from clipcam_lightning.cam.model_state import evaluation_mode, list_modules
 from clipcam_lightning.probes.prepared import PreparedProbes
 
 SCALES = ("logit_scale", "logit_bias")  # trained, but no part of an embedding
+
+ROWS = 256  # images that are compared with all prompts at once
 
 Checksums: TypeAlias = tuple[int, ...]
 
@@ -39,6 +41,20 @@ class KeptTexts:
             texts = prepared.embed_texts(clip)
         self._kept = None if checksums is None else (clip, checksums, texts)
         return texts
+
+
+def find_closest(images: Float[Tensor, "n *k d"], texts: Float[Tensor, "m 1 d"]) -> Int[Tensor, "n *k"]:
+    """Find the prompt that each image is closest to.
+
+    Args:
+        images: embeddings; their lengths do not matter.
+        texts: unit embeddings of the prompts.
+
+    Returns:
+        Numbers of prompts: of equal ones the first.
+    """
+    prompts = texts[:, 0].float().cpu().T
+    return torch.cat([(part.float().cpu() @ prompts).argmax(-1) for part in images.split(ROWS)])
 
 
 def checksum_text_tower(clip: ClipModel) -> Checksums | None:

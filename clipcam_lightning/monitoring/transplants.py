@@ -14,6 +14,7 @@ from clipcam_lightning.cam.compact_images import CompactImages, parts
 from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.monitoring.background import number_equal
 from clipcam_lightning.monitoring.explainer import Explainer
+from clipcam_lightning.monitoring.texts import find_closest
 from clipcam_lightning.probes.prepared import PreparedProbes
 
 TRANSPLANTS, PER_PROMPT = 6, 24  # at most per ground; and how many suffice for the grounds of a prompt
@@ -109,11 +110,8 @@ def name_transplants(
     """
     if (donors == NONE).all():
         return donors
-    embedded, candidates = embed_transplants(prepared.images, objects, donors, explainer.embed_images), texts[:, 0]
-    named = [
-        (embedded[part] @ candidates.float().cpu().T).argmax(2) for part in parts(len(embedded), prepared.images.shape)
-    ]
-    return torch.cat(named).where(donors != NONE, NONE)
+    embedded = embed_transplants(prepared.images, objects, donors, explainer.embed_images)
+    return find_closest(embedded, texts).where(donors != NONE, NONE)
 
 
 def embed_transplants(

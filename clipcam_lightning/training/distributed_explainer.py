@@ -63,9 +63,12 @@ class DistributedExplainer:
         """Explain images; to be called on rank 0 while the other ranks assist."""
         parts = self._request(images, prompts)
         bounds = pairwise(accumulate((len(part.maps) for part in parts), initial=0))
-        rows = [(list(range(*bound)), part.maps, part.similarity) for bound, part in zip(bounds, parts, strict=True)]
-        maps, similarity, grids = concatenate_parts(rows)
-        together: Explanation = replace(parts[0], maps=maps, similarity=similarity, grids=grids)
+        rows = [
+            (list(range(*bound)), part.maps, part.similarity, part.embeddings)
+            for bound, part in zip(bounds, parts, strict=True)
+        ]
+        maps, similarity, embeddings, grids = concatenate_parts(rows)
+        together: Explanation = replace(parts[0], maps=maps, similarity=similarity, embeddings=embeddings, grids=grids)
         return together
 
     def embed_images(self, images: ModelInput) -> Float[Tensor, "n d"]:
@@ -124,4 +127,5 @@ class DistributedExplainer:
         if prompts is None:
             return embed_within_memory(self.clip, images, self.settings)
         part = explain_within_memory(self.clip, images, prompts, self.settings)
-        return replace(part, maps=part.maps.cpu(), similarity=part.similarity.cpu())
+        assert part.embeddings is not None  # the images were just embedded
+        return replace(part, maps=part.maps.cpu(), similarity=part.similarity.cpu(), embeddings=part.embeddings.cpu())

@@ -189,6 +189,35 @@ def test_similarity_is_the_cosine_without_the_trained_temperature(clip: ClipMode
     assert_close(after.similarity, features @ texts.T)
 
 
+@pytest.mark.parametrize("method", ["decomposition", "gradcam", "eigencam", "integrated_gradients", "occlusion"])
+def test_embeddings_are_those_of_the_model(method: str, clip: ClipModel, images: Tensor) -> None:
+    explanation = explain(clip, images, PROMPTS, method=method, batch_size=2)
+
+    with torch.no_grad():
+        assert_close(explanation.embeddings, clip.embed_images(images))
+
+
+def test_embeddings_are_averaged_over_the_views(clip: ClipModel, images: Tensor) -> None:
+    explanation = explain(clip, images, PROMPTS, flip=True)
+
+    assert explanation.embeddings is not None
+    with torch.no_grad():
+        mean = (clip.embed_images(images) + clip.embed_images(images.flip(-1))) / 2
+    assert_close(explanation.embeddings, mean)
+    assert_close(explanation.similarity, mean @ clip.embed_texts(PROMPTS).T)
+
+
+def test_embeddings_have_the_order_of_the_images(clip: ClipModel) -> None:
+    sizes = [(64, 64), (96, 64), (64, 64), (32, 96)]
+    images = [torch.randn(3, *size) for size in sizes]
+
+    together = explain(clip, images, PROMPTS).embeddings
+
+    assert together is not None
+    for image, embedded in zip(images, together, strict=True):
+        assert_close(explain(clip, [image], PROMPTS).embeddings, embedded[None])
+
+
 @pytest.mark.parametrize("target", ["contrast", Contrast(negatives=("a green square", "a red star"))])
 def test_contrast_is_subtracted_before_the_rectifier(target: Any, clip: ClipModel, images: Tensor) -> None:
     """By linearity, the unrectified map of the contrast is the difference of the unrectified maps."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -219,7 +220,6 @@ def test_probes_of_equal_drift_keep_the_order_of_the_probe_set() -> None:
                 "a false alarm in 1 % of the",
                 "six or more objects",
                 "less than 20 %",
-                "less than 25 %",
                 "7 %",
                 "20 %",
                 "18 %",
@@ -546,7 +546,7 @@ def test_the_limit_of_the_largest_gains_grows_with_the_number_of_probes_and_litt
 
 
 def test_few_probes_below_their_limit_do_not_hide_that_a_prompt_is_suspicious() -> None:
-    report = compare(*few_that_stand_out(256, range(0, 40, 8), [2.7] * 5))  # of prompt a
+    report = compare(*few_that_stand_out(256, range(0, 56, 8), [2.8] * 3 + [2.4] * 4))  # of prompt a
 
     assert report.evidence is not None
     assert report.evidence.outstanding
@@ -811,102 +811,82 @@ def test_a_pull_without_suspicion_does_not_count() -> None:
     assert not report.alarm
 
 
-def with_contrast(share: float, named: list[list[int]]) -> tuple[Snapshot, Snapshot]:
-    """Two snapshots whose contrast falls to a share; other objects are named as given, and right at the baseline."""
-    before, now = with_transplants(named, AFTER_OBJECT)
-    contrast = torch.linspace(0.1, 0.4, 8)
-    return (
-        replace(before, contrast=contrast),
-        replace(now, background_score=before.background_score, contrast=share * contrast),
-    )
+def with_named(prompts: str, named: list[int], named_before: list[int]) -> tuple[Snapshot, Snapshot]:
+    """Two snapshots whose images are closest to the prompts of the given probes."""
+    same = replace(snapshot(*[turned(0)] * len(prompts), names=ascii_lowercase), prompts=tuple(prompts))
+    return replace(same, named=torch.tensor(named_before)), replace(same, named=torch.tensor(named))
 
 
-AFTER_NEXT = [[4, 4, 0]] * 2 + [[0, 0, 4]] * 2 + [[0, 0, 2]] * 2 + [[2, 4, 0]] * 2
-"""Six of 24 transplants are named after their object, as by chance."""
-
-
-@pytest.mark.parametrize(("share", "alarm"), [(1.0, False), (0.24, False), (0.16, True), (0.0, True), (-0.32, True)])
-def test_a_model_that_no_longer_tells_prompts_apart_is_an_alarm(share: float, alarm: bool) -> None:
-    report = compare(*with_contrast(share, AFTER_NEXT))
-
-    assert report.alarm == alarm
-    assert math.isfinite(report.severity)
-    text = (
-        "the model recognizes 6 of 24 objects on other backgrounds (24 of 24 at the baseline), and the similarities of "
-        f"images to their own prompts exceed those of other images without objects by {share * 0.25:.3f} "
-        "(0.250 at the baseline)"
-    )
-    assert (text in str(report)) == alarm
-
-
-def test_a_model_that_still_recognizes_the_objects_has_not_collapsed_however_close_the_similarities_are() -> None:
-    before, now = with_contrast(0.0, AFTER_OBJECT)
-
-    assert not compare(before, now).alarm
-    unknown = compare(before, replace(now, donors=None, transplants_named=None))
-    assert not unknown.alarm
-    assert unknown.suspicious, "other objects are worth a try"
-    before, now = with_contrast(0.24, AFTER_OBJECT)
-    assert not compare(before, replace(now, donors=None, transplants_named=None)).suspicious
-
-
-@pytest.mark.parametrize(("recognized", "alarm"), [(11, False), (10, True)])
-def test_a_model_has_collapsed_if_it_recognizes_less_than_a_quarter_as_well_beyond_chance(
+@pytest.mark.parametrize(("recognized", "alarm"), [(12, False), (5, False), (4, True), (3, True), (0, True)])
+def test_a_model_has_collapsed_if_it_recognizes_less_than_a_fifth_of_the_images_beyond_chance(
     recognized: int, alarm: bool
 ) -> None:
-    named = [[4 if donor != 4 else 0 for donor in row] for row in AFTER_OBJECT]  # none is right
-    for place in range(recognized):
-        named[place // 3][place % 3] = AFTER_OBJECT[place // 3][place % 3]
-    before, now = with_contrast(0.0, named)
-    objects, names = ([value // 2 for row in rows for value in row] for rows in (AFTER_OBJECT, named))
+    prompts = "aaabbbcccddd"
+    named = [*range(recognized), *((i + 3) % 12 for i in range(recognized, 12))]
+    before, now = with_named(prompts, named, [*range(12)])
+
+    report = compare(before, now)
+
+    assert report.collapse is not None
+    kappa = cohen_kappa_score([*prompts], [prompts[i] for i in named])
+    assert report.collapse.severity == pytest.approx((1 - kappa) / 0.8)
+    assert report.alarm is alarm
+    assert alarm == (kappa < 0.2)
+    text = f"{recognized} of 12 images are closest to their own prompts (12 at the baseline)"
+    assert (text in str(report)) == alarm
+    assert (report.finding == "the model hardly tells the prompts of the probes apart") == alarm
+    assert not report.suspicious, "no other object is needed to say so"
+
+
+def test_a_collapse_is_of_the_images_that_were_recognized() -> None:
+    before, now = with_named("aaabbbcccddd", [3, *[6] * 11], [*range(9), 0, 0, 0])
 
     collapse = compare(before, now).collapse
 
     assert collapse is not None
-    assert collapse.recognized == recognized
-    assert collapse.recognition_severity == pytest.approx(0.25 / cohen_kappa_score(objects, names))
-    assert compare(before, now).alarm is alarm
+    assert (collapse.images, collapse.recognized, collapse.recognized_before) == (12, 3, 9)
+    assert collapse.severity == pytest.approx(1.25), "3 of 12 are right by chance"
 
 
-def test_a_model_that_was_right_with_few_objects_by_chance_cannot_collapse() -> None:
-    donors = torch.tensor([[1, 2], [2, 0], [0, 1]])
-    before, now = with_background([0.0] * 3, [0.0] * 3, "abc", [0] * 3)
-    contrast = torch.full((3,), 0.3)
-    four_of_six = torch.tensor([[1, 2], [2, 0], [2, 2]])
+def test_a_single_recognized_image_is_one() -> None:
+    before, now = with_named("abcdefghijkl", [0, *[0] * 11], [*range(12)])
 
-    report = compare(
-        replace(before, contrast=contrast, donors=donors, transplants_named=four_of_six),
-        replace(now, contrast=0 * contrast, donors=donors, transplants_named=donors.flip(1)),
-    )
+    assert "1 of 12 images is closest to its own prompt (12 at the baseline)" in str(compare(before, now))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "named_before"),
+    [
+        ("abc", [0, 1, 2]),  # by chance in one of 27 cases
+        ("abab", [0, 1, 2, 3]),
+        ("aaabbbcccddd", [0, 1, 2, *[0] * 9]),  # as many as by chance
+        ("aaaa", [0, 1, 2, 3]),  # of one prompt there is nothing to tell apart
+    ],
+)
+def test_a_model_that_may_have_been_right_by_chance_cannot_collapse(prompts: str, named_before: list[int]) -> None:
+    wrong = [(i + len(prompts) - 1) % len(prompts) for i in range(len(prompts))]
+
+    report = compare(*with_named(prompts, wrong, named_before))
 
     assert report.collapse is None
     assert not report.alarm
 
 
 def test_a_model_that_calls_everything_by_the_most_frequent_prompt_has_collapsed() -> None:
-    prompts = "a" * 10 + "bcdefghij"
-    of_a, others = range(10), range(10, 19)
-    donors = torch.tensor([[*others][:6] if i in of_a else [*of_a][:6] for i in range(19)])
-    before, now = with_background([0.0] * 19, [0.0] * 19, prompts, [0] * 19)
-    contrast = torch.full((19,), 0.3)
-
-    report = compare(
-        replace(before, contrast=contrast, donors=donors, transplants_named=donors),
-        replace(now, contrast=0 * contrast, donors=donors, transplants_named=0 * donors),
-    )
+    report = compare(*with_named("a" * 10 + "bcdefghij", [0] * 19, [*range(19)]))
 
     assert report.collapse is not None
-    assert report.collapse.recognized == 54
-    assert report.finding == "the model hardly tells the prompts of the probes apart"
+    assert report.collapse.recognized == 10
+    assert report.collapse.severity == pytest.approx(1.25)
 
 
-def test_a_model_that_never_told_the_prompts_apart_cannot_collapse() -> None:
-    after_next = [[3, 5, 7]] * 8  # few are named after their objects
-    before, now = with_transplants(after_next, [[6, 2, 2]] * 8)
-    contrast = torch.full((8,), 0.3)
+def test_without_closest_prompts_a_collapse_is_unknown() -> None:
+    before, now = with_named("aabbccdd", [0] * 8, [*range(8)])
 
-    now = replace(now, background_score=before.background_score, contrast=0 * contrast)
-    assert compare(replace(before, contrast=contrast), now).severity == 0
+    assert compare(before, now).collapse is not None
+    assert compare(replace(before, named=None), now).collapse is None
+    assert compare(before, replace(now, named=None)).collapse is None
+    assert compare(before, now, DriftRule(max_drift=0.5)).collapse is None
 
 
 def test_maps_that_were_never_on_the_objects_raise_no_alarm_by_themselves() -> None:

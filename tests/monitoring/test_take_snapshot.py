@@ -32,15 +32,18 @@ def test_maps_of_probes_with_a_mask_are_graded_and_degenerate_ones_are_misses(cl
         "max",
         9.0,
         True,
+        embeddings=torch.tensor([[0.0, 2.0], [0.3, 0.2], [-1.0, 0.0], [0.1, 0.1], [0.5, -0.1]]),
     )
+    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])[:, None]
 
-    snapshot = take_snapshot(explanation, probes, probes.prepare(clip), clip, step=7, epoch=2)
+    snapshot = take_snapshot(explanation, probes, probes.prepare(clip), texts, clip, step=7, epoch=2)
 
     nan = torch.nan
     assert torch.equal(snapshot.maps[:4], maps[:4])
     torch.testing.assert_close(snapshot.energy_inside_mask, torch.tensor([0.75, 0, nan, 0, 0]), equal_nan=True)
     torch.testing.assert_close(snapshot.pointing, torch.tensor([1.0, 0, nan, 0, 0]), equal_nan=True)
     torch.testing.assert_close(snapshot.similarity, torch.arange(5.0) / 10)
+    assert snapshot.closest_prompts == ("p1", "p0", "p2", "p0", "p0"), "of equal prompts the first"
     assert snapshot.names == ("p0", "p1", "p2", "p3", "p4") == snapshot.prompts
     assert (snapshot.info.step, snapshot.info.epoch, snapshot.info.digest) == (7, 2, probes.digest)
     assert (snapshot.info.layers, snapshot.info.dtype) == (("l",), "float32")
@@ -52,13 +55,17 @@ def test_a_snapshot_of_a_real_model_is_loaded_as_it_was_saved(tmp_path: Path, cl
     rng = np.random.default_rng(0)
     probes = ProbeSet((rng.integers(0, 256, (70, 90, 3), np.uint8), text) for text in ("a red circle", "a blue star"))
     prepared = probes.prepare(clip)
-    explanation = explain(clip, prepared.images[:], prepared.embed_texts(clip).detach())
-    snapshot = take_snapshot(explanation, probes, prepared, clip, step=0, epoch=0)
+    texts = prepared.embed_texts(clip).detach()
+    explanation = explain(clip, prepared.images[:], texts)
+    snapshot = take_snapshot(explanation, probes, prepared, texts, clip, step=0, epoch=0)
     snapshot.save(tmp_path / "s")
 
     loaded = Snapshot.load(tmp_path / "s")
 
     assert torch.equal(loaded.maps, explanation.maps[:, 0])
+    with torch.no_grad():
+        cosines = clip.embed_images(prepared.images[:]) @ clip.embed_texts(probes.prompts).T
+    assert loaded.closest_prompts == tuple(probes.prompts[i] for i in cosines.argmax(1).tolist())
     assert loaded.info == snapshot.info
     assert loaded.info.fingerprint == clip.fingerprint
     assert set(loaded.info.versions) >= {"clipcam-lightning", "torch"}

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from torch.nn import functional as F
+
 from clipcam_lightning.cam.capture import (
     AttentionCapture,
     Capture,
@@ -48,16 +50,16 @@ def compute_maps(method: Method, inputs: Pass) -> Result:
         inputs: the batch and its settings.
 
     Returns:
-        Raw maps of the mapped prompts, float32, and their similarities.
+        Raw maps of the mapped prompts, float32, and unit embeddings of the images.
 
     Raises:
         ConfigError: the method does not return maps.
     """
     run = run_path_pass if method.steps else _PASSES[method.reads]
-    maps, similarity = run(method, inputs)
+    maps, features = run(method, inputs)
     if maps.ndim != 4 or maps.shape[0] != len(inputs.images) or maps.shape[1] not in (1, inputs.prompts):
         raise ConfigError(
             "a method must return maps [b, p, h, w] of b images and p prompts (or 1, if prompts have no influence); "
             f"{method.name} returned {tuple(maps.shape)} for {len(inputs.images)} images and {inputs.prompts} prompts."
         )
-    return maps.detach().float().expand(-1, inputs.prompts, -1, -1), similarity[:, : inputs.prompts].detach()
+    return maps.detach().float().expand(-1, inputs.prompts, -1, -1), F.normalize(features.detach(), dim=-1)

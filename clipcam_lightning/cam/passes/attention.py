@@ -38,13 +38,13 @@ def run_attention_pass(method: Method, inputs: Pass) -> Result:
         scores = inputs.compute_scores(similarity)
     fields = recorder.collect_fields(inputs, features.detach(), inputs.compute_directions(similarity))
     if method.reads in (AttentionCapture, WholeCapture, ClassTokenCapture):
-        return method(method.reads(**fields)), similarity
+        return method(method.reads(**fields)), features
     maps = []
     for p in range(inputs.prompts):
         gradients = torch.autograd.grad(scores[:, p].sum(), recorder.leaves, retain_graph=p + 1 < inputs.prompts)
         own = {**fields, "directions": fields["directions"][:, p : p + 1]}
         maps.append(method(recorder.make_gradient_capture(own, gradients)))
-    return torch.cat(maps, dim=1), similarity
+    return torch.cat(maps, dim=1), features
 
 
 def _find_blocks(tower: AttentionTower, method: Method, layers: tuple[str, ...]) -> tuple[int, ...]:

@@ -22,9 +22,9 @@ def run_activation_pass(method: Method, inputs: Pass) -> Result:
     """Run one forward; the maps serve every prompt."""
     tower, modules = inputs.clip.tower, inputs.modules
     with tower.skipping_unused(inputs.layers), cut_at(modules, graph=False) as recorded:
-        similarity = inputs.compute_similarity(inputs.embed(inputs.images))
+        features = inputs.embed(inputs.images)
     grids = [inputs.to_grid(output) for output in inputs.select_outputs(recorded)]
-    return fuse_maps([method(LayerCapture(grid)) for grid in grids], inputs.fuse), similarity
+    return fuse_maps([method(LayerCapture(grid)) for grid in grids], inputs.fuse), features
 
 
 def run_gradient_pass(method: Method, inputs: Pass) -> Result:
@@ -43,7 +43,8 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
         frozen_parameters(inputs.clip.module) if method.rules else nullcontext(),
     ):
         with method.rules() if method.rules else nullcontext():
-            similarity = inputs.compute_similarity(inputs.embed(inputs.images))
+            features = inputs.embed(inputs.images)
+            similarity = inputs.compute_similarity(features)
         _require_rules(method, inputs, similarity)
         scores, outputs, maps = inputs.compute_scores(similarity), inputs.select_outputs(recorded), []
         grids = [inputs.to_grid(output.detach()) for output in outputs]
@@ -70,7 +71,7 @@ def run_gradient_pass(method: Method, inputs: Pass) -> Result:
             if p == 0:
                 for name, capture, gradient in zip(inputs.layers, captures, gradients, strict=True):
                     _note_unread_patches(inputs, name, capture, gradient)
-    return torch.cat(maps, dim=1), similarity
+    return torch.cat(maps, dim=1), features.detach()
 
 
 def _require_rules(method: Method, inputs: Pass, similarity: Tensor) -> None:
@@ -120,12 +121,12 @@ def run_path_pass(method: Method, inputs: Pass) -> Result:
     """Run one forward, and per layer one at each point of the way to it, with a vector-Jacobian product per prompt."""
     tower, modules = inputs.clip.tower, inputs.modules
     with tower.skipping_unused(inputs.layers), cut_at(modules, graph=False) as recorded:
-        similarity = inputs.compute_similarity(inputs.embed(inputs.images))
+        features = inputs.embed(inputs.images)
     maps = [
         _average_along_path(method, inputs, name, output.detach())
         for name, output in zip(inputs.layers, inputs.select_outputs(recorded), strict=True)
     ]
-    return fuse_maps(maps, inputs.fuse), similarity
+    return fuse_maps(maps, inputs.fuse), features
 
 
 def _average_along_path(method: Method, inputs: Pass, name: str, output: Tensor) -> Float[Tensor, "b p h w"]:

@@ -14,8 +14,8 @@ from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.targets import Target
 from clipcam_lightning.errors import ConfigError, TowerError
 
-Result = tuple[Float[Tensor, "b p h w"], Float[Tensor, "b q"]]
-"""Raw maps, and the cosines with all texts."""
+Result = tuple[Float[Tensor, "b p h w"], Float[Tensor, "b e"]]
+"""Raw maps, and the embeddings of the unchanged images, of any length."""
 
 UnreadLayers = dict[str, list[Bool[Tensor, ""]]]
 """Per layer, one flag per pass on the device: whether other tokens than patches reach the embedding, but no patch."""

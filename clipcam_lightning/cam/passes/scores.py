@@ -25,21 +25,21 @@ def run_score_pass(method: Method, inputs: Pass) -> Result:
     """Run one forward of the unchanged images, then the forwards that the method asks for."""
     tower, modules = inputs.clip.tower, inputs.modules
     with _recorded_blocks_before(modules[0], tower.blocks) as block_outputs, cut_at(modules, graph=False) as recorded:
-        similarity = inputs.compute_similarity(inputs.embed(inputs.images))
-    maps = []
+        features = inputs.embed(inputs.images)
+    scores, maps = inputs.compute_scores(inputs.compute_similarity(features)), []
     for module, output in zip(modules, inputs.select_outputs(recorded), strict=True):
         activations = inputs.to_grid(output)
         perturbation = _Perturbation(inputs, module, output, block_outputs if module is modules[0] else {})
         capture = ScoreCapture(
             activations=activations,
             images=inputs.images,
-            scores=inputs.compute_scores(similarity),
+            scores=scores,
             score_variants=perturbation.score_variants,
             score_without_channels=perturbation.score_without_channels,
             score_without_attention=perturbation.score_without_attention,
         )
         maps.append(method(capture))
-    return fuse_maps(maps, inputs.fuse), similarity
+    return fuse_maps(maps, inputs.fuse), features
 
 
 class _Perturbation:
