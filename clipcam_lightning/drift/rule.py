@@ -45,12 +45,12 @@ class DriftRule:
       own prompts than at the baseline. The third limit is of the probes whose images without objects are newly closest
       to their own prompts: the mean of the three largest gains tolerates ``3.8 + 200 / n ** 2``, so that few probes of
       many suffice.
-    - From half of a limit on (three quarters of the third one), ``k`` objects of other probes are put on the same
-      backgrounds. The share of them that is closest to the prompt of the background may rise by ``0.2 + 2 / k`` for one
-      prompt, or by ``0.1 + 2 / k`` on average over all, beyond the rise on other backgrounds. For the probes that stand
-      out, the rise is multiplied by the gain, and the mean of the three largest products tolerates
-      ``1.6 + 100 / n ** 2``. Above these limits it is *shown* that the background makes the model choose the prompt.
-      With six objects or more, a rise of less than half of that withdraws the suspicion in proportion.
+    - From 70 % of a limit on (75 % of the third one), ``k`` objects of other probes are put on the same backgrounds.
+      The share of them that is closest to the prompt of the background may rise by ``0.2 + 2 / k`` for one prompt, or
+      by ``0.1 + 2 / k`` on average over all, beyond the rise on other backgrounds. For the probes that stand out, the
+      rise is multiplied by the gain, and the mean of the three largest products tolerates ``1.6 + 100 / n ** 2``. Above
+      these limits it is *shown* that the background makes the model choose the prompt. With six objects or more, a rise
+      of less than half of that withdraws the suspicion in proportion.
 
     Either is an alarm. These limits aim at a false alarm rate of 1 %; other rates scale them by
     ``(0.01 / rate) ** 0.3``, and the third one by ``(0.01 / rate) ** 0.1``. Beyond 256 probes those of the probes that

@@ -35,16 +35,13 @@ def choose_donors(
     Returns:
         Numbers of probes; ``-1`` where there are too few with an object, or the ground's own object is unknown.
     """
-    known = sorted(objects.flatten(1).any(1).nonzero()[:, 0].tolist(), key=lambda j: (prompts[j], j))
-    ordered = torch.tensor(known, dtype=torch.int64, device="cpu")
-    prompt_of, image_of = (number_equal(values)[0] for values in (prompts, images))
-    grounds = Counter(prompts[i] for i in known)
+    candidates = _Candidates(prompts, images, objects)
+    grounds = Counter(prompts[i] for i in candidates.known)
     ranks: dict[str, Iterator[int]] = defaultdict(itertools.count)
     firsts: dict[str, int] = {}
     donors = torch.full((len(prompts), TRANSPLANTS), NONE, device="cpu")
-    for i in known:
-        differ = (prompt_of[ordered] != prompt_of[i]) & (image_of[ordered] != image_of[i])
-        others = ordered[differ]
+    for i in candidates.known:
+        others = candidates.differing_from(i)
         count = min(TRANSPLANTS, math.ceil(PER_PROMPT / grounds[prompts[i]]), len(others))
         # Each prompt starts elsewhere, so that all objects are used about equally often; and so does each of its
         # grounds, so that together they get objects of all other prompts.
@@ -74,19 +71,39 @@ def fill_donors(
     Returns:
         The donors with ``-1`` replaced where there are enough.
     """
-    filled = donors.clone()
-    known = objects.flatten(1).any(1).nonzero()[:, 0].tolist()
-    candidates = sorted(known, key=lambda j: (prompts[j], j))
+    filled, candidates = donors.clone(), _Candidates(prompts, images, objects)
+    known = set(candidates.known)
     for rank, i in enumerate(grounds):
         if i not in known:
             continue
-        present = donors[i].tolist()
-        others = [j for j in candidates if j not in present and prompts[j] != prompts[i] and images[j] != images[i]]
-        free = (donors[i] == NONE).nonzero()[:, 0].tolist()[: len(others)]
+        others = candidates.differing_from(i)
+        others = others[~torch.isin(others, donors[i])]
+        free = (donors[i] == NONE).nonzero()[: len(others), 0].tolist()
         start = rank * len(others) // max(1, len(free) * len(grounds))
         for k, column in enumerate(free):
             filled[i, column] = others[(start + k * len(others) // len(free)) % len(others)]
     return filled
+
+
+class _Candidates:
+    """The probes whose objects are known, of which each can be put on the ground of some others.
+
+    Args:
+        prompts: of the probes.
+        images: of the probes, or what tells them apart.
+        objects: pixels of the objects.
+    """
+
+    def __init__(self, prompts: Sequence[str], images: Sequence[Hashable], objects: Bool[Tensor, "n y x"]) -> None:
+        self.known = sorted(objects.flatten(1).any(1).nonzero()[:, 0].tolist(), key=lambda j: (prompts[j], j))
+        self._ordered = torch.tensor(self.known, dtype=torch.int64, device="cpu")
+        self._prompts, self._images = (number_equal(values)[0] for values in (prompts, images))
+
+    def differing_from(self, ground: int) -> Int[Tensor, "m"]:
+        """Number those that have another prompt and another image, sorted by prompt."""
+        prompts, images = self._prompts, self._images
+        is_other = (prompts[self._ordered] != prompts[ground]) & (images[self._ordered] != images[ground])
+        return self._ordered[is_other]
 
 
 def name_transplants(
