@@ -20,18 +20,18 @@ from clipcam_lightning.storage.jpeg import encode_jpeg
 
 JPEG_QUALITY, BRIGHTNESS = 75, 0.1
 SAMPLE = 8  # probes whose noise floor is measured
-PARAPHRASES = 3  # of each prompt: they cost most, where the text tower is as large as that of CLIP
+PARAPHRASES = 2  # of each prompt: they cost most, where the text tower is as large as that of CLIP
 
 
 def noise_floor(explainer: Explainer, prepared: PreparedProbes, maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
     """Measure the mean drift of each probe's map under harmless changes of its prompt and image.
 
     Of more than 8 probes, 8 are measured, evenly spread over the prompts; the others get the median of these. It takes
-    six explanations of a probe, or eight where prompts of an image change each other's maps.
+    three explanations of a probe, or four where prompts of an image change each other's maps.
 
-    The prompts are the first three of :func:`~clipcam_lightning.analysis.prompt_sensitivity.paraphrases` other than the
-    probe's own; a probe that came as token ids has none. The images are moved by a pixel, compressed as JPEG, made
-    brighter and darker.
+    The prompts are the first two of :func:`~clipcam_lightning.analysis.prompt_sensitivity.paraphrases` other than the
+    probe's own; a probe that came as token ids has none. The images are moved by a pixel, and made brighter and
+    compressed as JPEG.
 
     Args:
         explainer: the model and the settings that the maps were made with.
@@ -93,18 +93,15 @@ def _paraphrased_drifts(
 
 
 def changed_images(images: Float[Tensor, "n 3 y x"]) -> Iterator[Float[Tensor, "n 3 y x"]]:
-    """Yield the images moved by a pixel to the right, moved down, compressed as JPEG, brighter, and darker.
+    """Yield the images moved by a pixel to the right and down, and made brighter and compressed as JPEG.
 
     Each image is changed within its own range of values, so the normalisation need not be known.
     """
-    yield F.pad(images, (1, 0, 0, 0), mode="replicate")[..., :-1]
-    yield F.pad(images, (0, 0, 1, 0), mode="replicate")[..., :-1, :]
+    yield F.pad(images, (1, 0, 1, 0), mode="replicate")[..., :-1, :-1]
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     span = (high - low).clamp_min(torch.finfo(images.dtype).tiny)
-    unit = (images - low) / span
-    yield torch.stack([_compressed(each) for each in unit]).to(images) * span + low
-    for factor in (1 + BRIGHTNESS, 1 - BRIGHTNESS):
-        yield (unit * factor).clamp(0, 1) * span + low
+    brighter = ((1 + BRIGHTNESS) * (images - low) / span).clamp_max(1)
+    yield torch.stack([_compressed(each) for each in brighter]).to(images) * span + low
 
 
 def _embed_other_prompts(clip: ClipModel, texts: Sequence[object]) -> list[list[Float[Tensor, "d"]]]:

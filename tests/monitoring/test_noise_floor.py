@@ -40,23 +40,19 @@ def maps_of(clip: ClipModel, images: Tensor, prompts: list[str], method: str = "
     return torch.cat([explain(clip, image[None], [prompt], method=method).maps[:, 0] for image, prompt in pairs])
 
 
-def test_the_images_are_moved_by_a_pixel_compressed_and_made_brighter_and_darker() -> None:
+def test_the_images_are_moved_by_a_pixel_and_made_brighter_and_compressed() -> None:
     images = torch.rand(2, 3, 16, 24) * 4 - 1
 
-    right, down, compressed, brighter, darker = changed_images(images)
+    moved, brighter = changed_images(images)
 
-    assert_close(right[..., 1:], images[..., :-1])
-    assert_close(right[..., 0], images[..., 0])
-    assert_close(down[..., 1:, :], images[..., :-1, :])
-    assert_close(down[..., 0, :], images[..., 0, :])
-    assert 0 < (compressed - images).abs().mean() < 1  # JPEG keeps little of random pixels
-    assert_close(compressed.mean((1, 2, 3)), images.mean((1, 2, 3)), atol=0.05, rtol=0)
-    low, span = (
-        images.amin((1, 2, 3), keepdim=True),
-        images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True),
-    )
-    assert_close((darker - low) / span, 0.9 * (images - low) / span)
-    assert_close((brighter - low) / span, (1.1 * (images - low) / span).clamp_max(1))
+    assert_close(moved[..., 1:, 1:], images[..., :-1, :-1])
+    assert_close(moved[..., 0, 1:], images[..., 0, :-1])
+    assert_close(moved[..., 1:, 0], images[..., :-1, 0])
+    low, high = (values((1, 2, 3), keepdim=True) for values in (images.amin, images.amax))
+    expected = (1.1 * (images - low)).clamp_max(high - low) + low
+    assert 0 < (brighter - expected).abs().mean() < 1  # JPEG keeps little of random pixels
+    assert_close(brighter.mean((1, 2, 3)), expected.mean((1, 2, 3)), atol=0.05, rtol=0)
+    assert (brighter.mean((1, 2, 3)) > images.mean((1, 2, 3)) + 0.1).all()
 
 
 def test_a_noise_floor_that_cannot_be_measured_is_noted_and_the_evaluation_goes_on(clip: ClipModel) -> None:
@@ -92,8 +88,8 @@ def test_the_floor_is_the_mean_drift_over_all_changes(clip: ClipModel, method: s
     for i, prompt in enumerate(probe_set.prompts):
         changed = [maps_of(clip, images[i : i + 1], [prompt], method) for images in changed_images(prepared.images[:])]
         others = [other for other in paraphrases(prompt) if other != prompt]
-        changed += [maps_of(clip, prepared.images[i : i + 1], [other], method) for other in others[:3]]
-        assert len(changed) == 8
+        changed += [maps_of(clip, prepared.images[i : i + 1], [other], method) for other in others[:2]]
+        assert len(changed) == 4
         drifts = [1 - torch.corrcoef(torch.stack([maps[i].flatten(), each.flatten()]))[0, 1] for each in changed]
         expected.append(torch.stack(drifts).mean())
 
@@ -131,10 +127,10 @@ def test_a_probe_of_token_ids_has_no_paraphrases(clip: ClipModel) -> None:
     prepared = probe_set.prepare(clip)
     maps = maps_of(clip, prepared.images[:], probe_set.prompts)
 
-    assert harmless_drifts(LocalExplainer(clip), prepared, maps).shape == (5, 3)
+    assert harmless_drifts(LocalExplainer(clip), prepared, maps).shape == (2, 3)
     together = ProbeSet([*probes(tokens=True), *(Probe(each.image, each.prompt) for each in probes())])
     mixed = harmless_drifts(LocalExplainer(clip), together.prepare(clip), torch.cat([maps, maps]))
-    assert mixed.isnan().tolist() == [[False] * 6] * 5 + [[True] * 3 + [False] * 3] * 3
+    assert mixed.isnan().tolist() == [[False] * 6] * 2 + [[True] * 3 + [False] * 3] * 2
 
 
 def test_degenerate_maps_have_no_noise_floor(clip: ClipModel) -> None:
