@@ -114,7 +114,7 @@ class Evidence:
         before = str(self.followed_before)
         if self.transplants != self.transplants_before:
             before = f"{before} of {self.transplants_before}"
-        return f"{self.followed} of {self.transplants} {what} ({before} at the baseline)"
+        return f"{self.followed} of {self.transplants} {what} ({before} before)"
 
     def _describe_gain(self) -> str:
         own = repr(self.prompt) if self.prompt else "their own prompts"

@@ -11,7 +11,7 @@ from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.transplants import Transplants
 
-TEXTS = ("name", "prompt", "reason")
+TEXTS = ("name", "prompt", "closest_prompt", "closest_prompt_before", "reason")
 """Fields of a probe that are texts; the others are numbers, states and counts."""
 
 DIGITS = 7  # of a number: those of float32, in which maps are; more would double the history of thousands of probes

@@ -657,7 +657,7 @@ def test_few_grounds_of_one_prompt_are_said_to_give_it() -> None:
     )
 
     assert (
-        "18 of 18 other objects on the backgrounds of probe 0, probe 8, probe 16 are now called 'a' (0 at the baseline)"
+        "18 of 18 other objects on the backgrounds of probe 0, probe 8, probe 16 are now called 'a' (0 before)"
     ) in str(compare(before, now))
 
 
@@ -765,7 +765,7 @@ def test_a_background_that_other_objects_are_called_after_is_shown() -> None:
     assert evidence.pull_severity == pytest.approx((5 / 6) / (0.2 + 2 / 6))
     assert evidence.shown
     assert report.finding == "the background tells the prompt"
-    assert "5 of 6 other objects on the background of 'a' are now called 'a' (0 at the baseline)" in str(report)
+    assert "5 of 6 other objects on the background of 'a' are now called 'a' (0 before)" in str(report)
 
 
 def test_a_prompt_that_is_called_on_every_ground_is_not_told_by_its_background() -> None:

@@ -63,7 +63,7 @@ def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> No
     assert [row[0] for row in rows[: len(flagged)]] == [row[0] for row in rows if row[0] in flagged], "flagged first"
     shown = re.findall(
         r"the background tells the prompt at step (\d+) \(baseline: step 0\): (\d+) of 48 other objects are now called "
-        r"after the background they are put on \((\d) at the baseline\); covering what [4-6] maps turned to costs "
+        r"after the background they are put on \((\d) before\); covering what [4-6] maps turned to costs "
         r"0\.[1-9]\d\d of similarity, another place 0\.00\d\. Flagged: (.*)\. Report: (.*)\.",
         done.stderr,
     )

@@ -546,7 +546,6 @@ def evidence_of(named: list[list[int]]) -> tuple[Snapshot, Snapshot]:
         transplants_named=donors,
         background_score=torch.zeros(4),
         named_without_object=torch.zeros(4),
-        contrast=torch.ones(4),
     )
     now = replace(
         before,
@@ -579,7 +578,7 @@ def test_the_page_opens_with_what_the_flagged_maps_look_at() -> None:
     (reasons,) = root.all("header")[0].all("p", "reasons")
     assert words(reasons.text) == (
         "The background tells the prompt: 7 of 8 other objects are now called after the background they are put on "
-        "(0 at the baseline)."
+        "(0 before)."
     )
 
 
@@ -604,7 +603,7 @@ def test_of_an_object_that_was_not_tried_at_the_baseline_the_page_says_so() -> N
     assert captions.count("prompt 3 not tried at the baseline") == 1
     assert captions.count("prompt 3 at the baseline: prompt 0") == 1
     assert "7 of 8 other objects" in words(root.text)
-    assert "(0 of 7 at the baseline)" in words(root.text)
+    assert "(0 of 7 before)" in words(root.text)
 
 
 def test_without_evidence_no_transplants_are_drawn() -> None:
