@@ -39,7 +39,7 @@ USUAL = ProbeChoice(64)  # which tell whether the model forgets them, and are ju
 MANY = (ProbeChoice(256), ProbeChoice(256, cued=5))
 PROBES = (ProbeChoice(8), ProbeChoice(16), USUAL, ProbeChoice(64, cued=0), *MANY)
 CHOICE_SEED, REPORT_SEED = 1000, 2000  # first seeds of the runs to choose on, and of those that are reported
-FAST_TOWERS = ("class token", "attention pool")  # watched by many probes in every reported run
+WATCHED_BY_MANY = (("class token", 2000), ("attention pool", 2001))  # of the reported runs
 PROCESSES = 2
 BROKEN, CHANCES = 1 / 3, 2  # of the retrieval at the start; of the retrieval by chance
 
@@ -116,10 +116,10 @@ def score(observed: Observations, plain: bool) -> dict[str, list[float]]:
 
 
 def probes_of(finetune: FineTune) -> tuple[ProbeChoice, ...]:
-    """List the probes that watch a run: many take most of the time, and watch fast towers alone."""
+    """List the probes that watch a run: many take most of the time."""
     if finetune.seed < REPORT_SEED:
         return (USUAL, *MANY)
-    return PROBES if finetune.tower in FAST_TOWERS else PROBES[: -len(MANY)]
+    return PROBES if (finetune.tower, finetune.seed) in WATCHED_BY_MANY else PROBES[: -len(MANY)]
 
 
 class Runner:

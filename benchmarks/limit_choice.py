@@ -144,8 +144,10 @@ def report(folder: Path, judge: bool) -> None:
         for found in track(pool.map(count, runs, folders), "choice", len(runs), transient=True):
             counts.update(found)
     table = Table(box=MARKDOWN)
-    for column in ("limit", *(f"{column}, {masks}" for column in COLUMNS for masks in ("masks", "no masks"))):
-        table.add_column(column)
+    table.add_column("limit", no_wrap=True)
+    for column in COLUMNS:
+        for masks in ("masks", "no masks"):
+            table.add_column(f"{column}, {masks}")
     measured = {setting: [rates(counts, setting, masks) for masks in (True, False)] for setting, *_ in settings()}
     for setting, (with_masks, without) in measured.items():
         table.add_row(setting, *(f"{each[column]:.3g}" for column in COLUMNS for each in (with_masks, without)))
