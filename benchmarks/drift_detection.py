@@ -28,6 +28,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 
@@ -42,6 +43,8 @@ from benchmarks.finetunes import FineTune, all_runs
 RESULTS = Path(__file__).with_suffix(".json")
 TOWERS = ("class token", "attention pool", "resnet", "average pool")
 CHOSEN_ON = "class token"  # the tower
+RATES = {"1 %": "our rule", "5 %": "at a rate of 0.05"}
+POOLED = [probes for probes in PROBES if probes.count >= 16 and probes.cued != 0]
 SEEDS = 3  # that are reported
 FALSE_ALARMS = 0.01  # per evaluation, that a plain threshold may raise on the runs that it is chosen on
 PACKAGES = ("clipcam-lightning", "torch", "open_clip_torch", "timm", "numpy", "scikit-image", "scikit-learn")
@@ -112,6 +115,52 @@ def delay(each: Run, name: str, probes: str, threshold: float) -> float:
     return alarms[0] - each.used if alarms else math.inf
 
 
+def count_false_alarms(runs: Sequence[Run]) -> dict[str, dict[str, int]]:
+    """Count the false alarms at each rate that was asked for, over all sets of 16 probes or more that show the cue.
+
+    Args:
+        runs: of all towers.
+
+    Returns:
+        Alarms and evaluations by kind of tower, masks and rate.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for is_resnet, masks, (rate, name) in product((False, True), ("masks", "no masks"), RATES.items()):
+        detector = name if masks == "masks" else f"{name}, no masks"
+        severities = [
+            severity
+            for each in runs
+            if each.role == "harmless" and (each.finetune.tower == "resnet") == is_resnet
+            for probes in POOLED
+            for severity in each.scores.get(str(probes), {}).get(detector, ())
+        ]
+        counts[f"{'ResNet' if is_resnet else 'ViT'}, {masks}, {rate}"] = {
+            "alarms": sum(severity > 1 for severity in severities),
+            "evaluations": len(severities),
+        }
+    return counts
+
+
+def count_detected(runs: Sequence[Run]) -> dict[str, dict[str, int]]:
+    """Count the used shortcuts of each kind, and those that are detected, over all towers.
+
+    Args:
+        runs: of all towers.
+
+    Returns:
+        Counts by kind and probes: of those that are used, and of those that are detected with and without masks.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for probes, each in product(map(str, POOLED), runs):
+        if each.role != "used" or probes not in each.scores:
+            continue
+        counted = counts.setdefault(f"{each.finetune.kind}: {probes}", {"used": 0, "masks": 0, "no masks": 0})
+        counted["used"] += 1
+        for masks, name in (("masks", "our rule"), ("no masks", "our rule, no masks")):
+            counted[masks] += math.isfinite(delay(each, name, probes, 1.0))
+    return counts
+
+
 def print_table(console: Console, title: str, verdicts: dict[str, Verdict]) -> None:
     """Print one row per detector."""
     table = Table(title=title, box=MARKDOWN)
@@ -159,10 +208,15 @@ def report(runner: Runner, seeds: int) -> None:
             print_table(console, f"{tower}, {probes}: {roles}", judged)
             verdicts[f"{tower}, {probes}"] = {name: finite(asdict(each)) for name, each in judged.items()}
         listed += reported
+    false_alarms = count_false_alarms(listed)
+    for name, counted in false_alarms.items():
+        console.print(f"{name} asked for: {counted['alarms']} false alarms in {counted['evaluations']} evaluations")
     results = {
         "versions": {package: version(package) for package in PACKAGES},
         "chosen on": {"tower": CHOSEN_ON, "runs": len(chosen_on), "seeds": [CHOICE_SEED]},
         "verdicts": verdicts,
+        "false alarms": false_alarms,
+        "detected": count_detected(listed),
         "runs": [
             {**asdict(each.finetune), "role": each.role, "used": each.used, "broken": each.broken} for each in listed
         ],
