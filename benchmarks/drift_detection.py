@@ -43,7 +43,7 @@ from benchmarks.finetunes import FineTune, all_runs
 RESULTS = Path(__file__).with_suffix(".json")
 TOWERS = ("class token", "attention pool", "resnet", "average pool")
 CHOSEN_ON = "class token"  # the tower
-RATES = {"1 %": "our rule", "5 %": "at a rate of 0.05"}
+FRESH_SEED = 2002  # first scored after the last change of the rule; the others were known before
 POOLED = [probes for probes in PROBES if probes.count >= 16 and probes.cued != 0]
 SEEDS = 3  # that are reported
 FALSE_ALARMS = 0.01  # per evaluation, that a plain threshold may raise on the runs that it is chosen on
@@ -115,30 +115,38 @@ def delay(each: Run, name: str, probes: str, threshold: float) -> float:
     return alarms[0] - each.used if alarms else math.inf
 
 
-def count_false_alarms(runs: Sequence[Run]) -> dict[str, dict[str, int]]:
-    """Count the false alarms at each rate that was asked for, over all sets of 16 probes or more that show the cue.
+def pool(runs: Sequence[Run]) -> dict[str, dict[str, int]]:
+    """Count detections and false alarms over all sets of 16 probes or more that show the cue.
 
     Args:
-        runs: of all towers.
+        runs: of several towers.
 
     Returns:
-        Alarms and evaluations by kind of tower, masks and rate.
+        Counts by kind of tower and masks: the used shortcuts, of which are detected and shown; and the harmless
+        evaluations, of which are false alarms at the rates of 1 % and of 5 %.
     """
-    counts: dict[str, dict[str, int]] = {}
-    for is_resnet, masks, (rate, name) in product((False, True), ("masks", "no masks"), RATES.items()):
-        detector = name if masks == "masks" else f"{name}, no masks"
-        severities = [
-            severity
+    pooled = {}
+    for kind, masks in product(("ViT", "ResNet"), ("masks", "no masks")):
+        rule, shown, tolerant = (
+            name if masks == "masks" else f"{name}, no masks" for name in ("our rule", "shown", "at a rate of 0.05")
+        )
+        watched = [
+            (each, str(probes))
             for each in runs
-            if each.role == "harmless" and (each.finetune.tower == "resnet") == is_resnet
             for probes in POOLED
-            for severity in each.scores.get(str(probes), {}).get(detector, ())
+            if str(probes) in each.scores and (each.finetune.tower == "resnet") == (kind == "ResNet")
         ]
-        counts[f"{'ResNet' if is_resnet else 'ViT'}, {masks}, {rate}"] = {
-            "alarms": sum(severity > 1 for severity in severities),
-            "evaluations": len(severities),
+        used = [each for each in watched if each[0].role == "used"]
+        harmless = [each.scores[probes] for each, probes in watched if each.role == "harmless"]
+        pooled[f"{kind}, {masks}"] = {
+            "used": len(used),
+            "detected": sum(math.isfinite(delay(each, rule, probes, 1.0)) for each, probes in used),
+            "shown": sum(math.isfinite(delay(each, shown, probes, 1.0)) for each, probes in used),
+            "evaluations": sum(len(scores[rule]) for scores in harmless),
+            "false at 1 %": sum(severity > 1 for scores in harmless for severity in scores[rule]),
+            "false at 5 %": sum(severity > 1 for scores in harmless for severity in scores[tolerant]),
         }
-    return counts
+    return pooled
 
 
 def count_detected(runs: Sequence[Run]) -> dict[str, dict[str, int]]:
@@ -208,14 +216,16 @@ def report(runner: Runner, seeds: int) -> None:
             print_table(console, f"{tower}, {probes}: {roles}", judged)
             verdicts[f"{tower}, {probes}"] = {name: finite(asdict(each)) for name, each in judged.items()}
         listed += reported
-    false_alarms = count_false_alarms(listed)
-    for name, counted in false_alarms.items():
-        console.print(f"{name} asked for: {counted['alarms']} false alarms in {counted['evaluations']} evaluations")
+    pooled = {
+        "all seeds": pool(listed),
+        f"seed {FRESH_SEED}": pool([each for each in listed if each.finetune.seed == FRESH_SEED]),
+    }
+    console.print(pooled)
     results = {
         "versions": {package: version(package) for package in PACKAGES},
         "chosen on": {"tower": CHOSEN_ON, "runs": len(chosen_on), "seeds": [CHOICE_SEED]},
         "verdicts": verdicts,
-        "false alarms": false_alarms,
+        "pooled": pooled,
         "detected": count_detected(listed),
         "runs": [
             {**asdict(each.finetune), "role": each.role, "used": each.used, "broken": each.broken} for each in listed

@@ -195,7 +195,7 @@ def concatenate_parts(
         all equal.
     """
     indices, maps, similarities, embeddings = zip(*parts, strict=True)
-    order = torch.tensor([index for each in indices for index in each], device="cpu").argsort()
+    order = torch.tensor([index for each in indices for index in each], device="cpu").argsort().to(maps[0].device)
     similarity, embedded = torch.cat(similarities)[order], torch.cat(embeddings)[order]
     shapes = [(each.shape[-2], each.shape[-1]) for each in maps for _ in range(len(each))]
     if len(set(shapes)) == 1:

@@ -58,13 +58,13 @@ def full_size(request: pytest.FixtureRequest) -> Case:
 @pytest.mark.parametrize("method", [method for method in LOOPS if method not in WITHOUT_PEER])
 def test_maps_of_full_size_towers_equal_those_of_pytorch_grad_cam(full_size: Case, method: str) -> None:
     """In float64: the rounding errors of twelve blocks would dominate maps of small differences."""
-    images = torch.randn(3, 3, 224, 224).double()
-    texts = torch.randn(5, full_size.model.visual.output_dim).double()
+    images = torch.randn(2, 3, 224, 224).double()
+    texts = torch.randn(3, full_size.model.visual.output_dim).double()
 
     explanation = explain(full_size.model, images, texts, method=method)
 
     assert explanation.layers == (full_size.layer,)
-    maps = explanation.maps[range(3), range(3)]
+    maps = explanation.maps[range(2), range(2)]
     layer = full_size.module(full_size.model)
     expected = peer_maps(method, full_size.model.visual, layer, images, texts, full_size.grid)
     assert_close(post_process(maps, (224, 224)), expected, atol=tolerance_of(method, full_size.grid), rtol=0)
