@@ -116,7 +116,7 @@ def score(observed: Observations, plain: bool) -> dict[str, list[float]]:
 
 
 def probes_of(finetune: FineTune) -> tuple[ProbeChoice, ...]:
-    """List the probes that watch a run: many take most of the time."""
+    """List the probes that watch a run: many, which take most of the time, watch some of the reported runs alone."""
     if finetune.seed < REPORT_SEED:
         return (USUAL, *MANY)
     return PROBES if (finetune.tower, finetune.seed) in WATCHED_BY_MANY else PROBES[: -len(MANY)]

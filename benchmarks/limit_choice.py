@@ -2,7 +2,7 @@
 
 The limits of ``clipcam_lightning/drift/rule.py`` and ``evidence.py`` are changed one at a time. All runs have seeds
 that benchmarks.drift_detection does not report. A shortcut is detected if an evaluation since its first use is an
-alarm; a run counts once for each set of probes that watched it.
+alarm, of a collapse as well; a run counts once for each set of probes that watched it.
 
 Run it: python -m benchmarks.limit_choice --runs DIR  (some hours on two cores; what is in DIR already is not trained
 again; ``--judge`` for the runs that are done and no others)
@@ -78,8 +78,8 @@ def count(finetune: FineTune, folder: Path) -> Counter[tuple[str, bool, str]]:
         reports = [compare(baseline, each) for each in later]
         for setting, module, name, value in settings():
             with patch.object(module, name, value):
-                found = summarize(run, [replace(report) for report in reports])  # which weigh the evidence anew
-            counts.update({(setting, masks, what): number for what, number in found.items()})
+                counted = summarize(run, [replace(report) for report in reports])  # which weigh the evidence anew
+            counts.update({(setting, masks, what): number for what, number in counted.items()})
     return counts
 
 
@@ -121,6 +121,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder for weights and observations (default: a temporary one)")
     parser.add_argument("--judge", action="store_true", help="judge the runs in the folder, and run no others")
     options = parser.parse_args()
+    if options.judge and not options.runs:
+        parser.error("--judge needs --runs, the folder in which the runs are")
     with tempfile.TemporaryDirectory() as temporary:
         report(options.runs or Path(temporary), options.judge)
 
@@ -141,8 +143,8 @@ def report(folder: Path, judge: bool) -> None:
     counts: Counter[tuple[str, bool, str]] = Counter()
     folders = [folder / each.name for each in runs]
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        for found in track(pool.map(count, runs, folders), "choice", len(runs), transient=True):
-            counts.update(found)
+        for counted in track(pool.map(count, runs, folders), "choice", len(runs), transient=True):
+            counts.update(counted)
     table = Table(box=MARKDOWN)
     table.add_column("limit", no_wrap=True)
     for column in COLUMNS:

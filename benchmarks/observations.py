@@ -79,7 +79,7 @@ class Observations:
                     names=names,
                     prompts=prompts,
                     info=_info(epoch),
-                    named=self.cosines[epoch][:, self.classes].argmax(1),
+                    closest=self.cosines[epoch][:, self.classes].argmax(1),
                     background_score=background.score,
                     named_without_object=background.named,
                     donors=donors,

@@ -46,8 +46,8 @@ class Explanation(Shown):
         prompts: one tuple of ``p`` prompts per image; empty if they are unknown.
         images: what was explained, for drawing; ``None`` draws the maps alone. These are references: as long as the
             explanation lives, so do its images, unless ``dataclasses.replace(explanation, images=None)`` releases them.
-        embeddings: unit embeddings of the images, of several views their mean, on the model's device; ``None`` if
-            unknown.
+        embeddings: of the images as unit vectors, or of several views their mean, which is shorter, on the model's
+            device; ``None`` if unknown.
 
     Example:
         >>> import torch
@@ -185,7 +185,7 @@ class Explanation(Shown):
 def concatenate_parts(
     parts: Sequence[tuple[list[int], Float[Tensor, "_b p _h _w"], Float[Tensor, "_b p"], Float[Tensor, "_b e"]]],
 ) -> tuple[Float[Tensor, "n p h w"], Float[Tensor, "n p"], Float[Tensor, "n e"], tuple[tuple[int, int], ...] | None]:
-    """Concatenate what parts of the images have, in the order of the images.
+    """Concatenate the maps, similarities and embeddings of parts of the images, in the order of the images.
 
     Args:
         parts: indices of the images of each part, their maps, similarities and embeddings.

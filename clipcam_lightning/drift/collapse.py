@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipcam_lightning.drift.probe_drift import ProbeDrift
-from clipcam_lightning.drift.rule import MIN_RECOGNITION, DriftRule
+from clipcam_lightning.drift.rule import MIN_RECOGNITION, TINY, DriftRule
 
 ERRORS = 3  # standard errors of random answers, that a model must exceed which tells the prompts apart
-TINY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,14 @@ def weigh_collapse(probes: Sequence[ProbeDrift], rule: DriftRule) -> Collapse | 
         ``None`` if the model did not tell the prompts apart at the baseline, or if there are so few images that its
         answers may have been right by chance.
     """
-    known = [probe for probe in probes if probe.closest_prompt and probe.closest_prompt_before]
-    own = [probe.prompt for probe in known]
-    now, before = ([getattr(probe, name) for probe in known] for name in ("closest_prompt", "closest_prompt_before"))
+    compared = [probe for probe in probes if probe.closest_prompt and probe.closest_prompt_before]
+    own = [probe.prompt for probe in compared]
+    now, before = [probe.closest_prompt for probe in compared], [probe.closest_prompt_before for probe in compared]
     kappa_before, error = _cohens_kappa(own, before)
     if kappa_before < max(MIN_RECOGNITION, ERRORS * error):
         return None
     return Collapse(
-        images=len(known),
+        images=len(compared),
         recognized=_count_equal(own, now),
         recognized_before=_count_equal(own, before),
         severity=rule.rate_recognition(_cohens_kappa(own, now)[0], kappa_before),

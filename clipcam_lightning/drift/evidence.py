@@ -37,7 +37,7 @@ class Evidence:
         named_before: the same at the baseline.
         transplants: how many other objects were put on the grounds of these images; 0 without suspicion.
         followed: how many of these are closest to the prompt of their ground.
-        followed_before: the same at the baseline.
+        followed_before: the same at the run's first baseline.
         transplants_before: how many were tried then.
         pull: by how much the share of those that follow their ground rose, beyond the same rise on other grounds.
         pull_severity: the same in units of what the rule tolerates; of few, that of each times its gain.

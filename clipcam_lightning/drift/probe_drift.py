@@ -42,7 +42,7 @@ class ProbeDrift:
         closest_prompt_before: the same at the baseline.
         transplants: what the model calls other objects on the ground of this image; nothing is counted without
             suspicion.
-        transplants_before: the same at the baseline.
+        transplants_before: the same at the run's first baseline.
         covered_loss: what the similarity loses if the place outside the object is covered where the map gained most,
             -2 to 2; NaN if the map hardly moved, and without suspicion.
         control_loss: the same for another place, as far from the middle of the image; NaN as above.

@@ -122,7 +122,7 @@ class DriftRule:
             f"{100 * self.false_alarm_rate:g} % of the evaluations is meant to be tolerated), unless six or more "
             "objects of other probes on the same backgrounds speak against it",
             "objects of other probes, put on the backgrounds of a prompt, on all, or on those that stand out, are "
-            "called after the background more often than at the baseline",
+            "called after the background more often than before",
             f"the model recognizes the images, beyond chance, less than {_percent(KEPT_RECOGNITION)} as well as at the "
             "baseline",
             "at least half of the maps became degenerate",

@@ -30,8 +30,8 @@ OPTIONAL_VALUES = (
 )  # fmt: skip
 """Names of tensors with one value per probe."""
 PACKED = ("images", "image_sizes", "objects", "objects_size")
-OPTIONAL_NUMBERS = ("named", "donors", "transplants_named")
-"""Names of tensors with one or several numbers of probes per probe."""
+OPTIONAL_NUMBERS = ("closest", "donors", "transplants_named")
+"""Names of tensors with one (``closest``) or several numbers of probes per probe; -1 for none."""
 OF_BASELINES = ("noise_floor", "images", "objects", "map_agrees", "donors", "transplants_named")
 """Attributes that later evaluations take from the first baseline of a run."""
 
@@ -102,7 +102,8 @@ class Snapshot(Shown):
         names: of the probes.
         prompts: of the probes.
         info: how the maps were made.
-        named: for each image the number of a probe to whose prompt it is closest; ``None`` if unknown.
+        closest: for each image the number of a probe to whose prompt it is closest, leaving out other prompts for the
+            same image; -1 if its similarities are not finite, ``None`` if unknown.
         noise_floor: mean drift of each probe's map under changes that do not matter, 0 to 2; NaN where unknown,
             ``None`` if it was not measured. Of more than 8 probes 8 are measured, the others have their median.
         images: input of the model for each probe, as JPEG files; empty if another snapshot of the run has them.
@@ -146,7 +147,7 @@ class Snapshot(Shown):
     names: tuple[str, ...]
     prompts: tuple[str, ...]
     info: SnapshotInfo
-    named: Int[Tensor, "n"] | None = None
+    closest: Int[Tensor, "n"] | None = None
     noise_floor: Float[Tensor, "n"] | None = None
     images: tuple[bytes, ...] = ()
     background_score: Float[Tensor, "n"] | None = None
@@ -167,8 +168,9 @@ class Snapshot(Shown):
 
     @property
     def closest_prompts(self) -> tuple[str, ...]:
-        """The prompt of the probes that each image is closest to; all empty if they are unknown."""
-        return ("",) * len(self.names) if self.named is None else tuple(self.prompts[i] for i in self.named.tolist())
+        """The prompt of the probes that each image is closest to; empty where it is unknown."""
+        numbers = [-1] * len(self.names) if self.closest is None else self.closest.tolist()
+        return tuple(self.prompts[number] if number >= 0 else "" for number in numbers)
 
     @property
     def has_trusted_maps(self) -> bool:
@@ -289,7 +291,7 @@ class Snapshot(Shown):
         snapshot = cls(**values, names=names, prompts=prompts, info=info, images=images, objects=objects)
         count, maps = len(names), values.pop("maps")
         numbers = {name: values.pop(name) for name in OPTIONAL_NUMBERS if name in values}
-        one, several = numbers.pop("named", None), [*numbers.values()]
+        several = [value for name, value in numbers.items() if name != "closest"]
         if (
             maps.ndim != 3
             or not maps.numel()
@@ -298,10 +300,10 @@ class Snapshot(Shown):
             or any(value.dtype != torch.float32 for value in (maps, *values.values()))
             or len(images) not in (0, count)
             or (objects is not None and len(objects) != count)
-            or any(each.ndim != 2 or len(each) != count or each.dtype != torch.int64 for each in several)
-            or any(each.shape != several[0].shape or ((each < -1) | (each >= count)).any() for each in several)
-            or (one is not None and (one.shape != (count,) or one.dtype != torch.int64))
-            or (one is not None and ((one < 0) | (one >= count)).any())
+            or any(each.dtype != torch.int64 or each.shape[:1] != (count,) for each in numbers.values())
+            or any(((each < -1) | (each >= count)).any() for each in numbers.values())
+            or any(each.ndim != 2 or each.shape != several[0].shape for each in several)
+            or ("closest" in numbers and numbers["closest"].ndim != 1)
         ):
             raise ValueError(
                 "lengths, dtypes or values of names, prompts, maps, metrics, objects, donors and images do not match"

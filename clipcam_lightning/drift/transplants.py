@@ -41,7 +41,7 @@ def count_transplants(snapshot: Snapshot) -> list[Transplants]:
         (ground, prompts[ground], prompts[donor], prompts[named])
         for ground, pairs in enumerate(zip(snapshot.donors.tolist(), snapshot.transplants_named.tolist(), strict=True))
         for donor, named in zip(*pairs, strict=True)
-        if donor != NONE
+        if NONE not in (donor, named)
     ]
     counts, named_own = Counter[int](), Counter[int]()
     with_prompt, named_elsewhere = Counter[str](), Counter[str]()

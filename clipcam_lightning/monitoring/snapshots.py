@@ -20,7 +20,7 @@ from clipcam_lightning.monitoring.background import find_objects, observe_backgr
 from clipcam_lightning.monitoring.covering import measure_losses
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.noise_floor import noise_floor
-from clipcam_lightning.monitoring.texts import find_closest
+from clipcam_lightning.monitoring.texts import find_closest, list_other_prompts
 from clipcam_lightning.monitoring.transplants import choose_donors, fill_donors, name_transplants
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe_set import ProbeSet
@@ -59,7 +59,7 @@ def take_snapshot(
         for part in parts(len(maps), masks.shape)
     ]
     energy, pointing = (torch.cat(each) for each in zip(*grades, strict=True))
-    embeddings = explanation.embeddings
+    embeddings, ignored = explanation.embeddings, list_other_prompts(probes.prompts, prepared.images.keys)
     return Snapshot(
         maps=maps,
         similarity=explanation.similarity[:, 0].float().cpu(),
@@ -67,7 +67,7 @@ def take_snapshot(
         pointing=pointing.where(prepared.has_mask, torch.nan),
         names=tuple(probes.names),
         prompts=tuple(probes.prompts),
-        named=None if embeddings is None else find_closest(embeddings, texts),
+        closest=None if embeddings is None else find_closest(embeddings, texts, ignored),
         info=SnapshotInfo(
             digest=probes.digest,
             step=step,

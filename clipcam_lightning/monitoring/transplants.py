@@ -36,11 +36,11 @@ def choose_donors(
         Numbers of probes; ``-1`` where there are too few with an object, or the ground's own object is unknown.
     """
     candidates = _Candidates(prompts, images, objects)
-    grounds = Counter(prompts[i] for i in candidates.known)
+    grounds = Counter(prompts[i] for i in candidates.numbers)
     ranks: dict[str, Iterator[int]] = defaultdict(itertools.count)
     firsts: dict[str, int] = {}
     donors = torch.full((len(prompts), TRANSPLANTS), NONE, device="cpu")
-    for i in candidates.known:
+    for i in candidates.numbers:
         others = candidates.differing_from(i)
         count = min(TRANSPLANTS, math.ceil(PER_PROMPT / grounds[prompts[i]]), len(others))
         # Each prompt starts elsewhere, so that all objects are used about equally often; and so does each of its
@@ -72,9 +72,9 @@ def fill_donors(
         The donors with ``-1`` replaced where there are enough.
     """
     filled, candidates = donors.clone(), _Candidates(prompts, images, objects)
-    known = set(candidates.known)
+    with_object = set(candidates.numbers)
     for rank, i in enumerate(grounds):
-        if i not in known:
+        if i not in with_object:
             continue
         others = candidates.differing_from(i)
         others = others[~torch.isin(others, donors[i])]
@@ -86,7 +86,10 @@ def fill_donors(
 
 
 class _Candidates:
-    """The probes whose objects are known, of which each can be put on the ground of some others.
+    """The probes that have an object, which can be put on the grounds of others.
+
+    Attributes:
+        numbers: of these probes, sorted by prompt.
 
     Args:
         prompts: of the probes.
@@ -95,12 +98,12 @@ class _Candidates:
     """
 
     def __init__(self, prompts: Sequence[str], images: Sequence[Hashable], objects: Bool[Tensor, "n y x"]) -> None:
-        self.known = sorted(objects.flatten(1).any(1).nonzero()[:, 0].tolist(), key=lambda j: (prompts[j], j))
-        self._ordered = torch.tensor(self.known, dtype=torch.int64, device="cpu")
+        self.numbers = sorted(objects.flatten(1).any(1).nonzero()[:, 0].tolist(), key=lambda j: (prompts[j], j))
+        self._ordered = torch.tensor(self.numbers, dtype=torch.int64, device="cpu")
         self._prompts, self._images = (number_equal(values)[0] for values in (prompts, images))
 
     def differing_from(self, ground: int) -> Int[Tensor, "m"]:
-        """Number those that have another prompt and another image, sorted by prompt."""
+        """List those that have another prompt and another image than a ground, sorted by prompt."""
         prompts, images = self._prompts, self._images
         is_other = (prompts[self._ordered] != prompts[ground]) & (images[self._ordered] != images[ground])
         return self._ordered[is_other]

@@ -16,7 +16,7 @@ An evaluation is one event. The tags of its values begin with ``<root>/tab/`` an
                    step, whether the evaluation is an alarm and why, how the maps were made, and by probe the names of
                    the states of degenerate maps (``states``, ``baseline_states``) with what they say (``state_words``).
                    For each of the ``grounds`` that an alarm rests on: the probe, and what its tiles with other objects
-                   are ``called`` now and at the baseline (``called_before``, -1 if not tried), as numbers of probes
+                   are ``called`` now and at the first baseline (``called_before``, -1 if untried), as numbers of probes
                    with these prompts
 
 The metadata of each value names the plugin; its content is the format version.

@@ -33,7 +33,7 @@ class Ground:
         probe: number of the probe whose ground it is.
         donors: numbers of the probes whose objects are put on it.
         called: for each, the number of a probe with the prompt that it is closest to.
-        called_before: the same at the baseline; -1 if it was not tried then.
+        called_before: the same at the run's first baseline; -1 if it was not tried then.
     """
 
     probe: int
@@ -49,7 +49,7 @@ class TransplantImage:
     Attributes:
         image: what the model sees.
         called: the prompt it is closest to.
-        called_before: the same at the baseline; ``None`` if it was not tried then.
+        called_before: the same at the run's first baseline; ``None`` if it was not tried then.
         follows: whether ``called`` is the prompt of the ground.
     """
 

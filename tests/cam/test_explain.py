@@ -15,9 +15,11 @@ from torch.testing import assert_close
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.finding import find_clip
+from clipcam_lightning.cam.images import resize_images
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.targets import Contrast
+from clipcam_lightning.cam.views import shift_images
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 
@@ -197,14 +199,32 @@ def test_embeddings_are_those_of_the_model(method: str, clip: ClipModel, images:
         assert_close(explanation.embeddings, clip.embed_images(images))
 
 
-def test_embeddings_are_averaged_over_the_views(clip: ClipModel, images: Tensor) -> None:
-    explanation = explain(clip, images, PROMPTS, flip=True)
+@pytest.mark.parametrize(
+    ("settings", "view"),
+    [
+        ({"flip": True}, lambda images: images.flip(-1)),
+        ({"shift": True}, lambda images: shift_images(images, (4, 4))),
+        ({"scales": (1.0, 1.5)}, lambda images: resize_images(images, (96, 96))),
+    ],
+    ids=["flip", "shift", "scales"],
+)
+def test_embeddings_are_averaged_over_the_views(
+    settings: dict[str, Any], view: Callable[[Tensor], Tensor], clip: ClipModel, images: Tensor
+) -> None:
+    explanation = explain(clip, images, PROMPTS, **settings)
 
     assert explanation.embeddings is not None
-    with torch.no_grad():
-        mean = (clip.embed_images(images) + clip.embed_images(images.flip(-1))) / 2
+    with torch.no_grad(), clip.tower.native():
+        mean = (clip.embed_images(images) + clip.embed_images(view(images))) / 2
+        assert_close(explanation.similarity, mean @ clip.embed_texts(PROMPTS).T)
     assert_close(explanation.embeddings, mean)
-    assert_close(explanation.similarity, mean @ clip.embed_texts(PROMPTS).T)
+
+
+@pytest.mark.parametrize("method", ["decomposition", "gradcam", "eigencam", "integrated_gradients", "occlusion"])
+@pytest.mark.parametrize("count", [1, 7])
+def test_prompts_of_another_length_are_refused(method: str, count: int, clip: ClipModel, images: Tensor) -> None:
+    with pytest.raises(ConfigError, match=rf"must have 64 numbers.*\(got {count}\)"):
+        explain(clip, images, torch.ones(2, count), method=method)
 
 
 def test_embeddings_have_the_order_of_the_images(clip: ClipModel) -> None:

@@ -631,10 +631,8 @@ def test_few_grounds_that_gained_much_and_pull_other_objects_are_an_alarm(
     assert report.evidence is not None
     assert (report.evidence.transplants, report.evidence.followed) == (18, 3 * followed)
     assert report.alarm is report.evidence.shown is shown
-    named = (
-        "18 of 18 other objects on the backgrounds of probe 0, probe 1, probe 2 are now called after these (0 of 6 at"
-    )
-    assert (named in str(report)) is shown
+    named = "18 of 18 other objects on the backgrounds of probe 0, probe 1, probe 2 are now called after these"
+    assert (f"{named} (0 of 6 before)" in str(report)) is shown
 
 
 def test_the_few_grounds_that_pull_most_are_shown_rather_than_those_that_gained_most() -> None:
@@ -811,10 +809,10 @@ def test_a_pull_without_suspicion_does_not_count() -> None:
     assert not report.alarm
 
 
-def with_named(prompts: str, named: list[int], named_before: list[int]) -> tuple[Snapshot, Snapshot]:
+def with_closest(prompts: str, now: list[int], before: list[int]) -> tuple[Snapshot, Snapshot]:
     """Two snapshots whose images are closest to the prompts of the given probes."""
     same = replace(snapshot(*[turned(0)] * len(prompts), names=ascii_lowercase), prompts=tuple(prompts))
-    return replace(same, named=torch.tensor(named_before)), replace(same, named=torch.tensor(named))
+    return replace(same, closest=torch.tensor(before)), replace(same, closest=torch.tensor(now))
 
 
 @pytest.mark.parametrize(("recognized", "alarm"), [(12, False), (5, False), (4, True), (3, True), (0, True)])
@@ -823,7 +821,7 @@ def test_a_model_has_collapsed_if_it_recognizes_less_than_a_fifth_of_the_images_
 ) -> None:
     prompts = "aaabbbcccddd"
     named = [*range(recognized), *((i + 3) % 12 for i in range(recognized, 12))]
-    before, now = with_named(prompts, named, [*range(12)])
+    before, now = with_closest(prompts, named, [*range(12)])
 
     report = compare(before, now)
 
@@ -839,7 +837,7 @@ def test_a_model_has_collapsed_if_it_recognizes_less_than_a_fifth_of_the_images_
 
 
 def test_a_collapse_is_of_the_images_that_were_recognized() -> None:
-    before, now = with_named("aaabbbcccddd", [3, *[6] * 11], [*range(9), 0, 0, 0])
+    before, now = with_closest("aaabbbcccddd", [3, *[6] * 11], [*range(9), 0, 0, 0])
 
     collapse = compare(before, now).collapse
 
@@ -849,7 +847,7 @@ def test_a_collapse_is_of_the_images_that_were_recognized() -> None:
 
 
 def test_a_single_recognized_image_is_one() -> None:
-    before, now = with_named("abcdefghijkl", [0, *[0] * 11], [*range(12)])
+    before, now = with_closest("abcdefghijkl", [0, *[0] * 11], [*range(12)])
 
     assert "1 of 12 images is closest to its own prompt (12 at the baseline)" in str(compare(before, now))
 
@@ -866,14 +864,14 @@ def test_a_single_recognized_image_is_one() -> None:
 def test_a_model_that_may_have_been_right_by_chance_cannot_collapse(prompts: str, named_before: list[int]) -> None:
     wrong = [(i + len(prompts) - 1) % len(prompts) for i in range(len(prompts))]
 
-    report = compare(*with_named(prompts, wrong, named_before))
+    report = compare(*with_closest(prompts, wrong, named_before))
 
     assert report.collapse is None
     assert not report.alarm
 
 
 def test_a_model_that_calls_everything_by_the_most_frequent_prompt_has_collapsed() -> None:
-    report = compare(*with_named("a" * 10 + "bcdefghij", [0] * 19, [*range(19)]))
+    report = compare(*with_closest("a" * 10 + "bcdefghij", [0] * 19, [*range(19)]))
 
     assert report.collapse is not None
     assert report.collapse.recognized == 10
@@ -881,11 +879,11 @@ def test_a_model_that_calls_everything_by_the_most_frequent_prompt_has_collapsed
 
 
 def test_without_closest_prompts_a_collapse_is_unknown() -> None:
-    before, now = with_named("aabbccdd", [0] * 8, [*range(8)])
+    before, now = with_closest("aabbccdd", [0] * 8, [*range(8)])
 
     assert compare(before, now).collapse is not None
-    assert compare(replace(before, named=None), now).collapse is None
-    assert compare(before, replace(now, named=None)).collapse is None
+    assert compare(replace(before, closest=None), now).collapse is None
+    assert compare(before, replace(now, closest=None)).collapse is None
     assert compare(before, now, DriftRule(max_drift=0.5)).collapse is None
 
 

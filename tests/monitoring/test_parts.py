@@ -20,7 +20,7 @@ from clipcam_lightning.shapes_world import WordTokenizer, draw_scenes
 
 COUNT, PART = 40, 4
 FIELDS = (
-    "maps", "similarity", "background_score", "named_without_object", "named", "transplants_named", "donors",
+    "maps", "similarity", "background_score", "named_without_object", "closest", "transplants_named", "donors",
     "noise_floor", "map_agrees", "objects",
 )  # fmt: skip
 

@@ -16,11 +16,11 @@ from clipcam_lightning.probes.probe_set import ProbeSet
 
 def test_maps_of_probes_with_a_mask_are_graded_and_degenerate_ones_are_misses(clip: ClipModel) -> None:
     """Cell (2, 5) of 8x8 is hot with 3, cell (6, 1) with 1; the box is exactly cell (2, 5)."""
-    image, box = np.zeros((64, 64, 3), np.uint8), (40, 16, 48, 24)
+    box = (40, 16, 48, 24)
     hit = torch.zeros(8, 8)
     hit[2, 5], hit[6, 1] = 3, 1
     maps = torch.stack([hit, hit.T, hit, torch.zeros(8, 8), torch.full((8, 8), torch.nan)])
-    probes = ProbeSet(Probe(image, f"p{i}", box=None if i == 2 else box) for i in range(5))
+    probes = ProbeSet(Probe(np.full((64, 64, 3), i, np.uint8), f"p{i}", box=None if i == 2 else box) for i in range(5))
     explanation = Explanation(
         maps[:, None],
         torch.arange(5.0)[:, None] / 10,

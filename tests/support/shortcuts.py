@@ -50,7 +50,7 @@ def shortcut_evaluations() -> list[Evaluation]:
         transplants_named=before,
         background_score=torch.zeros(4),
         named_without_object=torch.zeros(4),
-        named=torch.arange(4),
+        closest=torch.arange(4),
     )
     now = replace(
         second.snapshot,
@@ -58,7 +58,7 @@ def shortcut_evaluations() -> list[Evaluation]:
         transplants_named=torch.tensor(CALLED),
         background_score=torch.full((4,), 20.0),
         named_without_object=torch.ones(4),
-        named=torch.arange(4),
+        closest=torch.arange(4),
         covered_loss=torch.tensor([0.5, 0.3, 0.4, torch.nan]),
         control_loss=torch.tensor([0.0, 0.1, -0.1, torch.nan]),
     )

@@ -600,8 +600,8 @@ def test_of_an_object_that_was_not_tried_at_the_baseline_the_page_says_so() -> N
     root = Tree(page_of(replace(before, donors=tried, transplants_named=tried), now, None)).root
 
     captions = [words(each.text) for each in root.all("figcaption")]
-    assert captions.count("prompt 3 not tried at the baseline") == 1
-    assert captions.count("prompt 3 at the baseline: prompt 0") == 1
+    assert captions.count("prompt 3 not tried before") == 1
+    assert captions.count("prompt 3 before: prompt 0") == 1
     assert "7 of 8 other objects" in words(root.text)
     assert "(0 of 7 before)" in words(root.text)
 

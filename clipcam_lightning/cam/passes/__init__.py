@@ -53,10 +53,11 @@ def compute_maps(method: Method, inputs: Pass) -> Result:
         Raw maps of the mapped prompts, float32, and unit embeddings of the images.
 
     Raises:
-        ConfigError: the method does not return maps.
+        ConfigError: the method does not return maps, or the texts do not fit the images.
     """
     run = run_path_pass if method.steps else _PASSES[method.reads]
     maps, features = run(method, inputs)
+    inputs.require_fitting(features)
     if maps.ndim != 4 or maps.shape[0] != len(inputs.images) or maps.shape[1] not in (1, inputs.prompts):
         raise ConfigError(
             "a method must return maps [b, p, h, w] of b images and p prompts (or 1, if prompts have no influence); "

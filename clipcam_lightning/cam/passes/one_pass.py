@@ -98,14 +98,22 @@ class Pass:
         """Compute the cosines of image embeddings of any length with the texts.
 
         Raises:
-            ConfigError: texts and images have embeddings of different lengths.
+            ConfigError: texts and images have embeddings with different numbers of values.
+        """
+        self.require_fitting(features)
+        return torch.einsum("be,bqe->bq", F.normalize(features, dim=-1), self.texts)
+
+    def require_fitting(self, features: Float[Tensor, "b e"]) -> None:
+        """Refuse texts whose embeddings have another number of values than those of the images.
+
+        Raises:
+            ConfigError: with both numbers.
         """
         if features.shape[-1] != self.texts.shape[-1]:
             raise ConfigError(
                 f"prompt embeddings must have {features.shape[-1]} numbers, as this model's image embeddings have "
                 f"(got {self.texts.shape[-1]})."
             )
-        return torch.einsum("be,bqe->bq", F.normalize(features, dim=-1), self.texts)
 
     def compute_scores(self, similarity: Float[Tensor, "b q"]) -> Float[Tensor, "b p"]:
         """Compute the target scores, which are mapped, from the cosines."""

@@ -36,7 +36,7 @@
  * @typedef {Object} Ground the ground of a probe, on which other objects are put
  * @property {number} probe
  * @property {number[]} called for each object, a probe with the prompt that the image is closest to
- * @property {number[]} called_before the same at the baseline; -1 if it was not tried then
+ * @property {number[]} called_before the same at the run's first baseline; -1 if it was not tried then
  *
  * @typedef {Object} EvaluationsAbout
  * @property {{names: string[], prompts: string[], digests: string[], visible: number[]}} probes
