@@ -18,8 +18,7 @@ TINY = 1e-9
 
 # Limits of the background's gain at the default false alarm rate, in standard deviations: of the worst prompt, of all
 # probes together and of the three that stand out, for many probes; and what few probes add to them, over the square of
-# their number. All limits grow with a smaller rate. Chosen on runs of benchmarks/drift_detection.py with other seeds
-# than it reports.
+# their number. All limits grow with a smaller rate. Chosen on the runs of benchmarks/limit_choice.py.
 PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
 SET_LIMIT, SET_FEW = 2.7, 130.0
 GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 3.8, 200.0, 256  # of more probes than these, the largest gains are larger
@@ -61,8 +60,8 @@ class DriftRule:
 
     An evaluation is also an alarm if the model collapsed, or if at least half of the maps became degenerate. It
     collapsed if it recognizes the images less than 20 % as well as at the baseline: in Cohen's kappa of their own
-    prompts and those that they are closest to. At the baseline, the kappa must be at least 0.2 and three standard
-    errors of random answers.
+    prompts and those that they are closest to, leaving out other prompts for the same image. At the baseline, the kappa
+    must be at least 0.2 and three standard errors of random answers.
 
     Where the background is not known, since fewer than three probes have another prompt, it is an alarm if at least
     half of the maps are flagged for one of these reasons:
