@@ -346,6 +346,59 @@ class TestBenchmarks:
             ]
         assert {name: values for name, *values in read_table(self.page, head)} == rows
 
+    def test_pooled_detections_and_false_alarms(self) -> None:
+        pooled = json.loads((ROOT / "benchmarks" / "drift_detection.json").read_text())["pooled"]
+        rows = {
+            f"{towers.replace('ViT', 'ViTs').replace('ResNet', 'ResNets')}{suffix}": [
+                str(counts["used"]),
+                *(percent(counts[what] / counts["used"]) for what in ("detected", "shown")),
+                str(counts["evaluations"]),
+                *(f"{100 * counts[f'false at {rate} %'] / counts['evaluations']:.1f}" for rate in (1, 5)),
+            ]
+            for seeds, suffix in (("all seeds", ""), ("seed 2002", ", seed 2002"))
+            for towers, counts in pooled[seeds].items()
+            if counts["used"] and counts["evaluations"]
+        }
+        assert {name: values for name, *values in read_table(self.page, "| 16 probes or more |")} == rows
+
+    def test_kinds_of_shortcuts(self) -> None:
+        counts = json.loads((ROOT / "benchmarks" / "drift_detection.json").read_text())["detected"]
+        rows: dict[str, list[str]] = {}
+        for name, counted in counts.items():
+            kind, probes = name.split(": ")
+            if probes in ("16 probes", "64 probes"):
+                rows.setdefault(kind, []).extend(
+                    [
+                        str(counted["used"]),
+                        *(percent(counted[masks] / counted["used"]) for masks in ("masks", "no masks")),
+                    ]
+                )
+        assert {name: values for name, *values in read_table(self.page, "| kind of shortcut |")} == rows
+
+    def test_choice_of_limits(self) -> None:
+        measured = json.loads((ROOT / "benchmarks" / "limit_choice.json").read_text())
+        text, limits = " ".join(self.page.split()), measured["limits"]
+        runs = measured["runs"]
+        assert (
+            f"{runs['class token']} of class-token ViTs, {runs['attention pool']} of ViTs with an attention pool and "
+            f"{runs['resnet']} of ResNets" in text
+        )
+        with_masks, without = (limits["as it is"][masks] for masks in ("masks", "no masks"))
+        assert (
+            f"with masks {percent(with_masks['detected'])} of the shortcuts are detected and "
+            f"{with_masks['false alarms per 100']:.1f} % of the harmless evaluations are false alarms, without "
+            f"{percent(without['detected'])} and {without['false alarms per 100']:.1f} %" in text
+        )
+        changed = [
+            each[masks]
+            for name, each in limits.items()
+            if name.endswith(("* 0.85", "* 1.2"))
+            for masks in ("masks", "no masks")
+        ]
+        detected, false = ([each[what] for each in changed] for what in ("detected", "false alarms per 100"))
+        assert f"between {percent(min(detected))} and {percent(max(detected))}".replace(" % and", " and") in text
+        assert f"between {min(false):.1f} and {max(false):.1f} %" in text
+
     def test_plain_thresholds(self) -> None:
         verdicts = [judged for name, judged in read_verdicts().items() if name.endswith(", 64")]
         names = {"**our rule**, no masks": "our rule, no masks", "the conditions on the maps alone": "maps alone"}
