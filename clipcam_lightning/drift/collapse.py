@@ -21,8 +21,8 @@ class Collapse:
         images: how many there are.
         recognized: how many of them are closest to their own prompts.
         recognized_before: how many were at the baseline.
-        severity: how far Cohen's kappa of their own and their closest prompts fell, in units of what the rule
-            tolerates; above 1 is an alarm.
+        severity: how far Cohen's kappa of their own and their closest prompts fell, beyond its standard error, in
+            units of what the rule tolerates; above 1 is an alarm.
     """
 
     images: int
@@ -49,27 +49,37 @@ def weigh_collapse(probes: Sequence[ProbeDrift], rule: DriftRule) -> Collapse | 
     compared = [probe for probe in probes if probe.closest_prompt and probe.closest_prompt_before]
     own = [probe.prompt for probe in compared]
     now, before = [probe.closest_prompt for probe in compared], [probe.closest_prompt_before for probe in compared]
-    kappa_before, error = _cohens_kappa(own, before)
-    if kappa_before < max(MIN_RECOGNITION, ERRORS * error):
+    kappa_before, chance = _cohens_kappa(own, before)
+    if kappa_before < max(MIN_RECOGNITION, ERRORS * _standard_error(chance, chance, len(own))):
         return None
+    kappa, chance = _cohens_kappa(own, now)
+    # If all images are closest to one prompt, kappa is 0 whatever the images are.
+    error = _standard_error(_share_equal(own, now), chance, len(own)) if len(set(now)) > 1 else 0.0
     return Collapse(
         images=len(compared),
         recognized=_count_equal(own, now),
         recognized_before=_count_equal(own, before),
-        severity=rule.rate_recognition(_cohens_kappa(own, now)[0], kappa_before),
+        severity=rule.rate_recognition(kappa + error, kappa_before),
     )
 
 
 def _cohens_kappa(own: Sequence[str], closest: Sequence[str]) -> tuple[float, float]:
-    """Compute Cohen's kappa of the own and the closest prompts, and the standard error of that of random answers.
+    """Compute Cohen's kappa of the own and the closest prompts, and the share that is equal by chance.
 
-    Cohen, "A coefficient of agreement for nominal scales", 1960: equation 1, and its standard error if kappa is 0.
+    Cohen, "A coefficient of agreement for nominal scales", 1960.
     """
-    count = max(1, len(own))
     answers = Counter(closest)
-    chance = sum(each * answers[prompt] for prompt, each in Counter(own).items()) / count**2
-    beyond = max(1 - chance, TINY)
-    return (_count_equal(own, closest) / count - chance) / beyond, math.sqrt(chance / (beyond * count))
+    chance = sum(each * answers[prompt] for prompt, each in Counter(own).items()) / max(1, len(own)) ** 2
+    return (_share_equal(own, closest) - chance) / max(1 - chance, TINY), chance
+
+
+def _standard_error(share: float, chance: float, count: int) -> float:
+    """Compute the standard error of Cohen's kappa, if a share of ``count`` pairs is equal, by Cohen 1960."""
+    return math.sqrt(share * (1 - share) / max(1, count)) / max(1 - chance, TINY)
+
+
+def _share_equal(own: Sequence[str], closest: Sequence[str]) -> float:
+    return _count_equal(own, closest) / max(1, len(own))
 
 
 def _count_equal(own: Sequence[str], closest: Sequence[str]) -> int:

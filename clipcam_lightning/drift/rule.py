@@ -60,8 +60,8 @@ class DriftRule:
 
     An evaluation is also an alarm if the model collapsed, or if at least half of the maps became degenerate. It
     collapsed if it recognizes the images less than 20 % as well as at the baseline: in Cohen's kappa of their own
-    prompts and those that they are closest to, leaving out other prompts for the same image. At the baseline, the kappa
-    must be at least 0.2 and three standard errors of random answers.
+    prompts and those that they are closest to, leaving out other prompts for the same image, and beyond its standard
+    error. At the baseline, the kappa must be at least 0.2 and three standard errors of random answers.
 
     Where the background is not known, since fewer than three probes have another prompt, it is an alarm if at least
     half of the maps are flagged for one of these reasons:
@@ -240,8 +240,8 @@ class DriftRule:
         """Rate by how much Cohen's kappa of the images' own and closest prompts fell, above 1 if too far.
 
         Args:
-            now: the kappa, -1 to 1: 1 if all images are recognized, 0 if as many as by chance.
-            before: the same at the baseline, above 0.
+            now: the kappa and its standard error, -1 to 1: 1 if all images are recognized, 0 if as many as by chance.
+            before: the kappa at the baseline, above 0.
         """
         return max(0.0, (1 - now / before) / (1 - KEPT_RECOGNITION))
 

@@ -815,29 +815,32 @@ def with_closest(prompts: str, now: list[int], before: list[int]) -> tuple[Snaps
     return replace(same, closest=torch.tensor(before)), replace(same, closest=torch.tensor(now))
 
 
-@pytest.mark.parametrize(("recognized", "alarm"), [(12, False), (5, False), (4, True), (3, True), (0, True)])
+@pytest.mark.parametrize(("recognized", "alarm"), [(24, False), (9, False), (8, False), (7, True), (0, True)])
 def test_a_model_has_collapsed_if_it_recognizes_less_than_a_fifth_of_the_images_beyond_chance(
     recognized: int, alarm: bool
 ) -> None:
-    prompts = "aaabbbcccddd"
-    named = [*range(recognized), *((i + 3) % 12 for i in range(recognized, 12))]
-    before, now = with_closest(prompts, named, [*range(12)])
+    """The standard error is that of Cohen 1960, for images of which a quarter is recognized by chance."""
+    prompts = "abcd" * 6
+    named = [*range(recognized), *((i + 1) % 24 for i in range(recognized, 24))]
+    before, now = with_closest(prompts, named, [*range(24)])
 
     report = compare(before, now)
 
     assert report.collapse is not None
     kappa = cohen_kappa_score([*prompts], [prompts[i] for i in named])
-    assert report.collapse.severity == pytest.approx((1 - kappa) / 0.8)
+    share = recognized / 24
+    error = math.sqrt(share * (1 - share) / 24) / 0.75
+    assert report.collapse.severity == pytest.approx(max(0, 1 - kappa - error) / 0.8)
     assert report.alarm is alarm
-    assert alarm == (kappa < 0.2)
-    text = f"{recognized} of 12 images are closest to their own prompts (12 at the baseline)"
+    assert alarm == (kappa + error < 0.2)
+    text = f"{recognized} of 24 images are closest to their own prompts (24 at the baseline)"
     assert (text in str(report)) == alarm
     assert (report.finding == "the model hardly tells the prompts of the probes apart") == alarm
     assert not report.suspicious, "no other object is needed to say so"
 
 
 def test_a_collapse_is_of_the_images_that_were_recognized() -> None:
-    before, now = with_closest("aaabbbcccddd", [3, *[6] * 11], [*range(9), 0, 0, 0])
+    before, now = with_closest("aaabbbcccddd", [6] * 12, [*range(9), 0, 0, 0])
 
     collapse = compare(before, now).collapse
 
