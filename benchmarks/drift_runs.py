@@ -9,7 +9,7 @@ import multiprocessing
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -78,12 +78,28 @@ def run(finetune: FineTune, folder: Path) -> Run:
         finetune: what to run.
         folder: for weights and observations.
     """
+    done, observed = watch(finetune, folder, probes_of(finetune))
+    return replace(done, scores={str(probes): score(each, plain=probes == USUAL) for probes, each in observed.items()})
+
+
+def watch(
+    finetune: FineTune, folder: Path, probe_sets: Sequence[ProbeChoice]
+) -> tuple[Run, dict[ProbeChoice, Observations]]:
+    """Fine-tune and observe, unless that is already done.
+
+    Args:
+        finetune: what to run.
+        folder: for weights and observations.
+        probe_sets: that watch it, besides the usual one.
+
+    Returns:
+        The run without scores, and what was observed.
+    """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     uses = fine_tune(finetune, folder)
-    observed = {probes: observe(finetune, folder, probes) for probes in probes_of(finetune)}
-    scores = {str(probes): score(each, plain=probes == USUAL) for probes, each in observed.items()}
-    return Run(finetune, uses.first, is_broken(finetune, observed[USUAL]), scores)
+    observed = {probes: observe(finetune, folder, probes) for probes in dict.fromkeys((*probe_sets, USUAL))}
+    return Run(finetune, uses.first, is_broken(finetune, observed[USUAL]), {}), observed
 
 
 def is_broken(finetune: FineTune, observed: Observations) -> bool:

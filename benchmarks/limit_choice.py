@@ -13,7 +13,6 @@ import json
 import math
 import multiprocessing
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,15 +21,14 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
-import torch
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.drift_runs import CHOICE_SEED, MANY, PROCESSES, USUAL, Run, is_broken
-from benchmarks.finetunes import FineTune, ProbeChoice, all_runs, fine_tune
-from benchmarks.observations import is_observed, observe
+from benchmarks.drift_runs import CHOICE_SEED, MANY, PROCESSES, USUAL, Run, watch
+from benchmarks.finetunes import FineTune, ProbeChoice, all_runs
+from benchmarks.observations import is_observed
 from clipcam_lightning import DriftReport, compare
 from clipcam_lightning.drift import evidence, rule
 
@@ -65,11 +63,7 @@ def count(finetune: FineTune, folder: Path) -> Counter[tuple[str, bool, str]]:
         finetune: what to run.
         folder: for weights and observations.
     """
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    uses = fine_tune(finetune, folder)
-    observed = {probes: observe(finetune, folder, probes) for probes in {USUAL, *CHOSEN_ON[finetune.tower][1]}}
-    run = Run(finetune, uses.first, is_broken(finetune, observed[USUAL]), {})
+    run, observed = watch(finetune, folder, CHOSEN_ON[finetune.tower][1])
     counts: Counter[tuple[str, bool, str]] = Counter()
     if run.role not in ("used", "harmless", "collapse"):
         return counts

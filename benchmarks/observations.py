@@ -1,7 +1,8 @@
 """What is observed of a fine-tuned model after each epoch, so that any rule can judge it later without a model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.cued_images import Drawn
 from benchmarks.finetunes import FineTune, ProbeChoice, class_texts, is_done, load_epoch
 from benchmarks.worlds.world import WORLDS
 from clipcam_lightning import ClipModel, Snapshot, compare, explain, find_clip
@@ -44,6 +46,7 @@ class Observations:
         donors: whose objects these are: more on the grounds that stand out.
         classes: of the objects.
         masks: of the objects.
+        found: of the cells that the objects' regions were found to cover at the start.
     """
 
     maps: Float[Tensor, "e n h w"]
@@ -53,6 +56,7 @@ class Observations:
     donors: Int[Tensor, "2 e n k"]
     classes: Int[Tensor, "n"]
     masks: Bool[Tensor, "n y x"]
+    found: Bool[Tensor, "n h w"]
 
     def snapshots(self, *, masks: bool) -> list[Snapshot]:
         """Make the snapshots that a monitor with these probes would take.
@@ -101,26 +105,27 @@ def observe(run: FineTune, folder: Path, probes: ProbeChoice) -> Observations:
         folder: of the weights; the observations are written there too.
         probes: that watch it.
     """
-    file = _file(run, folder, probes)
-    try:
-        tensors = load_tensors(file, FILE_KIND)[0]
-    except SnapshotError:
-        tensors = {}
-    if tensors.keys() == {field.name for field in fields(Observations)}:
-        return Observations(**tensors)
-    observed = _observe(run, folder, probes)
-    save_tensors(file, FILE_KIND, {name: value.contiguous() for name, value in vars(observed).items()}, {})
+    file, watched = _file(run, folder, probes), _Watched(run, folder, probes)
+    observed = _load(file) or _watch(watched)
+    donors = torch.stack([_choose_donors(observed, masks=masks) for masks in (True, False)])
+    if not torch.equal(donors, observed.donors):
+        observed = _transplant(watched, observed, donors)
+        save_tensors(file, FILE_KIND, {name: value.contiguous() for name, value in vars(observed).items()}, {})
     return observed
 
 
 def is_observed(run: FineTune, folder: Path, probe_sets: Sequence[ProbeChoice]) -> bool:
     """Whether a run with its present settings, and its observations on these probes, are in a folder."""
+    return is_done(run, folder) and all(_load(_file(run, folder, probes)) for probes in probe_sets)
+
+
+def _load(file: Path) -> Observations | None:
+    """Load observations; ``None`` if there are none with the present fields."""
     try:
-        files = [load_tensors(_file(run, folder, probes), FILE_KIND)[0] for probes in probe_sets]
+        tensors = load_tensors(file, FILE_KIND)[0]
     except SnapshotError:
-        return False
-    names = {field.name for field in fields(Observations)}
-    return all(file.keys() == names for file in files) and is_done(run, folder)
+        return None
+    return Observations(**tensors) if tensors.keys() == {field.name for field in fields(Observations)} else None
 
 
 def _file(run: FineTune, folder: Path, probes: ProbeChoice) -> Path:
@@ -129,68 +134,118 @@ def _file(run: FineTune, folder: Path, probes: ProbeChoice) -> Path:
     return folder / f"observed, {name}.safetensors"
 
 
-def _observe(run: FineTune, folder: Path, probes: ProbeChoice) -> Observations:
-    model, world, drawn = run.load_model(), WORLDS[run.world], run.draw_probes(probes)
-    clip = find_clip(model, tokenizer=world.tokenizer)
-    images = torch.stack([clip.preprocessing.image(image) for image in drawn.images])
+class _Watched:
+    """A run and the probes that watch it, which are loaded when they are needed.
+
+    Args:
+        run: what was run.
+        folder: of the weights.
+        probes: that watch it.
+    """
+
+    def __init__(self, run: FineTune, folder: Path, probes: ProbeChoice) -> None:
+        self._run, self._folder, self._probes = run, folder, probes
+        self.captions = run.images.captions
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        """The probes."""
+        return self._run.draw_probes(self._probes)
+
+    @cached_property
+    def clip(self) -> ClipModel:
+        """The model."""
+        return find_clip(self._run.load_model(), tokenizer=WORLDS[self._run.world].tokenizer)
+
+    @cached_property
+    def images(self) -> Float[Tensor, "n 3 y x"]:
+        """The probes as the model's input."""
+        return torch.stack([self.clip.preprocessing.image(image) for image in self.drawn.images])
+
+    def load_epochs(self) -> Iterator[Float[Tensor, "c d"]]:
+        """Load the weights of the start and of one epoch after another, and embed the captions."""
+        model = self.clip.module
+        for epoch in range(self._run.settings.epochs + 1):
+            load_epoch(self._run, self._folder, epoch, model)
+            yield class_texts(self._run, model, self.captions).detach()
+
+    @torch.no_grad()
+    def embed(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
+        """Embed images with the weights that were loaded last."""
+        return torch.cat([self.clip.embed_images(batch) for batch in images.split(64)])
+
+    def regions(self, masks: Bool[Tensor, "n y x"], found: Bool[Tensor, "n h w"]) -> list[Bool[Tensor, "n y x"]]:
+        """Enlarge the objects' masks, and the cells that were found, to the size of the model's input."""
+        enlarged = F.interpolate(masks[:, None].float(), size=self.images.shape[-2:], mode="nearest")[:, 0] > 0.5
+        return [enlarged, in_pixels(found, self.images)]
+
+
+def _watch(watched: _Watched) -> Observations:
+    """Observe all but other objects on the grounds of the probes."""
+    images, drawn = watched.images, watched.drawn
     masks, classes = torch.from_numpy(drawn.masks), torch.from_numpy(drawn.classes)
-    enlarged = F.interpolate(masks[:, None].float(), size=images.shape[-2:], mode="nearest")[:, 0] > 0.5
-    regions: list[Tensor] = []
     seen: dict[str, list[Tensor]] = {"maps": [], "cosines": [], "without_object": []}
-
-    def embed(batch: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
-        return _embed(clip, batch)
-
-    for epoch in range(run.settings.epochs + 1):
-        load_epoch(run, folder, epoch, model)
-        texts = class_texts(run, model, run.images.captions).detach()
-        maps = explain(clip, images, [[run.images.captions[each]] for each in drawn.classes]).maps[:, 0]
-        if not regions:
+    found: Tensor | None = None
+    for texts in watched.load_epochs():
+        maps = explain(watched.clip, images, [[watched.captions[each]] for each in drawn.classes]).maps[:, 0]
+        if found is None:
             windows = choose_windows(maps)
-            drops = spread_drops(window_drops(images, texts[classes], embed, windows), windows)
-            regions = [enlarged, in_pixels(object_regions(maps, drops), images)]
+            drops = spread_drops(window_drops(images, texts[classes], watched.embed, windows), windows)
+            found = object_regions(maps, drops)
+        without = [watched.embed(fill_regions(images, each)) for each in watched.regions(masks, found)]
         seen["maps"].append(maps)
-        seen["cosines"].append(embed(images) @ texts.T)
-        seen["without_object"].append(torch.stack([embed(fill_regions(images, each)) for each in regions]) @ texts.T)
+        seen["cosines"].append(watched.embed(images) @ texts.T)
+        seen["without_object"].append(torch.stack(without) @ texts.T)
+    assert found is not None
     cosines = torch.stack(seen["cosines"])
-    observed = Observations(
+    return Observations(
         maps=torch.stack(seen["maps"]),
         cosines=cosines,
         without_object=torch.stack(seen["without_object"], dim=1),
-        transplants=cosines.expand(2, *cosines.shape)[:, :, :, None],
-        donors=torch.full((2, *cosines.shape[:2], 1), NONE),
+        transplants=cosines.new_zeros(2, *cosines.shape[:2], 0, cosines.shape[2]),
+        donors=torch.empty(2, *cosines.shape[:2], 0, dtype=torch.int64),
         classes=classes,
         masks=masks,
+        found=found,
     )
-    donors = torch.stack([_choose_donors(observed, *each) for each in zip((True, False), regions, strict=True)])
-    transplants = []
-    for epoch in range(run.settings.epochs + 1):
-        load_epoch(run, folder, epoch, model)
-        texts = class_texts(run, model, run.images.captions).detach()
-        embedded = [embed_transplants(images, *each, embed) for each in zip(regions, donors[:, epoch], strict=True)]
-        transplants.append(torch.stack(embedded) @ texts.T)
-    return replace(observed, transplants=torch.stack(transplants, dim=1), donors=donors)
 
 
-def _choose_donors(observed: Observations, masks: bool, regions: Bool[Tensor, "n y x"]) -> Int[Tensor, "e n k"]:
+def _choose_donors(observed: Observations, *, masks: bool) -> Int[Tensor, "e n k"]:
     """Choose donors as an evaluation does that looks suspicious: more of them for the grounds that stand out.
 
     Args:
-        observed: without transplants.
+        observed: what the model says without the objects.
         masks: whether the masks are known.
-        regions: of the objects.
     """
     start, *later = observed.snapshots(masks=masks)
-    images, classes = range(len(regions)), observed.classes.tolist()
-    donors = choose_donors(classes, images, regions)
+    objects = observed.masks if masks else observed.found
+    images, classes = range(len(objects)), observed.classes.tolist()
+    donors = choose_donors(classes, images, objects)
     outstanding = [list_outstanding(compare(start, each).probes) for each in later]
     grounds = [[int(probe.name) for probe in each] for each in outstanding]
-    return torch.stack([donors, *(fill_donors(donors, each, classes, images, regions) for each in grounds)])
+    return torch.stack([donors, *(fill_donors(donors, each, classes, images, objects) for each in grounds)])
 
 
-@torch.no_grad()
-def _embed(clip: ClipModel, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
-    return torch.cat([clip.embed_images(batch) for batch in images.split(64)])
+def _transplant(watched: _Watched, observed: Observations, donors: Int[Tensor, "2 e n k"]) -> Observations:
+    """Observe other objects on the grounds of the probes, as far as that is not known already.
+
+    Args:
+        watched: the run and its probes.
+        observed: what is known.
+        donors: whose objects.
+    """
+    shape = (*donors.shape, observed.cosines.shape[2])
+    transplants = observed.transplants.clone() if observed.transplants.shape == shape else torch.zeros(shape)
+    unknown = donors if observed.donors.shape != donors.shape else donors.where(donors != observed.donors, NONE)
+    regions = watched.regions(observed.masks, observed.found)
+    for epoch, texts in enumerate(watched.load_epochs()):
+        for by, objects in enumerate(regions):
+            missing = unknown[by, epoch]
+            rows = missing != NONE
+            if rows.any():
+                embedded = embed_transplants(watched.images, objects, missing, watched.embed)
+                transplants[by, epoch][rows] = embedded[rows] @ texts.T
+    return replace(observed, transplants=transplants, donors=donors)
 
 
 def _info(epoch: int) -> SnapshotInfo:

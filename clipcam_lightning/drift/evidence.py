@@ -13,7 +13,7 @@ SUSPICION = 0.7  # severity of a background's gain above which more is tried: ot
 OUTSTANDING_SUSPICION = 0.75  # the same of the probes that stand out, of which there are always some
 MIN_TRANSPLANTS = 6  # of which a pull is needed to withdraw a suspicion: fewer prove nothing
 MIN_PULL = 0.5  # severity of the pull below which so many other objects speak against a shortcut
-OUTSTANDING = 3  # probes whose mean gain is rated, of those that are newly named without their objects
+OUTSTANDING = 3  # probes whose mean gain is rated, of those that are named without their objects
 CANDIDATES = 8  # of these that get more objects on their grounds on suspicion
 MAX_NAMED = 3  # probes in a sentence
 MIN_LOSS, LOSS_RATIO = 0.005, 2.0  # of similarity by covering, and beside that of another place, to be worth a sentence
@@ -124,6 +124,8 @@ class Evidence:
                 f"{self._name_outstanding()}"
             )
         which = f"{self.named} of {self.images} images are" if self.images > 1 else "the image is"
+        if self.named == self.named_before:
+            return f"without the object, {which} closest to {own} as at the baseline, but much closer"
         return f"without the object, {which} still closest to {own} ({self.named_before} at the baseline)"
 
     def _name_outstanding(self) -> str:
@@ -139,7 +141,7 @@ def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[Eviden
         rule: how much is tolerated.
 
     Returns:
-        The most severe first; without those whose background names no more images than at the baseline.
+        The most severe first; without those whose background names no image, or fewer than at the baseline.
     """
     by_prompt: dict[str, list[ProbeDrift]] = defaultdict(list)
     for probe in probes:
@@ -154,18 +156,18 @@ def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[Eviden
 
 
 def list_outstanding(probes: Iterable[ProbeDrift]) -> list[ProbeDrift]:
-    """List the probes that without their objects are newly named, at most eight, the largest gain first."""
-    return _list_newly_named(probes)[:CANDIDATES]
+    """List the probes that are named without their objects, at most eight, the largest gain first."""
+    return _list_named(probes)[:CANDIDATES]
 
 
-def _list_newly_named(probes: Iterable[ProbeDrift]) -> list[ProbeDrift]:
-    named = [probe for probe in probes if probe.named_without_object > probe.named_before]
+def _list_named(probes: Iterable[ProbeDrift]) -> list[ProbeDrift]:
+    named = [probe for probe in probes if probe.named_without_object > 0]
     return sorted(named, key=lambda probe: probe.background_gain, reverse=True)
 
 
 def _weigh_outstanding(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidence | None:
     """Weigh the probes that stand out by their gains, or whose grounds pull most, if these do."""
-    named, total = _list_newly_named(probes), len(probes)
+    named, total = _list_named(probes), len(probes)
     if len(named) < OUTSTANDING:
         return None
     gain_severity = rule.rate_gain(fmean(_gains(named[:OUTSTANDING])), total)
@@ -207,7 +209,7 @@ def _weigh(
     named, named_before = (
         sum(values) for values in zip(*((each.named_without_object, each.named_before) for each in probes), strict=True)
     )
-    if named <= named_before:
+    if named < max(1, named_before):
         return None
     prompts = {probe.prompt for probe in probes}
     moved = [probe for probe in probes if probe.transplants.count and probe.transplants_before.count]

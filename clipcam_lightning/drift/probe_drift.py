@@ -34,7 +34,7 @@ class ProbeDrift:
         pointing: 1 if the map's hottest pixel is on the object, else 0; 0 for a degenerate map, NaN without mask.
         background_score: how much nearer to its prompt the image without its object is than the other images without
             theirs, in standard deviations of these; NaN if unknown.
-        background_gain: now minus baseline; NaN if unknown.
+        background_score_before: the same at the baseline.
         named_without_object: 1 if the image without its object is closer to its own prompt than to those of the other
             probes, else 0; NaN if unknown.
         named_before: the same at the baseline.
@@ -78,7 +78,7 @@ class ProbeDrift:
     energy_change: float
     pointing: float
     background_score: float
-    background_gain: float
+    background_score_before: float
     named_without_object: float
     named_before: float
     closest_prompt: str
@@ -96,6 +96,15 @@ class ProbeDrift:
     def has_valid_baseline(self) -> bool:
         """Whether the baseline's map carries information; if not, the drift is unknown."""
         return not self.baseline_state.is_degenerate
+
+    @property
+    def background_gain(self) -> float:
+        """How far the background score rose, from 0 if it was negative at the baseline; NaN if unknown.
+
+        A background that did not speak for the prompt cannot have said less than nothing: it was below 0 by chance, and
+        above all where the object's region was found as the place without which that model's similarity is lowest.
+        """
+        return self.background_score - max(self.background_score_before, 0.0)  # a NaN stays one
 
     @property
     def degenerate(self) -> str:

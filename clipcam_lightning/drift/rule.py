@@ -19,10 +19,10 @@ TINY = 1e-9
 # Limits of the background's gain at the default false alarm rate, in standard deviations: of the worst prompt, of all
 # probes together and of the three that stand out, for many probes; and what few probes add to them, over the square of
 # their number. All limits grow with a smaller rate. Chosen on the runs of benchmarks/limit_choice.py.
-PROMPT_LIMIT, PROMPT_FEW = 4.5, 200.0
-SET_LIMIT, SET_FEW = 2.7, 130.0
-GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 3.8, 200.0, 256  # of more probes than these, the largest gains are larger
-PULLED_LIMIT, PULLED_FEW = 1.6, 100.0  # of the three that pull most, each times the share that follows
+PROMPT_LIMIT, PROMPT_FEW = 3.6, 160.0
+SET_LIMIT, SET_FEW = 2.2, 100.0
+GAIN_LIMIT, GAIN_FEW, GAIN_PROBES = 3.0, 160.0, 256  # of more probes than these, the largest gains are larger
+PULLED_LIMIT, PULLED_FEW = 1.3, 80.0  # of the three that pull most, each times the share that follows
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT, GAIN_EXPONENT = 0.01, 0.2, 0.3, 0.1
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
@@ -38,16 +38,16 @@ class DriftRule:
     The main question is causal: does the *background* tell the prompt? It is asked in two steps.
 
     - The object of each probe is removed, and the score of what remains is compared with that at the baseline
-      (``background_score`` of :class:`Snapshot`). The gains of the ``m`` of ``n`` probes of a prompt, their sum over
-      the square root of ``m``, tolerate ``4.5 + 200 / n ** 2``, so that one class of many suffices; the gains of all
-      probes tolerate ``2.7 + 130 / n ** 2``. In both cases more images without their objects must be closest to their
-      own prompts than at the baseline. The third limit is of the probes whose images without objects are newly closest
-      to their own prompts: the mean of the three largest gains tolerates ``3.8 + 200 / n ** 2``, so that few probes of
-      many suffice.
+      (``background_score`` of :class:`Snapshot`; a negative one there counts as 0). The gains of the ``m`` of ``n``
+      probes of a prompt, their sum over the square root of ``m``, tolerate ``3.6 + 160 / n ** 2``, so that one class
+      of many suffices; the gains of all probes tolerate ``2.2 + 100 / n ** 2``. In both cases at least one image
+      without its object must be closest to its own prompt, and as many as at the baseline. The third limit is of the
+      probes whose images without objects are closest to their own prompts: the mean of the three largest gains
+      tolerates ``3.0 + 160 / n ** 2``, so that few probes of many suffice.
     - From 70 % of a limit on (75 % of the third one), ``k`` objects of other probes are put on the same backgrounds.
       The share of them that is closest to the prompt of the background may rise by ``0.2 + 2 / k`` for one prompt, or
       by ``0.1 + 2 / k`` on average over all, beyond the rise on other backgrounds. For the probes that stand out, the
-      rise is multiplied by the gain, and the mean of the three largest products tolerates ``1.6 + 100 / n ** 2``. Above
+      rise is multiplied by the gain, and the mean of the three largest products tolerates ``1.3 + 80 / n ** 2``. Above
       these limits it is *shown* that the background makes the model choose the prompt. With six objects or more, a rise
       of less than half of that withdraws the suspicion in proportion.
 
@@ -123,7 +123,7 @@ class DriftRule:
             "objects of other probes, put on the backgrounds of a prompt, on all, or on those that stand out, are "
             "called after the background more often than before",
             f"the model recognizes the images, beyond chance, less than {_percent(KEPT_RECOGNITION)} as well as at the "
-            "baseline",
+            "baseline, by more than the error of so few images",
             "at least half of the maps became degenerate",
             "the background could not be tested, and at least half of the maps moved beyond their noise floor in one "
             f"of these ways: they drifted by more than {MAX_DRIFT:g}, over {_percent(MAX_SHARED_GAIN)} of their mass "

@@ -165,7 +165,7 @@ def format_metrics(probe: ProbeDrift) -> dict[str, str]:
         "Drift / noise floor": (math.isfinite(probe.noise_ratio), f"{probe.noise_ratio:.1f}"),
         "Background score": (
             math.isfinite(probe.background_gain),
-            f"{probe.background_score - probe.background_gain:.1f} → {probe.background_score:.1f}",
+            f"{probe.background_score_before:.1f} → {probe.background_score:.1f}",
         ),
         "Shared gain": (math.isfinite(probe.shared_gain), f"{100 * max(0.0, probe.shared_gain):.0f} %"),
         "Top-20 % IoU": (is_measured, f"{probe.top_iou:.2f}"),

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from string import ascii_lowercase
 from typing import Any
 
@@ -473,7 +474,7 @@ def test_one_prompt_of_many_whose_background_gains_is_an_alarm() -> None:
 
     report = compare(before, now)
 
-    prompt_limit = 4.5 + 200 / 32**2
+    prompt_limit = 3.6 + 160 / 32**2
     assert report.evidence is not None
     assert report.evidence.prompt == "a"
     assert report.severity == report.evidence.gain_severity == pytest.approx(4 * 3 / 2 / prompt_limit)
@@ -489,13 +490,13 @@ def test_small_gains_of_all_prompts_together_are_an_alarm() -> None:
 
     assert report.evidence is not None
     assert report.evidence.prompt == ""
-    assert report.severity == report.evidence.gain_severity == pytest.approx(0.9 * 16 / 4 / (2.7 + 130 / 16**2))
+    assert report.severity == report.evidence.gain_severity == pytest.approx(0.9 * 16 / 4 / (2.2 + 100 / 16**2))
     assert not report.flagged  # none by itself
     assert "8 of 16 images are still closest to their own prompts" in str(report)
 
 
 def few_that_stand_out(count: int, rows: Sequence[int], gains: Sequence[float]) -> tuple[Snapshot, Snapshot]:
-    """Two snapshots of many probes of eight prompts, with gains of few, which are newly named; and one without gain."""
+    """Two snapshots of many probes of eight prompts, with gains of few, which are named; and one without gain."""
     now, named = [0.0] * count, [0] * count
     for row, gain in zip(rows, gains, strict=True):
         now[row], named[row] = gain, 1
@@ -513,18 +514,18 @@ def test_three_of_many_probes_whose_background_gains_much_are_an_alarm(
     assert evidence is not None
     assert (evidence.prompt, evidence.images, evidence.named_before) == (prompt, 3, 0)
     assert evidence.outstanding == tuple(f"probe {rows[i]}" for i in (1, 2, 0))  # the largest gain first
-    assert report.severity == evidence.gain_severity == pytest.approx(4.5 / (3.8 + 200 / 256**2))
+    assert report.severity == evidence.gain_severity == pytest.approx(4.5 / (3 + 160 / 256**2))
     names = ", ".join(evidence.outstanding)
     assert f"without the object, 3 of 256 images are now much closer to {whose}: {names}" in str(report)
     assert [probe.name for probe in report.probes if evidence.is_about(probe)] == [f"probe {row}" for row in rows]
 
 
 def test_all_probes_beyond_the_limit_stand_out_and_three_are_named() -> None:
-    report = compare(*few_that_stand_out(256, range(5), (4.0, 5.0, 6.0, 7.0, 3.7)))
+    report = compare(*few_that_stand_out(256, range(5), (4.0, 5.0, 6.0, 7.0, 2.9)))
 
     assert report.evidence is not None
     assert report.evidence.images == 4  # the fifth is not beyond the limit
-    assert report.evidence.gain_severity == pytest.approx(6 / (3.8 + 200 / 256**2))
+    assert report.evidence.gain_severity == pytest.approx(6 / (3 + 160 / 256**2))
     assert "4 of 256 images are now much closer to their own prompts: probe 3, probe 2, probe 1 and 1 more" in str(
         report
     )
@@ -541,12 +542,12 @@ def test_the_limit_of_the_largest_gains_grows_with_the_number_of_probes_and_litt
     assert severities[256, 0.01] / severities[10_000, 0.01] == pytest.approx(growth, rel=1e-3)
     assert severities[256, 0.05] / severities[256, 0.01] == pytest.approx(5**0.1)
     torch.manual_seed(0)
-    noise = torch.randn(200, 10_000).topk(3, dim=1).values.mean(1)
-    assert max(DriftRule().rate_gain(float(gain), 10_000) for gain in noise) < 1
+    named = torch.randn(1000, 10_000 // 8).topk(3, dim=1).values.mean(1)  # by chance, of eight prompts
+    assert fmean(DriftRule().rate_gain(float(gain), 10_000) > 1 for gain in named) < 0.01
 
 
 def test_few_probes_below_their_limit_do_not_hide_that_a_prompt_is_suspicious() -> None:
-    report = compare(*few_that_stand_out(256, range(0, 56, 8), [2.8] * 3 + [2.4] * 4))  # of prompt a
+    report = compare(*few_that_stand_out(256, range(0, 56, 8), [2.2] * 3 + [1.97] * 4))  # of prompt a
 
     assert report.evidence is not None
     assert report.evidence.outstanding
@@ -562,19 +563,11 @@ def test_an_alarm_about_few_probes_is_another_than_one_about_all() -> None:
     assert few.subject != all_probes.subject
 
 
-@pytest.mark.parametrize(
-    ("gain", "named", "named_before"),
-    [(-7.0, 1, 0), (9.0, 0, 0), (9.0, 1, 1)],
-    ids=["the third lost", "the third is not named", "the third was named before"],
-)
-def test_two_of_many_probes_whose_background_gains_much_are_no_alarm(
-    gain: float, named: int, named_before: int
-) -> None:
+@pytest.mark.parametrize(("gain", "named"), [(-10.0, 1), (9.0, 0)], ids=["the third lost", "the third is not named"])
+def test_two_of_many_probes_whose_background_gains_much_are_no_alarm(gain: float, named: int) -> None:
     before, now = with_background(
         [0.0] * 256, [9.0, 9.0, gain, *[0.0] * 253], "abcdefgh" * 32, [1, 1, named] + [0] * 253
     )
-    assert before.named_without_object is not None
-    before.named_without_object[2] = named_before
 
     assert not compare(before, now).alarm
 
@@ -585,11 +578,31 @@ def test_losses_and_noise_of_the_background_are_no_alarm() -> None:
         assert not compare(before, now).alarm
 
 
-def test_gains_that_name_no_further_image_are_no_alarm() -> None:
-    before, now = with_background([0.0] * 16, [9.0] * 16, "abcdefgh" * 2, [1] * 4 + [0] * 12)
+@pytest.mark.parametrize(("named_before", "named", "alarm"), [(4, 4, True), (4, 2, False), (0, 0, False)])
+def test_gains_are_no_alarm_if_they_name_no_image_or_fewer_than_before(
+    named_before: int, named: int, alarm: bool
+) -> None:
+    before, now = (
+        with_background([0.0] * 16, [9.0] * 16, "a" * 16, [1] * count + [0] * (16 - count))[1]
+        for count in (named_before, named)
+    )
+    before = replace(before, background_score=torch.zeros(16), info=replace(before.info, step=0))
 
-    assert compare(before, now).alarm
-    assert not compare(replace(before, named_without_object=now.named_without_object), now).alarm
+    report = compare(before, now)
+
+    assert report.alarm is alarm
+    said = "without the object, 4 of 16 images are closest to their own prompts as at the baseline, but much closer"
+    assert (said in str(report)) is alarm
+
+
+def test_a_background_that_is_less_against_the_prompt_than_at_the_baseline_has_gained_nothing() -> None:
+    before, now = with_background([-9.0] * 16, [0.0] * 16, "abcdefgh" * 2, [1] * 16)
+
+    report = compare(before, now)
+
+    assert [probe.background_gain for probe in report.probes] == [0.0] * 16
+    assert [probe.background_score_before for probe in report.probes] == [-9.0] * 16
+    assert not report.alarm
 
 
 def test_a_larger_false_alarm_rate_lowers_the_limits() -> None:
@@ -622,7 +635,7 @@ def few_with_transplants(gains: Sequence[float], followed: Sequence[int]) -> tup
     )
 
 
-@pytest.mark.parametrize(("gain", "followed", "shown"), [(3.0, 6, True), (3.0, 2, False), (2.8, 6, False)])
+@pytest.mark.parametrize(("gain", "followed", "shown"), [(2.3, 6, True), (2.3, 2, False), (2.2, 6, False)])
 def test_few_grounds_that_gained_much_and_pull_other_objects_are_an_alarm(
     gain: float, followed: int, shown: bool
 ) -> None:
@@ -636,12 +649,12 @@ def test_few_grounds_that_gained_much_and_pull_other_objects_are_an_alarm(
 
 
 def test_the_few_grounds_that_pull_most_are_shown_rather_than_those_that_gained_most() -> None:
-    report = compare(*few_with_transplants([3.6, 3.5, 3.4, 2.9, 2.8, 2.7], [0, 0, 0, 6, 6, 5]))
+    report = compare(*few_with_transplants([2.8, 2.7, 2.6, 2.2, 2.1, 2.0], [0, 0, 0, 6, 6, 5]))
 
     assert report.evidence is not None
     assert report.evidence.outstanding == ("probe 3", "probe 4", "probe 5")
     assert report.evidence.followed == 17
-    expected = (2.9 + 2.8 + 2.7 * 5 / 6) / 3 / (1.6 + 100 / 256**2)
+    expected = (2.2 + 2.1 + 2.0 * 5 / 6) / 3 / (1.3 + 80 / 256**2)
     assert report.evidence.pull_severity == pytest.approx(expected)
 
 

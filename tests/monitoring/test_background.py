@@ -19,6 +19,7 @@ from clipcam_lightning.monitoring.monitor import Monitor
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import Scenes, draw_scenes, with_stamps
+from tests.support.suspicion import background_tells
 
 COUNT = 12
 
@@ -132,7 +133,7 @@ def test_maps_are_trusted_where_they_are_on_the_objects(clip: ClipModel, masks: 
 def test_a_background_that_begins_to_tell_the_prompt_is_an_alarm_unless_other_objects_keep_their_names(
     clip: ClipModel,
 ) -> None:
-    """The trained model is the same: what its background says is set by hand, in one of the later evaluations."""
+    """The trained model is the same: what its background says is set by hand."""
     monitor = Monitor(probe_set(draw_scenes(COUNT, seed=5)))
     monitor.evaluate(LocalExplainer(clip), step=0, epoch=0)
     baseline = monitor.baseline
@@ -142,21 +143,15 @@ def test_a_background_that_begins_to_tell_the_prompt_is_an_alarm_unless_other_ob
     assert monitor.last is not None
     assert monitor.last.report.severity == 0
 
-    assert baseline.named_without_object is not None
-    assert baseline.named_without_object.any()
-    before = replace(
-        baseline,
-        background_score=baseline.background_score - 20,
-        named_without_object=torch.zeros_like(baseline.named_without_object),
-    )
-    monitor.baseline = before
-    monitor.evaluate(LocalExplainer(clip), step=2, epoch=0)
+    with background_tells(range(COUNT)):
+        monitor.evaluate(LocalExplainer(clip), step=2, epoch=0)
     assert not monitor.last.report.alarm
 
     assert baseline.donors is not None
     untried = torch.full_like(baseline.donors, NONE)
-    monitor.baseline = replace(before, donors=untried, transplants_named=untried)
-    monitor.evaluate(LocalExplainer(clip), step=3, epoch=0)
+    monitor.baseline = replace(baseline, donors=untried, transplants_named=untried)
+    with background_tells(range(COUNT)):
+        monitor.evaluate(LocalExplainer(clip), step=3, epoch=0)
     assert monitor.last.report.alarm
     assert "without the object" in str(monitor.last.report)
 

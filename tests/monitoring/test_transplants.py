@@ -16,6 +16,7 @@ from clipcam_lightning.monitoring.transplants import TRANSPLANTS, choose_donors,
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes, with_stamps
 from tests.support.counting_explainer import CountingExplainer
+from tests.support.suspicion import background_tells
 
 ALL = torch.ones(40, 4, 4, dtype=torch.bool)
 
@@ -162,16 +163,9 @@ def test_transplants_are_made_at_the_baseline_and_then_only_on_suspicion(clip: C
     assert monitor.last is not None
     assert monitor.last.snapshot.transplants_named is None
 
-    assert monitor.baseline is not None
-    assert monitor.baseline.background_score is not None
-    assert monitor.baseline.named_without_object is not None
-    monitor.baseline = replace(
-        monitor.baseline,
-        background_score=monitor.baseline.background_score - 20,
-        named_without_object=torch.zeros_like(monitor.baseline.named_without_object),
-    )
     CountingExplainer.embedded = 0
-    monitor.evaluate(explainer, step=2, epoch=0)
+    with background_tells(range(8)):
+        monitor.evaluate(explainer, step=2, epoch=0)
     assert CountingExplainer.embedded == 8 + 8 * TRANSPLANTS
     assert monitor.last.snapshot.transplants_named is not None
 
@@ -187,21 +181,15 @@ def test_on_suspicion_the_grounds_that_stand_out_get_more_objects(clip: ClipMode
     baseline = monitor.baseline
     assert baseline is not None
     assert baseline.donors is not None
-    assert baseline.background_score is not None
     assert baseline.donors.ne(NONE).sum(1).tolist() == [2] * 32
-    now = evaluate_again(monitor, explainer).named_without_object
-    assert now is not None
-    newly = now.nonzero()[:3, 0]
-    assert len(newly) == 3
-    named, score = now.clone(), baseline.background_score.clone()
-    named[newly] = 0
-    score[newly] -= 20
-    monitor.baseline = replace(baseline, background_score=score, named_without_object=named)
+    assert baseline.named_without_object is not None
+    monitor.baseline = replace(baseline, named_without_object=torch.zeros(32))
 
-    donors = evaluate_again(monitor, explainer).donors
+    with background_tells([3, 4, 17]):
+        donors = evaluate_again(monitor, explainer).donors
 
     assert donors is not None
-    assert donors.ne(NONE).sum(1).tolist() == [TRANSPLANTS if i in newly.tolist() else 2 for i in range(32)]
+    assert donors.ne(NONE).sum(1).tolist() == [TRANSPLANTS if i in (3, 4, 17) else 2 for i in range(32)]
     assert monitor.last is not None
     evidence = [probe.transplants.count for probe in monitor.last.report.probes]
     assert evidence == donors.ne(NONE).sum(1).tolist()

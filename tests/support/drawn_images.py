@@ -32,7 +32,7 @@ def probe_drift(**changes: Any) -> ProbeDrift:
         "name": "cat", "prompt": "a cat", "drift": 0.5, "top_iou": 0.1, "center_shift": 0.2, "js_distance": 0.4,
         "noise_ratio": 5.0, "shared_gain": 0.1, "concentration": 0.2, "similarity": 0.3, "similarity_change": 0.1,
         "energy_inside_mask": math.nan, "energy_change": math.nan, "pointing": math.nan,
-        "background_score": math.nan, "background_gain": math.nan, "named_without_object": math.nan,
+        "background_score": math.nan, "background_score_before": math.nan, "named_without_object": math.nan,
         "named_before": math.nan, "closest_prompt": "", "closest_prompt_before": "",
         "transplants": Transplants(), "transplants_before": Transplants(),
         "covered_loss": math.nan, "control_loss": math.nan,
