@@ -78,11 +78,11 @@ def run(finetune: FineTune, folder: Path) -> Run:
         finetune: what to run.
         folder: for weights and observations.
     """
-    done, observed = watch(finetune, folder, probes_of(finetune))
+    done, observed = observe_run(finetune, folder, probes_of(finetune))
     return replace(done, scores={str(probes): score(each, plain=probes == USUAL) for probes, each in observed.items()})
 
 
-def watch(
+def observe_run(
     finetune: FineTune, folder: Path, probe_sets: Sequence[ProbeChoice]
 ) -> tuple[Run, dict[ProbeChoice, Observations]]:
     """Fine-tune and observe, unless that is already done.

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.drift_runs import CHOICE_SEED, MANY, PROCESSES, USUAL, Run, watch
+from benchmarks.drift_runs import CHOICE_SEED, MANY, PROCESSES, USUAL, Run, observe_run
 from benchmarks.finetunes import FineTune, ProbeChoice, all_runs
 from benchmarks.observations import is_observed
 from clipcam_lightning import DriftReport, compare
@@ -63,7 +63,7 @@ def count(finetune: FineTune, folder: Path) -> Counter[tuple[str, bool, str]]:
         finetune: what to run.
         folder: for weights and observations.
     """
-    run, observed = watch(finetune, folder, CHOSEN_ON[finetune.tower][1])
+    run, observed = observe_run(finetune, folder, CHOSEN_ON[finetune.tower][1])
     counts: Counter[tuple[str, bool, str]] = Counter()
     if run.role not in ("used", "harmless", "collapse"):
         return counts

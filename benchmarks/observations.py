@@ -28,7 +28,7 @@ from clipcam_lightning.drift.snapshot import SnapshotInfo
 from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.background import score_background
-from clipcam_lightning.monitoring.transplants import choose_donors, embed_transplants, fill_donors
+from clipcam_lightning.monitoring.transplants import TRANSPLANTS, choose_donors, embed_transplants, fill_donors
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 FILE_KIND = "observations"
@@ -46,7 +46,7 @@ class Observations:
         donors: whose objects these are: more on the grounds that stand out.
         classes: of the objects.
         masks: of the objects.
-        found: of the cells that the objects' regions were found to cover at the start.
+        object_cells: of each object's region as it is found at the start, on the grid of the maps.
     """
 
     maps: Float[Tensor, "e n h w"]
@@ -56,7 +56,7 @@ class Observations:
     donors: Int[Tensor, "2 e n k"]
     classes: Int[Tensor, "n"]
     masks: Bool[Tensor, "n y x"]
-    found: Bool[Tensor, "n h w"]
+    object_cells: Bool[Tensor, "n h w"]
 
     def snapshots(self, *, masks: bool) -> list[Snapshot]:
         """Make the snapshots that a monitor with these probes would take.
@@ -98,25 +98,31 @@ class Observations:
 
 
 def observe(run: FineTune, folder: Path, probes: ProbeChoice) -> Observations:
-    """Observe a run, unless that is already done.
+    """Observe a run, unless that is already done, with the donors that the present rule chooses.
 
     Args:
         run: what was run.
         folder: of the weights; the observations are written there too.
         probes: that watch it.
     """
-    file, watched = _file(run, folder, probes), _Watched(run, folder, probes)
-    observed = _load(file) or _watch(watched)
+    file, observed_run = _file(run, folder, probes), _ObservedRun(run, folder, probes)
+    observed = _load(file)
+    if observed is None:
+        observed = _observe_without_transplants(observed_run)
+        _save(observed, file)
     donors = torch.stack([_choose_donors(observed, masks=masks) for masks in (True, False)])
     if not torch.equal(donors, observed.donors):
-        observed = _transplant(watched, observed, donors)
-        save_tensors(file, FILE_KIND, {name: value.contiguous() for name, value in vars(observed).items()}, {})
+        observed = _observe_transplants(observed_run, observed, donors)
+        _save(observed, file)
     return observed
 
 
 def is_observed(run: FineTune, folder: Path, probe_sets: Sequence[ProbeChoice]) -> bool:
-    """Whether a run with its present settings, and its observations on these probes, are in a folder."""
-    return is_done(run, folder) and all(_load(_file(run, folder, probes)) for probes in probe_sets)
+    """Whether a run with its present settings, and its observations on these probes, are in a folder.
+
+    The donors may be others than the present rule chooses.
+    """
+    return is_done(run, folder) and all(_load(_file(run, folder, probes)) is not None for probes in probe_sets)
 
 
 def _load(file: Path) -> Observations | None:
@@ -128,14 +134,18 @@ def _load(file: Path) -> Observations | None:
     return Observations(**tensors) if tensors.keys() == {field.name for field in fields(Observations)} else None
 
 
+def _save(observed: Observations, file: Path) -> None:
+    save_tensors(file, FILE_KIND, {name: value.contiguous() for name, value in vars(observed).items()}, {})
+
+
 def _file(run: FineTune, folder: Path, probes: ProbeChoice) -> Path:
     """Name the file of observations: without a cue, probes with and without it are the same."""
     name = str(ProbeChoice(probes.count) if run.settings.cue is None else probes)
     return folder / f"observed, {name}.safetensors"
 
 
-class _Watched:
-    """A run and the probes that watch it, which are loaded when they are needed.
+class _ObservedRun:
+    """A run and the probes that watch it; models and images are loaded when they are needed.
 
     Args:
         run: what was run.
@@ -174,39 +184,40 @@ class _Watched:
         """Embed images with the weights that were loaded last."""
         return torch.cat([self.clip.embed_images(batch) for batch in images.split(64)])
 
-    def regions(self, masks: Bool[Tensor, "n y x"], found: Bool[Tensor, "n h w"]) -> list[Bool[Tensor, "n y x"]]:
-        """Enlarge the objects' masks, and the cells that were found, to the size of the model's input."""
+    def regions(self, masks: Bool[Tensor, "n y x"], cells: Bool[Tensor, "n h w"]) -> list[Bool[Tensor, "n y x"]]:
+        """Enlarge masks and cells of the objects to the size of the model's input."""
         enlarged = F.interpolate(masks[:, None].float(), size=self.images.shape[-2:], mode="nearest")[:, 0] > 0.5
-        return [enlarged, in_pixels(found, self.images)]
+        return [enlarged, in_pixels(cells, self.images)]
 
 
-def _watch(watched: _Watched) -> Observations:
+def _observe_without_transplants(run: _ObservedRun) -> Observations:
     """Observe all but other objects on the grounds of the probes."""
-    images, drawn = watched.images, watched.drawn
+    images, drawn = run.images, run.drawn
     masks, classes = torch.from_numpy(drawn.masks), torch.from_numpy(drawn.classes)
-    seen: dict[str, list[Tensor]] = {"maps": [], "cosines": [], "without_object": []}
-    found: Tensor | None = None
-    for texts in watched.load_epochs():
-        maps = explain(watched.clip, images, [[watched.captions[each]] for each in drawn.classes]).maps[:, 0]
-        if found is None:
+    values: dict[str, list[Tensor]] = {"maps": [], "cosines": [], "without_object": []}
+    cells: Tensor | None = None
+    for texts in run.load_epochs():
+        maps = explain(run.clip, images, [[run.captions[each]] for each in drawn.classes]).maps[:, 0]
+        if cells is None:
             windows = choose_windows(maps)
-            drops = spread_drops(window_drops(images, texts[classes], watched.embed, windows), windows)
-            found = object_regions(maps, drops)
-        without = [watched.embed(fill_regions(images, each)) for each in watched.regions(masks, found)]
-        seen["maps"].append(maps)
-        seen["cosines"].append(watched.embed(images) @ texts.T)
-        seen["without_object"].append(torch.stack(without) @ texts.T)
-    assert found is not None
-    cosines = torch.stack(seen["cosines"])
+            drops = spread_drops(window_drops(images, texts[classes], run.embed, windows), windows)
+            cells = object_regions(maps, drops)
+        without = [run.embed(fill_regions(images, each)) for each in run.regions(masks, cells)]
+        values["maps"].append(maps)
+        values["cosines"].append(run.embed(images) @ texts.T)
+        values["without_object"].append(torch.stack(without) @ texts.T)
+    assert cells is not None
+    cosines = torch.stack(values["cosines"])
+    epochs, probes, captions = cosines.shape
     return Observations(
-        maps=torch.stack(seen["maps"]),
+        maps=torch.stack(values["maps"]),
         cosines=cosines,
-        without_object=torch.stack(seen["without_object"], dim=1),
-        transplants=cosines.new_zeros(2, *cosines.shape[:2], 0, cosines.shape[2]),
-        donors=torch.empty(2, *cosines.shape[:2], 0, dtype=torch.int64),
+        without_object=torch.stack(values["without_object"], dim=1),
+        transplants=torch.zeros(2, epochs, probes, TRANSPLANTS, captions),
+        donors=torch.full((2, epochs, probes, TRANSPLANTS), NONE),
         classes=classes,
         masks=masks,
-        found=found,
+        object_cells=cells,
     )
 
 
@@ -214,11 +225,11 @@ def _choose_donors(observed: Observations, *, masks: bool) -> Int[Tensor, "e n k
     """Choose donors as an evaluation does that looks suspicious: more of them for the grounds that stand out.
 
     Args:
-        observed: what the model says without the objects.
+        observed: from which the snapshots are made.
         masks: whether the masks are known.
     """
     start, *later = observed.snapshots(masks=masks)
-    objects = observed.masks if masks else observed.found
+    objects = observed.masks if masks else observed.object_cells
     images, classes = range(len(objects)), observed.classes.tolist()
     donors = choose_donors(classes, images, objects)
     outstanding = [list_outstanding(compare(start, each).probes) for each in later]
@@ -226,24 +237,21 @@ def _choose_donors(observed: Observations, *, masks: bool) -> Int[Tensor, "e n k
     return torch.stack([donors, *(fill_donors(donors, each, classes, images, objects) for each in grounds)])
 
 
-def _transplant(watched: _Watched, observed: Observations, donors: Int[Tensor, "2 e n k"]) -> Observations:
-    """Observe other objects on the grounds of the probes, as far as that is not known already.
+def _observe_transplants(run: _ObservedRun, observed: Observations, donors: Int[Tensor, "2 e n k"]) -> Observations:
+    """Observe other objects on the grounds of the probes, where they are others than before.
 
     Args:
-        watched: the run and its probes.
-        observed: what is known.
+        run: to observe.
+        observed: with the transplants of other donors.
         donors: whose objects.
     """
-    shape = (*donors.shape, observed.cosines.shape[2])
-    transplants = observed.transplants.clone() if observed.transplants.shape == shape else torch.zeros(shape)
-    unknown = donors if observed.donors.shape != donors.shape else donors.where(donors != observed.donors, NONE)
-    regions = watched.regions(observed.masks, observed.found)
-    for epoch, texts in enumerate(watched.load_epochs()):
+    transplants, new = observed.transplants.clone(), donors.where(donors != observed.donors, NONE)
+    regions = run.regions(observed.masks, observed.object_cells)
+    for epoch, texts in enumerate(run.load_epochs()):
         for by, objects in enumerate(regions):
-            missing = unknown[by, epoch]
-            rows = missing != NONE
+            rows = new[by, epoch] != NONE
             if rows.any():
-                embedded = embed_transplants(watched.images, objects, missing, watched.embed)
+                embedded = embed_transplants(run.images, objects, new[by, epoch], run.embed)
                 transplants[by, epoch][rows] = embedded[rows] @ texts.T
     return replace(observed, transplants=transplants, donors=donors)
 

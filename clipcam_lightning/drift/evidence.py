@@ -123,10 +123,11 @@ class Evidence:
                 f"without the object, {self.images} of {self.total} images are now much closer to {own}: "
                 f"{self._name_outstanding()}"
             )
-        which = f"{self.named} of {self.images} images are" if self.images > 1 else "the image is"
-        if self.named == self.named_before:
-            return f"without the object, {which} closest to {own} as at the baseline, but much closer"
-        return f"without the object, {which} still closest to {own} ({self.named_before} at the baseline)"
+        if self.named > self.named_before:
+            which = f"{self.named} of {self.images} images are" if self.images > 1 else "the image is"
+            return f"without the object, {which} still closest to {own} ({self.named_before} at the baseline)"
+        which = f"{self.images} images are on average" if self.images > 1 else "the image is"
+        return f"without the object, {which} closer to {own} than at the baseline"
 
     def _name_outstanding(self) -> str:
         more = len(self.outstanding) - MAX_NAMED
@@ -141,7 +142,8 @@ def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[Eviden
         rule: how much is tolerated.
 
     Returns:
-        The most severe first; without those whose background names no image, or fewer than at the baseline.
+        The most severe first; without those whose background gained nothing, or names no image, or fewer than at the
+        baseline.
     """
     by_prompt: dict[str, list[ProbeDrift]] = defaultdict(list)
     for probe in probes:
@@ -156,12 +158,12 @@ def weigh_evidence(probes: Sequence[ProbeDrift], rule: DriftRule) -> list[Eviden
 
 
 def list_outstanding(probes: Iterable[ProbeDrift]) -> list[ProbeDrift]:
-    """List the probes that are named without their objects, at most eight, the largest gain first."""
+    """List the probes that gained and are named without their objects, at most eight, the largest gain first."""
     return _list_named(probes)[:CANDIDATES]
 
 
 def _list_named(probes: Iterable[ProbeDrift]) -> list[ProbeDrift]:
-    named = [probe for probe in probes if probe.named_without_object > 0]
+    named = [probe for probe in probes if probe.named_without_object > 0 and probe.background_gain > 0]
     return sorted(named, key=lambda probe: probe.background_gain, reverse=True)
 
 
@@ -209,7 +211,7 @@ def _weigh(
     named, named_before = (
         sum(values) for values in zip(*((each.named_without_object, each.named_before) for each in probes), strict=True)
     )
-    if named < max(1, named_before):
+    if gain_severity <= 0 or named < max(1, named_before):
         return None
     prompts = {probe.prompt for probe in probes}
     moved = [probe for probe in probes if probe.transplants.count and probe.transplants_before.count]

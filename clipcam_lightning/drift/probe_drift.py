@@ -99,12 +99,12 @@ class ProbeDrift:
 
     @property
     def background_gain(self) -> float:
-        """How far the background score rose, from 0 if it was negative at the baseline; NaN if unknown.
+        """How far the background score rose, counting negative scores as 0; NaN if unknown.
 
-        A background that did not speak for the prompt cannot have said less than nothing: it was below 0 by chance, and
-        above all where the object's region was found as the place without which that model's similarity is lowest.
+        A background with a negative score does not speak for the prompt, however low the score is. At the baseline it
+        is low above all where the object's region was chosen as the place whose removal lowers the similarity most.
         """
-        return self.background_score - max(self.background_score_before, 0.0)  # a NaN stays one
+        return max(self.background_score, 0.0) - max(self.background_score_before, 0.0)  # max keeps a NaN that is first
 
     @property
     def degenerate(self) -> str:

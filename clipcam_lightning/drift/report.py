@@ -126,32 +126,36 @@ class DriftReport:
         return [probe for probe in self.probes if probe.has_valid_baseline] or self.probes
 
     @property
+    def _decisive_evidence(self) -> Evidence | None:
+        """The evidence that the alarm rests on; ``None`` if it rests on something else."""
+        evidence = None if self._has_collapsed else self.evidence
+        return evidence if evidence is not None and evidence.severity > 1 else None
+
+    @property
     def finding(self) -> str:
         """What is wrong, in a few words without full stop; empty if there is no alarm."""
-        evidence = self.evidence
         if not self.alarm:
             return ""
         if self._has_collapsed:
             return "the model hardly tells the prompts of the probes apart"
-        if evidence is not None and evidence.severity > 1:
+        if (evidence := self._decisive_evidence) is not None:
             return f"the background {'tells' if evidence.shown else 'may tell'} the prompt"
         return f"attention drifted on {len(self.flagged)} of {len(self._measured)} probes"
 
     @property
     def subject(self) -> tuple[str, str, bool] | None:
         """What an alarm is about: the finding, the prompt, and whether few images of many."""
-        evidence = self.evidence
-        if not self.alarm or evidence is None:
-            return (self.finding, "", False) if self.alarm else None
-        return self.finding, evidence.prompt, bool(evidence.outstanding)
+        if not self.alarm:
+            return None
+        evidence = self._decisive_evidence
+        return (self.finding, evidence.prompt, bool(evidence.outstanding)) if evidence else (self.finding, "", False)
 
     @property
     def grounds(self) -> str:
         """What the finding rests on, in a few words without full stop; empty if on the flagged maps alone."""
-        evidence = self.evidence
         if self._has_collapsed:
             return str(self.collapse)
-        return str(evidence) if evidence is not None and evidence.severity > 1 else ""
+        return str(self._decisive_evidence or "")
 
     def __str__(self) -> str:
         flagged, count = self.flagged, len(self._measured)

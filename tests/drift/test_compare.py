@@ -490,7 +490,7 @@ def test_small_gains_of_all_prompts_together_are_an_alarm() -> None:
 
     assert report.evidence is not None
     assert report.evidence.prompt == ""
-    assert report.severity == report.evidence.gain_severity == pytest.approx(0.9 * 16 / 4 / (2.2 + 100 / 16**2))
+    assert report.severity == report.evidence.gain_severity == pytest.approx(0.9 * 16 / 4 / (2.7 + 130 / 16**2))
     assert not report.flagged  # none by itself
     assert "8 of 16 images are still closest to their own prompts" in str(report)
 
@@ -542,8 +542,12 @@ def test_the_limit_of_the_largest_gains_grows_with_the_number_of_probes_and_litt
     assert severities[256, 0.01] / severities[10_000, 0.01] == pytest.approx(growth, rel=1e-3)
     assert severities[256, 0.05] / severities[256, 0.01] == pytest.approx(5**0.1)
     torch.manual_seed(0)
-    named = torch.randn(1000, 10_000 // 8).topk(3, dim=1).values.mean(1)  # by chance, of eight prompts
-    assert fmean(DriftRule().rate_gain(float(gain), 10_000) > 1 for gain in named) < 0.01
+    largest = {count: torch.randn(400, count).topk(3, dim=1).values.mean(1) for count in (256, 10_000)}
+    above = {
+        count: fmean(DriftRule().rate_gain(float(gain), count) > 1 for gain in gains)
+        for count, gains in largest.items()
+    }
+    assert above[10_000] < above[256] + 0.1
 
 
 def test_few_probes_below_their_limit_do_not_hide_that_a_prompt_is_suspicious() -> None:
@@ -563,7 +567,7 @@ def test_an_alarm_about_few_probes_is_another_than_one_about_all() -> None:
     assert few.subject != all_probes.subject
 
 
-@pytest.mark.parametrize(("gain", "named"), [(-10.0, 1), (9.0, 0)], ids=["the third lost", "the third is not named"])
+@pytest.mark.parametrize(("gain", "named"), [(-7.0, 1), (9.0, 0)], ids=["the third lost", "the third is not named"])
 def test_two_of_many_probes_whose_background_gains_much_are_no_alarm(gain: float, named: int) -> None:
     before, now = with_background(
         [0.0] * 256, [9.0, 9.0, gain, *[0.0] * 253], "abcdefgh" * 32, [1, 1, named] + [0] * 253
@@ -578,31 +582,62 @@ def test_losses_and_noise_of_the_background_are_no_alarm() -> None:
         assert not compare(before, now).alarm
 
 
-@pytest.mark.parametrize(("named_before", "named", "alarm"), [(4, 4, True), (4, 2, False), (0, 0, False)])
-def test_gains_are_no_alarm_if_they_name_no_image_or_fewer_than_before(
-    named_before: int, named: int, alarm: bool
+@pytest.mark.parametrize(
+    ("named_before", "named", "alarm"),
+    [([0, 1, 8, 9], [2, 3, 10, 11], True), ([0, 1, 8, 9], [0, 8], False), ([], [], False)],
+    ids=["others as often", "less often", "never"],
+)
+def test_gains_are_an_alarm_if_as_many_images_are_named_as_at_the_baseline(
+    named_before: list[int], named: list[int], alarm: bool
 ) -> None:
-    before, now = (
-        with_background([0.0] * 16, [9.0] * 16, "a" * 16, [1] * count + [0] * (16 - count))[1]
-        for count in (named_before, named)
-    )
-    before = replace(before, background_score=torch.zeros(16), info=replace(before.info, step=0))
+    flags = [int(i in named) for i in range(16)]
+    before, now = with_background([0.0] * 16, [9.0] * 16, "a" * 8 + "b" * 8, flags)
+    at_baseline = torch.tensor([float(i in named_before) for i in range(16)])
 
-    report = compare(before, now)
+    report = compare(replace(before, named_without_object=at_baseline), now)
 
     assert report.alarm is alarm
-    said = "without the object, 4 of 16 images are closest to their own prompts as at the baseline, but much closer"
-    assert (said in str(report)) is alarm
+    message = "without the object, 16 images are on average closer to their own prompts than at the baseline"
+    assert (message in str(report)) is alarm
 
 
-def test_a_background_that_is_less_against_the_prompt_than_at_the_baseline_has_gained_nothing() -> None:
-    before, now = with_background([-9.0] * 16, [0.0] * 16, "abcdefgh" * 2, [1] * 16)
+@pytest.mark.parametrize(
+    ("before", "now", "gain"), [(-9.0, 0.5, 0.5), (-9.0, -3.0, 0.0), (2.0, -3.0, -2.0), (2.0, 3.0, 1.0)]
+)
+def test_negative_scores_of_a_background_count_as_0(before: float, now: float, gain: float) -> None:
+    report = compare(*with_background([before] * 16, [now] * 16, "abcdefgh" * 2, [1] * 16))
 
-    report = compare(before, now)
+    assert [probe.background_gain for probe in report.probes] == [gain] * 16
+    assert [probe.background_score_before for probe in report.probes] == [before] * 16
 
-    assert [probe.background_gain for probe in report.probes] == [0.0] * 16
-    assert [probe.background_score_before for probe in report.probes] == [-9.0] * 16
-    assert not report.alarm
+
+def test_an_unchanged_background_says_nothing() -> None:
+    scores = [-20.0, 5.0, 0.0, 1.0] * 4
+    before, now = with_background(scores, scores, "abcdefgh" * 2, [1] * 16)
+
+    assert compare(replace(before, named_without_object=now.named_without_object), now).evidence is None
+
+
+def test_an_image_that_is_named_as_at_the_baseline_is_said_to_be_closer() -> None:
+    before, now = with_background([0.0] * 16, [9.0] + [0.0] * 15, "abcdefghijklmnop", [1] + [0] * 15)
+
+    report = compare(replace(before, named_without_object=now.named_without_object), now)
+
+    assert "without the object, the image is closer to 'a' than at the baseline" in str(report)
+
+
+def test_evidence_that_does_not_suffice_is_not_what_an_alarm_is_about() -> None:
+    """Otherwise an alarm that rests on something else would be repeated as the evidence changes."""
+    degenerate = torch.zeros(16, 2, 2)
+    subjects = set()
+    for prompt in range(3):
+        scores = [1.0 if i == prompt else 0.0 for i in range(16)]
+        before, now = with_background([0.0] * 16, scores, "abcdefghijklmnop", [1] * 16)
+        report = compare(before, replace(now, maps=degenerate))
+        assert report.evidence is not None
+        subjects.add(report.subject)
+
+    assert len(subjects) == 1
 
 
 def test_a_larger_false_alarm_rate_lowers_the_limits() -> None:
