@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from clipcam_lightning.cam.precision import PromotedTypes, list_float_types
 from clipcam_lightning.errors import ModelError
 
+GENERATORS = (torch.Generator, random.Random, np.random.Generator)
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
@@ -39,9 +40,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         for kind in ("cpu", *({"cuda"} if devices else ())):
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_restored_python_rng())
-        stack.enter_context(_restored_generators(model))
-        stack.enter_context(_cleared_flags(model))
-        stack.enter_context(_restored_buffers(model))
+        modules = list_modules(model)
+        stack.enter_context(_restored_generators(modules))
+        stack.enter_context(_cleared_flags(modules))
+        stack.enter_context(_restored_buffers(modules))
         stack.enter_context(_restored_merged_weights(model))
         stack.enter_context(_cloned_inference_tensors(model))
         stack.enter_context(replaced_forwards(_list_quantized_layers(model), _dequantize))
@@ -104,9 +106,9 @@ def _restored_python_rng() -> Iterator[None]:
 
 
 @contextmanager
-def _restored_generators(model: nn.Module) -> Iterator[None]:
+def _restored_generators(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Restore random generators that modules hold as attributes."""
-    generators = [each for module in list_modules(model) for each in vars(module).values() if _is_generator(each)]
+    generators = [each for module in modules for each in vars(module).values() if isinstance(each, GENERATORS)]
     states: list[Any] = [
         each.get_state() if isinstance(each, torch.Generator) else copy.deepcopy(each) for each in generators
     ]
@@ -122,10 +124,6 @@ def _restored_generators(model: nn.Module) -> Iterator[None]:
                 each.bit_generator.state = state.bit_generator.state
 
 
-def _is_generator(value: object) -> bool:
-    return isinstance(value, torch.Generator | random.Random | np.random.Generator)
-
-
 def list_modules(model: nn.Module) -> list[nn.Module]:
     """List all modules, and those that some hide in lists or mappings, as people do with a frozen model."""
     found = dict.fromkeys(model.modules())
@@ -139,12 +137,12 @@ def list_modules(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _cleared_flags(model: nn.Module) -> Iterator[None]:
+def _cleared_flags(modules: Sequence[nn.Module]) -> Iterator[None]:
     # Set one by one and not with .eval(): a user may have frozen single layers in eval mode, and some LoRA layers merge
     # their weights when .eval() or .train() is called.
     flags = [
         (module, name, vars(module)[name])
-        for module in list_modules(model)
+        for module in modules
         for name in ("training", "grad_checkpointing", "gradient_checkpointing")
         if isinstance(vars(module).get(name), bool)
     ]
@@ -158,10 +156,10 @@ def _cleared_flags(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _restored_buffers(model: nn.Module) -> Iterator[None]:
+def _restored_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
     buffers = [
         (module, name, buffer, buffer.detach().clone())
-        for module in list_modules(model)
+        for module in modules
         for name, buffer in module.named_buffers(recurse=False)
     ]
     try:
