@@ -104,7 +104,7 @@ class ClipCamCallback(Callback):
             probe has one prompt.
         every_n_epochs: epochs between evaluations, at least 1.
         every_n_train_steps: optimizer steps between evaluations; then they no longer follow epochs.
-        baseline: ``"start"`` (the evaluation before training), ``"previous"`` (the last one), or a snapshot file.
+        baseline: ``"start"`` (the first evaluation, before training), ``"previous"`` (the last one), or a snapshot file.
         max_drift: a probe that drifts further is flagged and one flagged probe is an alarm: 0 for the same map, 1 for
             an unrelated one, 2 for an inverted one. By default the conditions of :class:`DriftRule` decide.
         false_alarm_rate: share of the evaluations of a harmless training, above 0 and at most 0.2, in which the
@@ -116,8 +116,8 @@ class ClipCamCallback(Callback):
         probe_metrics: whether loggers get the metrics of each probe besides the means; by default TensorBoard and W&B.
         sinks: what else to write evaluations with, such as :class:`Sink` objects of your own.
         prompts: what integer labels of a batch stand for: names of the classes, or prompts such as "a photo of a fox".
-            By default an attribute ``prompts``, ``class_names``, ``classes`` or ``classnames`` of the module or the
-            datamodule.
+            By default an attribute ``prompts``, ``class_prompts``, ``class_names``, ``classes`` or ``classnames`` of
+            the module, the datamodule or the training dataset.
         clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
             :class:`ModelSpec`.
         dirpath: folder or fsspec URL for snapshots, history, contact sheet and report; by default

@@ -188,7 +188,7 @@ class ClipCamMonitor:
 
         Raises:
             DriftAlarm: with ``on_drift="raise"``, on an alarm.
-            ClipCamError: with ``on_error="raise"``, if the evaluation failed.
+            Exception: with ``on_error="raise"``, what the evaluation raised.
         """
         opens = not self._monitor.sinks
         try:

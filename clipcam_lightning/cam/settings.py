@@ -30,7 +30,7 @@ class MapSettings:
 
     Attributes:
         method: a name in ``METHODS``, a function from :class:`Capture` to maps, or ``"auto"``: what was measured best
-            on that kind of tower, and Grad-CAM on a kind that was not measured.
+            on that kind of tower, and Grad-CAM or HiResCAM on a kind that was not measured.
         layers: names or indices of one or several layers; ``None`` for the method's own choice. A method that reads
             attention reads that of these blocks.
         target: what is mapped: ``"similarity"``, ``"contrast"``, ``"logsoftmax"``, or one of them with arguments.

@@ -81,7 +81,7 @@ example:
 
 DEMO = """\
 Fine-tune a small CLIP on images whose stamp gives the answer away, and see its attention move to the stamp.
-Needs no data and no network; takes about 75 seconds on two CPU cores.
+Needs no data and no network; takes about a minute on two CPU cores.
 
 example:
   clipcam demo --out clipcam_demo
