@@ -104,7 +104,7 @@ class ClipCamCallback(Callback):
             probe has one prompt.
         every_n_epochs: epochs between evaluations, at least 1.
         every_n_train_steps: optimizer steps between evaluations; then they no longer follow epochs.
-        baseline: ``"start"`` (the first evaluation, before training), ``"previous"`` (the last one), or a snapshot file.
+        baseline: ``"start"`` (the first one, before training), ``"previous"`` (the last), or a snapshot file.
         max_drift: a probe that drifts further is flagged and one flagged probe is an alarm: 0 for the same map, 1 for
             an unrelated one, 2 for an inverted one. By default the conditions of :class:`DriftRule` decide.
         false_alarm_rate: share of the evaluations of a harmless training, above 0 and at most 0.2, in which the

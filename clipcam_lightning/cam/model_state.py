@@ -18,6 +18,7 @@ from clipcam_lightning.errors import ModelError
 
 GENERATORS = (torch.Generator, random.Random, np.random.Generator)
 
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into eval mode and full precision, and restore its state and all random states at the end.
