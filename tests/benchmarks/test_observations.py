@@ -89,8 +89,8 @@ def test_composites_of_other_donors_are_observed_anew_and_no_others(
     donors[0, 1, 3, 0] = donors[1, 2, 5, 1] = 3
     transplants[0, 1, 3, 0] = transplants[1, 2, 5, 1] = 9.0
     files["file"] = replace(first, donors=donors, transplants=transplants)
-    mended = observe(RUN, tmp_path, CHOICE)
+    updated = observe(RUN, tmp_path, CHOICE)
     assert runs[-1].embedded == 2
-    assert torch.equal(mended.donors, first.donors)
-    torch.testing.assert_close(mended.transplants, first.transplants)
+    assert torch.equal(updated.donors, first.donors)
+    torch.testing.assert_close(updated.transplants, first.transplants)
     assert torch.equal(files["file"].donors, first.donors)
