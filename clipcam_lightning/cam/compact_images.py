@@ -11,7 +11,7 @@ from torch import Tensor
 from clipcam_lightning.cam.preprocessing import Normalisation, Preprocessing
 from clipcam_lightning.cam.representation import short_repr
 
-PART = 256 * 224**2  # pixels that are handled at once: 150 MB as floats
+PART = 128 * 224**2  # pixels that are handled at once: 77 MB as floats
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -52,8 +52,7 @@ def run(options: Any) -> int:
     if options.json is not None:
         write_file(options.json, json.dumps(ranking_as_json(ranking), indent=2, allow_nan=False).encode())
     if options.html is not None:
-        pixels = bench.prepared.images.pixels(clip.preprocessing)
-        write_file(options.html, ranking_report(ranking, pixels, bench.prepared.masks).encode())
+        write_file(options.html, ranking_report(ranking, bench.prepared.pixels, bench.prepared.masks).encode())
     return 0
 
 

@@ -123,7 +123,7 @@ class Monitor:
         number = self.history[-1].number + 1 if self.history else 0
         self.history = thinned([*self.history, HistoryEntry.of(snapshot, report, number)])
         self.last = Evaluation(
-            pixels=prepared.images.pixels(clip.preprocessing),
+            pixels=prepared.pixels,
             masks=[mask if has else None for mask, has in zip(prepared.masks, prepared.has_mask, strict=True)],
             snapshot=snapshot,
             baseline=baseline,

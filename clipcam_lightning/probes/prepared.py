@@ -3,10 +3,11 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,20 +29,31 @@ class PreparedProbes:
         texts: per probe one prompt or its tokens, to be embedded, or an embedding.
         masks: at the size of ``images``; all ``False`` where a probe has no mask.
         has_mask: whether each probe has a mask.
+        preprocessing: of the model.
     """
 
     images: CompactImages
     texts: list[str | TokensLike | Float[Tensor, "d"]]
     masks: Bool[Tensor, "n y x"]
     has_mask: Bool[Tensor, "n"]
+    preprocessing: Preprocessing
 
     __repr__ = short_repr
+
+    @cached_property
+    def pixels(self) -> UInt8[Tensor, "n 3 y x"]:
+        """What the model sees, for display: a copy, made once, since it may be large."""
+        return self.images.pixels(self.preprocessing)
 
     def select(self, rows: Sequence[int]) -> "PreparedProbes":
         """Keep some of the probes, by their numbers."""
         chosen = list(rows)
         return PreparedProbes(
-            self.images.select(chosen), [self.texts[i] for i in chosen], self.masks[chosen], self.has_mask[chosen]
+            self.images.select(chosen),
+            [self.texts[i] for i in chosen],
+            self.masks[chosen],
+            self.has_mask[chosen],
+            self.preprocessing,
         )
 
     def embed_texts(self, clip: ClipModel) -> Float[Tensor, "n 1 d"]:
@@ -87,6 +99,7 @@ def prepare_probes(probes: Sequence[LoadedProbe], clip: ClipModel) -> PreparedPr
         texts=[_get_text(probe) for probe in probes],
         masks=torch.stack([_prepare_mask(probe, preprocessing, size) for probe in probes]),
         has_mask=torch.tensor([probe.mask is not None for probe in probes], device="cpu"),
+        preprocessing=preprocessing,
     )
 
 

@@ -101,5 +101,5 @@ def test_maps_of_bytes_are_those_of_the_tensor(shapes_vit: torch.nn.Module) -> N
 def test_parts_cover_all_rows_once() -> None:
     rows, shape = torch.arange(1000), (1000, 3, 448, 224)
     assert torch.equal(torch.cat([rows[part] for part in parts(len(rows), shape)]), rows)
-    assert max(len(rows[part]) for part in parts(len(rows), shape)) == PART // (448 * 224) == 128
+    assert max(len(rows[part]) for part in parts(len(rows), shape)) == PART // (448 * 224) == 64
     assert [*parts(2, (2, 3, 100_000, 100_000))] == [slice(0, 1), slice(1, 2)]

@@ -96,3 +96,22 @@ def test_pixels_of_float_images_are_restored_in_parts(
     whole = clip.preprocessing.pixels(images)
     monkeypatch.setattr(compact_images, "PART", 2 * 64**2)
     assert torch.equal(compact.pixels(clip.preprocessing), whole)
+
+
+def test_evaluations_share_one_copy_of_the_pixels(clip: ClipModel, probes: ProbeSet) -> None:
+    monitor = Monitor(probes)
+    explainer = LocalExplainer(clip)
+    evaluations = []
+    for step in range(2):
+        monitor.evaluate(explainer, step=step, epoch=step)
+        assert monitor.last is not None
+        evaluations.append(monitor.last)
+
+    first, second = (each.pixels for each in evaluations)
+    assert first is second
+    assert torch.equal(
+        first, torch.cat([clip.preprocessing.pixels(clip.preprocessing.image(p.image)[None]) for p in probes])
+    )
+    assert first.data_ptr() != monitor.prepare(clip).images.values.data_ptr(), (
+        "a sink that draws on it changes no probe"
+    )

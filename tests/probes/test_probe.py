@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg
 from PIL import Image
 
 from clipcam_lightning.cam.compact_images import CompactImages
+from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.probes.load import load_probe
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe import Probe
@@ -24,6 +26,7 @@ VALUES = {
         texts=["a cat", torch.ones(77, dtype=torch.long)],
         masks=torch.zeros(2, 8, 8, dtype=torch.bool),
         has_mask=torch.tensor([False, False]),
+        preprocessing=Preprocessing(PreprocessCfg()),
     ),
 }
 
