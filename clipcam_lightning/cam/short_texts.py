@@ -52,11 +52,11 @@ def _find_ends(clip: Any, tokens: Int[Tensor, "n l"]) -> Int[Tensor, "n"] | None
         return None
     if type(clip) is CLIP:
         text, pool, end = clip, clip.text_pool_type, getattr(clip, "text_eos_id", None)
-    elif type(clip) is CustomTextCLIP and type(clip.text) is TextTransformer and clip.text.cls_emb is None:
+    elif type(clip) is CustomTextCLIP and type(clip.text) is TextTransformer:
         text, pool, end = clip.text, clip.text.pool_type, getattr(clip.text, "eos_id", None)
     else:
         return None
-    modules = [text, *text.transformer.modules()]
+    modules = [text, text.ln_final, *text.transformer.modules()]
     if type(text.transformer) is not Transformer or not all(map(_is_plain, modules)):
         return None
     if not _is_causal(text.attn_mask, tokens.shape[1]):
@@ -75,7 +75,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _is_causal(mask: Tensor | None, length: int) -> bool:
     """Whether a mask that is added to the scores lets no position attend to a later one."""
-    if mask is None or mask.shape != (length, length):
+    if mask is None or mask.shape != (length, length):  # it is larger if a token that reads the text follows it
         return False
     later = torch.ones_like(mask, dtype=torch.bool).triu(1)
     return bool(mask[later].isneginf().all())

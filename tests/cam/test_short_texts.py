@@ -80,6 +80,10 @@ def add_hook(clip: Any) -> None:
     )
 
 
+def add_hook_to_the_norm(clip: Any) -> None:
+    clip.ln_final.register_forward_hook(lambda _module, _args, output: output - output.mean(1, keepdim=True))
+
+
 def add_pre_hook(clip: Any) -> None:
     clip.transformer.register_forward_pre_hook(lambda _module, args: (args[0].flip(1),))
 
@@ -104,7 +108,8 @@ def replace_method(clip: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [attend_everywhere, add_hook, add_pre_hook, replace_module, replace_forward, replace_method]
+    "change",
+    [attend_everywhere, add_hook, add_hook_to_the_norm, add_pre_hook, replace_module, replace_forward, replace_method],
 )
 @torch.no_grad()
 def test_what_may_read_the_positions_after_the_end_gets_all(
