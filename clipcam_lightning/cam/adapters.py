@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clipcam_lightning.cam.encoders import EncoderPair, extract_embedding
-from clipcam_lightning.cam.short_texts import skipping_padding
+from clipcam_lightning.cam.short_texts import leave_out_padding
 
 Tokens: TypeAlias = Int[Tensor, "n l"] | Mapping[str, Int[Tensor, "n l"]]
 """Token ids, or the mapping that a transformers tokenizer returns: ``input_ids``, ``attention_mask``, ..."""
@@ -118,9 +118,8 @@ class OpenClipAdapter(Adapter):
 
         No mask is needed: these text towers find padding by its id, or ignore all tokens after the end of the text.
         """
-        ids = tokens["input_ids"] if isinstance(tokens, Mapping) else tokens
-        with skipping_padding(self.clip, ids):
-            features: Tensor = self.clip.encode_text(ids)
+        clip, ids = leave_out_padding(self.clip, tokens["input_ids"] if isinstance(tokens, Mapping) else tokens)
+        features: Tensor = clip.encode_text(ids)
         return features
 
 

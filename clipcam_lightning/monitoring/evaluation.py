@@ -19,7 +19,7 @@ class Evaluation:
     """One evaluation of the whole probe set, as sinks receive it.
 
     Attributes:
-        pixels: what the model sees of each probe.
+        pixels: what the model sees of each probe. All evaluations share it: copy it to draw on it.
         masks: at the size of ``pixels``; ``None`` for a probe without a mask.
         snapshot: maps and metrics of this evaluation.
         baseline: the snapshot it is compared with; the same object at the first evaluation.
