@@ -1,6 +1,5 @@
 """The Lightning callback: when the probes are evaluated, and what follows from the result."""
 
-import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -8,19 +7,18 @@ from functools import partial
 from typing import Any, Literal
 from weakref import ref
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 from upath import UPath
 
-from clipcam_lightning.cam.arguments import require_choice, require_positive
+from clipcam_lightning.cam.arguments import require_choice, require_name, require_positive
 from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import Tokenizer
+from clipcam_lightning.cam.model_state import restored_rng
 from clipcam_lightning.cam.precision import Precision
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike, require_negatives
@@ -40,6 +38,7 @@ from clipcam_lightning.errors import (
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink, require_sinks
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
+from clipcam_lightning.monitoring.notices import Notice, Notices
 from clipcam_lightning.probes.batch import ClassNames
 from clipcam_lightning.probes.probe_set import ProbesLike
 from clipcam_lightning.sinks import LoggingSettings, describe_tab, make_sinks
@@ -47,8 +46,11 @@ from clipcam_lightning.storage.run_folder import REPORT, RunFolder
 from clipcam_lightning.training.announcement import announce
 from clipcam_lightning.training.folder import resolve_folder
 from clipcam_lightning.training.ranks import OutOfStepError
-from clipcam_lightning.training.session import Session
-from clipcam_lightning.training.support import count_steps, list_owners, may_build_layers_later, unsupported_reason
+from clipcam_lightning.training.session import NO_PROBES, Session
+from clipcam_lightning.training.steps import FitStart, count_steps, read_start
+from clipcam_lightning.training.support import list_owners, may_build_layers_later, unsupported_reason
+
+WITHOUT_EVALUATIONS = "The training goes on without evaluations."
 
 
 @dataclass
@@ -62,7 +64,8 @@ class _FitState:
         evaluated_at: step of the last evaluation.
         logged_at: step at which metrics were last logged.
         tried_batch: whether a training batch was tried for probes.
-        problem: of this rank, not yet shared with the others.
+        has_failed: whether an evaluation failed.
+        start: where the fit began, of which the steps are counted.
         checkpoint: state of the callback in a checkpoint that is not yet restored.
         is_announced: whether the user was told what is monitored.
         metrics: of the last evaluation.
@@ -74,14 +77,15 @@ class _FitState:
     evaluated_at: int = -1
     logged_at: int = -1
     tried_batch: bool = False
-    problem: str = ""
+    has_failed: bool = False
+    start: FitStart = field(default_factory=FitStart)
     checkpoint: dict[str, Any] | None = None
     is_announced: bool = False
     metrics: Mapping[str, float] = field(default_factory=lambda: UNKNOWN)
 
 
 class ClipCamCallback(Callback):
-    """Monitor where a CLIP looks while it is fine-tuned, and raise an alarm when that changes.
+    """Monitor where a CLIP looks while it is fine-tuned, and raise an alarm when the background predicts the prompt.
 
     An *evaluation* explains every probe with one CAM method, compares the maps with those of the baseline and writes
     both to the loggers of the trainer and to a folder of the run. Evaluations take place before training and after each
@@ -94,7 +98,7 @@ class ClipCamCallback(Callback):
     ``clipcam/pointing``. They are finite in every epoch: after an evaluation that failed the last values stay, and
     before the first evaluation drift is 1, because unknown is not unmoved.
 
-    Every argument is an attribute of the same name.
+    Every argument can be read as an attribute of the same name; for other arguments make another callback.
 
     Args:
         probes: a :class:`ProbeSet`, a folder with a manifest, a file that ``ProbeSet.save`` wrote, or
@@ -177,8 +181,8 @@ class ClipCamCallback(Callback):
         require_choice("on_drift", on_drift, ("log", "warn", "stop", "raise"))
         require_choice("on_error", on_error, ("warn", "raise"))
         require_sinks(sinks)
-        if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)):
-            raise ConfigError(f"name must be letters, digits, '.', '-' and '_' (got {name!r}).")
+        if name is not None:
+            require_name(name)
         require_negatives(target)
         self.probes = probes
         self.method = method
@@ -227,8 +231,7 @@ class ClipCamCallback(Callback):
         self._directory: str | None = None
         self._fit = _FitState()
         self._report: DriftReport | None = None
-        self._warned: set[str] = set()
-        self._subject: tuple[str, str, bool] | None = None  # of the last alarm
+        self._notices = Notices(type(self).__name__, _warn)
         self._module: ref[LightningModule] | None = None  # of the last fit
 
     def __getstate__(self) -> dict[str, Any]:
@@ -268,11 +271,13 @@ class ClipCamCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        runs = stage == "fit" and not getattr(trainer, "fast_dev_run", False) and not trainer.barebones
+        logs = stage == "fit" and not trainer.barebones
         before = self._fit
-        self._fit = _FitState(runs, runs, before.evaluations, metrics=before.metrics)
+        evaluates = logs and not getattr(trainer, "fast_dev_run", False)
+        self._fit = _FitState(evaluates, logs, before.evaluations, metrics=before.metrics)
         if stage != "fit":
             return
+        self._notices.forget()
         self._require_distinct_names(trainer)
         if trainer.barebones:
             rank_zero_info(f"{type(self).__name__}: no evaluations, because barebones=True measures the bare training.")
@@ -281,12 +286,14 @@ class ClipCamCallback(Callback):
             self._fit.evaluates = False
             if self.on_error == "raise":
                 raise ConfigError(reason)
-            self._warn_once(reason, " The training goes on without evaluations.")
+            self._notices.show(Notice("strategy", reason), WITHOUT_EVALUATIONS)
             return
-        if self._module is not None and self._module() is not pl_module:
+        if self._module is None or self._module() is not pl_module:  # a copy of a used callback has no module
             self._forget()
         self._module = ref(pl_module)
         self._session.begin(trainer.world_size)
+        if not self._fit.evaluations:
+            self._fit.metrics = self._session.read_metrics()
         self._folder = self._directory = None
         self._base = self._session.ranks.on_rank_zero(partial(resolve_folder, trainer, self.dirpath, self._root))
         if not may_build_layers_later(pl_module):
@@ -321,18 +328,19 @@ class ClipCamCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.sanity_checking and trainer.is_global_zero and self._fit.evaluates:
-            # If it fails, training's first batch is tried: only that may hold text.
             self._session.take_probes(batch, list_owners(trainer))
+            self._session.error = None  # training's first batch is tried next: only that may hold text
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._fit.start = read_start(trainer)
         if not self._fit.evaluates:
             return
         self._resume()
-        if self._fit.evaluates and (note := self._session.describe_doubt(pl_module)):
-            self._warn_once(note)
+        for doubt in self._session.find_doubts(pl_module):
+            self._notices.show(doubt)
         if self._fit.evaluations:  # resumed, or a second fit
-            self._fit.evaluated_at = count_steps(trainer)
+            self._fit.evaluated_at = self._count_steps(trainer)
             self._session.begin_fit(self._fit.evaluated_at)
         elif self._session.has_probes():
             self._evaluate(trainer)
@@ -342,9 +350,9 @@ class ClipCamCallback(Callback):
         if not self._fit.evaluates or self._fit.evaluations or self._fit.tried_batch:
             return
         self._fit.tried_batch = True
-        if trainer.is_global_zero:
-            self._fit.problem = self._session.take_probes(batch, list_owners(trainer))
-        self._share_problem()
+        take = partial(self._session.take_probes, batch, list_owners(trainer))
+        if problem := self._session.ranks.on_rank_zero(take):
+            self._fail(problem)
         if self._session.has_probes():
             self._evaluate(trainer)
 
@@ -355,7 +363,7 @@ class ClipCamCallback(Callback):
         every = self.every_n_train_steps
         if not every or not self._fit.evaluates or not self._fit.evaluations:
             return
-        if count_steps(trainer) // every != self._fit.evaluated_at // every:
+        if self._count_steps(trainer) // every != self._fit.evaluated_at // every:
             self._evaluate(trainer)
 
     @override
@@ -365,14 +373,16 @@ class ClipCamCallback(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._fit.logged_at != count_steps(trainer):  # no validation, or steps were taken since
+        if self._fit.logs and self._fit.logged_at != count_steps(
+            trainer, self._fit.start
+        ):  # no validation, or steps were taken since
             self._end_epoch(trainer, pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._fit.checkpoint = None
         for problem in self._session.close():
-            self._warn_once(problem)  # never raised: the training is over
+            self._notices.show(problem)  # never raised: the training is over
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -401,31 +411,52 @@ class ClipCamCallback(Callback):
         if not self._fit.logs:
             return
         due = not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if due and self._fit.evaluations and count_steps(trainer) != self._fit.evaluated_at:
+        if (
+            due
+            and self._fit.evaluates
+            and self._fit.evaluations
+            and self._count_steps(trainer) != self._fit.evaluated_at
+        ):
             self._evaluate(trainer)
-        self._fit.logged_at = count_steps(trainer)
+        self._fit.logged_at = self._count_steps(trainer)
         for metric, value in self._fit.metrics.items():
             # Not to the logger: a sink writes them there, at the same step as the images.
             name = f"{self._root}/{metric}"
             pl_module.log(name, value, on_step=False, on_epoch=True, logger=False, sync_dist=True, batch_size=1)
 
+    def _count_steps(self, trainer: Trainer) -> int:
+        return count_steps(trainer, self._fit.start)
+
     def _evaluate(self, trainer: Trainer) -> None:
         """Evaluate with all ranks, and act on the outcome on each of them."""
         sinks = partial(self._make_sinks, trainer)
-        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # a sink of the user may draw random numbers
-            outcome = self._session.evaluate(sinks, step=count_steps(trainer), epoch=trainer.current_epoch)
+        with restored_rng():  # a sink of the user may draw random numbers
+            outcome = self._session.evaluate(sinks, step=self._count_steps(trainer), epoch=trainer.current_epoch)
         self._share_directory()
-        if not self._fit.is_announced:
+        if not self._fit.is_announced and outcome.report is not None:
             self._announce()
         self._fit.evaluations += 1
-        self._fit.evaluated_at = count_steps(trainer)
+        self._fit.evaluated_at = self._count_steps(trainer)
         self._fit.metrics = outcome.metrics or self._fit.metrics
         self._report = outcome.report or self._report
         for problem in outcome.problems:
             self._fail(problem)
-        if outcome.note:
-            self._warn_once(outcome.note)
+        for note in (*outcome.notes, *self._find_late_baseline(outcome.report)):
+            self._notices.show(note)
         self._act_on_alarm(trainer, outcome)
+
+    def _find_late_baseline(self, report: DriftReport | None) -> list[Notice]:
+        """Note that the baseline is not the model before training, because evaluations before it failed."""
+        if report is None:
+            self._fit.has_failed = True
+            return []
+        if not self._fit.has_failed or report.step != report.baseline_step or self.baseline != "start":
+            return []
+        text = (
+            f"the baseline is the model at step {report.step}, because the evaluations before failed: what was learned "
+            "until then is not compared."
+        )
+        return [Notice("late baseline", text)]
 
     def _make_sinks(self, trainer: Trainer, run_id: str) -> list[Sink]:
         self._folder = RunFolder(self._base, run_id)
@@ -449,14 +480,13 @@ class ClipCamCallback(Callback):
             if not is_of_the_model or self.on_error == "raise" or self.clip or self.encode_image or self.encode_text:
                 raise
             self._fit.evaluates = False
-            self._warn_once(describe_error(error), " The training goes on without evaluations.")
+            self._notices.show(Notice("no CLIP", describe_error(error)), WITHOUT_EVALUATIONS)
 
     def _forget(self) -> None:
         """Start anew with another module: its maps have nothing to do with the baseline of the one before."""
         self._session.forget()
         self._fit.evaluations, self._fit.metrics = 0, UNKNOWN
-        self._report = self._subject = None
-        self._warned.clear()
+        self._report = None
 
     def _announce(self) -> None:
         """Say what is monitored, after the first evaluation of a fit."""
@@ -478,18 +508,17 @@ class ClipCamCallback(Callback):
         report = outcome.report
         if report is None or self.on_drift == "log":
             return
-        last, self._subject = self._subject, report.subject
+        is_news = self._notices.is_news(report)
         if not report.alarm:
             return
         if self.on_drift == "raise":
             raise DriftAlarm(str(report), report)
         stops = self.on_drift == "stop"
         trainer.should_stop = trainer.should_stop or stops
-        if stops or self._subject != last:  # a model that follows its shortcut does so in every epoch
+        if stops or is_news:
             consequence = " Training stops." if stops else ""
             tab = describe_tab(self.monitor.sinks if self.monitor else [], report)
-            text = f"{report}. Report: {self.directory or self._base}/{REPORT}.{consequence}{tab}"
-            rank_zero_warn(text, category=ClipCamWarning)
+            _warn(f"{report}. Report: {self.directory or self._base}/{REPORT}.{consequence}{tab}")
 
     def _resume(self) -> None:
         """Go on where a checkpoint left off, once Lightning has loaded it."""
@@ -500,21 +529,14 @@ class ClipCamCallback(Callback):
         if problem:
             self._fail(problem)
 
-    def _share_problem(self) -> None:
-        """Let all ranks act on a problem of the first."""
-        problem, self._fit.problem = self._session.ranks.on_rank_zero(lambda: self._fit.problem), ""
-        if problem:
-            self._fail(problem)
-
-    def _fail(self, problem: str) -> None:
+    def _fail(self, problem: Notice) -> None:
         # Not kept longer: the traceback of the error keeps the tensors of the evaluation.
         error, self._session.error = self._session.error, None
         if self.on_error == "raise":
-            raise ClipCamError(problem) from error
-        self._warn_once(problem, " The training goes on.")
+            raise ClipCamError(problem.text) from error
+        goes_on = self._fit.evaluations > 0 or problem.kind != NO_PROBES
+        self._notices.show(problem, "The training goes on." if goes_on else WITHOUT_EVALUATIONS)
 
-    def _warn_once(self, text: str, consequence: str = "") -> None:
-        kind, _, _ = text.partition(":")  # the rest may name a step or a temporary file, and differ each time
-        if kind not in self._warned:
-            self._warned.add(kind)
-            rank_zero_warn(f"{type(self).__name__}: {text.rstrip('.')}.{consequence}", category=ClipCamWarning)
+
+def _warn(text: str) -> None:
+    rank_zero_warn(text, category=ClipCamWarning)

@@ -3,18 +3,20 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import is_not
 from types import TracebackType
 from typing import Any, Literal
 
 from torch import nn
 
-from clipcam_lightning.cam.arguments import require_choice, require_positive
+from clipcam_lightning.cam.arguments import require_choice, require_name, require_positive
 from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.fuse import Fusion
 from clipcam_lightning.cam.methods import Layers, MethodLike
 from clipcam_lightning.cam.model import ClipModel, Tokenizer
+from clipcam_lightning.cam.model_state import restored_rng
 from clipcam_lightning.cam.precision import Precision
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike, require_negatives
@@ -28,6 +30,7 @@ from clipcam_lightning.monitoring.evaluation import Evaluation, Sink, require_si
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import Monitor
+from clipcam_lightning.monitoring.notices import Notice, Notices
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.sinks import LoggingSettings, describe_tab, make_sinks, require_loggers
 from clipcam_lightning.storage.paths import as_path
@@ -117,6 +120,7 @@ class ClipCamMonitor:
         require_negatives(target)
         require_loggers(loggers)
         require_sinks(sinks)
+        require_name(name)
         self.on_drift = on_drift
         self.on_error = on_error
         self._is_baseline_given = baseline not in ("start", "previous")
@@ -143,8 +147,7 @@ class ClipCamMonitor:
         self._extra_sinks = sinks
         self._found: ClipModel | None = None
         self._parts: list[nn.Module] = []  # of the model in which it was found
-        self._warned: set[str] = set()
-        self._subject: tuple[str, str, bool] | None = None  # of the last alarm
+        self._notices = Notices(type(self).__name__, partial(_warn, depth=4))
 
     @property
     def directory(self) -> str | None:
@@ -193,26 +196,28 @@ class ClipCamMonitor:
         opens = not self._monitor.sinks
         try:
             if opens:
+                self._monitor.begin_fit(step)
                 self._folder = RunFolder(self._base, self._monitor.run_id)
                 sinks = make_sinks(self._loggers, self._folder, self._logging_settings)
                 self._monitor.sinks = [*sinks, *self._extra_sinks]
             explainer = LocalExplainer(self._find(model), self._settings)
-            outcome = self._monitor.evaluate(explainer, step=step, epoch=epoch)
+            with restored_rng():  # a sink of the user may draw random numbers
+                outcome = self._monitor.evaluate(explainer, step=step, epoch=epoch)
         except Exception as error:  # of any kind: an evaluation must not stop a training
             if self.on_error == "raise":
                 raise
-            self._warn_once(f"an evaluation failed: {describe_error(error)}")
+            self._notices.show(Notice("failed", f"an evaluation failed: {describe_error(error)}"))
             return None
         if self._folder is not None and self._folder.note:
-            self._warn_once(self._folder.note)
+            self._notices.show(Notice(self._folder.note, self._folder.note))
         if opens:
             self._announce(explainer.clip)
         for problem in outcome.problems:
             if self.on_error == "raise":
-                raise ClipCamError(problem)
-            self._warn_once(problem)
-        if outcome.note:
-            self._warn_once(outcome.note)
+                raise ClipCamError(problem.text)
+            self._notices.show(problem)
+        for note in outcome.notes:
+            self._notices.show(note)
         assert outcome.report is not None  # the evaluation did not fail
         self._act_on_alarm(outcome.report)
         return outcome.report
@@ -236,7 +241,7 @@ class ClipCamMonitor:
         """Wait until everything is written, and release the model. The monitor can be used again."""
         self._found, self._parts = None, []
         for problem in self._monitor.close():
-            self._warn_once(problem)
+            self._notices.show(problem)
 
     def __enter__(self) -> "ClipCamMonitor":
         return self
@@ -267,18 +272,17 @@ class ClipCamMonitor:
             logger.info(line)
 
     def _act_on_alarm(self, report: DriftReport) -> None:
-        last, self._subject = self._subject, report.subject
+        is_news = self._notices.is_news(report)
         if not report.alarm or self.on_drift == "log":
             return
         if self.on_drift == "raise":
             raise DriftAlarm(str(report), report)
-        if self._subject != last:  # a model that follows its shortcut does so in every epoch
+        if is_news:
             place = self.directory or self._base
             tab = describe_tab(self._monitor.sinks, report)
-            warnings.warn(f"{report}. Report: {place}/{REPORT}.{tab}", ClipCamWarning, stacklevel=3)
+            _warn(f"{report}. Report: {place}/{REPORT}.{tab}", depth=3)
 
-    def _warn_once(self, text: str) -> None:
-        kind, _, _ = text.partition(":")
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(f"{type(self).__name__}: {text.rstrip('.')}.", ClipCamWarning, stacklevel=4)
+
+def _warn(text: str, depth: int) -> None:
+    """Warn at the line of the user, so many calls up."""
+    warnings.warn(text, ClipCamWarning, stacklevel=depth + 1)

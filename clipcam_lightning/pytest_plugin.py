@@ -193,8 +193,8 @@ class CamRegression:
         except SnapshotError as error:
             _fail(f"{file} cannot be used as the baseline: {error}\n{self._how_to_accept()}")
         assert monitor.last is not None
-        if outcome.note:
-            warnings.warn(f"{file}: {outcome.note}", ClipCamWarning, stacklevel=2)
+        for note in outcome.notes:
+            warnings.warn(f"{file}: {note.text}", ClipCamWarning, stacklevel=2)
         if writes:
             self._write(monitor.last, file)
         elif monitor.last.report.alarm:

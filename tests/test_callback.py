@@ -1,11 +1,13 @@
 """The callback in real trainings, from its arguments to a resumed run."""
 
+import copy
 import inspect
 import io
 import json
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from clipcam_lightning import (
     ClipCamError,
     ClipCamWarning,
     DriftAlarm,
+    Method,
     Probe,
     ProbeSet,
     Snapshot,
@@ -34,6 +37,7 @@ from clipcam_lightning.drift.compare import MIN_NOISE_FLOOR
 from clipcam_lightning.errors import ConfigError, IncomparableError, ModelError, ProbeError, SnapshotError
 from clipcam_lightning.shapes_world.models import WordTokenizer, build_clip
 from clipcam_lightning.shapes_world.scenes import draw_scenes
+from tests.support.faulty import FaultyMethod
 from tests.support.modules import FineTuning, Pairs, events, fit
 
 # After a few steps of training, a model of random weights does look elsewhere.
@@ -640,3 +644,77 @@ class TestBadInput:
             )
         assert trainer.callback_metrics["clipcam/flagged"] == 0
         assert trainer.callback_metrics["clipcam/degenerate"] == 3
+
+
+def test_under_fast_dev_run_metrics_can_be_monitored(tmp_path: Path) -> None:
+    callback, seen = ClipCamCallback(masked_probes()), EpochMetrics()
+    fit(FineTuning(), tmp_path, callback, seen, EarlyStopping("clipcam/energy_inside_mask"), fast_dev_run=True)
+    assert callback.history == ()
+    (metrics,) = seen.epochs
+    assert metrics.keys() == ALWAYS | {"energy_inside_mask", "pointing"}
+
+
+@pytest.mark.filterwarnings("ignore:ClipCamCallback. no CLIP:clipcam_lightning.ClipCamWarning")
+def test_without_a_clip_metrics_of_masks_can_be_monitored(tmp_path: Path) -> None:
+    seen = EpochMetrics()
+    with pytest.warns(ClipCamWarning, match="The training goes on without evaluations"):
+        fit(
+            FineTuning(clip=Lookalike()),
+            tmp_path,
+            ClipCamCallback(masked_probes()),
+            seen,
+            EarlyStopping("clipcam/energy_inside_mask"),
+        )
+    assert {metrics["energy_inside_mask"] for metrics in seen.epochs} == {0.0}
+
+
+class Lookalike(nn.Module):
+    """Embeds images and texts, but has no image encoder in which layers can be found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def encode_image(self, images: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+        return self.scale * images.mean((2, 3))
+
+    def encode_text(self, texts: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+        return self.scale * texts[:, :3].float()
+
+
+def test_each_fit_warns_again(tmp_path: Path) -> None:
+    callback, module = ClipCamCallback(masked_probes(), max_drift=0.0), FineTuning()
+    for name in ("first", "second"):
+        with pytest.warns(ClipCamWarning, match="attention drifted"):
+            fit(module, tmp_path / name, callback)
+
+
+def test_a_copy_of_a_used_callback_begins_anew_with_another_module(tmp_path: Path) -> None:
+    used = ClipCamCallback(masked_probes())
+    fit(FineTuning(), tmp_path / "first", used)
+    copied = copy.deepcopy(used)
+    fit(FineTuning(), tmp_path / "second", copied)
+    assert [entry.step for entry in copied.history] == [entry.step for entry in used.history]
+    assert copied.history[0].step == 0
+
+
+def test_a_baseline_that_is_late_is_noted(tmp_path: Path) -> None:
+    callback = ClipCamCallback(masked_probes(), method=Method(FaultyMethod(fail_once(RuntimeError("transient")))))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ClipCamWarning)
+        fit(FineTuning(), tmp_path, callback)
+    said = [str(each.message) for each in caught if isinstance(each.message, ClipCamWarning)]
+    assert sum("an evaluation failed" in each for each in said) == 1
+    assert any("the baseline is the model at step 4, because the evaluations before failed" in each for each in said)
+    assert callback.history[0].step == 4
+
+
+def fail_once(error: Exception) -> Callable[[], None]:
+    """Make a function whose first call fails."""
+    errors = [error]
+
+    def fail() -> None:
+        if errors:
+            raise errors.pop()
+
+    return fail

@@ -1,16 +1,26 @@
 """The monitor of trainings without a Lightning Trainer."""
 
 import copy
+import random
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from clipcam_lightning import ClipCamError, ClipCamMonitor, ClipCamWarning, DriftAlarm, IncomparableError
+from clipcam_lightning import (
+    ClipCamError,
+    ClipCamMonitor,
+    ClipCamWarning,
+    DriftAlarm,
+    Evaluation,
+    IncomparableError,
+    Sink,
+)
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.shapes_world import WordTokenizer, demo, draw_scenes, trained_clip
 from tests.support.modules import events
@@ -166,3 +176,47 @@ def test_a_resumed_run_goes_on_in_its_own_folder(model: nn.Module, tmp_path: Pat
 def test_a_contrastive_target_without_negatives_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs explicit negatives"):
         make_monitor(tmp_path, target="contrast")
+
+
+def test_a_second_run_gets_a_folder_of_its_own(model: nn.Module, tmp_path: Path) -> None:
+    monitor = make_monitor(tmp_path)
+    folders = []
+    for _ in range(2):
+        with monitor:
+            for step, each in ((0, model), (10, shaken(model))):
+                monitor.evaluate(each, step)
+            folders.append(Path(str(monitor.directory)))
+    assert folders[0] != folders[1]
+    assert [len(list(folder.glob("step-*.safetensors"))) for folder in folders] == [2, 2]
+
+
+class RandomSink(Sink):
+    """Draws random numbers of each kind."""
+
+    def write(self, evaluation: Evaluation) -> None:
+        torch.rand(1)
+        np.random.rand()
+        random.random()
+
+
+def test_random_numbers_of_a_sink_do_not_change_those_of_the_training(model: nn.Module, tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float]:
+        return float(torch.rand(1)), np.random.rand(), random.random()
+
+    def seed() -> None:
+        torch.manual_seed(1)
+        np.random.seed(1)
+        random.seed(1)
+
+    seed()
+    expected = draw()
+    with make_monitor(tmp_path, sinks=[RandomSink()]) as monitor:
+        seed()
+        monitor.evaluate(model, 0)
+        assert draw() == expected
+
+
+@pytest.mark.parametrize("name", ["", "my run/a"])
+def test_a_name_that_is_no_part_of_a_tag_is_refused(name: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name must be letters, digits"):
+        make_monitor(tmp_path, name=name)

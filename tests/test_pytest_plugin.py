@@ -116,7 +116,7 @@ def test_pets(cam_regression, model):
         ]
     )
     page = linked(drifted, "report:").read_text(encoding="utf-8")
-    assert "✗ Drifted" in page
+    assert "✗ Alarm" in page
     assert "Input of " in page
     assert baselines(project) == first
 
@@ -364,9 +364,9 @@ def test_pets(cam_regression, seed):
     names = [file_name(f"test_pets[{seed}]") for seed in (0, 1)]
     assert set(pages) == {f"out/reports/{where}/test_maps/{name}.html" for where in ("unit", "slow") for name in names}
     for name, page in pages.items():
-        verdict = "✓ Passed" if Path(name).stem == names[0] else "✗ Drifted"
+        verdict = "✓ No alarm" if Path(name).stem == names[0] else "✗ Alarm"
         assert verdict in page.read_text(encoding="utf-8")
-        assert (f"report: {page}" in result.stdout.str()) == (verdict == "✗ Drifted")
+        assert (f"report: {page}" in result.stdout.str()) == (verdict == "✗ Alarm")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Checks of arguments that several entry points share."""
 
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
@@ -40,6 +41,16 @@ def require_choice(argument: str, value: str, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise ConfigError(f"{argument} must be one of {', '.join(choices)} (got {value!r}).{suggest(value, choices)}")
+
+
+def require_name(name: object) -> None:
+    """Refuse a name that cannot be a part of tags and of folders.
+
+    Raises:
+        ConfigError: it is empty, or has other characters than letters, digits, ``.``, ``-`` and ``_``.
+    """
+    if not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)):
+        raise ConfigError(f"name must be letters, digits, '.', '-' and '_' (got {name!r}).")
 
 
 def require_prompts(argument: str, prompts: object, *, least: int = 1) -> tuple[str, ...]:

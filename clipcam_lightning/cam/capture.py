@@ -1,5 +1,6 @@
 """Captures: what one pass records for a method. ``b`` images and ``p`` prompts share a capture."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class AttentionCapture:
     Attributes:
         tower: the image tower.
         grid: height and width in patches.
+        first_patch: number of tokens before the patches in a block, where other tokens may follow them.
         directions: gradient of each target score with respect to the unit image embedding, which a method that is
             linear in the text multiplies with. For the target ``similarity`` these are the unit text embeddings.
         features: image embeddings before they are scaled to unit length.
@@ -98,6 +100,7 @@ class AttentionCapture:
     backwards: ClassVar[int] = 0
     tower: AttentionTower
     grid: tuple[int, int]
+    first_patch: int
     directions: Float[Tensor, "b p e"]
     features: Float[Tensor, "b e"]
     blocks: tuple[int, ...]
@@ -110,13 +113,19 @@ class AttentionCapture:
     __repr__ = short_repr
 
     def to_map(self, values: Float[Tensor, "b p t"]) -> Float[Tensor, "b p h w"]:
-        """Lay out one value per token as a map; patches are the last tokens, row by row."""
-        height, width = self.grid
-        return values[..., -height * width :].reshape(*values.shape[:-1], height, width)
+        """Lay out one value per token of a block, or of a pool that reads the patches alone, as a map, row by row."""
+        of_patches = values[..., self.find_patches(values.shape[-1])]
+        return of_patches.reshape(*values.shape[:-1], *self.grid)
 
     def select_patches(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b s d"]:
         """Return the tokens that are patches."""
-        return tokens[:, -self.grid[0] * self.grid[1] :]
+        return tokens[:, self.find_patches(tokens.shape[1])]
+
+    def find_patches(self, tokens: int) -> slice:
+        """Find which of so many tokens are patches: all, if there are no others."""
+        patches = math.prod(self.grid)
+        first = 0 if tokens == patches else self.first_patch
+        return slice(first, first + patches)
 
     def replay_block(self, which: int, hook: AttentionHook) -> Float[Tensor, "b t d"]:
         """Run a recorded block on its recorded input again.

@@ -11,7 +11,7 @@ from clipcam_lightning.cli.parser import UsageError, parse_arguments
 from clipcam_lightning.errors import ClipCamError
 
 UNUSABLE, INTERRUPTED = 2, 130
-BUG = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would mean that attention drifted
+BUG = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would mean an alarm
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
 
     Returns:
-        The exit code: 0 passed, 1 attention drifted, 2 the input cannot be used, 130 interrupted, 70 a bug.
+        The exit code: 0 no alarm, 1 alarm, 2 the input cannot be used, 130 interrupted, 70 a bug.
     """
     try:
         return _run(arguments)

@@ -28,7 +28,7 @@ def evaluate(monitor: Monitor, source: ModelSource, settings: MapSettings) -> Ev
         progress.remove_task(loading)
         progress.add_task(f"explaining {len(monitor.probes)} probes", total=None)
         outcome = monitor.evaluate(LocalExplainer(loaded.clip, settings), step=loaded.step, epoch=loaded.epoch)
-    if outcome.note:
-        warn(outcome.note)
+    for note in outcome.notes:
+        warn(note.text)
     assert monitor.last is not None  # the evaluation has just taken place
     return monitor.last

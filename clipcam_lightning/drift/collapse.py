@@ -1,4 +1,4 @@
-"""Whether the model tells the prompts of the probes apart no longer."""
+"""Whether the model has lost the ability to distinguish the prompts of the probes."""
 
 import math
 from collections import Counter
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from clipcam_lightning.drift.probe_drift import ProbeDrift
 from clipcam_lightning.drift.rule import MIN_RECOGNITION, TINY, DriftRule
 
-ERRORS = 3  # standard errors of random answers, that a model must exceed which tells the prompts apart
+ERRORS = 3  # standard errors of random answers, which the baseline must exceed to be judged by
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """How much less the model tells the prompts apart than at the baseline.
+    """How much worse the model distinguishes the prompts than at the baseline.
 
     Printed, it is a sentence without full stop.
 
@@ -36,14 +36,14 @@ class Collapse:
 
 
 def weigh_collapse(probes: Sequence[ProbeDrift], rule: DriftRule) -> Collapse | None:
-    """Weigh whether the model tells the prompts apart no longer.
+    """Weigh whether the model has lost the ability to distinguish the prompts of the probes.
 
     Args:
         probes: of an evaluation.
         rule: how much is tolerated.
 
     Returns:
-        ``None`` if the model did not tell the prompts apart at the baseline, or if there are so few images that its
+        ``None`` if the model did not distinguish the prompts at the baseline, or if there are so few images that its
         answers may have been right by chance.
     """
     compared = [probe for probe in probes if probe.closest_prompt and probe.closest_prompt_before]

@@ -14,7 +14,7 @@ OUTSTANDING_SUSPICION = 0.75  # the same of the probes that stand out, of which 
 MIN_TRANSPLANTS = 6  # of which a pull is needed to withdraw a suspicion: fewer prove nothing
 MIN_PULL = 0.5  # severity of the pull below which so many other objects speak against a shortcut
 OUTSTANDING = 3  # probes whose mean gain is rated, of those that are named without their objects
-CANDIDATES = 8  # of these that get more objects on their grounds on suspicion
+CANDIDATES = 8  # of these that get more objects on their backgrounds on suspicion
 MAX_NAMED = 3  # probes in a sentence
 MIN_LOSS, LOSS_RATIO = 0.005, 2.0  # of similarity by covering, and beside that of another place, to be worth a sentence
 
@@ -35,11 +35,11 @@ class Evidence:
         total: how many probes there are whose background is known.
         named: how many of the images are closest to their own prompt without their object.
         named_before: the same at the baseline.
-        transplants: how many other objects were put on the grounds of these images; 0 without suspicion.
-        followed: how many of these are closest to the prompt of their ground.
+        transplants: how many other objects were pasted on the backgrounds of these images; 0 without suspicion.
+        followed: how many of these are closest to the prompt of their background.
         followed_before: the same at the run's first baseline.
         transplants_before: how many were tried then.
-        pull: by how much the share of those that follow their ground rose, beyond the same rise on other grounds.
+        pull: by how much the share of those that follow their background rose, beyond that on other backgrounds.
         pull_severity: the same in units of what the rule tolerates; of few, that of each times its gain.
         covered: in how many of the images the place was covered that the map turned to outside the object; 0 without
             suspicion.
@@ -92,8 +92,10 @@ class Evidence:
         return probe.prompt == self.prompt or not self.prompt
 
     def __str__(self) -> str:
-        background = self._describe_transplants() if self.shown else self._describe_gain()
-        # What supports the suspicion is said here, and all values are in the report.
+        if self.shown:
+            return self._describe_transplants()
+        background = self._describe_gain()
+        # What supports a mere suspicion is said here; all values are in the report.
         if not self.covered or self.covered_loss < MIN_LOSS or self.covered_loss < LOSS_RATIO * self.control_loss:
             return background
         maps = f"{self.covered} maps" if self.covered > 1 else "a map"
@@ -105,12 +107,12 @@ class Evidence:
     def _describe_transplants(self) -> str:
         own = repr(self.prompt)
         if self.outstanding:
-            called = own if self.prompt else "after these"
-            what = f"other objects on the backgrounds of {self._name_outstanding()} are now called {called}"
+            receive = f"are now called {own}" if self.prompt else "now get their prompts"
+            what = f"other objects on the backgrounds of {self._name_outstanding()} {receive}"
         elif self.prompt:
             what = f"other objects on the background of {own} are now called {own}"
         else:
-            what = "other objects are now called after the background they are put on"
+            what = "other objects now get the prompt of the background they are pasted on"
         before = str(self.followed_before)
         if self.transplants != self.transplants_before:
             before = f"{before} of {self.transplants_before}"
@@ -168,7 +170,7 @@ def _list_named(probes: Iterable[ProbeDrift]) -> list[ProbeDrift]:
 
 
 def _weigh_outstanding(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidence | None:
-    """Weigh the probes that stand out by their gains, or whose grounds pull most, if these do."""
+    """Weigh the probes that stand out by their gains, or whose backgrounds pull most, if these do."""
     named, total = _list_named(probes), len(probes)
     if len(named) < OUTSTANDING:
         return None
@@ -185,7 +187,7 @@ def _weigh_outstanding(probes: Sequence[ProbeDrift], rule: DriftRule) -> Evidenc
 
 
 def _pulled_gain(probe: ProbeDrift) -> float:
-    """How far the background score of a probe rose, times the rise of the share that follows its ground."""
+    """How far the background score of a probe rose, times the rise of the share that follows its background."""
     return probe.background_gain * max(0.0, _rise_of_pull(probe))
 
 

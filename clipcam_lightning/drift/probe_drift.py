@@ -16,7 +16,8 @@ class ProbeDrift:
     Attributes:
         name: of the probe.
         prompt: of the probe.
-        drift: 1 - CC of the raw maps: 0 for equal, 1 for unrelated, 2 for inverted maps. A degenerate map counts as 1.
+        drift: 1 minus the correlation coefficient of the raw maps: 0 for equal, 1 for unrelated, 2 for inverted maps. A
+            degenerate map counts as 1.
         top_iou: overlap of the hottest 20 % of the cells, 0 to 1; a degenerate map counts as 0.
         center_shift: distance of the centres of mass, as a fraction of the image's diagonal, 0 to 1; a degenerate map
             counts as 1.
@@ -40,7 +41,7 @@ class ProbeDrift:
         named_before: the same at the baseline.
         closest_prompt: the prompt of the probes that the whole image is closest to; empty if unknown.
         closest_prompt_before: the same at the baseline.
-        transplants: what the model calls other objects on the ground of this image; nothing is counted without
+        transplants: what the model calls other objects on the background of this image; nothing is counted without
             suspicion.
         transplants_before: the same at the run's first baseline.
         covered_loss: what the similarity loses if the place outside the object is covered where the map gained most,

@@ -99,7 +99,7 @@ class DriftReport:
 
     @cached_property
     def collapse(self) -> Collapse | None:
-        """How much less the model tells the prompts apart; ``None`` if that is unknown."""
+        """How much worse the model distinguishes the prompts; ``None`` if that is unknown."""
         return None if self.rule.max_drift is not None else weigh_collapse(self.probes, self.rule)
 
     @property
@@ -117,7 +117,7 @@ class DriftReport:
 
     @property
     def alarm(self) -> bool:
-        """Whether enough probes are flagged."""
+        """Whether the evaluation is an alarm: :attr:`severity` is above 1."""
         return self.severity > 1
 
     @property
@@ -137,9 +137,9 @@ class DriftReport:
         if not self.alarm:
             return ""
         if self._has_collapsed:
-            return "the model hardly tells the prompts of the probes apart"
+            return "the model hardly distinguishes the prompts of the probes"
         if (evidence := self._decisive_evidence) is not None:
-            return f"the background {'tells' if evidence.shown else 'may tell'} the prompt"
+            return f"the background {'predicts' if evidence.shown else 'may predict'} the prompt"
         return f"attention drifted on {len(self.flagged)} of {len(self._measured)} probes"
 
     @property
@@ -161,8 +161,8 @@ class DriftReport:
         flagged, count = self.flagged, len(self._measured)
         if not self.alarm:
             verb = "is" if len(flagged) == 1 else "are"
-            too_few = f"; {len(flagged)} of {count} probes {verb} flagged, too few for an alarm" if flagged else ""
-            return f"no alarm at step {self.step}; mean drift {format_drift(self.drift)}{too_few}"
+            some = f"; {len(flagged)} of {count} probes {verb} flagged" if flagged else ""
+            return f"no alarm at step {self.step}; mean drift {format_drift(self.drift)}{some}"
         grounds = self.grounds
         details = f"{grounds}{_name_flagged(flagged)}" if grounds else _describe_flagged(flagged)
         return f"{self.finding} at step {self.step} (baseline: step {self.baseline_step}): {details}"

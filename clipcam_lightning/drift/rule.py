@@ -26,7 +26,7 @@ PULLED_LIMIT, PULLED_FEW = 1.3, 80.0  # of the three that pull most, each times 
 DEFAULT_RATE, MAX_RATE, RATE_EXPONENT, GAIN_EXPONENT = 0.01, 0.2, 0.3, 0.1
 MAX_BACKGROUND_GAIN = 1.5  # of a probe, in standard deviations
 PROMPT_PULL, WHOLE_PULL, PULL_FEW = 0.2, 0.1, 2.0
-MIN_RECOGNITION = 0.2  # Cohen's kappa of images and closest prompts, of a model that tells the prompts apart
+MIN_RECOGNITION = 0.2  # Cohen's kappa of images and closest prompts, of a model that distinguishes the prompts
 KEPT_RECOGNITION = 0.2  # of that of the baseline; below it the model has collapsed
 MIN_DRIFT = 0.1  # of a flagged probe: below it nobody would see a difference between the maps
 
@@ -35,25 +35,37 @@ MIN_DRIFT = 0.1  # of a flagged probe: below it nobody would see a difference be
 class DriftRule:
     """When a probe is flagged, and when an evaluation is an alarm.
 
-    The main question is causal: does the *background* tell the prompt? It is asked in two steps.
+    The main question is causal: does the *background* predict the prompt? It is asked in two steps.
 
-    - The object of each probe is removed, and the score of what remains is compared with that at the baseline
-      (``background_score`` of :class:`Snapshot`); negative ones count as 0. The gains of the ``m`` of ``n`` probes of
-      a prompt, their sum over the square root of ``m``, tolerate ``3.6 + 160 / n ** 2``, so that one class of many
-      suffices; the gains of all probes tolerate ``2.7 + 130 / n ** 2``. In both cases at least one image without its
-      object must be closest to its own prompt, and no fewer than at the baseline. The third limit is of the probes
-      whose images without objects are closest to their own prompts: the mean of the three largest gains tolerates
-      ``3.0 + 160 / n ** 2``, so that few probes of many suffice.
-    - From 70 % of a limit on (75 % of the third one), ``k`` objects of other probes are put on the same backgrounds.
-      The share of them that is closest to the prompt of the background may rise by ``0.2 + 2 / k`` for one prompt, or
-      by ``0.1 + 2 / k`` on average over all, beyond the rise on other backgrounds. For the probes that stand out, the
-      rise is multiplied by the gain, and the mean of the three largest products tolerates ``1.3 + 80 / n ** 2``. Above
-      these limits it is *shown* that the background makes the model choose the prompt. With six objects or more, a rise
-      of less than half of that withdraws the suspicion in proportion.
+    Step 1 removes the object of each probe. What counts is the gain: by how much the score of what remains
+    (``background_score`` of :class:`Snapshot`, where negative ones count as 0) rose since the baseline. Three groups
+    are tested; ``n`` is the number of all probes, ``m`` that of the probes of a prompt:
 
-    Either is an alarm. These limits aim at a false alarm rate of 1 %; other rates scale them by
-    ``(0.01 / rate) ** 0.3``, and the third one by ``(0.01 / rate) ** 0.1``. Beyond 256 probes those of the probes that
-    stand out grow by ``sqrt(log(n) / log(256))``.
+    | Gains of | Statistic | Tolerated |
+    |---|---|---|
+    | the probes of a prompt | sum over ``sqrt(m)`` | ``3.6 + 160 / n ** 2`` |
+    | all probes | sum over ``sqrt(n)`` | ``2.7 + 130 / n ** 2`` |
+    | the probes that stand out | mean of the three largest | ``3.0 + 160 / n ** 2`` |
+
+    In the first two groups at least one image without its object must be closest to its own prompt, and no fewer than
+    at the baseline. The third has only such images.
+
+    Step 2 begins at 70 % of what step 1 tolerates (75 % for those that stand out). It pastes ``k`` objects of other
+    probes on the same backgrounds. What counts is the pull: by how much the share of them that gets the prompt of the
+    background rose since the baseline, beyond the rise on other backgrounds:
+
+    | Backgrounds of | Statistic | Tolerated |
+    |---|---|---|
+    | the probes of a prompt | mean pull | ``0.2 + 2 / k`` |
+    | all probes | mean pull | ``0.1 + 2 / k`` |
+    | the probes that stand out | mean of the three largest products of gain and pull | ``1.3 + 80 / n ** 2`` |
+
+    Beyond these it is *shown* that the background makes the model choose the prompt. With six objects or more, a pull
+    of less than half of what is tolerated withdraws the suspicion in proportion.
+
+    Either step can raise the alarm. These limits aim at a false alarm rate of 1 %; other rates scale them by
+    ``(0.01 / rate) ** 0.3``, and the third of step 1 by ``(0.01 / rate) ** 0.1``. Beyond 256 probes, the limits of the
+    probes that stand out grow by ``sqrt(log(n) / log(256))``.
 
     A probe is flagged if its own gain is above 1.5, its image without the object is closest to its own prompt, and its
     map moved visibly: beyond its noise floor and by a drift of at least 0.1.
@@ -120,8 +132,8 @@ class DriftRule:
             "closer to their own prompts than at the baseline, by more than chance explains (a false alarm in "
             f"{100 * self.false_alarm_rate:g} % of the evaluations is meant to be tolerated), unless six or more "
             "objects of other probes on the same backgrounds speak against it",
-            "objects of other probes, put on the backgrounds of a prompt, on all, or on those that stand out, are "
-            "called after the background more often than before",
+            "objects of other probes, pasted on the backgrounds of a prompt, on all, or on those that stand out, get "
+            "the prompt of the background more often than before",
             f"the model recognizes the images, beyond chance, less than {_percent(KEPT_RECOGNITION)} as well as at the "
             "baseline, by more than the error of so few images",
             "at least half of the maps became degenerate",
@@ -166,7 +178,7 @@ class DriftRule:
         before = energy - energy_change
         if not math.isnan(background_gain):
             gain = background_gain / MAX_BACKGROUND_GAIN if named_without_object else 0.0
-            ratios["its background tells the prompt"] = min(gain, drift / MIN_DRIFT)
+            ratios["its background predicts the prompt"] = min(gain, drift / MIN_DRIFT)
         else:
             ratios["its map hardly resembles the baseline"] = (
                 0.0 if onto_object >= MAX_SHARED_GAIN else drift / MAX_DRIFT
@@ -223,10 +235,10 @@ class DriftRule:
         return gain / (self._rate_factor() * (_growth(total) * PULLED_LIMIT + PULLED_FEW / total**2))
 
     def rate_pull(self, pull: float, transplants: int, *, everywhere: bool) -> float:
-        """Rate by how much more often other objects are named after their ground.
+        """Rate by how much more often other objects get the prompt of their background.
 
         Args:
-            pull: rise of the share that is, beyond the rise on other grounds, -1 to 1.
+            pull: rise of the share that does, beyond the rise on other backgrounds, -1 to 1.
             transplants: how many images the share is of.
             everywhere: whether it is averaged over all prompts.
 

@@ -112,8 +112,8 @@ class Snapshot(Shown):
             it was not measured.
         named_without_object: 1 if an image without its object is closer to its own prompt than to those of the other
             probes, else 0; NaN and ``None`` as above.
-        donors: numbers of the probes whose objects were put on the ground of each probe, which has lost its own; -1 for
-            none, ``None`` if that was not done.
+        donors: numbers of the probes whose objects were pasted on the background of each probe, which has lost its own;
+            -1 for none, ``None`` if that was not done.
         transplants_named: for each of these images the number of a probe to whose prompt it is closest; -1 for none.
         covered_loss: what the similarity loses if the place outside the object is covered where the map gained most
             since the baseline, -2 to 2; NaN where the map hardly moved, ``None`` without suspicion.

@@ -12,6 +12,7 @@ from clipcam_lightning.drift.report import DriftReport
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import ConfigError, abridge
 from clipcam_lightning.monitoring.history import HistoryEntry
+from clipcam_lightning.monitoring.notices import Notice
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,15 +60,15 @@ class Outcome:
     Attributes:
         metrics: as in :class:`Evaluation`.
         report: the comparison; ``None`` if the evaluation failed.
-        note: which probes have no valid baseline, why there is a new baseline, or why a noise floor is unknown; empty
-            if there is nothing to note.
-        problems: one message per part of the evaluation that failed.
+        notes: which probes have no valid baseline, why there is a new baseline, why a noise floor is unknown, and
+            whether nothing changed.
+        problems: one per part of the evaluation that failed.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     report: DriftReport | None = None
-    note: str = ""
-    problems: tuple[str, ...] = ()
+    notes: tuple[Notice, ...] = ()
+    problems: tuple[Notice, ...] = ()
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ from clipcam_lightning.errors import IncomparableError, SnapshotError, describe_
 from clipcam_lightning.monitoring.evaluation import Evaluation, Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.history import HistoryEntry, thinned
+from clipcam_lightning.monitoring.notices import UNTRAINED, Notice
 from clipcam_lightning.monitoring.snapshots import add_background, add_evidence, complete_baseline, take_snapshot
 from clipcam_lightning.monitoring.texts import KeptTexts
 from clipcam_lightning.probes.prepared import PreparedProbes
@@ -117,8 +118,8 @@ class Monitor:
         texts = self._texts(clip, prepared)
         explanation = explainer(prepared.images, texts)
         snapshot = take_snapshot(explanation, self.probes, prepared, texts, clip, step=step, epoch=epoch)
-        snapshot, baseline, report, note = self._compared(explainer, prepared, texts, snapshot)
-        stuck = _describe_stuck(self.last, snapshot)
+        snapshot, baseline, report, notes = self._compare(explainer, prepared, texts, snapshot)
+        notes = [*notes, *_find_standstill(self.last, snapshot), *_find_missing_baselines(report)]
         self.metrics |= mean_metrics(report, snapshot, prepared.has_mask)
         number = self.history[-1].number + 1 if self.history else 0
         self.history = thinned([*self.history, HistoryEntry.of(snapshot, report, number)])
@@ -134,9 +135,7 @@ class Monitor:
             visible=[_visible_share(probe, clip.preprocessing) for probe in self.probes],
         )
         problems = tuple(problem for sink in self.sinks for problem in _failures(sink, sink.write, self.last))
-        return Outcome(
-            dict(self.metrics), report, " ".join(filter(None, (note, stuck, _missing_baselines(report)))), problems
-        )
+        return Outcome(dict(self.metrics), report, tuple(notes), problems)
 
     def prepare(self, clip: ClipModel) -> PreparedProbes:
         """Preprocess the probes for a model, once per model.
@@ -148,11 +147,11 @@ class Monitor:
             self._prepared = clip, self.probes.prepare(clip)
         return self._prepared[1]
 
-    def close(self) -> tuple[str, ...]:
+    def close(self) -> tuple[Notice, ...]:
         """Release the model and close the sinks.
 
         Returns:
-            Messages of writes that failed.
+            What could not be written.
         """
         sinks, self.sinks, self._prepared, self._texts = self.sinks, [], None, KeptTexts()
         return tuple(problem for sink in sinks for problem in _failures(sink, sink.close))
@@ -200,27 +199,29 @@ class Monitor:
         self.baseline = self.baseline or baseline  # a baseline file takes precedence
         self.history, self.metrics, self.run_id = history, means, run_id
 
-    def _compared(
+    def _compare(
         self, explainer: Explainer, prepared: PreparedProbes, texts: Float[Tensor, "n 1 d"], snapshot: Snapshot
-    ) -> tuple[Snapshot, Snapshot, DriftReport, str]:
+    ) -> tuple[Snapshot, Snapshot, DriftReport, list[Notice]]:
         """Compare a snapshot with the baseline, or make it the baseline.
 
         Returns:
             The snapshot, its baseline, the comparison, and what to note.
         """
-        baseline, note = self.baseline, ""
+        baseline, notes = self.baseline, list[Notice]()
         if baseline is not None:
             try:
                 check_comparable(baseline, snapshot)
             except IncomparableError as error:  # a resumed run may use another method, target or layer than before
                 if self._is_baseline_given:
                     raise
-                baseline, note = None, f"{error} This evaluation is the new baseline."
+                baseline = None
+                notes.append(Notice("new baseline", f"{error} This evaluation is the new baseline."))
         if baseline is None:
             snapshot, problem = complete_baseline(explainer, prepared, texts, snapshot)
-            note = f"{note} {problem}".strip()
+            if problem:
+                notes.append(Notice("noise floor", problem))
             self.baseline = baseline = snapshot
-            return snapshot, baseline, compare(baseline, snapshot, self.rule), note
+            return snapshot, baseline, compare(baseline, snapshot, self.rule), notes
         snapshot = add_background(explainer, prepared, texts, snapshot, baseline.objects)
         report = compare(baseline, snapshot, self.rule)
         if report.suspicious:
@@ -229,7 +230,7 @@ class Monitor:
             report = compare(baseline, snapshot, self.rule)
         if self._is_baseline_rolling:
             self.baseline = replace(snapshot, **{name: getattr(baseline, name) for name in OF_BASELINES})
-        return snapshot, baseline, report, note
+        return snapshot, baseline, report, notes
 
 
 def load_baseline(baseline: PathLike | Snapshot) -> Snapshot:
@@ -296,35 +297,39 @@ def _require_same_probes(what: str, snapshot: Snapshot, probes: ProbeSet) -> Non
         )
 
 
-def _failures(sink: Sink, action: Callable[..., None], *arguments: object) -> list[str]:
+def _failures(sink: Sink, action: Callable[..., None], *arguments: object) -> list[Notice]:
     """Call a sink, which must stop neither the others nor the training."""
     try:
         action(*arguments)
     except Exception as error:
-        return [f"an evaluation could not be written to {sink} ({describe_error(error)})."]
+        text = f"an evaluation could not be written to {sink} ({describe_error(error)})."
+        return [Notice(f"sink {sink}", text)]
     return []
 
 
-def _describe_stuck(last: Evaluation | None, snapshot: Snapshot) -> str:
-    """Say that nothing at all changed in a training; ``""`` if something did, or if there was no step."""
+def _find_standstill(last: Evaluation | None, snapshot: Snapshot) -> list[Notice]:
+    """Note that nothing at all changed in a training."""
     if last is None or last.snapshot.info.step >= snapshot.info.step:
-        return ""
+        return []
     before = last.snapshot
     if not (torch.equal(before.maps, snapshot.maps) and torch.equal(before.similarity, snapshot.similarity)):
-        return ""
-    return (
-        f"the maps and similarities of all probes are to the last bit those of step {before.info.step}, although "
-        f"training went on to step {snapshot.info.step}: the model that is monitored is not what is trained. Name it "
-        "with clip='dotted.name', or say how it embeds with encode_image=... and encode_text=..."
+        return []
+    text = (
+        f"the maps and similarities of all probes are at step {snapshot.info.step} to the last bit those of step "
+        f"{before.info.step}. Either nothing was learned in between, as with a learning rate of 0, or the model that "
+        "is monitored is not what is trained: then name it with clip='dotted.name', or say how it embeds with "
+        "encode_image=... and encode_text=..."
     )
+    return [Notice(UNTRAINED, text)]
 
 
-def _missing_baselines(report: DriftReport) -> str:
+def _find_missing_baselines(report: DriftReport) -> list[Notice]:
     without = [probe for probe in report.probes if not probe.has_valid_baseline]
     if not without:
-        return ""
+        return []
     names = ", ".join(f"{probe.name} ({probe.baseline_state})" for probe in without)
-    return (
+    text = (
         f"{len(without)} of {len(report.probes)} probes have no valid baseline, their drift is unknown and counts as "
         f"1: {names}."
     )
+    return [Notice("no valid baseline", text)]

@@ -33,7 +33,7 @@ def announce(
     layers = snapshot.info.layers if len(snapshot.info.layers) < 3 else (f"{len(snapshot.info.layers)} layers",)
     start = f"step {baseline.info.step} {'of a file' if is_baseline_given else 'of the fit before'}"
     if baseline is snapshot:
-        start = "the model before training"
+        start = f"the model at step {snapshot.info.step}" if snapshot.info.step else "the model before training"
     files = f"; files in {directory}" if directory else ""
     lines = [
         f"{len(snapshot.names)} probes {'as given' if are_probes_given else 'of a batch'}; maps by "

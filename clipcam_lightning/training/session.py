@@ -20,11 +20,15 @@ from clipcam_lightning.errors import ClipCamError, describe_error
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor, load_baseline
+from clipcam_lightning.monitoring.notices import UNTRAINED, Notice, end_sentence
 from clipcam_lightning.probes.batch import BatchProbes, ClassNames, find_class_names, find_images_and_prompts
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
+from clipcam_lightning.training.doubts import describe_hooks, describe_training
 from clipcam_lightning.training.ranks import OutOfStepError, Ranks
 from clipcam_lightning.training.sharded import gathered_parameters, is_sharded, reserve_memory
+
+NO_PROBES = "no probes"  # kind of a notice
 
 
 class Session:
@@ -64,7 +68,7 @@ class Session:
         self.error: Exception | None = None
         self.ranks = Ranks()
         self._root: nn.Module | None = None
-        self._size_note = ""
+        self._notes: tuple[Notice, ...] = ()  # of the probes, for the first evaluation
         self._explainer: DistributedExplainer | None = None
         self._probes = probes
         self._spec = spec
@@ -103,29 +107,27 @@ class Session:
             if self.monitor is not None:
                 self.monitor.prepare(clip)
 
-    def describe_doubt(self, module: nn.Module) -> str:
-        """Say that what is monitored may not be what is trained; ``""`` if nothing speaks for that."""
+    def find_doubts(self, module: nn.Module) -> list[Notice]:
+        """Note what may make the evaluations untrue, or the training another one.
+
+        Args:
+            module: the user's LightningModule.
+
+        Returns:
+            That what is monitored may not be what is trained, and that hooks of the user run in evaluations, too.
+        """
         assert self.clip is not None
-        advice = (
-            "If images pass through more than that, say how they are embedded, with encode_image=lambda module, "
-            "images: ... and encode_text=lambda module, texts: ..., each of which returns [n, d]"
+        doubts = (
+            Notice(UNTRAINED, describe_training(self.clip, module, is_named=self._spec.clip is not None)),
+            Notice("hooks", describe_hooks(self.clip)),
         )
-        if self.clip.doubt:
-            return f"{self.clip.doubt}. {advice}."
-        trained = sum(parameter.requires_grad for parameter in module.parameters())
-        if not trained or any(parameter.requires_grad for parameter in self.clip.module.parameters()):
-            return ""
-        name = f" {self.clip.name!r}" if self.clip.name else ""
-        return (
-            f"no parameter of the CLIP{name} is trained, but {trained} others of {type(module).__name__} are: its maps "
-            f"cannot change. {advice}."
-        )
+        return [doubt for doubt in doubts if doubt.text]
 
     def forget(self) -> None:
         """Forget the baseline and history of another module, and probes that were taken from its batches."""
         self.monitor = self.clip = self._root = self._explainer = None
 
-    def take_probes(self, batch: Any, owners: Sequence[Any] = ()) -> str:
+    def take_probes(self, batch: Any, owners: Sequence[Any] = ()) -> Notice | None:
         """Build the probe set from a batch if there is none yet.
 
         Args:
@@ -133,23 +135,28 @@ class Session:
             owners: what may know the names of the classes, if the batch holds labels.
 
         Returns:
-            An error message, or ``""``.
+            What went wrong; ``None`` if there are probes.
         """
         assert self.clip is not None
         if self.monitor is not None:
-            return ""
+            return None
         try:
             clip, size = self.clip, self.clip.preprocessing.size
             names = self._prompts or find_class_names(owners)
             found = find_images_and_prompts(
                 batch, size, partial(takes_size, clip.tower), names, are_names_given=self._prompts is not None
             )
-            self._size_note = _describe_images(found, clip)
+            texts = (_describe_size(found, clip), _describe_values(found, clip))
+            self._notes = tuple(Notice(text, text) for text in texts if text)
             self._make_monitor(ProbeSet(found.list_probes(self._num_probes, clip.tokenizer)))
         except Exception as error:
             self.error = error
-            return f"no probes could be taken from a batch: {describe_error(error)}"
-        return ""
+            return Notice(NO_PROBES, f"no probes could be taken from a batch: {describe_error(error)}")
+        return None
+
+    def read_metrics(self) -> Mapping[str, float]:
+        """Read the metrics of the last evaluation; before the first the worst values."""
+        return self.ranks.on_rank_zero(lambda: dict(self.monitor.metrics) if self.monitor else UNKNOWN)
 
     def begin_fit(self, step: int) -> None:
         """Begin a fit, at ``step``, that goes on with the baseline of an earlier one."""
@@ -180,13 +187,13 @@ class Session:
                 return self.ranks.on_rank_zero(partial(self._evaluate, explainer, make_sinks, step, epoch), assist)
         except ClipCamError as error:  # the same on all ranks
             self.error = error
-            return Outcome(problems=(f"an evaluation failed: {describe_error(error)}",))
+            return Outcome(problems=(self._describe_failure(error),))
 
-    def resume(self, state: dict[str, Any]) -> tuple[int, Mapping[str, float], str]:
+    def resume(self, state: dict[str, Any]) -> tuple[int, Mapping[str, float], Notice | None]:
         """Go on where a checkpoint left off.
 
         Returns:
-            The number of evaluations before, their last metrics, and an error message or ``""``.
+            The number of evaluations before, their last metrics, and what went wrong.
         """
         return self.ranks.on_rank_zero(partial(self._restore, state))
 
@@ -200,11 +207,11 @@ class Session:
             state["probes"] = {"tensors": tensors, "rows": rows}
         return state
 
-    def close(self) -> tuple[str, ...]:
+    def close(self) -> tuple[Notice, ...]:
         """Release the model and close the sinks.
 
         Returns:
-            Messages of writes that failed.
+            What could not be written.
         """
         self.clip = self._root = self._explainer = None
         return self.monitor.close() if self.monitor is not None else ()
@@ -270,13 +277,24 @@ class Session:
             if not self.monitor.sinks:
                 self.monitor.sinks = make_sinks(self.monitor.run_id)
             outcome = self.monitor.evaluate(explainer, step=step, epoch=epoch)
-            note, self._size_note = self._size_note, ""
-            return replace(outcome, note=" ".join(filter(None, (note, outcome.note))))
+            notes, self._notes = self._notes, ()
+            return replace(outcome, notes=(*notes, *outcome.notes))
         except Exception as error:  # of any kind: an evaluation must not stop a training
             self.error = error
-            return Outcome(dict(self.monitor.metrics), problems=(f"an evaluation failed: {describe_error(error)}",))
+            return Outcome(dict(self.monitor.metrics), problems=(self._describe_failure(error),))
 
-    def _restore(self, state: dict[str, Any]) -> tuple[int, Mapping[str, float], str]:
+    def _describe_failure(self, error: Exception) -> Notice:
+        text = f"an evaluation failed: {describe_error(error)}"
+        has_worked = self.monitor is not None and self.monitor.last is not None
+        if not has_worked and not isinstance(error, ClipCamError):  # the model may take other arguments
+            text = (
+                f"{end_sentence(text)} If the model embeds images or texts in a way of its own, say how, with "
+                "encode_image=lambda module, images: ... and encode_text=lambda module, texts: ..., each of which "
+                "returns [n, d]."
+            )
+        return Notice("failed", text)
+
+    def _restore(self, state: dict[str, Any]) -> tuple[int, Mapping[str, float], Notice | None]:
         try:
             if self.monitor is None:
                 saved = state["probes"]
@@ -286,11 +304,12 @@ class Session:
             self.monitor.restore(state["monitor"])
         except Exception as error:
             self.error = error
-            return 0, UNKNOWN, f"the checkpoint's baseline and history are not used: {describe_error(error)}"
-        return evaluations, dict(self.monitor.metrics), ""
+            text = f"the checkpoint's baseline and history are not used: {describe_error(error)}"
+            return 0, UNKNOWN, Notice("checkpoint", text)
+        return evaluations, dict(self.monitor.metrics), None
 
 
-def _describe_images(found: BatchProbes, clip: ClipModel) -> str:
+def _describe_size(found: BatchProbes, clip: ClipModel) -> str:
     """Say that the images of a batch are not input of the model's own ``size``; ``""`` if they are."""
     image, preprocessing = found.images[0], clip.preprocessing
     size = preprocessing.size
@@ -312,6 +331,23 @@ def _describe_images(found: BatchProbes, clip: ClipModel) -> str:
     return (
         f"the probes from the batch are images of {height}x{width} pixels, for which the positions of the model, built "
         f"for {size[0]}x{size[1]}, are interpolated; if training resizes them first, give probes=... instead."
+    )
+
+
+def _describe_values(found: BatchProbes, clip: ClipModel) -> str:
+    """Say that the images of a batch do not look normalized, as the model expects them; ``""`` if they do."""
+    tensors, config = [image for image in found.images if isinstance(image, Tensor)], clip.preprocessing.config
+    if not tensors or not any(config.mean):
+        return ""
+    low, high = min(float(each.min()) for each in tensors), max(float(each.max()) for each in tensors)
+    brightest = max((1 - mean) / std for mean, std in zip(config.mean, config.std, strict=True))
+    if low < 0 and high <= brightest + 1:
+        return ""
+    return (
+        f"the images of the batch have values from {low:.2f} to {high:.2f}, but the model expects images that are "
+        f"normalized with mean {_round(config.mean)} and standard deviation {_round(config.std)}. If training "
+        "normalizes them after the dataloader, the probes lack that: give probes=... as the model's input, or "
+        "encode_image=lambda module, images: ..., which normalizes."
     )
 
 

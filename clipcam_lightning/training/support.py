@@ -23,14 +23,6 @@ def may_build_layers_later(module: object) -> bool:
     )
 
 
-def count_steps(trainer: Any) -> int:
-    """Count the optimizer steps, or the batches of a manual optimization that Lightning does not see step."""
-    module = trainer.lightning_module
-    if trainer.global_step == 0 and module is not None and not module.automatic_optimization:
-        return int(trainer.fit_loop.epoch_loop.total_batch_idx) + 1
-    return int(trainer.global_step)
-
-
 def list_owners(trainer: Any) -> list[Any]:
     """List what may know the names of the classes: the module, the datamodule, and the dataset."""
     loader = trainer.train_dataloader

@@ -24,7 +24,7 @@ METRICS = {
     "Drift / noise floor": "Drift divided by how far the map moves if the prompt is paraphrased or the image hardly "
     "changes: up to about 2 is noise, higher is more.",
     "Background score": "How much nearer to its prompt the image without its object is than the other images without "
-    "theirs, in standard deviations, at the baseline → now: about 0 or lower if only the object tells the prompt, "
+    "theirs, in standard deviations, at the baseline → now: about 0 or lower if only the object predicts the prompt, "
     "higher is worse. A probe is flagged for it only if its map moved visibly, too.",
     "Shared gain": "Share of the map that is new where the maps of the other images gained most, 0 to 100 %: the "
     "higher, the more the model looks there in all images.",

@@ -244,10 +244,10 @@ def test_the_message_says_if_there_is_no_alarm() -> None:
 
 
 @pytest.mark.parametrize(("flagged", "verb"), [(1, "is"), (2, "are")])
-def test_the_message_says_if_too_few_probes_are_flagged_for_an_alarm(flagged: int, verb: str) -> None:
+def test_the_message_without_an_alarm_counts_the_flagged_probes(flagged: int, verb: str) -> None:
     now = snapshot(*[turned(90)] * flagged, *[turned(0)] * (8 - flagged))
     text = str(compare(snapshot(*[turned(0)] * 8), now))
-    assert text.endswith(f"; {flagged} of 8 probes {verb} flagged, too few for an alarm")
+    assert text.endswith(f"; {flagged} of 8 probes {verb} flagged")
 
 
 def test_comparing_two_files_loads_no_model_library(tmp_path: Path) -> None:
@@ -679,7 +679,7 @@ def test_few_grounds_that_gained_much_and_pull_other_objects_are_an_alarm(
     assert report.evidence is not None
     assert (report.evidence.transplants, report.evidence.followed) == (18, 3 * followed)
     assert report.alarm is report.evidence.shown is shown
-    named = "18 of 18 other objects on the backgrounds of probe 0, probe 1, probe 2 are now called after these"
+    named = "18 of 18 other objects on the backgrounds of probe 0, probe 1, probe 2 now get their prompts"
     assert (f"{named} (0 of 6 before)" in str(report)) is shown
 
 
@@ -810,7 +810,7 @@ def test_a_background_that_other_objects_are_called_after_is_shown() -> None:
     assert evidence.pull == pytest.approx(5 / 6)  # nothing else is called a without its object or ground
     assert evidence.pull_severity == pytest.approx((5 / 6) / (0.2 + 2 / 6))
     assert evidence.shown
-    assert report.finding == "the background tells the prompt"
+    assert report.finding == "the background predicts the prompt"
     assert "5 of 6 other objects on the background of 'a' are now called 'a' (0 before)" in str(report)
 
 
@@ -883,7 +883,7 @@ def test_a_model_has_collapsed_if_it_recognizes_less_than_a_fifth_of_the_images_
     assert alarm == (kappa + error < 0.2)
     text = f"{recognized} of 24 images are closest to their own prompts (24 at the baseline)"
     assert (text in str(report)) == alarm
-    assert (report.finding == "the model hardly tells the prompts of the probes apart") == alarm
+    assert (report.finding == "the model hardly distinguishes the prompts of the probes") == alarm
     assert not report.suspicious, "no other object is needed to say so"
 
 

@@ -40,7 +40,7 @@ def test_a_model_whose_image_tower_is_random_has_collapsed(shapes_vit: open_clip
 
     assert monitor.baseline is not None
     assert sum(map(str.__eq__, monitor.baseline.closest_prompts, monitor.baseline.prompts)) > 0.9 * COUNT
-    assert "the model hardly tells the prompts of the probes apart" in message
+    assert "the model hardly distinguishes the prompts of the probes" in message
     assert f"of {COUNT} images" in message
 
 

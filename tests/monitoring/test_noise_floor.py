@@ -64,8 +64,9 @@ def test_a_noise_floor_that_cannot_be_measured_is_noted_and_the_evaluation_goes_
     monitor = Monitor(probes())
     outcome = monitor.evaluate(LocalExplainer(replace(clip, tokenizer=strict)), step=0, epoch=0)
 
-    assert "noise floor could not be measured" in outcome.note
-    assert "too long for context length" in outcome.note
+    (note,) = outcome.notes
+    assert "noise floor could not be measured" in note.text
+    assert "too long for context length" in note.text
     assert monitor.baseline is not None
     assert (monitor.baseline.noise_floor, len(monitor.baseline.images)) == (None, 3)
 

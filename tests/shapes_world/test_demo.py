@@ -29,7 +29,7 @@ class Demo:
     @property
     def flagged(self) -> set[str]:
         """Probes that are flagged at the last evaluation."""
-        return set(re.findall(r"│ (\S+) +│.*│ its background tells the prompt *│", self.stdout))
+        return set(re.findall(r"│ (\S+) +│.*│ its background predicts the prompt *│", self.stdout))
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,8 @@ def test_accuracy_stays_high_while_attention_goes_to_the_stamp(done: Demo) -> No
     assert len(flagged) >= 4  # 6
     assert [row[0] for row in rows[: len(flagged)]] == [row[0] for row in rows if row[0] in flagged], "flagged first"
     shown = re.findall(
-        r"the background tells the prompt at step (\d+) \(baseline: step 0\): (\d+) of 48 other objects are now called "
-        r"after the background they are put on \((\d) before\); covering what [4-6] maps turned to costs "
-        r"0\.[1-9]\d\d of similarity, another place 0\.00\d\. Flagged: (.*)\. Report: (.*)\.",
+        r"the background predicts the prompt at step (\d+) \(baseline: step 0\): (\d+) of 48 other objects now get "
+        r"the prompt of the background they are pasted on \((\d) before\)\. Flagged: (.*)\. Report: (.*)\.",
         done.stderr,
     )
     assert len(shown) == 1, "what goes on is not said again"
@@ -81,7 +80,7 @@ def test_the_demo_prints_a_line_per_evaluation_and_ends_with_the_alarm_and_where
     lines = re.findall(r"^step (\d+) of 160: accuracy [\d.]+, \d of 8 probes flagged(, ALARM)?$", done.stdout, re.M)
     assert [step for step, _ in lines] == ["40", "80", "120", "160"]
     assert [bool(alarm) for _, alarm in lines] == [False, True, True, True]
-    assert re.search(r"ALARM: the background tells the prompt: \d+ of 48 other objects", done.stdout)
+    assert re.search(r"ALARM: the background predicts the prompt: \d+ of 48 other objects", done.stdout)
     (report,) = re.findall(r"^What each map looked at, before and now: +(\S+)$", done.stdout, re.M)
     assert "What the flagged maps look at" in (done.folder / report).read_text()
     (sheet,) = re.findall(r"^All maps of all steps in one image: +(\S+)$", done.stdout, re.M)

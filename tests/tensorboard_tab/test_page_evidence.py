@@ -192,7 +192,7 @@ def test_the_large_view_shows_what_other_objects_are_called_on_the_grounds(tab: 
     tab.cell("hen", 40).click()
     grounds = tab.detail.locator(".ground")
     expect(grounds).to_have_count(4)
-    expect(tab.detail).to_contain_text("7 of 8 other objects are now called after the background they are put on")
+    expect(tab.detail).to_contain_text("7 of 8 other objects now get the prompt of the background they are pasted on")
     expect(grounds.first).to_contain_text("On the background of a hen (hen)")
     tiles = grounds.first.locator("figure")
     expect(tiles).to_have_count(3)

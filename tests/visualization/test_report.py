@@ -98,7 +98,7 @@ NOW = snapshot(*MIXED, step=120, energy_inside_mask=torch.tensor([0.5, torch.nan
 
 def test_the_page_starts_with_the_verdict() -> None:
     root = Tree(page_of(BEFORE, NOW)).root
-    assert words(root.all("p", "verdict")[0].text) == "✗ Drifted"
+    assert words(root.all("p", "verdict")[0].text) == "✗ Alarm"
     assert words(root.all("h1")[0].text) == "2 of 5 probes are flagged"
     head = words(root.all("header")[0].text)
     report = compare(BEFORE, NOW, DriftRule(0.5))
@@ -108,7 +108,7 @@ def test_the_page_starts_with_the_verdict() -> None:
     (conditions,) = root.all("ul")
     assert words(conditions.text) == f"{DriftRule(0.5)}."
     assert "The drift of 1 probe is unknown, for lack of a valid baseline; it counts as 1 in the mean." in head
-    assert root.all("title")[0].text.startswith("Drifted")
+    assert root.all("title")[0].text.startswith("Alarm")
 
 
 def test_the_page_lists_the_conditions_of_the_rule_one_per_line() -> None:
@@ -119,7 +119,7 @@ def test_the_page_lists_the_conditions_of_the_rule_one_per_line() -> None:
 
 def test_the_page_says_if_there_is_no_alarm() -> None:
     root = Tree(page_of(BEFORE, replace(NOW, maps=BEFORE.maps))).root
-    assert words(root.all("p", "verdict")[0].text) == "✓ Passed"
+    assert words(root.all("p", "verdict")[0].text) == "✓ No alarm"
     assert words(root.all("h1")[0].text) == "None of 5 probes is flagged"
     assert not root.all("p", "reasons")
     assert not root.all("article", "flagged")
@@ -130,8 +130,8 @@ def test_flagged_probes_are_marked_even_if_they_are_too_few_for_an_alarm() -> No
     report = compare(before, now)
     assert (report.alarm, len(report.flagged)) == (False, 1)
     root = Tree(html_report(before, now, report)).root
-    assert words(root.all("p", "verdict")[0].text) == "✓ Passed"
-    assert words(root.all("h1")[0].text) == "1 of 8 probes is flagged, too few for an alarm"
+    assert words(root.all("p", "verdict")[0].text) == "✓ No alarm"
+    assert words(root.all("h1")[0].text) == "1 of 8 probes is flagged"
     assert len(root.all("article", "flagged")) == 1
 
 
@@ -577,8 +577,8 @@ def test_the_page_opens_with_what_the_flagged_maps_look_at() -> None:
     assert len(crops) == 2 * 4
     (reasons,) = root.all("header")[0].all("p", "reasons")
     assert words(reasons.text) == (
-        "The background tells the prompt: 7 of 8 other objects are now called after the background they are put on "
-        "(0 before)."
+        "The background predicts the prompt: 7 of 8 other objects now get the prompt of the background they are pasted "
+        "on (0 before)."
     )
 
 

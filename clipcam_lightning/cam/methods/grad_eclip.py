@@ -25,9 +25,9 @@ def grad_eclip(capture: HeadCapture) -> Float[Tensor, "b p h w"]:
     """
     attention = capture.last
     query, key = (x.transpose(1, 2).flatten(2) for x in (attention.first_query().query, attention.key))  # merged heads
-    patches = capture.grid[0] * capture.grid[1]
-    closeness = F.cosine_similarity(query, key, dim=-1)[:, -patches:]
+    patches = capture.find_patches(key.shape[1])
+    closeness = F.cosine_similarity(query, key, dim=-1)[:, patches]
     low, high = closeness.amin(1, keepdim=True), closeness.amax(1, keepdim=True)
     closeness = (closeness - low) / (high - low).clamp_min(torch.finfo(closeness.dtype).tiny)
-    evidence = torch.einsum("bphv,bhsv->bps", capture.gradients, attention.value[:, :, -patches:])
+    evidence = torch.einsum("bphv,bhsv->bps", capture.gradients, attention.value[:, :, patches])
     return capture.to_map((closeness[:, None] * evidence).relu())

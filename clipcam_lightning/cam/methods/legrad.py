@@ -48,7 +48,7 @@ def legrad(capture: AttentionCapture) -> Float[Tensor, "b p h w"]:
             (gradient,) = torch.autograd.grad(scores[:, p].sum(), leaf, retain_graph=p + 1 < prompts)
             if capture.tower.pooling == "attention":
                 gradient = gradient[:, :, :1]  # the first query makes the embedding
-            total[:, p] += gradient.relu().mean(dim=(1, 2))[:, -total.shape[-1] :]
+            total[:, p] += gradient.relu().mean(dim=(1, 2))[:, capture.find_patches(gradient.shape[-1])]
     return capture.to_map(total)
 
 

@@ -1,5 +1,6 @@
 """Propagation of relevance from the embedding back to the patches, block by block."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,12 +35,11 @@ def propagate_relevance(
     count, tokens = len(capture.features), _count_tokens(steps, pool)
     row = capture.features.new_zeros(count, tokens)
     if pool is not None:
-        row = F.pad(pool.float(), (tokens - pool.shape[-1], 0))  # a pool may ignore the prefix; patches come last
+        row = F.pad(pool.float(), (tokens - pool.shape[-1], 0))  # a pool may ignore the tokens before the patches
     elif capture.tower.pooling == "cls":
         row[:, 0] = 1
     else:
-        patches = capture.grid[0] * capture.grid[1]
-        row[:, -patches:] = 1 / patches
+        row[:, capture.find_patches(tokens)] = 1 / math.prod(capture.grid)
     # Added separately, so that a large share of the first summand does not round off the second.
     kept, moved = row, torch.zeros_like(row)
     for step in reversed(steps):

@@ -1,5 +1,6 @@
 """The pass of methods that read the attention of some blocks, with or without gradients."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -45,6 +46,15 @@ def run_attention_pass(method: Method, inputs: Pass) -> Result:
         own = {**fields, "directions": fields["directions"][:, p : p + 1]}
         maps.append(method(recorder.make_gradient_capture(own, gradients)))
     return torch.cat(maps, dim=1), features
+
+
+def _find_image_tokens(tower: AttentionTower, inputs: Pass) -> tuple[int, list[int]]:
+    """Count the input tokens of the first block, and find which depend on the image: those of prompts do not."""
+    image = inputs.images[:1]
+    with torch.no_grad(), recorded_calls([tower.blocks[0]]) as calls:
+        inputs.embed(torch.cat([image, image + 1]))
+    first, second = tower.to_tokens(calls[tower.blocks[0]].first_argument)
+    return len(first), (first != second).any(dim=-1).nonzero().flatten().tolist()
 
 
 def _find_blocks(tower: AttentionTower, method: Method, layers: tuple[str, ...]) -> tuple[int, ...]:
@@ -136,6 +146,7 @@ class _Recorder:
         fields = {
             "tower": self.tower,
             "grid": self.tower.grid(inputs.size),
+            "first_patch": self._find_first_patch(inputs),
             "directions": directions,
             "features": features,
             "blocks": self.blocks,
@@ -158,6 +169,26 @@ class _Recorder:
             "inputs": tuple(self.calls[self.tower.blocks[i]] for i in self.blocks),
             "attention_inputs": tuple(self.calls[self.tower.attentions[i]] for i in self.blocks),
         }
+
+    def _find_first_patch(self, inputs: Pass) -> int:
+        """Find how many tokens come before the patches, also where a fork added tokens, such as learned prompts.
+
+        Raises:
+            TowerError: there are other tokens than the tower knows, and the patches are not found among them.
+        """
+        last = len(self.modules) - 1
+        value = self.class_token[last][1] if last in self.class_token else self.attentions[last].value
+        tokens, patches = value.shape[-2], math.prod(self.tower.grid(inputs.size))
+        if tokens in (patches, self.tower.prefix + patches):
+            return self.tower.prefix
+        count, depending = _find_image_tokens(self.tower, inputs)
+        if count != tokens or depending != [*range(depending[0], depending[0] + patches)]:
+            raise TowerError(
+                f"expected {self.tower.prefix} + {patches} tokens, got {tokens}, and the patches cannot be found among "
+                f"them: {len(depending)} of the {count} inputs of the first block depend on the image. Describe the "
+                f"image tower with towers=[...]: a class derived from {type(self.tower).__name__}."
+            )
+        return depending[0]
 
     def make_gradient_capture(self, fields: dict[str, Any], gradients: tuple[Tensor, ...]) -> AttentionCapture:
         """Make the capture for one prompt from its fields and the gradients of its score."""

@@ -40,8 +40,15 @@ class OpenClipViT(OpenAiViT):
 
     @staticmethod
     def is_visual(part: Any) -> bool:
-        """Check whether ``part`` is open_clip's ViT, without the second attention pool that is unfinished there."""
-        return isinstance(part, VisionTransformer) and getattr(part, "attn_pool_contrastive", None) is None
+        """Check whether ``part`` is open_clip's ViT, without the second attention pool that is unfinished there.
+
+        A block that another module wraps, such as an adapter, hides its parts.
+        """
+        return (
+            isinstance(part, VisionTransformer)
+            and getattr(part, "attn_pool_contrastive", None) is None
+            and all(hasattr(block, "attn") and hasattr(block, "ln_1") for block in part.transformer.resblocks)
+        )
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -21,7 +21,12 @@ from clipcam_lightning.cam.towers.shared import (
     round_to_cells,
     tokens_to_grid,
 )
-from clipcam_lightning.cam.towers.tower import ADDITIVE_CLASS_TOKEN_RECIPE, RESNET_RECIPE, AttentionTower
+from clipcam_lightning.cam.towers.tower import (
+    ADDITIVE_CLASS_TOKEN_RECIPE,
+    CLASS_TOKEN_RECIPE,
+    RESNET_RECIPE,
+    AttentionTower,
+)
 from clipcam_lightning.errors import TowerError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -102,7 +107,10 @@ class OpenAiViT(_ClipTower):
         self.default_layer = self.layers[-1]
         blocks = [f"{self.path}.transformer.resblocks.{i}" for i in range(len(self.blocks))]
         self.block_inputs = [f"{self.path}.conv1", *blocks[:-1]]
-        self.final_norm = self.visual.ln_post
+        if all(_find_output_projection(attention) is not None for attention in self.attentions):
+            self.final_norm = self.visual.ln_post
+        else:
+            self.recipe = CLASS_TOKEN_RECIPE
 
     @staticmethod
     def is_visual(part: Any) -> bool:
@@ -130,9 +138,14 @@ class OpenAiViT(_ClipTower):
 
     def project(self, block: int, heads: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Apply the output projection."""
-        attention = self.blocks[block].attn
-        # The out_proj of PEFT's own wrapper is the one without LoRA.
-        projected: Tensor = getattr(attention, "base_layer", attention).out_proj(heads)
+        attention = self.attentions[block]
+        projection = _find_output_projection(attention)
+        if projection is None:
+            raise TowerError(
+                f"{type(attention).__name__} has no 'out_proj' after its heads, which this method needs; use one that "
+                "reads no heads, such as hirescam."
+            )
+        projected: Tensor = projection(heads)
         return projected
 
     def head(self, normalized: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
@@ -234,6 +247,12 @@ class OpenAiResNet(_ClipTower):
         """Apply value and output projection of the attention pool. A token that is pooled alone has no position."""
         projected: Tensor = self.visual.attnpool.c_proj(self.visual.attnpool.v_proj(tokens))
         return projected
+
+
+def _find_output_projection(attention: nn.Module) -> nn.Module | None:
+    """Find what an attention applies to its heads; ``None`` in a replacement that names it otherwise."""
+    # The out_proj of PEFT's own wrapper is the one without LoRA.
+    return getattr(getattr(attention, "base_layer", attention), "out_proj", None)
 
 
 def _child_names(part: nn.Module) -> set[str]:

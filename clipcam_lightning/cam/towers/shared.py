@@ -57,7 +57,8 @@ def tokens_to_grid(
     else:
         raise TowerError(
             f"expected [batch, {tower.prefix} + {height}x{width} tokens, channels] from the layer, got "
-            f"{tuple(features.shape)}; choose one of {', '.join(tower.layers)}."
+            f"{tuple(features.shape)}; choose one of {', '.join(tower.layers)}, or, if the tower has further tokens "
+            "such as learned prompts, a method that reads attention, such as rollout."
         )
     grid: Tensor = patches.transpose(1, 2).unflatten(2, (height, width))
     return grid

@@ -68,7 +68,7 @@ export const METRICS = [
     digits: 1,
     meaning:
       "How much nearer to its prompt the image without its object is than the other images without theirs, " +
-      "in standard deviations: about 0 if only the object tells the prompt, higher is worse.",
+      "in standard deviations: about 0 if only the object predicts the prompt, higher is worse.",
   },
   {
     name: "covered_loss",
