@@ -14,12 +14,12 @@ from clipcam_lightning.cam.decoding import ImageLike
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.batch_images import BatchImages, SizeFilter, copy_image, list_images
+from clipcam_lightning.probes.class_names import ClassNames
 from clipcam_lightning.probes.leaves import Leaf, describe_leaves, is_strings, walk
 from clipcam_lightning.probes.load import is_dense
 from clipcam_lightning.probes.probe import Probe, TokensLike
 
 Prompts: TypeAlias = list[str | TokensLike]
-ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
 Selection: TypeAlias = Callable[..., tuple[Any, str]]
 NON_PROMPT_WORDS = {  # a key with one of these words holds something other than prompts
     "mask",
@@ -50,7 +50,6 @@ NON_PROMPT_WORDS = {  # a key with one of these words holds something other than
     "domain",
 }
 TOKENIZER_OUTPUTS = ("attention_mask", "token_type_ids")
-NAMES_OF_CLASSES = ("prompts", "class_prompts", "class_names", "classes", "classnames")  # prompts before bare names
 LABEL_KEYS = ("^(label|labels|target|targets|y|class|classes|class_id|category)$", "label|target|class|category", "^$")
 MAX_CAPTIONS = 10  # per sample; more rows are a segmentation
 MIN_TOKENS = 5  # rows of four numbers are boxes
@@ -205,24 +204,6 @@ def _add_masks(key: str, prompts: Prompts, leaves: Sequence[Leaf]) -> Prompts:
         {"input_ids": row, **{name: rows[i] for name, rows in others.items()}}  # type: ignore[dict-item]
         for i, row in enumerate(prompts)
     ]
-
-
-def find_class_names(owners: Sequence[object]) -> ClassNames | None:
-    """Find the names of the classes, or a prompt of each, among the attributes of a module or a dataset.
-
-    Args:
-        owners: the first that has them counts.
-
-    Returns:
-        Strings by class number; ``None`` if there are none.
-    """
-    for owner in owners:
-        for attribute in NAMES_OF_CLASSES:
-            names: Any = getattr(owner, attribute, None)
-            values = list(names.values()) if isinstance(names, Mapping) else names
-            if is_strings(values) and not any("{" in name for name in values):  # a template is no class
-                return names  # type: ignore[no-any-return]
-    return None
 
 
 def decode_prompt(prompt: str | TokensLike, tokenizer: object) -> str:

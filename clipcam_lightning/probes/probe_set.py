@@ -24,8 +24,9 @@ from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.errors import ProbeError, SnapshotError, abridge
-from clipcam_lightning.probes.batch import ClassNames, find_images_and_prompts
+from clipcam_lightning.probes.batch import find_images_and_prompts
 from clipcam_lightning.probes.batch_images import SizeFilter
+from clipcam_lightning.probes.class_names import ClassNames
 from clipcam_lightning.probes.load import load_probe
 from clipcam_lightning.probes.manifest import MANIFESTS, read_manifest
 from clipcam_lightning.probes.names import name_probes

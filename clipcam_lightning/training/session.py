@@ -20,7 +20,8 @@ from clipcam_lightning.errors import ClipCamError, describe_error
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor, load_baseline
-from clipcam_lightning.probes.batch import BatchProbes, ClassNames, find_class_names, find_images_and_prompts
+from clipcam_lightning.probes.batch import BatchProbes, find_images_and_prompts
+from clipcam_lightning.probes.class_names import ClassNames, find_class_names
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
 from clipcam_lightning.training.ranks import OutOfStepError, Ranks

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipcam_lightning.errors import ProbeError
-from clipcam_lightning.probes.batch import decode_prompt, find_class_names, find_images_and_prompts
+from clipcam_lightning.probes.batch import decode_prompt, find_images_and_prompts
 from clipcam_lightning.probes.batch_images import SizeFilter
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
@@ -347,14 +347,6 @@ def test_names_that_are_given_take_precedence_over_strings() -> None:
 def test_codes_of_images_and_negatives_are_not_taken_for_prompts(key: str) -> None:
     other = TOKENS if "tokens" in key else TEXTS[::-1]
     assert find({"image": IMAGES, key: other, "caption": TEXTS}, SIZE)[1] == TEXTS
-
-
-def test_templates_are_no_names_of_classes() -> None:
-    class Holder:
-        prompts = ("a photo of a {}", "a drawing of a {}")
-        class_names = ("cat", "dog")
-
-    assert find_class_names([Holder()]) == ("cat", "dog")
 
 
 def test_samples_by_name_without_an_image_are_left_out() -> None:
