@@ -21,6 +21,7 @@ from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor, load_baseline
 from clipcam_lightning.probes.batch import BatchProbes, find_images_and_prompts
+from clipcam_lightning.probes.batch_texts import TextInput
 from clipcam_lightning.probes.class_names import ClassNames, find_class_names
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
@@ -143,7 +144,12 @@ class Session:
             clip, size = self.clip, self.clip.preprocessing.size
             names = self._prompts or find_class_names(owners)
             found = find_images_and_prompts(
-                batch, size, partial(takes_size, clip.tower), names, are_names_given=self._prompts is not None
+                batch,
+                size,
+                partial(takes_size, clip.tower),
+                names,
+                are_names_given=self._prompts is not None,
+                text_input=TextInput(clip.vocabulary_size, clip.tokenizer is not None),
             )
             self._size_note = _describe_images(found, clip)
             self._make_monitor(ProbeSet(found.list_probes(self._num_probes, clip.tokenizer)))
