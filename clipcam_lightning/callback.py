@@ -39,7 +39,7 @@ from clipcam_lightning.monitoring.evaluation import Outcome, Sink, require_sinks
 from clipcam_lightning.monitoring.history import HistoryEntry
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
 from clipcam_lightning.monitoring.notices import Notice, Notices
-from clipcam_lightning.probes.batch import ClassNames
+from clipcam_lightning.probes.class_names import ClassNames
 from clipcam_lightning.probes.probe_set import ProbesLike
 from clipcam_lightning.sinks import LoggingSettings, describe_tab, make_sinks
 from clipcam_lightning.storage.run_folder import REPORT, RunFolder
@@ -120,8 +120,8 @@ class ClipCamCallback(Callback):
         probe_metrics: whether loggers get the metrics of each probe besides the means; by default TensorBoard and W&B.
         sinks: what else to write evaluations with, such as :class:`Sink` objects of your own.
         prompts: what integer labels of a batch stand for: names of the classes, or prompts such as "a photo of a fox".
-            By default an attribute ``prompts``, ``class_prompts``, ``class_names``, ``classes`` or ``classnames`` of
-            the module, the datamodule or the training dataset.
+            By default an attribute ``prompts``, ``class_prompts``, ``class_names``, ``classes``, ``classnames`` or
+            ``id2label`` of the module, the datamodule or the training dataset.
         clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
             :class:`ModelSpec`.
         dirpath: folder or fsspec URL for snapshots, history, contact sheet and report; by default

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from clipcam_lightning.cam.adapters import Adapter, Tokenizer, Tokens, find_adapter
 from clipcam_lightning.cam.decoding import Images
+from clipcam_lightning.cam.nearby import CLIP_VOCABULARY
 from clipcam_lightning.cam.precision import find_input_type
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.representation import short_repr
@@ -55,6 +56,13 @@ class ClipModel:
         adapter = find_adapter(self.module)
         assert adapter is not None  # find_clip accepts only modules with an adapter
         return adapter
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Number of token ids; ``None`` where neither the model nor a layer with CLIP's vocabulary defines it."""
+        layers = (part for part in self.module.modules() if isinstance(part, nn.Embedding))
+        is_clips = any(layer.num_embeddings == CLIP_VOCABULARY for layer in layers)
+        return self.adapter.vocabulary_size or (CLIP_VOCABULARY if is_clips else None)
 
     @property
     def device(self) -> torch.device:

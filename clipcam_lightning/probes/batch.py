@@ -2,58 +2,41 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from clipcam_lightning.cam.decoding import ImageLike
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.batch_images import BatchImages, SizeFilter, copy_image, list_images
-from clipcam_lightning.probes.leaves import Leaf, describe_leaves, is_strings, walk
+from clipcam_lightning.probes.batch_texts import (
+    Prompts,
+    TextInput,
+    is_prompt_key,
+    select_rows,
+    select_strings,
+    select_token_ids,
+    separate_captions,
+)
+from clipcam_lightning.probes.class_names import ClassNames
+from clipcam_lightning.probes.leaves import Leaf, describe_leaves, walk
 from clipcam_lightning.probes.load import is_dense
 from clipcam_lightning.probes.probe import Probe, TokensLike
 
-Prompts: TypeAlias = list[str | TokensLike]
-ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
-Selection: TypeAlias = Callable[..., tuple[Any, str]]
-NON_PROMPT_WORDS = {  # a key with one of these words holds something other than prompts
-    "mask",
-    "id",
-    "uid",
-    "key",
-    "path",
-    "file",
-    "filename",
-    "name",
-    "url",
-    "index",
-    "idx",
-    "box",
-    "boxes",
-    "bbox",
-    "type",
-    "image",
-    "img",
-    "pixel",
-    "visual",
-    "neg",
-    "negative",
-    "label",
-    "labels",
-    "target",
-    "targets",
-    "domain",
-}
+Choice: TypeAlias = tuple[tuple[Leaf, Prompts] | None, str]
+Select: TypeAlias = Callable[[Leaf], Prompts | None]
 TOKENIZER_OUTPUTS = ("attention_mask", "token_type_ids")
-NAMES_OF_CLASSES = ("prompts", "class_prompts", "class_names", "classes", "classnames")  # prompts before bare names
-LABEL_KEYS = ("^(label|labels|target|targets|y|class|classes|class_id|category)$", "label|target|class|category", "^$")
-MAX_CAPTIONS = 10  # per sample; more rows are a segmentation
-MIN_TOKENS = 5  # rows of four numbers are boxes
+LABEL_KEYS = {"label", "labels", "target", "targets", "y", "class", "classes", "class_id", "category"}
+LABEL_WORDS = {"label", "labels", "target", "targets", "class", "classes", "category", "categories"}
+LABEL_RANKS: tuple[Callable[[Leaf], bool], ...] = (
+    lambda leaf: leaf.key.lower() in LABEL_KEYS,
+    lambda leaf: not leaf.words.isdisjoint(LABEL_WORDS),
+    lambda leaf: not leaf.key,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,13 +74,15 @@ def find_images_and_prompts(
     other_sizes: SizeFilter | None = None,
     names: ClassNames | None = None,
     are_names_given: bool = True,
+    text_input: TextInput = TextInput(),  # noqa: B008
 ) -> BatchProbes:
     """Find the first images in a batch, and the strings, token ids or labels that go with them.
 
     Images of the model's size take precedence, then of a size that it takes besides, then uint8 and PIL images, then
     float images of another size, which are resized. Candidates for the prompts have as many entries as there are
     images, and are not nearer to other images. Those under a key such as "caption" or "input_ids" take precedence, then
-    labels that index ``names``, then token ids, then strings that are not file names.
+    labels that index ``names``, then strings and token ids under other keys. Of strings and token ids, strings take
+    precedence if there is a tokenizer for them. Nothing is taken from under a key such as "negative".
 
     Args:
         batch: mappings, sequences, dataclasses and named tuples, nested in any way; or a list of samples.
@@ -105,6 +90,7 @@ def find_images_and_prompts(
         other_sizes: predicate of the sizes that the model takes besides.
         names: what labels stand for.
         are_names_given: whether a user named them, so that labels take precedence over all else.
+        text_input: what the model takes as texts.
 
     Raises:
         ProbeError: the batch holds no images, or no prompts to go with them; the message lists what it holds.
@@ -117,14 +103,17 @@ def find_images_and_prompts(
         kept = [i for i, image in enumerate(images.values) if image is not None]
         first = images.values[kept[0]]
         shape = (first.shape[-2], first.shape[-1]) if isinstance(first, Tensor) else size
-        near = _list_near(leaves, images, candidates)
-        for select in _order_selections(names, are_names_given):
-            chosen, problem = select(near, shape, count)
+        separated = [separate_captions(leaf, count) for leaf in _list_near(leaves, images, candidates)]
+        near = [leaf for parts, _ in separated for leaf in parts]
+        select_ids = partial(select_token_ids, size=shape, vocabulary_size=text_input.vocabulary_size)
+        kinds: list[Select] = [select_strings, select_ids] if text_input.has_tokenizer else [select_ids, select_strings]
+        for choose in _order_choices(kinds, names, are_names_given):
+            chosen, problem = choose(near, count)
             problems += [problem] if problem else []
             if chosen is None:
                 continue
             leaf, prompts = chosen
-            texts = [] if isinstance(prompts[0], str) else _find_texts(near, shape, count)
+            texts = [] if isinstance(prompts[0], str) else _find_texts(near, count)
             rows = _add_masks(leaf.key, prompts, near)
             return BatchProbes(
                 images=[copy_image(images.values[i]) for i in kept],
@@ -132,57 +121,52 @@ def find_images_and_prompts(
                 texts=[texts[i] for i in kept] if texts else [],
                 is_resized=is_resized,
             )
+        problems += [problem for _, problem in separated if problem]
     if problems:
         raise ProbeError(problems[0])
     count = len(candidates[0].values)
     labels = "" if names is not None else " If its labels are class numbers, name the classes with prompts=[...]."
     raise ProbeError(
-        f"the batch holds {count} images but no {count} strings or token ids to go with them "
-        f"(it has {describe_leaves(leaves)}).{labels} Or give probes=... with prompts of your own."
+        f"the batch holds {count} images but no {count} strings or token ids of the model to go with them "
+        f"(it has {describe_leaves(leaves)}).{labels} Or let the batch name its prompts, as {{'image': ..., 'caption': "
+        "...}, or give probes=... with prompts of your own."
     )
 
 
 def _list_near(leaves: Sequence[Leaf], images: BatchImages, candidates: Sequence[BatchImages]) -> list[Leaf]:
     """List what may go with images: whatever is not nearer to other images, as in another part of a combined batch."""
     near = []
-    for leaf in leaves:
+    for leaf in (leaf for leaf in leaves if not leaf.is_negative):
         holders = (leaf.path[:depth] for depth in range(len(leaf.path) - 1, -1, -1))
-        home = next((each for each in holders if any(other.path[: len(each)] == each for other in candidates)), ())
-        if images.path[: len(home)] == home:
-            near.append(leaf)
+        home = next((each for each in holders if any(other.leaf.path[: len(each)] == each for other in candidates)), ())
+        if images.leaf.path[: len(home)] == home:
+            # A key above both, such as that of a loader, names neither.
+            near.append(replace(leaf, keys=()) if leaf.keys == images.leaf.keys else leaf)
     return near
 
 
-def _order_selections(names: ClassNames | None, are_names_given: bool) -> list[Selection]:
-    """Order the ways to find prompts, the surest first."""
-    named, tokens, strings = (
-        partial(_select_first, each) for each in (_select_named_prompts, _select_tokens, _select_strings)
-    )
-    if names is None:
-        return [named, tokens, strings]
-    labels = partial(_select_labels, names)
-    unnamed = partial(_select_first, _select_unnamed_strings)
-    return [labels, named, unnamed, tokens, strings] if are_names_given else [named, unnamed, labels, tokens, strings]
+def _order_choices(
+    kinds: Sequence[Select], names: ClassNames | None, are_names_given: bool
+) -> list[Callable[[Sequence[Leaf], int], Choice]]:
+    """Order the ways to choose prompts, the surest first."""
+    named, others = ([partial(_choose_first, select, is_named) for select in kinds] for is_named in (True, False))
+    labels = [] if names is None else [partial(_choose_labels, names)]
+    return [*labels, *named, *others] if are_names_given else [*named, *labels, *others]
 
 
-def _select_first(
-    select: Callable[[str, Any, tuple[int, int]], Prompts | None],
-    leaves: Sequence[Leaf],
-    shape: tuple[int, int],
-    count: int,
-) -> tuple[tuple[Leaf, Prompts] | None, str]:
-    """Select the first leaf that holds ``count`` prompts of a kind."""
+def _choose_first(select: Select, is_named: bool, leaves: Sequence[Leaf], count: int) -> Choice:
+    """Choose the first leaf that holds ``count`` prompts of a kind, and whose key names prompts or does not."""
     for leaf in leaves:
-        prompts = select(leaf.key, leaf.value, shape)
+        prompts = select(leaf) if is_prompt_key(leaf) == is_named else None
         if prompts is not None and len(prompts) == count:
             return (leaf, prompts), ""
     return None, ""
 
 
-def _find_texts(leaves: Sequence[Leaf], shape: tuple[int, int], count: int) -> list[str]:
+def _find_texts(leaves: Sequence[Leaf], count: int) -> list[str]:
     """Find the strings that stand beside token ids."""
-    for select in (_select_named_strings, _select_strings):
-        chosen, _ = _select_first(select, leaves, shape, count)
+    for is_named in (True, False):
+        chosen, _ = _choose_first(select_strings, is_named, leaves, count)
         if chosen is not None:
             return chosen[1]  # type: ignore[return-value]
     return []
@@ -196,8 +180,8 @@ def _add_masks(key: str, prompts: Prompts, leaves: Sequence[Leaf]) -> Prompts:
         leaf.key: rows
         for leaf in leaves
         if leaf.key in TOKENIZER_OUTPUTS
-        and (rows := _select_rows(leaf.value)) is not None
-        and [len(row) for row in rows] == [len(row) for row in prompts]
+        and (rows := select_rows(leaf.value)) is not None
+        and rows.shape == (len(prompts), len(prompts[0]))
     }
     if not others:
         return prompts
@@ -205,24 +189,6 @@ def _add_masks(key: str, prompts: Prompts, leaves: Sequence[Leaf]) -> Prompts:
         {"input_ids": row, **{name: rows[i] for name, rows in others.items()}}  # type: ignore[dict-item]
         for i, row in enumerate(prompts)
     ]
-
-
-def find_class_names(owners: Sequence[object]) -> ClassNames | None:
-    """Find the names of the classes, or a prompt of each, among the attributes of a module or a dataset.
-
-    Args:
-        owners: the first that has them counts.
-
-    Returns:
-        Strings by class number; ``None`` if there are none.
-    """
-    for owner in owners:
-        for attribute in NAMES_OF_CLASSES:
-            names: Any = getattr(owner, attribute, None)
-            values = list(names.values()) if isinstance(names, Mapping) else names
-            if is_strings(values) and not any("{" in name for name in values):  # a template is no class
-                return names  # type: ignore[no-any-return]
-    return None
 
 
 def decode_prompt(prompt: str | TokensLike, tokenizer: object) -> str:
@@ -249,31 +215,12 @@ def decode_prompt(prompt: str | TokensLike, tokenizer: object) -> str:
     return " ".join(text.split()) or f"tokens {' '.join(map(str, ids[:8]))}"
 
 
-def _select_named_prompts(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
-    """Select strings or token ids whose key names them as such."""
-    if not re.search("caption|prompt|text|sentence|token|input_ids", key.lower()):
-        return None
-    if isinstance(leaf, Tensor) and leaf.ndim == 3 and leaf.shape[1] > MAX_CAPTIONS:
-        return None
-    return _select_strings(key, leaf, size) or _select_tokens(key, leaf, size)
-
-
-def _select_named_strings(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
-    return _select_named_prompts(key, leaf, size) if is_strings(leaf) else None
-
-
-def _select_unnamed_strings(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
-    return None if key else _select_strings(key, leaf, size)
-
-
-def _select_labels(
-    names: ClassNames, leaves: Sequence[Leaf], _shape: tuple[int, int], count: int
-) -> tuple[tuple[Leaf, Prompts] | None, str]:
-    """Select class numbers, and name them; or say why that is not possible."""
+def _choose_labels(names: ClassNames, leaves: Sequence[Leaf], count: int) -> Choice:
+    """Choose class numbers, and name them; or say why that is not possible."""
     named = names if isinstance(names, Mapping) else dict(enumerate(names))
     numbered = [(leaf, numbers) for leaf in leaves if len(numbers := _list_numbers(leaf.value)) == count]
-    for rank in LABEL_KEYS:
-        found = [(leaf, numbers) for leaf, numbers in numbered if re.search(rank, leaf.key.lower())]
+    for has_rank in LABEL_RANKS:
+        found = [(leaf, numbers) for leaf, numbers in numbered if has_rank(leaf)]
         fitting = [(leaf, numbers) for leaf, numbers in found if all(number in named for number in numbers)]
         if len(fitting) > 1:
             return None, (
@@ -293,31 +240,4 @@ def _list_numbers(value: Any) -> list[int]:
     if isinstance(value, Tensor):
         is_numbers = is_dense(value) and value.ndim == 1 and value.dtype in (torch.int32, torch.int64)
         return value.tolist() if is_numbers else []
-    return value if isinstance(value, list) and all(type(item) is int for item in value) else []
-
-
-def _select_strings(key: str, leaf: Any, _size: tuple[int, int]) -> Prompts | None:
-    if not is_strings(leaf) or NON_PROMPT_WORDS & set(key.lower().split("_")):
-        return None
-    are_file_names = all(re.search(r"^\S+\.\w{2,5}$", text) for text in leaf)
-    return None if are_file_names else list(leaf)
-
-
-def _select_tokens(key: str, leaf: Any, size: tuple[int, int]) -> Prompts | None:
-    if NON_PROMPT_WORDS & set(key.lower().split("_")):
-        return None
-    if isinstance(leaf, Tensor) and leaf.ndim == 3 and (leaf.shape[1] > MAX_CAPTIONS or tuple(leaf.shape[1:]) == size):
-        return None
-    return _select_rows(leaf)  # type: ignore[return-value]
-
-
-def _select_rows(leaf: Any) -> list[Int[Tensor, "l"]] | None:
-    """Select rows of token ids, or of what goes with them; of several captions per sample the first."""
-    if not isinstance(leaf, Tensor) or not is_dense(leaf) or leaf.dtype not in (torch.int32, torch.int64):
-        return None
-    if leaf.ndim == 3 and leaf.numel():
-        leaf = leaf[:, 0]
-    if not leaf.numel() or leaf.ndim != 2 or leaf.shape[1] < MIN_TOKENS:
-        return None
-    with torch.inference_mode(False):
-        return list(leaf.detach().cpu().clone())
+    return list(value) if isinstance(value, list | tuple) and all(type(item) is int for item in value) else []

@@ -15,13 +15,27 @@ from clipcam_lightning.probes.leaves import Leaf, describe_leaves, is_images
 from clipcam_lightning.probes.load import is_dense
 
 SizeFilter: TypeAlias = Callable[[tuple[int, int]], bool]
+NON_IMAGE_WORDS = {  # a key with one of these words holds something about the images
+    "canny",
+    "depth",
+    "edge",
+    "edges",
+    "flow",
+    "heatmap",
+    "mask",
+    "masks",
+    "normals",
+    "saliency",
+    "seg",
+    "segmentation",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class BatchImages:
-    """Images of a batch, with ``None`` for samples without one, and where they are."""
+    """Images of a batch, with ``None`` for samples without one, and the leaf that holds them."""
 
-    path: tuple[int, ...]
+    leaf: Leaf
     values: list[Any]
 
 
@@ -29,19 +43,21 @@ def list_images(
     leaves: Sequence[Leaf], size: tuple[int, int], other_sizes: SizeFilter | None
 ) -> tuple[list[BatchImages], bool]:
     """List the images that may be taken, the best first, and whether they were resized."""
-    tensors = [(leaf.path, images) for leaf in leaves if (images := _select_images(leaf.value)) is not None]
-    fitting = [(path, images) for path, images in tensors if tuple(images.shape[-2:]) == size]
+    fit = [leaf for leaf in leaves if not leaf.is_negative and leaf.words.isdisjoint(NON_IMAGE_WORDS)]
+    tensors = [(leaf, images) for leaf in fit if (images := _select_images(leaf.value)) is not None]
+    fitting = [(leaf, images) for leaf, images in tensors if tuple(images.shape[-2:]) == size]
     if not fitting and other_sizes is not None:
-        fitting = [(path, images) for path, images in tensors if other_sizes((images.shape[-2], images.shape[-1]))]
+        fitting = [(leaf, images) for leaf, images in tensors if other_sizes((images.shape[-2], images.shape[-1]))]
     if fitting:
-        return [BatchImages(path, list(images)) for path, images in fitting], False
-    raw = [BatchImages(leaf.path, listed) for leaf in leaves if (listed := _list_raw_images(leaf.value))]
+        return [BatchImages(leaf, list(images)) for leaf, images in fitting], False
+    raw = [BatchImages(leaf, listed) for leaf in fit if (listed := _list_raw_images(leaf.value))]
     if raw:
         return raw, False
     if tensors:
-        return [BatchImages(path, list(_resize(images, size))) for path, images in tensors], True
+        return [BatchImages(leaf, list(_resize(images, size))) for leaf, images in tensors], True
     raise ProbeError(
-        f"the batch holds no images [n, 3, y, x]; it has {describe_leaves(leaves)}. Give probes=... instead."
+        f"the batch holds no images [n, 3, y, x]; it has {describe_leaves(leaves)}. Keys such as 'depth' or 'negative' "
+        "do not count. Give probes=... instead."
     )
 
 

@@ -1,14 +1,34 @@
 """The values in a batch, however they are nested."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from clipcam_lightning.errors import abridge
 from clipcam_lightning.probes.load import is_dense
 
+NEGATIVE_WORDS = {  # a key with one of these words holds images or texts that do not go with the others
+    "corrupted",
+    "distractor",
+    "distractors",
+    "false",
+    "foil",
+    "foils",
+    "hard",
+    "incorrect",
+    "mismatched",
+    "neg",
+    "negative",
+    "negatives",
+    "negs",
+    "wrong",
+}
+MAX_KEY = 40  # characters of a key in a message
 LEAF_SEQUENCES = (str, bytes, bytearray, memoryview, range)  # sequences that hold no images
 
 
@@ -18,31 +38,54 @@ class Leaf:
 
     Attributes:
         path: where it is: the position in each container from the outside in.
-        key: the nearest key above it.
-        value: no container.
+        keys: the keys above it, from the outside in.
+        value: no container, or lists of strings in a list.
     """
 
     path: tuple[int, ...]
-    key: str
+    keys: tuple[str, ...]
     value: Any
+
+    @property
+    def key(self) -> str:
+        """The nearest key; ``""`` if there is none."""
+        return self.keys[-1] if self.keys else ""
+
+    @cached_property
+    def words(self) -> set[str]:
+        """Words of the nearest key."""
+        return split_words(self.key)
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether a key says that this does not go with the other parts of the batch."""
+        return any(split_words(key) & NEGATIVE_WORDS for key in self.keys)
+
+
+def split_words(key: str) -> set[str]:
+    """Split a key such as ``"neg_image2"`` or ``"negImage"`` into words in lower case."""
+    return {word.lower() for word in re.findall(r"[^\W\d_a-z]+(?![a-z])|[^\W\d_a-z]?[a-z]+", key)}
 
 
 def walk(batch: object) -> Iterator[Leaf]:
     """Yield the leaves of nested mappings, sequences and dataclasses in order."""
-    stack: list[tuple[tuple[int, ...], str, Any]] = [((), "", batch)]
+    stack: list[Leaf] = [Leaf((), (), batch)]
     visited: dict[int, Any] = {}  # a nest may hold itself; the reference keeps a value's id from being used again
     while stack:
-        path, key, value = stack.pop()
-        children = _list_children(key, value)
+        leaf = stack.pop()
+        children = _list_children(leaf.value)
         if children is None:
-            yield Leaf(path, key, value)
-        elif id(value) not in visited:
-            visited[id(value)] = value
-            stack.extend(reversed([((*path, i), name, child) for i, (name, child) in enumerate(children)]))
+            yield leaf
+        elif id(leaf.value) not in visited:
+            visited[id(leaf.value)] = leaf.value
+            stack.extend(
+                Leaf((*leaf.path, i), leaf.keys if name is None else (*leaf.keys, name), child)
+                for i, (name, child) in reversed(list(enumerate(children)))
+            )
 
 
-def _list_children(key: str, value: Any) -> list[tuple[str, Any]] | None:
-    """Return what a container holds, by its own keys or else under ``key``; ``None`` for a leaf."""
+def _list_children(value: Any) -> Sequence[tuple[str | None, Any]] | None:
+    """Return what a container holds, by its own keys if it has such; ``None`` for a leaf."""
     if isinstance(value, Mapping):
         return [(str(name), child) for name, child in value.items()]
     if is_dataclass(value) and not isinstance(value, type):
@@ -51,15 +94,18 @@ def _list_children(key: str, value: Any) -> list[tuple[str, Any]] | None:
         return list(value._asdict().items())
     if isinstance(value, Sequence) and not isinstance(value, LEAF_SEQUENCES) and not _is_leaf_list(value):
         samples = [sample for sample in value if sample is not None]
-        if _are_samples(samples):
-            return _transpose(key, samples)
-        return [(key, child) for child in value]
+        return _transpose(samples) if _are_samples(samples) else [(None, child) for child in value]
     return None
 
 
 def _is_leaf_list(value: Any) -> bool:
-    """Whether a list holds one string, number or image per sample."""
-    return is_strings(value) or is_images(value) or (len(value) > 0 and all(type(item) is int for item in value))
+    """Whether a list holds one string, list of strings, number or image per sample."""
+    return (
+        is_strings(value)
+        or is_string_lists(value)
+        or is_images(value)
+        or (len(value) > 0 and all(type(item) is int for item in value))
+    )
 
 
 def is_images(value: Any) -> bool:
@@ -82,11 +128,15 @@ def _are_samples(items: Sequence[Any]) -> bool:
     return enough(any(map(_is_image, part)) for part in parts) and len({type(item) for item in items}) == 1
 
 
-def _transpose(key: str, samples: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Collate samples into one list per part."""
+def _transpose(samples: Sequence[Any]) -> list[tuple[str | None, Any]]:
+    """Collate samples into one list per part, with the first of several captions."""
     if isinstance(samples[0], Mapping):
-        return [(str(name), [sample.get(name) for sample in samples]) for name in samples[0]]
-    return [(key, list(part)) for part in zip(*samples, strict=True)]
+        parts: list[tuple[str | None, list[Any]]] = [
+            (str(name), [sample.get(name) for sample in samples]) for name in samples[0]
+        ]
+    else:
+        parts = [(None, list(part)) for part in zip(*samples, strict=True)]
+    return [(name, [row[0] for row in part] if is_string_lists(part) else part) for name, part in parts]
 
 
 def is_strings(value: Any) -> bool:
@@ -94,12 +144,19 @@ def is_strings(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(item, str) for item in value)
 
 
+def is_string_lists(value: Any) -> bool:
+    """Whether a list holds lists of strings, such as several captions per image, and at least one."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(is_strings, value))
+
+
 def describe_leaves(leaves: Sequence[Leaf]) -> str:
-    """List the first leaves by dtype and shape, or by type."""
-    kinds = [
-        f"{leaf.value.dtype} {tuple(leaf.value.shape)}".removeprefix("torch.")
-        if isinstance(leaf.value, Tensor) and is_dense(leaf.value)
-        else type(leaf.value).__name__
-        for leaf in leaves[:8]
-    ]
-    return ", ".join(kinds) or "nothing"
+    """List the first leaves by key, and by dtype and shape or by type."""
+    return ", ".join(map(_describe, leaves[:8])) or "nothing"
+
+
+def _describe(leaf: Leaf) -> str:
+    value = leaf.value
+    key = f"{abridge(leaf.key, MAX_KEY)}: " if leaf.key else ""
+    if isinstance(value, Tensor) and is_dense(value):
+        return f"{key}{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"{key}{type(value).__name__}"

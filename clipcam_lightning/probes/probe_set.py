@@ -24,8 +24,10 @@ from clipcam_lightning.cam.model import ClipModel, Tokenizer
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.urls import PathLike
 from clipcam_lightning.errors import ProbeError, SnapshotError, abridge
-from clipcam_lightning.probes.batch import ClassNames, find_images_and_prompts
+from clipcam_lightning.probes.batch import find_images_and_prompts
 from clipcam_lightning.probes.batch_images import SizeFilter
+from clipcam_lightning.probes.batch_texts import TextInput
+from clipcam_lightning.probes.class_names import ClassNames
 from clipcam_lightning.probes.load import load_probe
 from clipcam_lightning.probes.manifest import MANIFESTS, read_manifest
 from clipcam_lightning.probes.names import name_probes
@@ -100,7 +102,8 @@ class ProbeSet(Shown, Sequence[LoadedProbe]):
             other_sizes: whether the model takes images of another height and width; asked only if the batch holds no
                 images of ``size``. By default it takes none, and float images of another size are resized.
             count: how many probes to take; fewer if the batch is smaller.
-            tokenizer: decodes token ids for the names of the probes, where it can.
+            tokenizer: decodes token ids for the names of the probes, where it can; with one, strings of the batch take
+                precedence over token ids.
             names: of the classes that integer labels stand for, where a batch holds no text.
 
         Returns:
@@ -116,7 +119,8 @@ class ProbeSet(Shown, Sequence[LoadedProbe]):
             >>> ProbeSet.from_batch(batch, size=(8, 8), count=2).prompts
             ['an owl', 'a fox']
         """
-        found = find_images_and_prompts(batch, size, other_sizes, names)
+        text_input = TextInput(has_tokenizer=tokenizer is not None)
+        found = find_images_and_prompts(batch, size, other_sizes, names, text_input=text_input)
         return cls(found.list_probes(count, tokenizer))
 
     @classmethod

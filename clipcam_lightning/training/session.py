@@ -21,7 +21,9 @@ from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor, load_baseline
 from clipcam_lightning.monitoring.notices import UNTRAINED, Notice, end_sentence
-from clipcam_lightning.probes.batch import BatchProbes, ClassNames, find_class_names, find_images_and_prompts
+from clipcam_lightning.probes.batch import BatchProbes, find_images_and_prompts
+from clipcam_lightning.probes.batch_texts import TextInput
+from clipcam_lightning.probes.class_names import ClassNames, find_class_names
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
 from clipcam_lightning.training.doubts import describe_hooks, describe_training
@@ -144,7 +146,12 @@ class Session:
             clip, size = self.clip, self.clip.preprocessing.size
             names = self._prompts or find_class_names(owners)
             found = find_images_and_prompts(
-                batch, size, partial(takes_size, clip.tower), names, are_names_given=self._prompts is not None
+                batch,
+                size,
+                partial(takes_size, clip.tower),
+                names,
+                are_names_given=self._prompts is not None,
+                text_input=TextInput(clip.vocabulary_size, clip.tokenizer is not None),
             )
             texts = (_describe_size(found, clip), _describe_values(found, clip))
             self._notes = tuple(Notice(text, text) for text in texts if text)

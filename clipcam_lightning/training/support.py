@@ -3,6 +3,7 @@
 Classes are matched by name, so that both Lightning packages work.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 UNSUPPORTED = ("DeepSpeedStrategy", "XLAFSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
@@ -24,6 +25,12 @@ def may_build_layers_later(module: object) -> bool:
 
 
 def list_owners(trainer: Any) -> list[Any]:
-    """List what may know the names of the classes: the module, the datamodule, and the dataset."""
-    loader = trainer.train_dataloader
-    return [trainer.lightning_module, getattr(trainer, "datamodule", None), getattr(loader, "dataset", None)]
+    """List what may know the names of the classes: the module, the datamodule, and the loaders of the training."""
+    loaders = trainer.train_dataloader
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    return [
+        trainer.lightning_module,
+        getattr(trainer, "datamodule", None),
+        *(loaders if isinstance(loaders, list | tuple) else [loaders]),
+    ]

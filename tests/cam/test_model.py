@@ -308,3 +308,22 @@ def test_the_precision_is_that_of_the_image_tower(name: str) -> None:
     model.vision_model.to(torch.bfloat16)
 
     assert find_clip(model).dtype == torch.bfloat16
+
+
+def test_the_vocabulary_is_that_of_the_model_or_of_an_embedding_of_clip() -> None:
+    assert find_clip(huggingface.clip()).vocabulary_size == huggingface.clip().config.text_config.vocab_size
+
+    class Other(nn.Module):
+        def __init__(self, vocabulary: int) -> None:
+            super().__init__()
+            self.visual = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.words = nn.Embedding(vocabulary, 4)
+
+        def encode_image(self, images: Tensor) -> Tensor:
+            return self.visual(images)
+
+        def encode_text(self, tokens: Tensor) -> Tensor:
+            return self.words(tokens).mean(1)
+
+    assert find_clip(Other(49408)).vocabulary_size == 49408
+    assert find_clip(Other(1000)).vocabulary_size is None, "a smaller embedding may be of something else"

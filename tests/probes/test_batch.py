@@ -11,15 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from clipcam_lightning.errors import ProbeError
-from clipcam_lightning.probes.batch import decode_prompt, find_class_names, find_images_and_prompts
+from clipcam_lightning.probes.batch import decode_prompt, find_images_and_prompts
 from clipcam_lightning.probes.batch_images import SizeFilter
+from clipcam_lightning.probes.batch_texts import TextInput
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.shapes_world.models import WordTokenizer
 
 SIZE = (8, 12)  # not square, or a swap would hide
 IMAGES = torch.rand(4, 3, *SIZE)
-TOKENS = torch.arange(20).view(4, 5) + 1
+TOKENS = torch.tensor([[1, 5, 6, 2, 0], [1, 7, 2, 0, 0], [1, 8, 9, 10, 2], [1, 11, 2, 0, 0]])  # start, end, padding
 TEXTS = ["a cat", "a dog", "a cow", ""]
 MASK = torch.ones_like(TOKENS)
 Pair = namedtuple("Pair", ["image", "text"])  # a form that torch's collate keeps
@@ -321,6 +322,7 @@ LABELLED = {
     "names of a domain": {"image": IMAGES, "label": LABELS, "domain": ["photo", "sketch", "photo", "photo"]},
     "indices out of range": (IMAGES, torch.arange(1000, 1004), LABELS),
     "a segmentation": (IMAGES, torch.ones(4, 16, 12, dtype=torch.long), LABELS),
+    "two loaders": {"unlabeled": (IMAGES, IMAGES), "labeled": (IMAGES, LABELS)},
 }
 
 
@@ -349,14 +351,172 @@ def test_codes_of_images_and_negatives_are_not_taken_for_prompts(key: str) -> No
     assert find({"image": IMAGES, key: other, "caption": TEXTS}, SIZE)[1] == TEXTS
 
 
-def test_templates_are_no_names_of_classes() -> None:
-    class Holder:
-        prompts = ("a photo of a {}", "a drawing of a {}")
-        class_names = ("cat", "dog")
-
-    assert find_class_names([Holder()]) == ("cat", "dog")
-
-
 def test_samples_by_name_without_an_image_are_left_out() -> None:
     batch = [{"image": IMAGES[0], "text": "a cat"}, {"image": None, "text": "a dog"}]
     assert find_images_and_prompts(batch, SIZE).prompts == ["a cat"]
+
+
+ONE_HOT = torch.eye(6, dtype=torch.long)[:4]
+NO_TOKEN_IDS = {
+    "one-hot labels": ONE_HOT,
+    "several labels": torch.tensor([[0, 1, 1, 0, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]),
+    "an attention mask": (TOKENS != 0).long(),
+    "landmarks": torch.tensor([[9, 3, 40, 8, 21], [30, 2, 8, 55, 3], [4, 4, 61, 9, 30], [17, 60, 2, 2, 9]]),
+    "negative numbers": TOKENS - 2,
+    "metadata": torch.tensor(
+        [[14, 9, 23, 0, 13, 1], [11, 26, 6, 9, 28, 1], [26, 29, 1, 14, 14, 1], [1, 12, 3, 0, 5, 1]]
+    ),
+}
+
+
+@pytest.mark.parametrize("numbers", NO_TOKEN_IDS.values(), ids=NO_TOKEN_IDS)
+def test_integers_that_do_not_look_like_token_ids_are_not_taken_for_them(numbers: Tensor) -> None:
+    assert torch.equal(torch.stack(find((IMAGES, numbers, TOKENS), SIZE)[1]), TOKENS)
+    with pytest.raises(ProbeError, match=r"no 4 strings or token ids of the model.*name the classes with prompts="):
+        find((IMAGES, numbers), SIZE)
+
+
+IDS = {
+    "CLIP, padded with 0": [[49406, 320, 49407, 0, 0], [49406, 320, 1929, 2368, 49407]],
+    "CLIP of transformers, padded with the end": [[49406, 320, 49407, 49407, 49407], [49406, 320, 1929, 2368, 49407]],
+    "SigLIP, padded with the end and no start": [[262, 266, 1, 1, 1], [262, 1304, 267, 1, 1]],
+    "BERT": [[101, 1037, 102, 0, 0], [101, 1037, 2829, 4937, 102]],
+    "BERT, equally long texts": [[101, 1037, 2829, 4937, 102], [101, 1037, 2829, 3899, 102]],
+    "T5, padded to the longest": [[3, 9, 1, 0, 0], [3, 9, 4216, 1712, 1]],
+}
+
+
+@pytest.mark.parametrize("ids", IDS.values(), ids=IDS)
+def test_token_ids_of_usual_tokenizers_are_recognized_without_a_key(ids: list[list[int]]) -> None:
+    labels = torch.arange(2)
+    prompts = find((IMAGES[:2], labels, torch.tensor(ids)), SIZE)[1]
+    assert torch.stack(prompts).tolist() == ids
+
+
+def test_a_key_names_token_ids_of_any_form() -> None:
+    ids = torch.arange(20).view(4, 5) + 1
+    assert torch.equal(torch.stack(find({"image": IMAGES, "clip_tokens": ids}, SIZE)[1]), ids)
+
+
+CLIP_IDS = torch.tensor(IDS["CLIP, padded with 0"])
+
+
+@pytest.mark.parametrize("other", [[[101, 1037, 102, 0, 0]] * 2, [[49406, 320, 320, 0, 0]] * 2, [[50000] * 5] * 2])
+def test_ids_of_another_vocabulary_than_the_models_are_not_taken(other: list[list[int]]) -> None:
+    batch = {"image": IMAGES[:2], "input_ids": torch.tensor(other), "clip_ids": CLIP_IDS}
+    found = find_images_and_prompts(batch, SIZE, text_input=TextInput(vocabulary_size=49408))
+    assert [row.tolist() for row in found.prompts] == CLIP_IDS.tolist()  # type: ignore[union-attr]
+    with pytest.raises(ProbeError, match="input_ids: int64"):
+        find_images_and_prompts({"image": IMAGES[:2], "input_ids": CLIP_IDS}, SIZE, text_input=TextInput(32000))
+
+
+def test_strings_take_precedence_over_token_ids_if_there_is_a_tokenizer() -> None:
+    for batch in ({"image": IMAGES, "tokens": TOKENS, "caption": TEXTS}, (IMAGES, TOKENS, TEXTS)):
+        assert find_images_and_prompts(batch, SIZE, text_input=TextInput(has_tokenizer=True)).prompts == TEXTS
+        assert isinstance(find_images_and_prompts(batch, SIZE).prompts[0], Tensor)
+
+
+METADATA = {
+    "file stems": (IMAGES, [f"ILSVRC2012_val_0000029{i}" for i in range(4)]),
+    "paths with spaces": (IMAGES, [f"/data/my images/the cat {i}.jpg" for i in range(4)]),
+    "addresses": (IMAGES, [f"https://example.org/a cat {i}" for i in range(4)]),
+    "times": (IMAGES, ["2020-01-01 10:00:00"] * 4),
+    "views": {"image": IMAGES, "view": ["PA", "AP", "PA", "AP supine"], "sex": ["F", "M", "F", "F"]},
+    "sources": {"image": IMAGES, "source": ["MS COCO", "Open Images", "MS COCO", "MS COCO"]},
+    "a key that contains the letters of text": {"image": IMAGES, "context": ["EN", "DE", "EN", "FR"]},
+    "patients": {"image": IMAGES, "patientName": ["Doe, Jane", "Roe, John", "Doe, Max", "Roe, Eva"]},
+}
+
+
+@pytest.mark.parametrize("batch", METADATA.values(), ids=METADATA)
+def test_strings_that_do_not_look_like_text_are_not_taken_for_prompts(batch: Any) -> None:
+    with pytest.raises(ProbeError, match="no 4 strings"):
+        find(batch, SIZE)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (IMAGES, ["a cat", "dog", "a cow. An owl", ""]),
+        (IMAGES, ["一只猫", "一只狗", "牛", "猫头鹰"]),
+        {"image": IMAGES, "report": ["no effusion", "effusion", "no finding", "clear lungs"]},
+        {"image": IMAGES, "rawCaption": ["cat", "dog", "cow", "owl"]},
+        {"image": IMAGES, "txt": ["cat", "dog", "cow", "owl"]},
+    ],
+)
+def test_strings_that_look_like_text_or_that_a_key_names_are_prompts(batch: Any) -> None:
+    texts = batch[1] if isinstance(batch, tuple) else list(batch.values())[1]
+    assert find(batch, SIZE)[1] == texts
+
+
+def test_labels_with_names_take_precedence_over_strings_that_no_key_names() -> None:
+    names = ["cat", "dog", "owl"]
+    for batch in ((IMAGES, LABELS, TEXTS), {"image": IMAGES, "label": LABELS, "comment": TEXTS}):
+        found = find_images_and_prompts(batch, SIZE, names=names, are_names_given=False)
+        assert found.prompts == ["owl", "cat", "dog", "owl"]
+
+
+def test_labels_may_be_a_tuple() -> None:
+    assert find_images_and_prompts((IMAGES, (2, 0, 1, 2)), SIZE, names=["cat", "dog", "owl"]).prompts[0] == "owl"
+
+
+def captions(images: int, each: int) -> list[list[str]]:
+    return [[f"image {i} caption {k}" for k in range(each)] for i in range(images)]
+
+
+FIRST = [f"image {i} caption 0" for i in range(4)]
+
+
+@pytest.mark.parametrize("each", [1, 3, 5])
+def test_of_several_captions_the_first_of_each_image_is_taken(each: int) -> None:
+    per_image = captions(4, each)
+    per_caption = [tuple(row) for row in zip(*per_image, strict=True)]
+    for several in (per_image, tuple(per_image), per_caption):
+        assert find((IMAGES, several), SIZE)[1] == FIRST
+        assert find({"image": IMAGES, "captions": several}, SIZE)[1] == FIRST
+    samples = list(zip(PIL_IMAGES, per_image, strict=True))
+    assert find_images_and_prompts(samples, SIZE).prompts == FIRST
+
+
+def test_images_may_have_unequally_many_captions() -> None:
+    several = [row[:count] for row, count in zip(captions(4, 4), (4, 2, 1, 3), strict=True)]
+    assert find({"image": IMAGES, "captions": several}, SIZE)[1] == FIRST
+
+
+def test_as_many_captions_as_images_are_in_the_order_of_the_default_collate() -> None:
+    samples = [{"image": image, "captions": own} for image, own in zip(IMAGES, captions(4, 4), strict=True)]
+    assert find(torch.utils.data.default_collate(samples), SIZE)[1] == FIRST
+    assert find_images_and_prompts(samples, SIZE).prompts == FIRST
+
+
+@pytest.mark.parametrize("several", [captions(4, 4), tuple(map(tuple, captions(4, 4)))], ids=["lists", "tuples"])
+def test_as_many_captions_as_images_are_refused_if_nothing_shows_their_order(several: Any) -> None:
+    batch = {"image": IMAGES, "captions": several}
+    with pytest.raises(ProbeError, match=r"4 lists of 4 strings for 4 images \(captions\).*Use another batch size"):
+        find(batch, SIZE)
+    found = find_images_and_prompts({**batch, "label": LABELS}, SIZE, names=["cat", "dog", "owl"])
+    assert found.prompts == ["owl", "cat", "dog", "owl"]
+
+
+OTHERS = IMAGES.flip(0)
+
+
+@pytest.mark.parametrize("key", ["neg_image", "negative", "hardNegative", "depth", "image_mask", "edge", "distractor2"])
+def test_images_of_negatives_and_depth_are_not_explained(key: str) -> None:
+    assert torch.equal(find({key: OTHERS, "pos_image": IMAGES, "text": TEXTS}, SIZE)[0], IMAGES)
+    with pytest.raises(ProbeError, match=rf"{key}: float32 .*Keys such as 'depth' or 'negative' do not count"):
+        find({key: OTHERS, "text": TEXTS}, SIZE)
+
+
+def test_parts_of_a_negative_sample_are_not_taken() -> None:
+    batch = {"negative": {"image": OTHERS, "text": TEXTS[::-1]}, "anchor": {"image": IMAGES, "text": TEXTS}}
+    images, prompts = find(batch, SIZE)
+    assert torch.equal(images, IMAGES)
+    assert prompts == TEXTS
+
+
+@pytest.mark.parametrize("key", ["text_hard", "foil_caption", "falseCaption", "caption_neg", "wrong_text"])
+def test_texts_that_are_false_of_their_images_are_not_taken(key: str) -> None:
+    assert find({"image": IMAGES, key: TEXTS[::-1], "caption": TEXTS}, SIZE)[1] == TEXTS
+    with pytest.raises(ProbeError, match="no 4 strings"):
+        find({"image": IMAGES, key: TEXTS}, SIZE)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SIZE, COUNT = (8, 12), 5  # not square, so that a swap shows; nothing below has five entries by accident
 IMAGES = torch.rand(COUNT, 3, *SIZE)
-TOKENS = torch.arange(COUNT * 6).view(COUNT, 6) + 1
+TOKENS = torch.cat([torch.ones(COUNT, 1), torch.arange(COUNT * 4).view(COUNT, 4) + 2, torch.zeros(COUNT, 1)], 1).long()
 TEXTS = [f"an image of {i}" for i in range(COUNT)]
 Pair = namedtuple("Pair", ["first", "second"])
 

@@ -1,0 +1,114 @@
+"""The names of classes are found on modules, their settings and their datasets, or not at all."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, random_split
+from transformers import CLIPConfig, ViTConfig
+
+from clipcam_lightning.probes.class_names import ClassNames, find_class_names
+from clipcam_lightning.training.support import list_owners
+
+NAMES = ["cat", "dog"]
+PROMPTS = ["a photo of a cat", "a photo of a dog"]
+
+
+class Named(TensorDataset):
+    """A dataset whose classes have names."""
+
+    def __init__(self, classes: ClassNames = NAMES) -> None:
+        super().__init__(torch.arange(4))
+        self.classes = classes
+
+
+class Wrapper:
+    """A dataset around another."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+
+class Failing(Named):
+    """A dataset with properties that need more than there is."""
+
+    @property
+    def class_names(self) -> ClassNames:
+        raise RuntimeError("call setup first")
+
+
+WRAPPED = {
+    "subset": Subset(Named(), [0]),
+    "random split": random_split(Named(), [1, 3])[0],
+    "wrappers": Wrapper(Wrapper(Named())),
+    "concatenated": ConcatDataset([Named(), Subset(Named(), [0])]),
+    "concatenated with a nameless one": ConcatDataset([TensorDataset(torch.arange(4)), Named()]),
+    "loader": DataLoader(Subset(Named(), [0])),
+    "failing property": Failing(),
+}
+
+
+@pytest.mark.parametrize("owner", WRAPPED.values(), ids=WRAPPED)
+def test_classes_of_a_wrapped_dataset_are_found(owner: Any) -> None:
+    assert find_class_names([owner]) == NAMES
+
+
+def test_concatenated_datasets_of_other_classes_have_no_names() -> None:
+    assert find_class_names([ConcatDataset([Named(), Named(["owl", "fox"])])]) is None
+
+
+def test_a_dataset_that_holds_itself_has_no_names() -> None:
+    wrapper = Wrapper(None)
+    wrapper.dataset = wrapper
+    assert find_class_names([wrapper]) is None
+
+
+def test_the_module_takes_precedence_over_the_dataset() -> None:
+    assert find_class_names([SimpleNamespace(classes=["owl", "fox"]), None, Named()]) == ["owl", "fox"]
+
+
+def test_class_names_among_hyperparameters_are_found() -> None:
+    class Module(pl.LightningModule):
+        def __init__(self, class_names: ClassNames) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    assert find_class_names([Module(NAMES)]) == NAMES
+
+
+def module_with(config: Any) -> nn.Module:
+    module, part = nn.Module(), nn.Module()
+    part.config = config
+    module.net = part
+    return module
+
+
+def test_labels_of_the_configuration_of_a_clip_are_names() -> None:
+    named = dict(enumerate(NAMES))
+    assert find_class_names([module_with(CLIPConfig(id2label=named))]) == named
+    assert find_class_names([module_with(CLIPConfig())]) is None, "LABEL_0 is no name"
+    assert find_class_names([module_with(ViTConfig(id2label=named))]) is None, "perhaps the classes of a backbone"
+
+
+def test_templates_are_no_names_of_classes() -> None:
+    owner = SimpleNamespace(prompts=("a photo of a {}", "a drawing of a {}"), class_names=("cat", "dog"))
+    assert find_class_names([owner]) == ("cat", "dog")
+
+
+@pytest.mark.parametrize("other", [{"class_names": NAMES}, {"num_classes": 2}])
+def test_prompts_take_precedence_over_names_if_they_are_as_many_as_the_classes(other: dict[str, Any]) -> None:
+    several = [template.format(name) for name in NAMES for template in ("a photo of a {}", "a {}", "a big {}")]
+    assert find_class_names([SimpleNamespace(prompts=PROMPTS, **other)]) == PROMPTS
+    assert find_class_names([SimpleNamespace(prompts=several, **other)]) == other.get("class_names")
+    assert find_class_names([SimpleNamespace(prompts=several), Named()]) == NAMES
+    assert find_class_names([SimpleNamespace(prompts=PROMPTS)]) == PROMPTS
+
+
+@pytest.mark.parametrize("several", [list, lambda loaders: dict(enumerate(loaders))])
+def test_names_are_looked_for_in_all_loaders_of_a_training(several: Any) -> None:
+    loaders = several([DataLoader(TensorDataset(torch.arange(4))), DataLoader(Subset(Named(), [0]))])
+    trainer = SimpleNamespace(lightning_module=nn.Linear(1, 1), train_dataloader=loaders)
+    assert find_class_names(list_owners(trainer)) == NAMES
