@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
-from clipcam_lightning.monitoring.texts import KeptTexts, checksum_text_tower
+from clipcam_lightning.monitoring.texts import BLOCK, CYCLE, KeptTexts, checksum, checksum_text_tower, position_weights
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes
@@ -73,8 +73,10 @@ def test_texts_are_embedded_once_while_only_the_image_tower_changes(model: Any) 
         lambda model: model.token_embedding.weight.data[3, 5].add_(1e-3),
         lambda model: setattr(model, "positional_embedding", nn.Parameter(-model.positional_embedding.detach(), False)),
         lambda model: model.load_state_dict({**model.state_dict(), "ln_final.bias": model.ln_final.bias + 1}),
+        lambda model: model.token_embedding.weight.data.copy_(model.token_embedding.weight.flip(0)),
+        lambda model: model.text_projection.data.copy_(model.text_projection.T.clone()),
     ],
-    ids=["data", "one value", "another parameter", "loaded"],
+    ids=["data", "one value", "another parameter", "loaded", "rows in another order", "transposed"],
 )
 def test_a_changed_weight_is_noticed_although_it_is_frozen(model: Any, change: Callable[[Any], object]) -> None:
     clip, prepared, calls = frozen(model)
@@ -103,6 +105,26 @@ def test_a_weight_may_begin_anywhere_in_a_larger_buffer(model: Any) -> None:
 
     kept(clip, prepared)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, CYCLE, 2 * BLOCK, 2 * BLOCK + 2 * CYCLE + 2])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.uint8])
+def test_every_value_and_its_place_change_a_checksum(count: int, kind: torch.dtype) -> None:
+    """Also of zeros and ones, whose sum stays the same in any order."""
+    values = (torch.rand(count) > 0.5).to(kind)
+    weights = position_weights(torch.device("cpu"))
+    before = int(checksum(values, weights))
+    assert int(checksum(values.clone(), weights)) == before
+
+    for i in range(0, count, count // 7 + 1):
+        changed = values.clone()
+        changed[i] = 1 - changed[i]
+        assert int(checksum(changed, weights)) != before
+    if count > 2:
+        negated = -values if kind.is_floating_point else 1 - values
+        assert int(checksum(negated, weights)) != before
+    for moved in (values.flip(0), values.roll(1), values.roll(-2)):
+        assert (int(checksum(moved, weights)) == before) == torch.equal(moved, values)
 
 
 def test_texts_of_a_tower_that_is_trained_are_embedded_each_time(model: Any) -> None:
