@@ -30,7 +30,7 @@ class ClipCamError(Exception):
         ...     ProbeSet("no/such/folder")
         ... except ClipCamError as error:
         ...     print(error)
-        no/such/folder cannot be read as a probe set: No such file.
+        no/such/folder does not exist; give a folder with probes.csv or probes.jsonl, or a file of ProbeSet.save.
     """
 
 

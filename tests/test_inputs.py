@@ -223,7 +223,11 @@ def calls() -> Iterator[tuple[str, Callable[[ClipModel, Tensor], Any], str]]:
         lambda *_: api.Contrast(negatives=3),
         r"negatives must be a list of prompts.*\(got 3\)",
     )
-    yield "a temperature as text", lambda *_: api.LogSoftmax(temperature="hot"), r"must be positive \(got 'hot'\)"
+    yield (
+        "a temperature as text",
+        lambda *_: api.LogSoftmax(temperature="hot"),
+        r"must be positive and finite \(got 'hot'\)",
+    )
     yield "one string to embed", lambda clip, _: clip.embed_texts("a fox"), r"a list of strings.*\(got 'a fox'\)"
     yield "templates of no kind", lambda clip, x: api.sensitivity(clip, x, "a", templates=None), r"templates must be"
     yield (

@@ -21,6 +21,7 @@ from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import TargetLike
 from clipcam_lightning.cam.towers.tower import Tower
+from clipcam_lightning.errors import ModelError, abridge
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 
 
@@ -99,7 +100,7 @@ def confusions(
 
     Raises:
         ConfigError: ``candidates`` is empty or not a list of prompts.
-        ModelError: ``model`` holds no CLIP, or several.
+        ModelError: ``model`` holds no CLIP, or several; or it embeds an image or a prompt as NaN or infinity.
         ProbeError: the probes do not fit the model.
 
     Example:
@@ -137,6 +138,9 @@ def confusions(
         own = prepared.embed_texts(found)[:, 0]
         others = found.embed_texts(captions)
         images = torch.cat([found.embed_images(batch) for batch in prepared.images.split(batch_size or BATCH_SIZE)])
+    _require_finite("images", images, probe_set.names)
+    _require_finite("probes' prompts", own, probe_set.prompts)
+    _require_finite("candidates", others, captions)
     is_own = torch.tensor([[prompt == caption for caption in captions] for prompt in probe_set.prompts], device="cpu")
     similarity = (images * own).sum(dim=1)
     # A probe's own prompt among the candidates must not be preferred to itself because of a rounding error.
@@ -160,3 +164,15 @@ def confusions(
         for i, pair in zip(confused, explanation.maps, strict=True)
     ]
     return sorted(unsorted, key=lambda confusion: confusion.similarity - confusion.preferred_similarity)
+
+
+def _require_finite(noun: str, embeddings: Float[Tensor, "n d"], names: Sequence[str]) -> None:
+    """Refuse embeddings that are not finite: their similarities are NaN, and no prompt would be preferred."""
+    broken = [
+        name for name, is_finite in zip(names, embeddings.isfinite().all(1).tolist(), strict=True) if not is_finite
+    ]
+    if broken:
+        raise ModelError(
+            f"{len(broken)} of {len(names)} embeddings of the {noun} are not finite, the first of them that of "
+            f"{abridge(broken[0])!r}; look for NaN or infinity in the model's weights."
+        )

@@ -77,6 +77,7 @@ def decode(image: Any, noun: str, read: Callable[[Image.Image], np.ndarray]) -> 
     if is_url(image):
         image = open_url(str(image))
     name = abridge(getattr(image, "filename", "") if isinstance(image, Image.Image) else image)
+    subject = f"the {noun} {name}" if name else f"the {noun}"
     try:
         if isinstance(image, Image.Image):
             return read(_apply_orientation(image))
@@ -90,10 +91,10 @@ def decode(image: Any, noun: str, read: Callable[[Image.Image], np.ndarray]) -> 
     except FileNotFoundError as error:
         if not is_url(image):
             require_whole_url(name)
-        raise ConfigError(f"the {noun} {name} does not exist.") from error
+        raise ConfigError(f"{subject} does not exist.") from error
     except Exception as error:  # a damaged file can make its decoder raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ConfigError(f"the {noun} {name} cannot be read: {abridge(reason)}") from error
+        raise ConfigError(f"{subject} cannot be read: {abridge(reason)}") from error
 
 
 def read_rgb(image: Image.Image) -> UInt8[np.ndarray, "y x 3"]:

@@ -4,9 +4,9 @@ import io
 import os
 
 from PIL import Image
-from upath import UPath
 
-from clipcam_lightning.cam.urls import PathLike, is_url, open_url, require_whole_url, store_errors
+from clipcam_lightning.cam.urls import PathLike, is_url, open_url, require_whole_url
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.errors import ConfigError, abridge
 
 
@@ -28,16 +28,7 @@ def write_image(image: Image.Image, file: PathLike) -> None:
     content = io.BytesIO()
     image.save(content, kind)
     if is_url(file):
-        path = open_url(str(file))
-        with store_errors(path):
-            path.fs.pipe_file(path.path, content.getvalue())
+        write_atomically(open_url(str(file)), content.getvalue())
         return
     require_whole_url(str(file))
-    path = UPath(os.path.abspath(str(file)))  # noqa: PTH100 - the core has no pathlib
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(str(file), content.getvalue())

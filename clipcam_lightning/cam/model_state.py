@@ -165,19 +165,31 @@ def _cleared_flags(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _restored_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in modules
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    try:
+    with ExitStack() as stack:  # it restores all others where one fails
+        for module in modules:
+            for name, buffer in module.named_buffers(recurse=False):
+                stack.callback(_restore_buffer, module, name, buffer, buffer.detach(), buffer.detach().clone())
         yield
-    finally:
-        for module, name, buffer, copy in buffers:
-            if getattr(module, name) is not buffer:
-                setattr(module, name, buffer)
-            if not torch.equal(buffer, copy):
-                buffer.copy_(copy)
+
+
+def _restore_buffer(module: nn.Module, name: str, buffer: torch.Tensor, view: torch.Tensor, copy: torch.Tensor) -> None:
+    """Put a buffer back, with the shape of ``view``, which shares its memory, and the values of ``copy``."""
+    if getattr(module, name, None) is not buffer:
+        module._buffers[name] = buffer
+    if _lacks_values(buffer):
+        return
+    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+        if buffer.shape != view.shape or buffer.dtype != view.dtype:
+            buffer.data = view
+        if not _has_values(buffer, copy):
+            buffer.copy_(copy)
+
+
+def _has_values(buffer: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Check whether a buffer has the values of a copy, NaN where it has NaN."""
+    if buffer.layout != torch.strided or buffer.is_nested:  # which torch does not compare
+        return False
+    return torch.equal(buffer, copy) or bool(((buffer == copy) | ((buffer != buffer) & (copy != copy))).all())
 
 
 @contextmanager
@@ -202,11 +214,15 @@ def _restored_merged_weights(model: nn.Module) -> Iterator[None]:
 
 def _require_values(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if parameter.is_meta:
+        if _lacks_values(parameter):
             raise ModelError(
                 f"the weights of {type(model).__name__} are on the meta device and have no values, {name} among them; "
                 "load them first, as with load_state_dict(weights, assign=True)."
             )
+
+
+def _lacks_values(tensor: torch.Tensor) -> bool:
+    return tensor.is_meta
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Targets: the score per image and prompt that methods differentiate, made of cosine similarities."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -204,7 +205,7 @@ class LogSoftmax(_TargetWithNegatives):
 
     Raises:
         ConfigError: ``negatives`` is a single string, contains an empty one, or is not a float matrix; or
-            ``temperature`` is not positive.
+            ``temperature`` is not positive and finite.
 
     Example:
         >>> import torch
@@ -219,8 +220,8 @@ class LogSoftmax(_TargetWithNegatives):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.temperature, Real) or not self.temperature > 0:
-            raise ConfigError(f"temperature must be positive (got {self.temperature!r}).")
+        if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature must be positive and finite (got {self.temperature!r}).")
 
     @property
     def name(self) -> str:

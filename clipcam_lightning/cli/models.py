@@ -59,10 +59,12 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         has_class = bool(self.class_path or self.config)
-        if bool(self.model) == has_class:
+        if self.model and has_class:
+            raise ConfigError("two models given: leave out --model, or --class-path and --config.")
+        if not self.model and not has_class:
             raise ConfigError(
-                f"which model? {'Both' if has_class else 'None'} of these is set: --model NAME with --pretrained TAG "
-                "or --checkpoint FILE, and --class-path NAME or --config FILE with --checkpoint FILE."
+                "no model given: use --model NAME with --pretrained TAG or --checkpoint FILE; or --checkpoint FILE "
+                "with --class-path NAME or --config FILE."
             )
         if self.pretrained and (has_class or self.checkpoint):
             raise ConfigError("--pretrained goes with --model, and not with --checkpoint: there is one set of weights.")

@@ -33,7 +33,7 @@ def check_outputs(*outputs: UPath | None, inputs: Iterable[UPath | None] = ()) -
                 raise ConfigError(f"{path} is a folder; give the name of a file.")
         if identify(path) in taken:
             raise ConfigError(f"{path} is named twice; give each file a name of its own.")
-        # The new file would replace it by a rename.
+        # A rename would replace the device, or the target of the link.
         if isinstance(path, Path) and (path.is_symlink() or (path.exists() and not path.is_file())):
             raise ConfigError(f"{path} is a link or a device; give the name of an ordinary file.")
         taken.add(identify(path))

@@ -20,7 +20,8 @@ DESCRIPTION = """\
 See where a CLIP looks, and be told when that changes.
 Files and folders may be in a store of fsspec: s3://bucket/baseline.safetensors.
 
-Exit code: 0 passed, 1 attention drifted, 2 the input cannot be used, 130 interrupted.
+Exit code: 0 passed, 1 attention drifted, 2 the input cannot be used,
+70 a bug in the package, 130 interrupted.
 """
 
 EXPLAIN = """\
@@ -81,7 +82,7 @@ example:
 
 DEMO = """\
 Fine-tune a small CLIP on images whose stamp gives the answer away, and see its attention move to the stamp.
-Needs no data and no network; takes about a minute on two CPU cores.
+Needs no data and no network; takes less than a minute on two CPU cores.
 
 example:
   clipcam demo --out clipcam_demo

@@ -40,7 +40,8 @@ class Background:
             theirs, in standard deviations of these. Near 0 if only objects tell the prompts.
         named: whether the margin of an image without its object is positive; 0 or 1.
 
-    All are NaN for a probe from which fewer than three probes differ in prompt and image.
+    All are NaN for a probe from which fewer than three probes differ in prompt and image, and where the margin is not
+    finite.
     """
 
     score: Float[Tensor, "n"]
@@ -123,7 +124,8 @@ def score_background(
         margin = margins[part].diagonal()
         score = (margin - mean) / (spread + MIN_SPREAD)
         known = counts >= MIN_OTHERS
-        scores.append(torch.stack([each.where(known, torch.nan) for each in (score, (margin > 0).float())]))
+        named = (margin > 0).float().where(margin.isfinite(), torch.nan)
+        scores.append(torch.stack([each.where(known, torch.nan) for each in (score, named)]))
     return Background(*torch.cat(scores, dim=1))
 
 

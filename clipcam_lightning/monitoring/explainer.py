@@ -20,8 +20,9 @@ from clipcam_lightning.cam.texts import Prompts
 from clipcam_lightning.cam.transfer import copy_to_device
 from clipcam_lightning.errors import ClipCamError
 
-# torch's CPU allocator raises a plain RuntimeError; these words in its message mark it as out of memory.
-OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")
+# These words in the message of a plain RuntimeError mark it as out of memory: of torch, of its CPU allocator, and of
+# CUDA's libraries, such as CUBLAS_STATUS_ALLOC_FAILED.
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")
 
 ModelInput: TypeAlias = Float[Tensor, "n 3 y x"] | CompactImages
 

@@ -17,10 +17,10 @@ from clipcam_lightning.drift import metrics
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import describe_error
 from clipcam_lightning.monitoring.background import find_objects, observe_background
+from clipcam_lightning.monitoring.closest_prompts import find_closest, list_other_prompts
 from clipcam_lightning.monitoring.covering import measure_losses
 from clipcam_lightning.monitoring.explainer import Explainer
 from clipcam_lightning.monitoring.noise_floor import noise_floor
-from clipcam_lightning.monitoring.texts import find_closest, list_other_prompts
 from clipcam_lightning.monitoring.transplants import choose_donors, fill_donors, name_transplants
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.probes.probe_set import ProbeSet

@@ -1,7 +1,5 @@
-"""Embed the prompts of probes, anew only if a weight of the text tower changed, and find which is closest."""
+"""Embed the prompts of probes, anew only if a weight of the text tower changed."""
 
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -11,12 +9,13 @@ from torch import Tensor, nn
 from clipcam_lightning.cam.encoders import EncoderPair
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode, list_modules
-from clipcam_lightning.monitoring.background import number_equal
 from clipcam_lightning.probes.prepared import PreparedProbes
 
 SCALES = ("logit_scale", "logit_bias")  # trained, but no part of an embedding
 
-ROWS = 256  # images that are compared with all prompts at once
+CYCLE = 4093  # weights of a checksum: a prime, so that equal columns of a matrix get different ones
+BLOCK = 64 * CYCLE  # words that are multiplied at once, few enough for the cache of a processor
+MIXERS = (-7046029254386353131, -4658895280553007687)  # of splitmix64, as signed numbers
 
 Checksums: TypeAlias = tuple[int, ...]
 
@@ -30,8 +29,8 @@ class KeptTexts:
     def __call__(self, clip: ClipModel, prepared: PreparedProbes) -> Float[Tensor, "n 1 d"]:
         """Embed the prompts, or return the embeddings of the call before.
 
-        They are kept if no parameter of the text tower is trained, the bits of all its weights are the same, and no
-        hook or adapter of the model can change what it computes.
+        They are kept if no parameter of the text tower is trained, all its weights have the checksums of the call
+        before, and no hook or adapter of the model can change what it computes.
 
         Args:
             clip: the model as it is now.
@@ -46,57 +45,14 @@ class KeptTexts:
         return texts
 
 
-def find_closest(
-    embeddings: Float[Tensor, "n *k d"], texts: Float[Tensor, "m 1 d"], ignored: Mapping[int, Sequence[int]] = {}
-) -> Int[Tensor, "n *k"]:
-    """Find the prompt that each image is closest to.
-
-    Args:
-        embeddings: of the images; their lengths do not matter.
-        texts: unit embeddings of the prompts.
-        ignored: by image, numbers of prompts that do not count, unless they have the embedding of its own prompt.
-
-    Returns:
-        Numbers of prompts, of equal ones the first; -1 for an image without any finite cosine.
-    """
-    vectors = texts[:, 0].float().cpu()
-    numbers, firsts = number_equal([vector.numpy().tobytes() for vector in vectors])
-    different, first_of = vectors[firsts].T, torch.tensor(firsts, dtype=torch.int64, device="cpu")
-    closest = []
-    for start in range(0, len(embeddings), ROWS):
-        cosines = embeddings[start : start + ROWS].float().cpu() @ different
-        cosines = cosines.where(cosines.isfinite(), -torch.inf)
-        for row in range(len(cosines)):
-            if start + row in ignored:
-                columns = numbers[list(ignored[start + row])]
-                cosines[row][..., columns[columns != numbers[start + row]]] = -torch.inf
-        largest = cosines.max(-1)
-        closest.append(first_of[largest.indices].where(largest.values.isfinite(), -1))
-    return torch.cat(closest)
-
-
-def list_other_prompts(prompts: Sequence[str], images: Sequence[Hashable]) -> dict[int, list[int]]:
-    """List for each probe those of the same image that have another prompt, which is as true of it.
-
-    Args:
-        prompts: of the probes.
-        images: of the probes, or what tells them apart.
-    """
-    of_image: dict[Hashable, list[int]] = defaultdict(list)
-    for i, image in enumerate(images):
-        of_image[image].append(i)
-    others = {i: [j for j in of_image[image] if prompts[j] != prompts[i]] for i, image in enumerate(images)}
-    return {i: each for i, each in others.items() if each}
-
-
 def checksum_text_tower(clip: ClipModel) -> Checksums | None:
-    """Add up the bits of each weight outside the image tower, in 64-bit words.
+    """Compute a checksum of each weight outside the image tower.
 
     Args:
         clip: the model.
 
     Returns:
-        One sum per weight; ``None`` if one of them is trained, or it is not known which weights a text passes.
+        One checksum per weight; ``None`` if one of them is trained, or it is not known which weights a text passes.
     """
     modules = list_modules(clip.module)  # also those in lists, whose parameters torch does not list
     if isinstance(clip.module, EncoderPair) or any(map(_may_change_by_itself, modules)):
@@ -115,7 +71,8 @@ def checksum_text_tower(clip: ClipModel) -> Checksums | None:
     if len({value.device for value in tensors}) > 1:
         return None
     with torch.no_grad():
-        return tuple(torch.stack([_add_up(value) for value in tensors]).tolist())
+        weights = position_weights(tensors[0].device)
+        return tuple(torch.stack([checksum(value, weights) for value in tensors]).tolist())
 
 
 def _may_change_by_itself(module: nn.Module) -> bool:
@@ -130,8 +87,40 @@ def _is_plain(value: Tensor) -> bool:
     return is_dense and not value.is_meta and not value.is_quantized
 
 
-def _add_up(value: Tensor) -> Tensor:
+def position_weights(device: torch.device) -> Int[Tensor, "c"]:
+    """Make the odd 64-bit numbers by which :func:`checksum` multiplies words.
+
+    They look random: with weights that grow evenly, zeros and ones in another order may have the same sum.
+
+    Args:
+        device: of the tensors to sum.
+    """
+    numbers = torch.arange(1, CYCLE + 1, device=device)
+    for factor in MIXERS:
+        numbers = numbers * factor
+        numbers = numbers ^ (numbers >> 32)
+    return numbers | 1  # the product of an odd number and a word differs for every word
+
+
+def checksum(value: Tensor, weights: Int[Tensor, "c"]) -> Int[Tensor, ""]:
+    """Add up the bits of a tensor in 64-bit words, each multiplied by a number that depends on its position.
+
+    It detects any change of a single word. Other changes, such as another order of rows, are only missed by
+    coincidence, or if words move by a multiple of ``CYCLE`` within a block.
+
+    Args:
+        value: of any type whose bits can be viewed.
+        weights: of :func:`position_weights`, on the device of ``value``.
+    """
     flat = value.detach().contiguous().flatten()
     # A parameter may be a part of a larger buffer, and begin anywhere in it.
     fits = all(count * flat.element_size() % 8 == 0 for count in (flat.numel(), flat.storage_offset()))
-    return flat.view(torch.int64 if fits else torch.uint8).sum(dtype=torch.int64)
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for block in flat.view(torch.int64 if fits else torch.uint8).split(BLOCK):
+        words = block.long()
+        words = words ^ (words >> 32)  # else a sign, the highest bit, only counts in the highest bit of the sum
+        whole = len(words) // CYCLE * CYCLE
+        columns, rest = words[:whole].view(-1, CYCLE).sum(0), words[whole:]  # a column has one weight
+        columns[: len(rest)] += rest
+        total = total * MIXERS[0] + (columns * weights).sum()
+    return total

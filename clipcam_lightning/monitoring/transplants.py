@@ -13,8 +13,8 @@ from clipcam_lightning.analysis.interventions import EmbedImages, fill_regions, 
 from clipcam_lightning.cam.compact_images import CompactImages, parts
 from clipcam_lightning.drift.transplants import NONE
 from clipcam_lightning.monitoring.background import number_equal
+from clipcam_lightning.monitoring.closest_prompts import find_closest
 from clipcam_lightning.monitoring.explainer import Explainer
-from clipcam_lightning.monitoring.texts import find_closest
 from clipcam_lightning.probes.prepared import PreparedProbes
 
 TRANSPLANTS, PER_PROMPT = 6, 24  # at most per ground; and how many suffice for the grounds of a prompt

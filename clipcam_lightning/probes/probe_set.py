@@ -34,7 +34,7 @@ from clipcam_lightning.probes.names import name_probes
 from clipcam_lightning.probes.prepared import PreparedProbes, prepare_probes
 from clipcam_lightning.probes.probe import LoadedProbe, Probe, TokensLike, name_tokens
 from clipcam_lightning.storage.paths import as_path
-from clipcam_lightning.storage.reading import is_folder
+from clipcam_lightning.storage.reading import exists, is_folder
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "probe set"
@@ -59,9 +59,9 @@ class ProbeSet(Shown, Sequence[LoadedProbe]):
 
     Raises:
         ConfigError: the URL cannot be opened.
-        ProbeError: a probe or its manifest row cannot be used (the message says which and why), or two probes have
-            one name.
-        SnapshotError: the file is missing or damaged, or not a probe set.
+        ProbeError: a probe or its manifest row cannot be used (the message says which and why), two probes have one
+            name, or there is no such file or folder.
+        SnapshotError: the file is damaged, or not a probe set.
 
     Example:
         >>> import numpy as np
@@ -269,8 +269,13 @@ def _load_place(place: PathLike) -> tuple[LoadedProbe, ...]:
     path = as_path(place)
     try:
         has_manifest = path.name in MANIFESTS or (place != "" and is_folder(path))
+        is_missing = not has_manifest and not exists(path)
     except OSError as error:
         raise ProbeError(f"{abridge(path)} cannot be read: {error.strerror or error}.") from error
+    if is_missing:
+        raise ProbeError(
+            f"{abridge(path)} does not exist; give a folder with {' or '.join(MANIFESTS)}, or a file of ProbeSet.save."
+        )
     return _load_manifest(path) if has_manifest else _load_file(path)
 
 

@@ -1,44 +1,17 @@
-"""Write files so that a process killed at any moment leaves no file half written.
-
-On the local disk, a file is written under another name and renamed. In a store, it is uploaded as one object, which
-object stores such as S3 show to readers whole or not at all.
-"""
+"""Write and append to files so that a process killed at any moment leaves no file half written."""
 
 import errno
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
 
 from upath import UPath
-from upath.implementations.cloud import CloudPath
 
-from clipcam_lightning.cam.urls import read_url, store_errors
+from clipcam_lightning.cam.urls import read_url
+from clipcam_lightning.cam.writing import temporary_file, upload, write_atomically as write_atomically
 from clipcam_lightning.storage.reading import exists
 
 WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of disks such as FAT
-
-
-def write_atomically(path: Path | UPath, content: bytes) -> None:
-    """Write a file so that readers see either the old file or the new one. Missing folders are created.
-
-    Args:
-        path: the file to create or replace, on the local disk or in a store.
-        content: all bytes of the file.
-
-    Raises:
-        OSError: the file cannot be written, or ``path`` is not a regular file, which the rename would replace.
-    """
-    if not isinstance(path, Path):
-        _upload(path, content)
-        return
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is not a file", str(path))
-    with _temporary_file(path, content) as temporary:
-        temporary.replace(path)
 
 
 def write_new(path: Path | UPath, content: bytes) -> bool:
@@ -67,16 +40,16 @@ def write_new(path: Path | UPath, content: bytes) -> bool:
     """
     try:
         if not isinstance(path, Path):
-            _upload(path, content, mode="create")
+            upload(path, content, mode="create")
             return True
-        with _temporary_file(path, content) as temporary:
+        with temporary_file(path, content) as temporary:
             try:
                 os.link(temporary, path)
             except OSError as error:
                 if error.errno not in WITHOUT_LINKS:
                     raise
                 path.touch(exist_ok=False)
-                temporary.replace(path)
+                Path(temporary).replace(path)
     except FileExistsError:
         if exists(path):
             return False
@@ -102,7 +75,7 @@ def append_line(path: Path | UPath, line: str) -> None:
             content = read_url(path)
         except FileNotFoundError:
             content = b""
-        _upload(path, content[: content.rfind(b"\n") + 1] + f"{line}\n".encode())
+        upload(path, content[: content.rfind(b"\n") + 1] + f"{line}\n".encode())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     end = _end_of_last_line(path)
@@ -124,32 +97,3 @@ def _end_of_last_line(path: Path) -> int:
         return 0
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         return content.rfind(b"\n") + 1
-
-
-@contextmanager
-def _temporary_file(path: Path, content: bytes) -> Iterator[Path]:
-    """Write a file beside ``path`` that is gone after the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp's 0600 would hide it from colleagues
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _upload(path: UPath, content: bytes, **mode: Any) -> None:
-    """Upload an object whole; make its folder where a store has folders."""
-    with store_errors(path):
-        try:
-            path.fs.pipe_file(path.path, content, **mode)
-        except FileNotFoundError:
-            if isinstance(path, CloudPath):  # the bucket is missing, and would be made
-                raise
-            path.fs.makedirs(path.parent.path, exist_ok=True)
-            path.fs.pipe_file(path.path, content, **mode)

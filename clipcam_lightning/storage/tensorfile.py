@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
@@ -24,7 +25,7 @@ def save_tensors(path: Path | UPath, kind: str, tensors: Mapping[str, Tensor], m
     Args:
         path: the file to create or replace, on the local disk or in a store.
         kind: what the file holds, such as ``"snapshot"``; :func:`load_tensors` refuses any other kind.
-        tensors: by name, on the CPU.
+        tensors: by name, on the CPU; they may share memory.
         metadata: values that JSON can represent, by name.
 
     Raises:
@@ -32,7 +33,9 @@ def save_tensors(path: Path | UPath, kind: str, tensors: Mapping[str, Tensor], m
         TypeError: JSON cannot represent ``metadata``.
     """
     header = json.dumps({"kind": kind, "version": VERSION, **metadata})
-    write_atomically(path, save({key: value.contiguous() for key, value in tensors.items()}, {HEADER: header}))
+    # safetensors refuses tensors that are not contiguous, or share memory.
+    copies = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    write_atomically(path, save(copies, {HEADER: header}))
 
 
 def load_tensors(path: Path | UPath, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Confusions: probes for which the model prefers another prompt."""
 
+import copy
 from dataclasses import replace
 
 import open_clip
@@ -10,7 +11,7 @@ from torch.testing import assert_close
 from clipcam_lightning import Probe, ProbeSet, confusions, explain
 from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.model import ClipModel
-from clipcam_lightning.errors import ConfigError
+from clipcam_lightning.errors import ConfigError, ModelError
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import CAPTIONS, draw_scenes
 
@@ -66,6 +67,35 @@ def test_a_probe_whose_own_prompt_is_preferred_is_not_confused(trained: ClipMode
     assert confusions(trained, probes, probes.prompts[:1])[0].index != 0
     one = ProbeSet([probes[0]])
     assert confusions(trained, one, [one.prompts[0]]) == []
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ("visual.proj", r"24 of 24 embeddings of the images are not finite, the first of them that of 'an-"),
+        (
+            "text_projection",
+            r"24 of 24 embeddings of the probes' prompts are not finite, the first of them that of 'an ",
+        ),
+    ],
+)
+def test_a_model_whose_embeddings_are_not_finite_is_refused(
+    weight: str, message: str, trained: ClipModel, probes: ProbeSet
+) -> None:
+    """It would prefer no prompt, as a model without confusions."""
+    module = copy.deepcopy(trained.module)
+    module.get_parameter(weight).data.fill_(torch.nan)
+
+    with pytest.raises(ModelError, match=message):
+        confusions(find_clip(module, tokenizer=WordTokenizer()), probes, CANDIDATES)
+
+
+def test_a_candidate_whose_embedding_is_not_finite_is_refused(trained: ClipModel) -> None:
+    module, one = copy.deepcopy(trained.module), ProbeSet([(draw_scenes(1).images[0], "a red circle")])
+    module.token_embedding.weight.data[WordTokenizer()(["star"])[0, 1]] = torch.nan
+
+    with pytest.raises(ModelError, match=r"1 of 2 embeddings of the candidates are not finite, .* 'a red star'"):
+        confusions(find_clip(module, tokenizer=WordTokenizer()), one, ["a red circle", "a red star"])
 
 
 @pytest.mark.parametrize("candidates", [[], "a fox", ["a fox", ""], [1]])

@@ -101,6 +101,80 @@ def test_evaluation_mode_restores_random_states_and_buffers() -> None:
     assert model.calls == 0
 
 
+class Observer(nn.Module):
+    """Keeps statistics in buffers of every kind: the first gets another shape, as in an observer of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("minimum", torch.tensor([]))
+        self.register_buffer("table", torch.arange(6.0).view(2, 3).T)
+        self.register_buffer("gate", torch.ones(1, requires_grad=True))
+        self.register_buffer("unknown", torch.tensor([torch.nan, 1.0]))
+        self.register_buffer("without_values", torch.empty(3, device="meta"), persistent=False)
+        self.register_buffer("neighbours", torch.eye(2).to_sparse())
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.minimum.resize_(3).fill_(1)
+        self.table.resize_(4, 5).fill_(1)
+        self.gate.data.zero_()
+        self.unknown[1] = 2
+        self.without_values = torch.ones(3)
+        self.neighbours.mul_(2)
+        self.calls += 1
+        return x
+
+
+def test_evaluation_mode_restores_buffers_of_every_kind() -> None:
+    model, untouched = Observer(), Observer()
+    buffers, stride = dict(model.named_buffers()), model.table.stride()
+
+    with evaluation_mode(model):
+        model(torch.ones(1))
+
+    for name, buffer in model.named_buffers():
+        assert buffer is buffers[name], name
+        if not buffer.is_meta:
+            assert_close(buffer, untouched.get_buffer(name), atol=0, rtol=0, equal_nan=True)
+    assert model.table.stride() == stride
+
+
+def test_a_buffer_that_cannot_be_restored_leaves_the_others_restored() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("before", torch.zeros(1))
+            self.register_buffer("shared", torch.zeros(1).expand(3))  # torch writes to no such tensor
+            self.register_buffer("after", torch.zeros(1))
+
+    model = Shared()
+
+    def fill_buffers() -> None:
+        with evaluation_mode(model):
+            for buffer in model.buffers():
+                buffer[:1].fill_(1)
+
+    with pytest.raises(RuntimeError, match="single memory location"):
+        fill_buffers()
+
+    assert (model.before, model.after) == (0, 0)
+
+
+@pytest.mark.parametrize("made_in", [nullcontext, torch.inference_mode])
+def test_evaluation_mode_does_not_write_to_a_buffer_that_holds_nan(made_in: Callable[[], Any]) -> None:
+    model = nn.Module()
+    with made_in():
+        model.register_buffer("unknown", torch.tensor([torch.nan, 1.0]))
+    buffer = model.unknown
+    version = None if buffer.is_inference() else buffer._version
+
+    with evaluation_mode(model):
+        pass
+
+    assert model.unknown is buffer
+    assert version is None or buffer._version == version
+
+
 CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "plain": nullcontext,
     "no_grad": torch.no_grad,

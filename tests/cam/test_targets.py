@@ -158,9 +158,9 @@ def test_invalid_negatives_are_rejected(kind: Any, negatives: Any, unchecked: No
         kind(negatives=negatives)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_a_temperature_that_is_not_positive_is_rejected(temperature: float) -> None:
-    with pytest.raises(ConfigError, match="temperature must be positive"):
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_not_positive_and_finite_is_rejected(temperature: float) -> None:
+    with pytest.raises(ConfigError, match="temperature must be positive and finite"):
         LogSoftmax(temperature=temperature)
 
 

@@ -106,7 +106,7 @@ def baseline(project: Path, shell: Main) -> Path:
         ((*SNAPSHOT[:-1], "probes", *BEFORE), "probes is a folder; give the name of a file"),
         ((*SNAPSHOT[:-1], "before.pt", *BEFORE), r"before\.pt is named twice"),
         ((*SNAPSHOT[:-1], "/dev/null", *BEFORE), "/dev/null is a link or a device"),
-        (("snapshot", "--probes", "nope", "--out", "x", *BEFORE), "nope cannot be read as a probe set: No such file"),
+        (("snapshot", "--probes", "nope", "--out", "x", *BEFORE), "nope does not exist; give a folder with"),
         (("snapshot", "--probes", "eyes.py", "--out", "x", *BEFORE), r"eyes\.py cannot be read as a probe set"),
         (
             ("check", "--probes", "probes", "--baseline", "nope", *BEFORE),
@@ -156,7 +156,7 @@ def test_arguments_that_cannot_be_used_are_refused(
         ),
         (
             ("--target", "{class_path: clipcam_lightning.LogSoftmax, init_args: {temperature: -1}}"),
-            r"temperature must be positive \(got -1\.0\)",
+            r"temperature must be positive and finite \(got -1\.0\)",
         ),
     ],
 )
@@ -169,8 +169,8 @@ def test_methods_and_targets_that_do_not_exist_or_fit_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), r"which model\? None of these is set: --model NAME"),
-        (("--model", "RN50", *BEFORE), r"which model\? Both"),
+        ((), "^no model given: use --model NAME with --pretrained TAG or --checkpoint FILE; or --checkpoint FILE with"),
+        (("--model", "RN50", *BEFORE), r"^two models given: leave out --model, or --class-path and --config\."),
         (("--model", "RN50"), "random weights mean nothing; .* --checkpoint FILE or --pretrained TAG"),
         (OPTIONS[:-1], r"random weights mean nothing; .* --checkpoint FILE\.$"),
         (("--model", "RN50", "--pretrained", "openai", "--checkpoint", "before.pt"), "there is one set of weights"),

@@ -123,7 +123,7 @@ def test_inputs_that_cannot_be_read_are_named_in_one_line(shell: Shell, project:
         ("compare", f"{s3}/a", f"{s3}/b"): f"{s3}/a cannot be read as a snapshot: No such file or directory.",
         ("compare", "s3:/bucket/a", "b"): "give the URL as text: 's3://bucket/a'",
         ("compare", "foo://a", "b"): "fsspec has no protocol 'foo'",
-        ("check", "--probes", f"{s3}/none", "--baseline", f"{s3}/a", "--update-baseline", *model): f"{s3}/none cannot",
+        ("check", "--probes", f"{s3}/none", "--baseline", f"{s3}/a", "--update-baseline", *model): "/none does not",
         ("snapshot", "--probes", f"{s3}/probes", "--out", f"{s3}/f", *OPTIONS, f"{s3}/none.pt"): "cannot be read: No",
         ("snapshot", "--probes", f"{s3}/probes", "--out", f"{s3}/f", *OPTIONS, f"{s3}/text.pt"): "text.pt is damaged",
         (

@@ -80,6 +80,18 @@ def test_probes_of_one_image_are_not_compared_with_each_other() -> None:
     assert without != pytest.approx(expected, abs=0.1)
 
 
+def test_an_image_whose_cosines_are_not_finite_is_neither_named_nor_not_named() -> None:
+    torch.manual_seed(0)
+    cosines, numbers = torch.rand(8, 8), torch.arange(8)
+    finite = score_background(cosines, numbers, numbers, numbers).named
+    cosines[2] = torch.nan
+
+    background = score_background(cosines, numbers, numbers, numbers)
+
+    assert background.named.isnan().nonzero()[:, 0].tolist() == [2]
+    assert torch.equal(background.named[numbers != 2], finite[numbers != 2])
+
+
 def test_probes_of_one_prompt_say_nothing_of_the_background(clip: ClipModel) -> None:
     prepared, texts = prepared_and_texts(probe_set(draw_scenes(COUNT, seed=5)), clip)
 

@@ -46,6 +46,14 @@ def run_out_of_metal_memory() -> None:
     raise RuntimeError("MPS backend out of memory")
 
 
+def run_out_of_memory_of_a_library() -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def run_out_of_memory_of_convolutions() -> None:
+    raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+
 class GreedyMethod:
     """Grad-CAM that has memory for a few images, and records its batch sizes.
 
@@ -67,7 +75,15 @@ class GreedyMethod:
 
 
 @pytest.mark.parametrize(
-    "exhaust", [run_out_of_cpu_memory, run_out_of_cuda_memory, run_out_of_python_memory, run_out_of_metal_memory]
+    "exhaust",
+    [
+        run_out_of_cpu_memory,
+        run_out_of_cuda_memory,
+        run_out_of_python_memory,
+        run_out_of_metal_memory,
+        run_out_of_memory_of_a_library,
+        run_out_of_memory_of_convolutions,
+    ],
 )
 def test_batches_are_halved_until_they_fit_and_the_maps_are_those_of_one_batch(
     exhaust: Callable[[], None], clip: ClipModel, images: Tensor

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from clipcam_lightning import ClipModel, Probe, ProbeSet, find_clip
-from clipcam_lightning.monitoring import texts as texts_module
-from clipcam_lightning.monitoring.texts import KeptTexts, checksum_text_tower, find_closest, list_other_prompts
+from clipcam_lightning.monitoring.texts import BLOCK, CYCLE, KeptTexts, checksum, checksum_text_tower, position_weights
 from clipcam_lightning.probes.prepared import PreparedProbes
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from clipcam_lightning.shapes_world.scenes import draw_scenes
@@ -74,8 +73,10 @@ def test_texts_are_embedded_once_while_only_the_image_tower_changes(model: Any) 
         lambda model: model.token_embedding.weight.data[3, 5].add_(1e-3),
         lambda model: setattr(model, "positional_embedding", nn.Parameter(-model.positional_embedding.detach(), False)),
         lambda model: model.load_state_dict({**model.state_dict(), "ln_final.bias": model.ln_final.bias + 1}),
+        lambda model: model.token_embedding.weight.data.copy_(model.token_embedding.weight.flip(0)),
+        lambda model: model.text_projection.data.copy_(model.text_projection.T.clone()),
     ],
-    ids=["data", "one value", "another parameter", "loaded"],
+    ids=["data", "one value", "another parameter", "loaded", "rows in another order", "transposed"],
 )
 def test_a_changed_weight_is_noticed_although_it_is_frozen(model: Any, change: Callable[[Any], object]) -> None:
     clip, prepared, calls = frozen(model)
@@ -104,6 +105,26 @@ def test_a_weight_may_begin_anywhere_in_a_larger_buffer(model: Any) -> None:
 
     kept(clip, prepared)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, CYCLE, 2 * BLOCK, 2 * BLOCK + 2 * CYCLE + 2])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.uint8])
+def test_every_value_and_its_place_change_a_checksum(count: int, kind: torch.dtype) -> None:
+    """Also of zeros and ones, whose sum stays the same in any order."""
+    values = (torch.rand(count) > 0.5).to(kind)
+    weights = position_weights(torch.device("cpu"))
+    before = int(checksum(values, weights))
+    assert int(checksum(values.clone(), weights)) == before
+
+    for i in range(0, count, count // 7 + 1):
+        changed = values.clone()
+        changed[i] = 1 - changed[i]
+        assert int(checksum(changed, weights)) != before
+    if count > 2:
+        negated = -values if kind.is_floating_point else 1 - values
+        assert int(checksum(negated, weights)) != before
+    for moved in (values.flip(0), values.roll(1), values.roll(-2)):
+        assert (int(checksum(moved, weights)) == before) == torch.equal(moved, values)
 
 
 def test_texts_of_a_tower_that_is_trained_are_embedded_each_time(model: Any) -> None:
@@ -164,40 +185,3 @@ def test_texts_of_functions_are_embedded_each_time(model: Any) -> None:
     factor[:32] = -1
 
     assert not torch.equal(kept(clip, prepared), before)
-
-
-def test_the_closest_prompt_has_the_largest_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts_module, "ROWS", 4)
-    embeddings, texts = torch.randn(11, 3, 8), torch.randn(6, 1, 8)
-    texts[4] = texts[1]  # of equal prompts the first
-
-    closest = find_closest(embeddings, texts)
-
-    expected = [[max(range(6), key=[float(image @ text[0]) for text in texts].__getitem__) for image in row]
-                for row in embeddings]  # fmt: skip
-    assert closest.tolist() == expected
-    assert 1 in closest
-    assert 4 not in closest
-
-
-def test_a_cosine_that_is_not_finite_is_not_the_largest() -> None:
-    texts = torch.eye(3)[:, None].clone()
-    texts[1] = torch.nan
-
-    closest = find_closest(torch.tensor([[0.1, 0.9, 0.2], [torch.nan] * 3]), texts)
-
-    assert closest.tolist() == [2, -1], "an image without any finite cosine is closest to none"
-
-
-def test_other_prompts_of_the_same_image_do_not_count() -> None:
-    prompts, images = ["a dog", "a cat", "a dog", "a dog", "a fox"], [b"0", b"0", b"0", b"1", b"2"]
-
-    ignored = list_other_prompts(prompts, images)
-
-    assert ignored == {0: [1], 1: [0, 2], 2: [1]}
-    texts = torch.eye(5)[[0, 1, 0, 0, 2], None]
-    embeddings = torch.tensor([[0.5, 0.9, 0, 0, 0], [0.9, 0.5, 0, 0, 0], [0.5, 0.9, 0, 0, 0], [0.5, 0.9, 0, 0, 0]])
-    assert find_closest(embeddings, texts).tolist() == [1, 0, 1, 1]
-    assert find_closest(embeddings, texts, ignored).tolist() == [0, 1, 0, 1]
-    texts[1] = texts[0]
-    assert find_closest(embeddings, texts, ignored).tolist() == [0, 0, 0, 0], "a prompt with the same embedding counts"

@@ -229,6 +229,11 @@ def test_an_image_with_an_unknown_range_of_values_is_refused(tmp_path: Path, val
         read(tmp_path / "a.tiff")
 
 
+def test_the_message_of_an_image_without_a_file_has_no_gap_for_its_name() -> None:
+    with pytest.raises(ProbeError, match=r"^probe 1: the image cannot be read: the range of its 32-bit pixels"):
+        ProbeSet([(Image.new("F", (8, 8)), "a cat")])
+
+
 @pytest.mark.parametrize(
     "mask",
     [

@@ -51,8 +51,24 @@ def test_a_path_stands_for_the_folder_or_file_it_names(tmp_path: Path) -> None:
     assert ProbeSet(tmp_path / "f") == ProbeSet(str(tmp_path / "f")) == probes
     assert ProbeSet(tmp_path) == ProbeSet([(PIXELS, "a dog")])
     assert ProbeSet(tmp_path).prompts == ["a dog"]
-    with pytest.raises(SnapshotError, match="missing cannot be read as a probe set: No such file"):
+
+
+def test_a_place_where_nothing_is_is_refused_with_what_could_be_there(tmp_path: Path) -> None:
+    message = r"missing does not exist; give a folder with probes\.csv or probes\.jsonl, or a file of ProbeSet\.save\."
+    with pytest.raises(ProbeError, match=message):
         ProbeSet(tmp_path / "missing")
+    (tmp_path / "link").symlink_to("missing")
+    with pytest.raises(ProbeError, match="link does not exist"):
+        ProbeSet(tmp_path / "link")
+
+
+def test_two_probes_of_one_image_are_saved(tmp_path: Path) -> None:
+    (probe,) = ProbeSet([(PIXELS, "a dog")])
+    pair = ProbeSet([probe, replace(probe, name="other", prompt="a cat")])
+
+    pair.save(tmp_path / "f")
+
+    assert ProbeSet(tmp_path / "f") == pair
 
 
 def test_the_message_numbers_probes_from_one() -> None:
@@ -235,7 +251,6 @@ ROW = {"name": "a", "prompt": "b"}
 @pytest.mark.parametrize(
     "write",
     [
-        lambda file: None,
         lambda file: file.write_bytes(b"garbage" * 9),
         lambda file: file.write_text("image,prompt\n"),
         lambda file: save_tensors(file, "snapshot", {}, {}),
@@ -246,7 +261,7 @@ ROW = {"name": "a", "prompt": "b"}
         lambda file: save_tensors(file, "probe set", {"image.0": torch.zeros(2)}, {"probes": [ROW]}),
         lambda file: save_tensors(file, "probe set", {"image.0": torch.zeros(3, 4, 6)}, {"probes": ["a"]}),
     ],
-    ids=["missing", "garbage", "text", "snapshot", "truncated", "no rows", "empty", "no image", "bad image", "bad row"],
+    ids=["garbage", "text", "snapshot", "truncated", "no rows", "empty", "no image", "bad image", "bad row"],
 )
 def test_a_file_that_is_no_probe_set_is_refused(tmp_path: Path, write: Callable[[Path], None]) -> None:
     write(tmp_path / "f")

@@ -84,10 +84,10 @@ def test_what_a_store_does_not_have_is_named(s3: str) -> None:
     put_probes(s3, "probes.csv", "image,prompt\nnone.png,a cat\n")
     write_atomically(as_path(f"{s3}/text/cat.png"), b"no image")
     places = {
-        f"{s3}/none": f"{s3}/none cannot be read as a probe set: No such file or directory.",
+        f"{s3}/none": f"{s3}/none does not exist; give a folder with probes.csv or probes.jsonl, or a file of",
         f"{s3}/none/probes.csv": f"{s3}/none/probes.csv cannot be read: ",
         f"{s3}/text": f"{s3}/text must hold one manifest, probes.csv or probes.jsonl (neither found).",
-        "s3://no-such-bucket/probes": "s3://no-such-bucket/probes cannot be read as a probe set: The specified bucket",
+        "s3://no-such-bucket/probes": "s3://no-such-bucket/probes does not exist; give a folder",
         f"{s3}/probes": f"probes.csv line 2: the image {s3}/probes/none.png does not exist.",
         f"{s3}/text/cat.png": f"{s3}/text/cat.png cannot be read as a probe set: ",
     }

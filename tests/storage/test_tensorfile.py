@@ -48,6 +48,18 @@ def bits(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
+def test_tensors_that_share_memory_come_back_each_whole(tmp_path: Path) -> None:
+    whole = torch.arange(6)
+    tensors = {"whole": whole, "again": whole, "part": whole[2:4]}
+    save_tensors(tmp_path / "f", KIND, tensors, {})
+
+    loaded = load_tensors(tmp_path / "f", KIND)[0]
+
+    assert {name: value.tolist() for name, value in loaded.items()} == {
+        name: value.tolist() for name, value in tensors.items()
+    }
+
+
 def test_metadata_with_any_text_come_back_unchanged(tmp_path: Path) -> None:
     metadata = {"text": ["日本", "a\0b\n", "\ud800", ""], "number": 1.5, "none": None}
     save_tensors(tmp_path / "new" / "folder" / "f", KIND, {}, metadata)

@@ -24,12 +24,13 @@ import torch
 from PIL import Image
 
 from clipcam_lightning import ClipCamCallback, Snapshot
+from clipcam_lightning.cam import writing
 from clipcam_lightning.storage import atomic, tensorfile
 from tests.support import faulty
 
 pytestmark = pytest.mark.slow
 
-WRITERS = {atomic.__file__, tensorfile.__file__}
+WRITERS = {writing.__file__, atomic.__file__, tensorfile.__file__}
 KILLS = int(os.environ.get("CLIPCAM_KILLS", "5"))
 PATIENCE = 120  # seconds after which a run counts as hanging
 EVALUATIONS = Path("run") / "clipcam"
