@@ -195,13 +195,10 @@ class ClipCamMonitor:
         """
         opens = not self._monitor.sinks
         try:
-            if opens:
-                self._monitor.begin_fit(step)
-                self._folder = RunFolder(self._base, self._monitor.run_id)
-                sinks = make_sinks(self._loggers, self._folder, self._logging_settings)
-                self._monitor.sinks = [*sinks, *self._extra_sinks]
-            explainer = LocalExplainer(self._find(model), self._settings)
             with restored_rng():  # a sink of the user may draw random numbers
+                if opens:
+                    self._open_run(step)
+                explainer = LocalExplainer(self._find(model), self._settings)
                 outcome = self._monitor.evaluate(explainer, step=step, epoch=epoch)
         except Exception as error:  # of any kind: an evaluation must not stop a training
             if self.on_error == "raise":
@@ -250,6 +247,13 @@ class ClipCamMonitor:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _open_run(self, step: int) -> None:
+        """Make what writes the evaluations of a run, in a new folder if the steps begin again."""
+        self._monitor.begin_fit(step)
+        self._folder = RunFolder(self._base, self._monitor.run_id)
+        sinks = make_sinks(self._loggers, self._folder, self._logging_settings)
+        self._monitor.sinks = [*sinks, *self._extra_sinks]
 
     def _find(self, model: nn.Module) -> ClipModel:
         """Find the CLIP, once as long as the model is made of the same modules: the search may embed images."""

@@ -111,7 +111,7 @@ class Snapshot(Shown):
             theirs, in standard deviations of these; NaN where fewer than three probes have another prompt, ``None`` if
             it was not measured.
         named_without_object: 1 if an image without its object is closer to its own prompt than to those of the other
-            probes, else 0; NaN and ``None`` as above.
+            probes, else 0; NaN if an embedding is not finite; NaN and ``None`` as above.
         donors: numbers of the probes whose objects were pasted on the background of each probe, which has lost its own;
             -1 for none, ``None`` if that was not done.
         transplants_named: for each of these images the number of a probe to whose prompt it is closest; -1 for none.
@@ -198,9 +198,7 @@ class Snapshot(Shown):
             ConfigError: the URL cannot be opened.
             OSError: the file cannot be written.
         """
-        tensors, metadata = self.to_tensors()
-        # safetensors refuses tensors that share memory.
-        save_tensors(as_path(file), KIND, {name: tensor.clone() for name, tensor in tensors.items()}, metadata)
+        save_tensors(as_path(file), KIND, *self.to_tensors())
 
     @classmethod
     def load(cls, file: PathLike) -> "Snapshot":
