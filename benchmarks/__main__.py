@@ -15,7 +15,7 @@ from rich.table import Table
 
 BENCHMARKS = (
     "gallery", "coverage", "overhead", "scale", "tensorboard_tab", "ranks", "speed", "larger_images", "localisation",
-    "default_maps", "map_agreement", "method_ranking", "drift_detection",
+    "default_maps", "map_agreement", "method_ranking", "drift_detection", "boxes",
 )  # fmt: skip
 MINUTES = Path(__file__).with_name("minutes.json")  # of each benchmark, when it last ran to its end
 FINISHED = Path(__file__).with_name(".finished.json")  # those of the round that is under way

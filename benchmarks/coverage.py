@@ -168,12 +168,12 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     libraries = {"transformers": list_transformers, "open_clip": list_open_clip, "timm": list_timm}
     page = [
-        "# Which image encoders are explained",
+        "# Tested models",
         "",
         "Written by `python -m benchmarks.coverage`. Every model has random weights and was explained once. "
-        "`TracedTower` stands for an image encoder of an unknown kind, whose layers are found by tracing one pass. Of "
-        "open_clip, configurations of more than 500 million parameters, and those whose text tower is described on a "
-        "hub, were left out.",
+        "`TracedTower` stands for an image encoder of an unknown kind, whose layers are found by tracing one pass. Two "
+        "kinds of configurations of open_clip were left out: those of more than 500 million parameters, and those that "
+        "need a download for their text tower.",
     ]
     for library, list_models in libraries.items():
         rows = []

@@ -288,7 +288,7 @@ class ClipCamCallback(Callback):
                 raise ConfigError(reason)
             self._notices.show(Notice("strategy", reason), WITHOUT_EVALUATIONS)
             return
-        if self._module is None or self._module() is not pl_module:  # a copy of a used callback has no module
+        if self._module is not None and self._module() is not pl_module:
             self._forget()
         self._module = ref(pl_module)
         self._session.begin(trainer.world_size)

@@ -1,6 +1,5 @@
 """The callback in real trainings, from its arguments to a resumed run."""
 
-import copy
 import inspect
 import io
 import json
@@ -687,15 +686,6 @@ def test_each_fit_warns_again(tmp_path: Path) -> None:
     for name in ("first", "second"):
         with pytest.warns(ClipCamWarning, match="attention drifted"):
             fit(module, tmp_path / name, callback)
-
-
-def test_a_copy_of_a_used_callback_begins_anew_with_another_module(tmp_path: Path) -> None:
-    used = ClipCamCallback(masked_probes())
-    fit(FineTuning(), tmp_path / "first", used)
-    copied = copy.deepcopy(used)
-    fit(FineTuning(), tmp_path / "second", copied)
-    assert [entry.step for entry in copied.history] == [entry.step for entry in used.history]
-    assert copied.history[0].step == 0
 
 
 def test_a_baseline_that_is_late_is_noted(tmp_path: Path) -> None:

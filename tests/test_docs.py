@@ -399,6 +399,21 @@ class TestBenchmarks:
         assert f"between {percent(min(detected))} and {percent(max(detected))}".replace(" % and", " and") in text
         assert f"between {min(false):.1f} and {max(false):.1f} %" in text
 
+    def test_boxes(self) -> None:
+        measured = json.loads((ROOT / "benchmarks" / "boxes.json").read_text())
+        head = f"| {measured['tower']}, seed {measured['seed']} |"
+        rows = {}
+        for name, judged in measured["verdicts"].items():
+            rule, shown, tolerant = (judged[each] for each in ("our rule", "shown", "at a rate of 0.05"))
+            rows[name] = [
+                f"{rule['auc']:.2f}",
+                f"{rule['auc_twins']:.2f}",
+                percent(rule["detected"]),
+                percent(shown["detected"]),
+                *(f"{each['false_alarms']:.1f}" for each in (rule, shown, tolerant)),
+            ]
+        assert {name: values for name, *values in read_table(self.page, head)} == rows
+
     def test_plain_thresholds(self) -> None:
         verdicts = [judged for name, judged in read_verdicts().items() if name.endswith(", 64")]
         names = {"**our rule**, no masks": "our rule, no masks", "the conditions on the maps alone": "maps alone"}

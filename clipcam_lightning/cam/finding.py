@@ -354,12 +354,12 @@ def _find_by_names(module: nn.Module, spec: ModelSpec) -> ClipModel:
             found = read_pair(module, path, encoders.encode_image, encoders.encode_text, spec.tokenizer, spec.towers)
             widths = measure_widths(found)
             if widths[0] != widths[1]:
-                raise ConfigError(f"image embeddings have {widths[0]} numbers, text embeddings {widths[1]}.")
+                raise ConfigError(f"image embeddings have {widths[0]} numbers, text embeddings {widths[1]}")
         except Exception as error:  # of any kind: the names may mean something else
             problem = f" Its {encoders} could not be used: {describe_error(error)}."
         else:
             unused = ", ".join(encoders.list_unused(owner)[:3])
-            doubt = f"{encoders} of {type(owner).__name__} leaves out parameters that are trained: {unused}"
+            doubt = f"{encoders} of {type(owner).__name__} leave out parameters that are trained: {unused}"
             return replace(found, doubt=doubt if unused else "")
     names = ", ".join(name for name, _ in module.named_children()) or "none"
     raise ModelError(

@@ -37,9 +37,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(restored_rng(sorted(devices, key=str)))
+        stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
         for kind in ("cpu", *({"cuda"} if devices else ())):
             stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_restored_python_rng())
         modules = list_modules(model)
         stack.enter_context(_restored_generators(modules))
         stack.enter_context(_cleared_flags(modules))
@@ -96,18 +97,18 @@ def replaced_forwards(
 
 
 @contextmanager
-def restored_rng(devices: Sequence[torch.device | int] | None = None) -> Iterator[None]:
-    """Restore the random state of torch, numpy and Python when the context ends.
+def restored_rng() -> Iterator[None]:
+    """Restore the random state of torch, numpy and Python when the context ends."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with _restored_python_rng(), torch.random.fork_rng(devices=list(devices)):
+        yield
 
-    Args:
-        devices: CUDA devices whose state is restored; by default all, if CUDA is in use.
-    """
-    if devices is None:
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+
+@contextmanager
+def _restored_python_rng() -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=list(devices)):
-            yield
+        yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)

@@ -226,8 +226,7 @@ def test_trained_parts_that_no_name_tells_of_are_a_doubt() -> None:
     pair = Pair()
     pair.image_mlp = nn.Linear(8, 8)
     assert find_clip(pair).doubt == (
-        "image_encoder and text_encoder of Pair leaves out parameters that are trained: image_mlp.weight, "
-        "image_mlp.bias"
+        "image_encoder and text_encoder of Pair leave out parameters that are trained: image_mlp.weight, image_mlp.bias"
     )
 
 

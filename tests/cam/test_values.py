@@ -37,6 +37,7 @@ def make_capture(kind: Any) -> Any:
         "tower": find_tower(vit()) if is_attention else None,
         "grid": (2, 2),
         "directions": torch.zeros(1, 1, 768),
+        "first_patch": 1,
         "features": torch.zeros(1, 768),
         "blocks": (0, 1),
         "attentions": (make_attention(), make_attention()),

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipcam_lightning import Capture, ClipCamCallback, ClipCamError, ClipCamWarning, Snapshot
 from clipcam_lightning.cam.methods import METHODS
@@ -246,10 +246,22 @@ class TestDisk:
             train(tmp_path, make_callback(dirpath=tmp_path / "evaluations", on_error="raise"))
 
 
+class FaultyConv(nn.Conv2d):
+    """A convolution that calls a fault in eval mode."""
+
+    fault: Fault
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            self.fault()
+        return super().forward(images)
+
+
 def in_a_tower(fault: Fault, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     # Without validation, only an evaluation runs the tower in eval mode.
     module = tiny_module()
-    module.model.visual.conv1.register_forward_pre_hook(lambda conv, _: None if conv.training else fault())
+    module.model.visual.conv1.__class__ = FaultyConv
+    module.model.visual.conv1.fault = fault
     return {}, {"module": module, "validate": False}
 
 
