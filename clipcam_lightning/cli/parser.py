@@ -17,10 +17,10 @@ from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.storage.paths import as_path
 
 DESCRIPTION = """\
-See where a CLIP looks, and be told when that changes.
+Show where a CLIP looks, and raise an alarm when the background predicts the prompt.
 Files and folders may be in a store of fsspec: s3://bucket/baseline.safetensors.
 
-Exit code: 0 passed, 1 attention drifted, 2 the input cannot be used,
+Exit code: 0 no alarm, 1 alarm, 2 the input cannot be used,
 70 a bug in the package, 130 interrupted.
 """
 
@@ -48,7 +48,7 @@ example:
 """
 
 CHECK = """\
-Map a probe set and compare it with a baseline: fails (exit code 1) if attention drifted.
+Map a probe set and compare it with a baseline: fails (exit code 1) on an alarm.
 
 example:
   clipcam check --probes probes/ --baseline baseline.safetensors \\

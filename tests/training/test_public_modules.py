@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:the background:clipcam_lightning.ClipCamWarning"),
     pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning"),
-    pytest.mark.filterwarnings("ignore:the model hardly tells:clipcam_lightning.ClipCamWarning"),
+    pytest.mark.filterwarnings("ignore:the model hardly distinguishes:clipcam_lightning.ClipCamWarning"),
     pytest.mark.filterwarnings("ignore:.*no valid baseline:clipcam_lightning.ClipCamWarning"),
 ]
 
