@@ -47,7 +47,7 @@ from clipcam_lightning.training.announcement import announce
 from clipcam_lightning.training.folder import resolve_folder
 from clipcam_lightning.training.ranks import OutOfStepError
 from clipcam_lightning.training.session import NO_PROBES, Session
-from clipcam_lightning.training.steps import FitStart, count_steps, read_start
+from clipcam_lightning.training.steps import StepCounter
 from clipcam_lightning.training.support import list_owners, may_build_layers_later, unsupported_reason
 
 WITHOUT_EVALUATIONS = "The training goes on without evaluations."
@@ -65,7 +65,7 @@ class _FitState:
         logged_at: step at which metrics were last logged.
         tried_batch: whether a training batch was tried for probes.
         has_failed: whether an evaluation failed.
-        start: where the fit began, of which the steps are counted.
+        steps: counts the optimizer steps.
         checkpoint: state of the callback in a checkpoint that is not yet restored.
         is_announced: whether the user was told what is monitored.
         metrics: of the last evaluation.
@@ -78,7 +78,7 @@ class _FitState:
     logged_at: int = -1
     tried_batch: bool = False
     has_failed: bool = False
-    start: FitStart = field(default_factory=FitStart)
+    steps: StepCounter = field(default_factory=StepCounter)
     checkpoint: dict[str, Any] | None = None
     is_announced: bool = False
     metrics: Mapping[str, float] = field(default_factory=lambda: UNKNOWN)
@@ -333,7 +333,7 @@ class ClipCamCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fit.start = read_start(trainer)
+        self._fit.steps.begin(trainer)
         if not self._fit.evaluates:
             return
         self._resume()
@@ -373,14 +373,14 @@ class ClipCamCallback(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._fit.logs and self._fit.logged_at != count_steps(
-            trainer, self._fit.start
-        ):  # no validation, or steps were taken since
+        # No validation, or steps were taken since.
+        if self._fit.logs and self._fit.logged_at != self._count_steps(trainer):
             self._end_epoch(trainer, pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._fit.checkpoint = None
+        self._fit.steps.end()
         for problem in self._session.close():
             self._notices.show(problem)  # never raised: the training is over
 
@@ -425,7 +425,7 @@ class ClipCamCallback(Callback):
             pl_module.log(name, value, on_step=False, on_epoch=True, logger=False, sync_dist=True, batch_size=1)
 
     def _count_steps(self, trainer: Trainer) -> int:
-        return count_steps(trainer, self._fit.start)
+        return self._fit.steps.count(trainer)
 
     def _evaluate(self, trainer: Trainer) -> None:
         """Evaluate with all ranks, and act on the outcome on each of them."""

@@ -303,7 +303,7 @@ def _failures(sink: Sink, action: Callable[..., None], *arguments: object) -> li
         action(*arguments)
     except Exception as error:
         text = f"an evaluation could not be written to {sink} ({describe_error(error)})."
-        return [Notice(f"sink {sink}", text)]
+        return [Notice(f"sink {sink} {type(error).__name__}", text)]
     return []
 
 

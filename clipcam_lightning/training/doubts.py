@@ -11,7 +11,17 @@ ENCODE_ADVICE = (
     "and encode_text=lambda module, texts: ..., each of which returns [n, d]."
 )
 MAX_NAMED = 3  # parameters in a sentence
-LIBRARIES = ("torch", "lightning", "pytorch_lightning", "transformers", "peft", "accelerate", "timm", "open_clip")
+LIBRARIES = (
+    "torch",
+    "lightning",
+    "pytorch_lightning",
+    "transformers",
+    "peft",
+    "accelerate",
+    "timm",
+    "open_clip",
+    "wandb",
+)
 """Packages whose hooks belong to the model or to the strategy."""
 
 
@@ -68,5 +78,5 @@ def _find_hooks(model: nn.Module) -> Iterator[str]:
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             function = getattr(hook, "func", hook)  # of a functools.partial
             kind = function if hasattr(function, "__qualname__") else type(function)
-            if kind.__module__.partition(".")[0] not in LIBRARIES:
+            if (kind.__module__ or "").partition(".")[0] not in LIBRARIES:
                 yield f"{kind.__qualname__!r} on {path!r}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from clipcam_lightning.cam.encoders import EncoderPair
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.cam.images import takes_size
 from clipcam_lightning.cam.model import ClipModel
@@ -119,8 +120,10 @@ class Session:
             That what is monitored may not be what is trained, and that hooks of the user run in evaluations, too.
         """
         assert self.clip is not None
+        is_trained = any(each.requires_grad for each in self.clip.module.parameters()) and not self.clip.doubt
+        training = describe_training(self.clip, module, is_named=self._spec.clip is not None)
         doubts = (
-            Notice(UNTRAINED, describe_training(self.clip, module, is_named=self._spec.clip is not None)),
+            Notice("outside" if is_trained else UNTRAINED, training),
             Notice("hooks", describe_hooks(self.clip)),
         )
         return [doubt for doubt in doubts if doubt.text]
@@ -299,7 +302,7 @@ class Session:
                 "encode_image=lambda module, images: ... and encode_text=lambda module, texts: ..., each of which "
                 "returns [n, d]."
             )
-        return Notice("failed", text)
+        return Notice(f"failed {type(error).__name__}", text)
 
     def _restore(self, state: dict[str, Any]) -> tuple[int, Mapping[str, float], Notice | None]:
         try:
@@ -344,7 +347,7 @@ def _describe_size(found: BatchProbes, clip: ClipModel) -> str:
 def _describe_values(found: BatchProbes, clip: ClipModel) -> str:
     """Say that the images of a batch do not look normalized, as the model expects them; ``""`` if they do."""
     tensors, config = [image for image in found.images if isinstance(image, Tensor)], clip.preprocessing.config
-    if not tensors or not any(config.mean):
+    if not tensors or not any(config.mean) or isinstance(clip.module, EncoderPair):  # which may normalize them
         return ""
     low, high = min(float(each.min()) for each in tensors), max(float(each.max()) for each in tensors)
     brightest = max((1 - mean) / std for mean, std in zip(config.mean, config.std, strict=True))
