@@ -78,6 +78,8 @@ METADATA_WORDS = {  # strings under these describe how an image came to be, unle
     "time",
     "view",
 }
+CLASS_WORDS = {"breed", "category", "class", "classname", "query", "question", "species", "title"}
+"""Strings under these may be single words."""
 MAX_CAPTIONS = 10  # per sample; more rows are a segmentation
 MIN_TOKENS = 5  # rows of four numbers are boxes
 CLIP_START, CLIP_END = CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1
@@ -136,11 +138,20 @@ def is_prompt_key(leaf: Leaf) -> bool:
 def select_strings(leaf: Leaf) -> Prompts | None:
     """Select strings that may be prompts: under a key that names them, or such that look like text."""
     strings = leaf.value
-    if not is_strings(strings) or leaf.words & NON_PROMPT_WORDS:
+    is_named = is_prompt_key(leaf) or bool(leaf.words & CLASS_WORDS)
+    harmless = {"image", "img", "name"} if is_named else set()  # as in image_caption and class_name
+    if not is_strings(strings) or leaf.words & (NON_PROMPT_WORDS - harmless):
         return None
-    if is_prompt_key(leaf):
+    if is_named:
         return None if all(FILE_NAME.fullmatch(string) for string in strings) else list(strings)
+    if not leaf.words and all(map(_is_word, strings)):
+        return list(strings)
     return list(strings) if _look_like_text(strings) and leaf.words.isdisjoint(METADATA_WORDS) else None
+
+
+def _is_word(string: str) -> bool:
+    """Whether a string is a word such as the name of a class, and no code such as a view or a sex."""
+    return len(string) > 2 and string.replace("-", "").isalpha() and not string.isupper()
 
 
 def _look_like_text(strings: Sequence[str]) -> bool:
