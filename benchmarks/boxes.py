@@ -1,7 +1,8 @@
 """Does the alarm need exact masks, or do boxes around the objects do?
 
 The fine-tunings of one reported seed of benchmarks.drift_detection are watched by the same probes with the box of each
-object in place of its mask. What is judged is the same, so the table has both, and the same without either.
+object in place of its mask. They are trained anew, and the table compares them with the stored scores of the same
+fine-tunings with masks and without either. A model close to the limit of what counts as use may lie on its other side.
 
 Run it: python -m benchmarks.boxes --runs DIR  (half an hour on two cores; what is in DIR already is not trained again)
 """
@@ -29,7 +30,7 @@ RESULTS = Path(__file__).with_suffix(".json")
 TOWER, SEED = "class token", 2000
 PROBES = (ProbeChoice(16), USUAL)
 GIVEN = {"masks": ("masks", ""), "boxes": ("boxes", ""), "neither": ("masks", ", no masks")}
-"""Which runs tell, and how the names of their detectors end."""
+"""Which runs are judged, and how the names of their detectors end."""
 DETECTORS = ("our rule", "shown", "at a rate of 0.05")
 COLUMNS = (
     "AUC", "twins", "detected", "worst kind", "delay", "shown", "false, all", "false, shown", "false, at 5 %"

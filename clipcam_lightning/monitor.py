@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from operator import is_not
 from types import TracebackType
 from typing import Any, Literal
@@ -147,7 +146,7 @@ class ClipCamMonitor:
         self._extra_sinks = sinks
         self._found: ClipModel | None = None
         self._parts: list[nn.Module] = []  # of the model in which it was found
-        self._notices = Notices(type(self).__name__, partial(_warn, depth=4))
+        self._notices = Notices(type(self).__name__, _warn)
 
     @property
     def directory(self) -> str | None:
@@ -284,9 +283,9 @@ class ClipCamMonitor:
         if is_news:
             place = self.directory or self._base
             tab = describe_tab(self._monitor.sinks, report)
-            _warn(f"{report}. Report: {place}/{REPORT}.{tab}", depth=3)
+            _warn(f"{report}. Report: {place}/{REPORT}.{tab}")
 
 
-def _warn(text: str, depth: int) -> None:
-    """Warn at the line of the user, so many calls up."""
-    warnings.warn(text, ClipCamWarning, stacklevel=depth + 1)
+def _warn(text: str) -> None:
+    """Warn at the line of the user, who called a method of the monitor that called what warns."""
+    warnings.warn(text, ClipCamWarning, stacklevel=4)

@@ -247,7 +247,7 @@ class CamRegression:
 
     def _write_page(self, evaluation: "Evaluation", file: "UPath") -> "UPath":
         """Write the comparison as an HTML page, outside the project unless the user names a folder."""
-        from clipcam_lightning.storage.atomic import write_atomically
+        from clipcam_lightning.cam.writing import write_atomically
         from clipcam_lightning.visualization.report import html_pages
 
         page = self._report_folder() / f"{file.stem}.html"

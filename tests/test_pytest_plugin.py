@@ -11,9 +11,9 @@ import pytest
 from _pytest.pathlib import make_numbered_dir
 from PIL import Image
 
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.pytest_plugin import FOLDER, NAME_LENGTH, file_name
-from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.jpeg import encode_jpeg
 from clipcam_lightning.storage.paths import as_path
 from tests.support.warm_python import run_module

@@ -16,6 +16,7 @@ from clipcam_lightning.cam.explanation import Explanation
 from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cam.targets import Contrast, LogSoftmax
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.cli.images import ImageFile, find_images
 from clipcam_lightning.cli.models import ModelSource, load_clip, read_model_source
 from clipcam_lightning.cli.outputs import check_folder, identify, writing
@@ -24,7 +25,6 @@ from clipcam_lightning.cli.terminal import Output, sanitize, show_progress, warn
 from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.probes.names import name_probes
 from clipcam_lightning.probes.probe import Probe
-from clipcam_lightning.storage.atomic import write_atomically
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from upath import UPath
 from upath.implementations.cloud import CloudPath
 
 from clipcam_lightning.cam.urls import store_errors
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.cli.terminal import Output, sanitize
 from clipcam_lightning.errors import ConfigError
-from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.reading import exists, is_file, is_folder
 
 

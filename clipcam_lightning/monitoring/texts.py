@@ -15,6 +15,7 @@ SCALES = ("logit_scale", "logit_bias")  # trained, but no part of an embedding
 
 CYCLE = 4093  # weights of a checksum: a prime, so that equal columns of a matrix get different ones
 BLOCK = 64 * CYCLE  # words that are multiplied at once, few enough for the cache of a processor
+SHIFT = 29  # bits, other than the 32 between the signs of two floats in a word
 MIXERS = (-7046029254386353131, -4658895280553007687)  # of splitmix64, as signed numbers
 
 Checksums: TypeAlias = tuple[int, ...]
@@ -118,7 +119,9 @@ def checksum(value: Tensor, weights: Int[Tensor, "c"]) -> Int[Tensor, ""]:
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     for block in flat.view(torch.int64 if fits else torch.uint8).split(BLOCK):
         words = block.long()
-        words = words ^ (words >> 32)  # else a sign, the highest bit, only counts in the highest bit of the sum
+        # Else a sign, the highest bit, only counts in the highest bit of the sum. Zeros are shifted in, since with the
+        # sign a word and its complement would become one.
+        words = words ^ (words >> SHIFT & (1 << 64 - SHIFT) - 1)
         whole = len(words) // CYCLE * CYCLE
         columns, rest = words[:whole].view(-1, CYCLE).sum(0), words[whole:]  # a column has one weight
         columns[: len(rest)] += rest

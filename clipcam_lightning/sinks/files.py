@@ -6,12 +6,13 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.drift.report_json import report_as_json
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.sinks.drawing import Drawer
-from clipcam_lightning.storage.atomic import append_line, write_atomically
+from clipcam_lightning.storage.atomic import append_line
 from clipcam_lightning.storage.run_folder import BASELINE, CONTACT_SHEET, HISTORY, REPORT, RunFolder, name_snapshot
 
 

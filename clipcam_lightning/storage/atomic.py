@@ -1,4 +1,4 @@
-"""Write and append to files so that a process killed at any moment leaves no file half written."""
+"""Create files and append to them so that a process killed at any moment leaves no file half written."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from upath import UPath
 
 from clipcam_lightning.cam.urls import read_url
-from clipcam_lightning.cam.writing import temporary_file, upload, write_atomically as write_atomically
+from clipcam_lightning.cam.writing import temporary_file, upload
 from clipcam_lightning.storage.reading import exists
 
 WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of disks such as FAT

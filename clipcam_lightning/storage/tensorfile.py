@@ -11,8 +11,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 from upath import UPath
 
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.errors import SnapshotError, abridge
-from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.reading import is_file, read_bytes
 
 HEADER = "clipcam_lightning"

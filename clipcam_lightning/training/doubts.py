@@ -1,4 +1,4 @@
-"""What may make evaluations untrue: a model that is not what is trained, and hooks that run in evaluations, too."""
+"""Reasons to doubt the evaluations of a training: a model that is not trained, and hooks that run in evaluations."""
 
 from collections.abc import Iterator
 
@@ -45,7 +45,9 @@ def describe_training(clip: ClipModel, module: nn.Module, *, is_named: bool) -> 
             f"no parameter of the CLIP{name} is trained, but {len(outside)} others of {type(module).__name__} are: its "
             f"maps cannot change. {ENCODE_ADVICE}"
         )
-    weights = [path for path, each in outside.items() if each.ndim > 1]  # not a temperature or a bias of a loss
+    weights = [
+        path for path, each in outside.items() if each.ndim > 1 and each.numel() > 1
+    ]  # not a temperature or a bias of a loss
     if is_named or not weights:
         return ""
     more = f" and {len(weights) - MAX_NAMED} more" if len(weights) > MAX_NAMED else ""
@@ -67,8 +69,8 @@ def describe_hooks(clip: ClipModel) -> str:
     more = f" and {len(hooked) - 1} more" if len(hooked) > 1 else ""
     return (
         f"the forward hook {hooked[0]}{more} also runs when probes are evaluated. If it stores or changes something, "
-        "the training is not the same as without evaluations: let it return at once where the module is not in "
-        "training mode, as in every evaluation."
+        "the training is not the same as without evaluations: let it return at once if module.training is false, since "
+        "evaluations run in eval mode."
     )
 
 

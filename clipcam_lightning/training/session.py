@@ -111,7 +111,7 @@ class Session:
                 self.monitor.prepare(clip)
 
     def find_doubts(self, module: nn.Module) -> list[Notice]:
-        """Note what may make the evaluations untrue, or the training another one.
+        """Note reasons to doubt the evaluations.
 
         Args:
             module: the user's LightningModule.

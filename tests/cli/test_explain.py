@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.cli import main
 from clipcam_lightning.cli.images import find_images
 from clipcam_lightning.errors import ConfigError
-from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.paths import as_path
 from tests.support.shell import OPTIONS, make_project
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import open_clip
 import pytest
 
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.cli import main
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.paths import as_path
 from clipcam_lightning.storage.reading import exists, read_bytes
 from tests.support.shell import OPTIONS, files_in, make_project, run_clipcam

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from clipcam_lightning import ClipCamCallback
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.cli import main
 from clipcam_lightning.drift.snapshot import Snapshot
-from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.paths import as_path
 from tests.support.faulty import tiny_module, two_probes
 from tests.support.html_tree import Tree, words

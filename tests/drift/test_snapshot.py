@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from upath import UPath
 
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.drift.snapshot import Snapshot, SnapshotInfo
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.probes.probe_set import ProbeSet
-from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.paths import as_path
 from clipcam_lightning.storage.reading import read_bytes
 from clipcam_lightning.storage.tensorfile import save_tensors

@@ -10,10 +10,10 @@ from PIL import Image
 from upath import UPath
 
 from clipcam_lightning.cam.decoding import decode_rgb
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.errors import ClipCamError, ConfigError, ProbeError, SnapshotError
 from clipcam_lightning.probes.probe import Probe
 from clipcam_lightning.probes.probe_set import ProbeSet
-from clipcam_lightning.storage.atomic import write_atomically
 from clipcam_lightning.storage.paths import as_path
 from clipcam_lightning.storage.reading import read_bytes
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from clipcam_lightning.cam.encoding import write_image
-from clipcam_lightning.storage.atomic import append_line, write_atomically, write_new
+from clipcam_lightning.cam.writing import write_atomically
+from clipcam_lightning.storage.atomic import append_line, write_new
 
 
 def fail_for_lack_of_space(*_args: object) -> None:

@@ -7,8 +7,9 @@ import pytest
 from upath import UPath
 
 from clipcam_lightning.cam.urls import is_url
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.errors import ConfigError
-from clipcam_lightning.storage.atomic import append_line, write_atomically, write_new
+from clipcam_lightning.storage.atomic import append_line, write_new
 from clipcam_lightning.storage.paths import as_path, is_remote, join
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from clipcam_lightning.cam.writing import write_atomically
 from clipcam_lightning.errors import SnapshotError
-from clipcam_lightning.storage.atomic import append_line, write_atomically, write_new
+from clipcam_lightning.storage.atomic import append_line, write_new
 from clipcam_lightning.storage.paths import as_path
 from clipcam_lightning.storage.reading import exists, is_file, is_folder, read_bytes
 from clipcam_lightning.storage.tensorfile import load_tensors

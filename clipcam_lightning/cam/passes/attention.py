@@ -51,10 +51,13 @@ def run_attention_pass(method: Method, inputs: Pass) -> Result:
 def _find_image_tokens(tower: AttentionTower, inputs: Pass) -> tuple[int, list[int]]:
     """Count the input tokens of the first block, and find which depend on the image: those of prompts do not."""
     image = inputs.images[:1]
+    # Within the range of most images, so that a tower that clamps its input cannot make patches equal.
+    ramp = torch.linspace(0, 1, image.numel(), dtype=image.dtype, device=image.device).view_as(image)
     with torch.no_grad(), recorded_calls([tower.blocks[0]]) as calls:
-        inputs.embed(torch.cat([image, image + 1]))
-    first, second = tower.to_tokens(calls[tower.blocks[0]].first_argument)
-    return len(first), (first != second).any(dim=-1).nonzero().flatten().tolist()
+        inputs.embed(torch.cat([image, ramp, 1 - ramp]))
+    first, *others = tower.to_tokens(calls[tower.blocks[0]].first_argument)
+    depends = torch.stack([(first != other).any(dim=-1) for other in others]).any(dim=0)
+    return len(first), depends.nonzero().flatten().tolist()
 
 
 def _find_blocks(tower: AttentionTower, method: Method, layers: tuple[str, ...]) -> tuple[int, ...]:
@@ -182,13 +185,14 @@ class _Recorder:
         if tokens in (patches, self.tower.prefix + patches):
             return self.tower.prefix
         count, depending = _find_image_tokens(self.tower, inputs)
-        if count != tokens or depending != [*range(depending[0], depending[0] + patches)]:
+        first = min(depending, default=0)
+        if count != tokens or depending != [*range(first, first + patches)]:
             raise TowerError(
                 f"expected {self.tower.prefix} + {patches} tokens, got {tokens}, and the patches cannot be found among "
                 f"them: {len(depending)} of the {count} inputs of the first block depend on the image. Describe the "
                 f"image tower with towers=[...]: a class derived from {type(self.tower).__name__}."
             )
-        return depending[0]
+        return first
 
     def make_gradient_capture(self, fields: dict[str, Any], gradients: tuple[Tensor, ...]) -> AttentionCapture:
         """Make the capture for one prompt from its fields and the gradients of its score."""
