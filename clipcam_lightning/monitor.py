@@ -202,7 +202,9 @@ class ClipCamMonitor:
         except Exception as error:  # of any kind: an evaluation must not stop a training
             if self.on_error == "raise":
                 raise
-            self._notices.show(Notice("failed", f"an evaluation failed: {describe_error(error)}"))
+            self._notices.show(
+                Notice(f"failed {type(error).__name__}", f"an evaluation failed: {describe_error(error)}")
+            )
             return None
         if self._folder is not None and self._folder.note:
             self._notices.show(Notice(self._folder.note, self._folder.note))

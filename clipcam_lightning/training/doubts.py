@@ -45,9 +45,8 @@ def describe_training(clip: ClipModel, module: nn.Module, *, is_named: bool) -> 
             f"no parameter of the CLIP{name} is trained, but {len(outside)} others of {type(module).__name__} are: its "
             f"maps cannot change. {ENCODE_ADVICE}"
         )
-    weights = [
-        path for path, each in outside.items() if each.ndim > 1 and each.numel() > 1
-    ]  # not a temperature or a bias of a loss
+    # A temperature or a bias of a loss adds nothing to an embedding.
+    weights = [path for path, each in outside.items() if each.ndim > 1 and each.numel() > 1]
     if is_named or not weights:
         return ""
     more = f" and {len(weights) - MAX_NAMED} more" if len(weights) > MAX_NAMED else ""
