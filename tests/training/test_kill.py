@@ -74,7 +74,7 @@ def run(folder: Path, results: Connection, kill_at: int | None) -> None:
 def write(folder: Path, kill_at: int) -> None:
     """Replace one file and append to another, in a process of its own."""
     sys.setprofile(Assassin(kill_at))
-    atomic.write_atomically(folder / "replaced", b"new" * 10_000)
+    writing.write_atomically(folder / "replaced", b"new" * 10_000)
     atomic.append_line(folder / "appended", "new" * 10_000)
 
 
