@@ -37,7 +37,7 @@ from clipcam_lightning.errors import (
 )
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink, require_sinks
 from clipcam_lightning.monitoring.history import HistoryEntry
-from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor
+from clipcam_lightning.monitoring.monitor import UNKNOWN, UNKNOWN_WITH_MASKS, Monitor
 from clipcam_lightning.monitoring.notices import Notice, Notices
 from clipcam_lightning.probes.class_names import ClassNames
 from clipcam_lightning.probes.probe_set import ProbesLike
@@ -120,8 +120,8 @@ class ClipCamCallback(Callback):
         probe_metrics: whether loggers get the metrics of each probe besides the means; by default TensorBoard and W&B.
         sinks: what else to write evaluations with, such as :class:`Sink` objects of your own.
         prompts: what integer labels of a batch stand for: names of the classes, or prompts such as "a photo of a fox".
-            By default an attribute ``prompts``, ``class_prompts``, ``class_names``, ``classes``, ``classnames`` or
-            ``id2label`` of the module, the datamodule or the training dataset.
+            By default an attribute of the module, the datamodule or the training dataset, such as ``prompts``,
+            ``class_names``, ``classes``, ``id2label`` or ``class_to_idx``, or the features of a Hugging Face dataset.
         clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
             :class:`ModelSpec`.
         dirpath: folder or fsspec URL for snapshots, history, contact sheet and report; by default
@@ -283,9 +283,10 @@ class ClipCamCallback(Callback):
             rank_zero_info(f"{type(self).__name__}: no evaluations, because barebones=True measures the bare training.")
             return
         if reason := unsupported_reason(trainer.strategy):
-            self._fit.evaluates = False
             if self.on_error == "raise":
                 raise ConfigError(reason)
+            self._fit.evaluates = False
+            self._fit.metrics = {**UNKNOWN_WITH_MASKS, **self._fit.metrics}  # the probes are not read, and may have masks
             self._notices.show(Notice("strategy", reason), WITHOUT_EVALUATIONS)
             return
         if self._module is not None and self._module() is not pl_module:
@@ -337,7 +338,7 @@ class ClipCamCallback(Callback):
         if not self._fit.evaluates:
             return
         self._resume()
-        for doubt in self._session.find_doubts(pl_module):
+        for doubt in self._session.find_doubts(pl_module, trainer.optimizers):
             self._notices.show(doubt)
         if self._fit.evaluations:  # resumed, or a second fit
             self._fit.evaluated_at = self._count_steps(trainer)

@@ -1,7 +1,9 @@
 """Temporary changes to a model for the time of a pass; all of them are undone, also after an exception."""
 
 import copy
+import itertools
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,6 +19,11 @@ from clipcam_lightning.cam.precision import PromotedTypes, list_float_types
 from clipcam_lightning.errors import ModelError
 
 GENERATORS = (torch.Generator, random.Random, np.random.Generator)
+VALUES = (bool, int, float, complex, str, bytes, type(None), tuple, torch.Tensor)
+CONTAINERS = (list, deque, dict, set)
+OF_MODULES = frozenset(vars(nn.Module()))
+LIBRARIES_WITH_STATE = ("torch", "deepspeed")
+"""Packages whose modules prepare themselves in their first forward, and are to stay prepared."""
 
 
 @contextmanager
@@ -24,10 +31,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into eval mode and full precision, and restore its state and all random states at the end.
 
     Restored, also after an exception: the training flag of every submodule, gradient-checkpointing flags, buffers,
-    weights that PEFT merges in a forward, and the random state of torch, numpy and Python. During the ``with``,
-    autocast and inference mode are off, gradients are on, and compiled code runs eagerly, because code that is compiled
-    already skips hooks. Parts of different float types work together, and weights that were created in inference mode
-    or quantized can be differentiated through.
+    weights that PEFT merges in a forward, numbers, texts and containers that modules hold as attributes, and which
+    tensors these attributes are, and the random state of torch, numpy and Python. During the ``with``, autocast and
+    inference mode are off, gradients are on, and compiled code runs eagerly, because code that is compiled already
+    skips hooks. Parts of different float types work together, and weights that were created in inference mode or
+    quantized can be differentiated through.
 
     Raises:
         ModelError: a weight is on the meta device.
@@ -45,6 +53,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_restored_generators(modules))
         stack.enter_context(_cleared_flags(modules))
         stack.enter_context(_restored_buffers(modules))
+        stack.enter_context(_restored_attributes(modules))
         stack.enter_context(_restored_merged_weights(model))
         stack.enter_context(_cloned_inference_tensors(model))
         stack.enter_context(replaced_forwards(_list_quantized_layers(model), _dequantize))
@@ -191,6 +200,38 @@ def _has_values(buffer: torch.Tensor, copy: torch.Tensor) -> bool:
     if buffer.layout != torch.strided or buffer.is_nested:  # which torch does not compare
         return False
     return torch.equal(buffer, copy) or bool(((buffer == copy) | ((buffer != buffer) & (copy != copy))).all())
+
+
+@contextmanager
+def _restored_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Restore what a module counts, keeps or collects in each forward, since a training may go on with it."""
+    owners = [vars(each) for each in modules if type(each).__module__.partition(".")[0] not in LIBRARIES_WITH_STATE]
+    kept = [
+        {name: (value, copy.copy(value) if type(value) in CONTAINERS else None) for name, value in _list_values(owner)}
+        for owner in owners
+    ]
+    try:
+        yield
+    finally:
+        for owner, values in zip(owners, kept, strict=True):
+            for name in [name for name, _ in _list_values(owner) if name not in values]:
+                del owner[name]
+            for name, (value, content) in values.items():
+                owner[name] = value
+                if content is not None and _identify_items(value) != _identify_items(content):
+                    value.clear()
+                    (value.extend if isinstance(value, list | deque) else value.update)(content)
+
+
+def _list_values(owner: dict[str, Any]) -> list[tuple[str, Any]]:
+    """List the attributes of a module that are values or containers, without those of ``nn.Module`` itself."""
+    kinds = (*VALUES, *CONTAINERS)
+    return [(name, each) for name, each in owner.items() if isinstance(each, kinds) and name not in OF_MODULES]
+
+
+def _identify_items(container: Any) -> list[int]:
+    """Identify what a container holds: tensors cannot be compared by ``==``."""
+    return [id(each) for each in (itertools.chain(*container.items()) if isinstance(container, dict) else container)]
 
 
 @contextmanager

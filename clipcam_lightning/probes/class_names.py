@@ -2,15 +2,18 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch import nn
+from torch.utils.data import Dataset
 
 from clipcam_lightning.probes.leaves import is_strings
 
 ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
 PROMPTS = ("prompts", "class_prompts")
-NAMES = ("class_names", "classes", "classnames", "id2label")
+NAMES = ("class_names", "classes", "classnames", "label_names", "id2label", "idx_to_class")
+NUMBERS = ("class_to_idx", "label2id")
 COUNTS = ("num_classes", "n_classes")
 MAX_DEPTH = 8  # of wrappers around a dataset
 
@@ -19,8 +22,8 @@ def find_class_names(owners: Sequence[object]) -> ClassNames | None:
     """Find a prompt of each class, or their names, among the attributes of a module or a dataset.
 
     Attributes of ``hparams``, of the configuration of a CLIP of transformers, and of datasets inside a loader,
-    ``Subset`` or ``ConcatDataset`` count, too. Prompts that are not as many as the classes, such as several templates
-    of each, are left out.
+    ``Subset``, ``ConcatDataset`` or a dataset of the user count, too, and so do the features of a Hugging Face dataset.
+    Prompts that are not as many as the classes, such as several templates of each, are left out.
 
     Args:
         owners: the first that has names counts.
@@ -28,8 +31,8 @@ def find_class_names(owners: Sequence[object]) -> ClassNames | None:
     Returns:
         Strings by class number; ``None`` if there are none.
     """
-    names: ClassNames | None = _find(owners, _reader(NAMES))
-    prompts: ClassNames | None = _find(owners, _reader(PROMPTS))
+    names: ClassNames | None = _find(owners, _read_names)
+    prompts: ClassNames | None = _find(owners, partial(_read_strings, attributes=PROMPTS))
     count = len(names) if names is not None else _find(owners, _read_count)
     return prompts if prompts is not None and count in (None, len(prompts)) else names
 
@@ -57,11 +60,14 @@ def _list_inner(owner: object) -> list[object]:
 
 
 def _list_datasets(owner: object) -> list[object]:
-    """List the datasets of a ``ConcatDataset`` or ``StackDataset``."""
+    """List the datasets that an owner combines, or that a dataset of the user wraps under any name."""
     datasets = _read(owner, "datasets")
-    if isinstance(datasets, Mapping):
-        return list(datasets.values())
-    return list(datasets) if isinstance(datasets, list | tuple) else []
+    held = [*(datasets if isinstance(datasets, list | tuple) else ())]
+    if isinstance(owner, Dataset):  # no datamodule: its validation may have other classes
+        held += vars(owner).values()
+    for each in (owner, datasets):  # splits of Hugging Face, and StackDataset
+        held += each.values() if isinstance(each, Mapping) else ()
+    return [each for each in held if isinstance(each, Dataset) or _read_features(each)]
 
 
 def _agreed(values: Sequence[Any]) -> Any:
@@ -77,8 +83,39 @@ def _read(owner: object, attribute: str) -> Any:
         return None
 
 
-def _reader(attributes: Sequence[str]) -> Callable[[object], ClassNames | None]:
-    return lambda owner: next((names for each in attributes if _are_names(names := _read(owner, each))), None)
+def _read_names(owner: object) -> ClassNames | None:
+    names = _read_strings(owner, NAMES)
+    if names is None:
+        names = next((_invert(numbers) for each in NUMBERS if (numbers := _read(owner, each))), None)
+    if names is None:
+        names = _agreed([_read_strings(feature, ("names",)) for feature in _read_features(owner)])
+    return names
+
+
+def _read_strings(owner: object, attributes: Sequence[str]) -> ClassNames | None:
+    return next((_number(names) for each in attributes if _are_names(names := _read(owner, each))), None)
+
+
+def _read_features(owner: object) -> list[object]:
+    """List the features, of which some may be labels, of a Hugging Face dataset."""
+    features = _read(owner, "features")
+    return list(features.values()) if isinstance(features, Mapping) else []
+
+
+def _invert(numbers: Any) -> ClassNames | None:
+    """Get the name of each number, from the number of each name."""
+    if not isinstance(numbers, Mapping) or not all(isinstance(number, int) for number in numbers.values()):
+        return None
+    names = {number: name for name, number in numbers.items()}
+    return names if _are_names(names) else None
+
+
+def _number(names: Any) -> ClassNames:
+    """Let names that were read from JSON, where all keys are strings, have numbers as keys."""
+    if isinstance(names, Mapping) and all(isinstance(key, str) and key.isdecimal() for key in names):
+        return {int(key): name for key, name in names.items()}
+    numbered: ClassNames = names
+    return numbered
 
 
 def _are_names(names: Any) -> bool:

@@ -1,10 +1,12 @@
 """Reasons to doubt the evaluations of a training: a model that is not trained, and hooks that run in evaluations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
+from torch.optim import Optimizer
 
 from clipcam_lightning.cam.model import ClipModel
+from clipcam_lightning.monitoring.notices import UNTRAINED, Notice
 
 ENCODE_ADVICE = (
     "If images pass through more than that, say how they are embedded, with encode_image=lambda module, images: ... "
@@ -25,43 +27,79 @@ LIBRARIES = (
 """Packages whose hooks belong to the model or to the strategy."""
 
 
-def describe_training(clip: ClipModel, module: nn.Module, *, is_named: bool) -> str:
-    """Say that what is monitored may not be what is trained; ``""`` if nothing speaks for that.
+def find_doubts(
+    clip: ClipModel, module: nn.Module, optimizers: Sequence[Optimizer], *, is_named: bool
+) -> list[Notice]:
+    """Note reasons to doubt the evaluations of a training.
 
     Args:
         clip: what is monitored.
         module: the user's LightningModule.
+        optimizers: of the training.
         is_named: whether the user chose this CLIP, beside which others may be trained.
+
+    Returns:
+        That what is monitored may not be what is trained, and that hooks of the user run in evaluations, too.
     """
+    trained = _list_trained(module, optimizers)
+    inside = trained.intersection(clip.module.parameters())
     if clip.doubt:
-        return f"{clip.doubt}. {ENCODE_ADVICE}"
-    name = f" {clip.name!r}" if clip.name else ""
-    inside = {parameter for parameter in clip.module.parameters() if parameter.requires_grad}
-    outside = {path: each for path, each in module.named_parameters() if each.requires_grad and each not in inside}
-    if not outside:
+        about_training = Notice(UNTRAINED, f"{clip.doubt}. {ENCODE_ADVICE}")
+    elif not inside:
+        about_training = Notice(UNTRAINED, _describe_frozen_clip(clip, module, len(trained)))
+    else:
+        weights = [] if is_named else _list_weights(module, trained - inside)
+        about_training = Notice("outside", _describe_outside(clip, weights))
+    doubts = about_training, Notice("hooks", _describe_hooks(clip))
+    return [doubt for doubt in doubts if doubt.text]
+
+
+def _list_trained(module: nn.Module, optimizers: Sequence[Optimizer]) -> set[nn.Parameter]:
+    """List the parameters that require a gradient and that an optimizer holds."""
+    trainable = {each for each in module.parameters() if each.requires_grad}
+    held = {each for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
+    return trainable & held or trainable  # an optimizer may be unknown here, or hold shards of the parameters
+
+
+def _list_weights(module: nn.Module, parameters: set[nn.Parameter]) -> list[str]:
+    """Name those that may add to an embedding: no temperature, no bias, and nothing of a loss."""
+    losses = {
+        parameter
+        for each in module.modules()
+        if "loss" in type(each).__name__.lower()
+        for parameter in each.parameters()
+    }
+    return [
+        path
+        for path, each in module.named_parameters()
+        if each in parameters - losses and each.ndim > 1 and each.numel() > 1
+    ]
+
+
+def _describe_frozen_clip(clip: ClipModel, module: nn.Module, trained: int) -> str:
+    if not trained:
         return ""
-    if not inside:
-        return (
-            f"no parameter of the CLIP{name} is trained, but {len(outside)} others of {type(module).__name__} are: its "
-            f"maps cannot change. {ENCODE_ADVICE}"
-        )
-    # A temperature or a bias of a loss adds nothing to an embedding.
-    weights = [path for path, each in outside.items() if each.ndim > 1 and each.numel() > 1]
-    if is_named or not weights:
-        return ""
-    more = f" and {len(weights) - MAX_NAMED} more" if len(weights) > MAX_NAMED else ""
     return (
-        f"weights outside the CLIP{name} are trained as well ({', '.join(weights[:MAX_NAMED])}{more}), and the maps do "
-        f"not show what they add. {ENCODE_ADVICE}"
+        f"no parameter of the CLIP{_quote_name(clip)} is trained, but {trained} others of {type(module).__name__} are: "
+        f"its maps cannot change. {ENCODE_ADVICE}"
     )
 
 
-def describe_hooks(clip: ClipModel) -> str:
-    """Say that forward hooks of the user run in evaluations, too; ``""`` if there are none.
+def _describe_outside(clip: ClipModel, weights: Sequence[str]) -> str:
+    if not weights:
+        return ""
+    more = f" and {len(weights) - MAX_NAMED} more" if len(weights) > MAX_NAMED else ""
+    return (
+        f"weights outside the CLIP{_quote_name(clip)} are trained as well ({', '.join(weights[:MAX_NAMED])}{more}), "
+        f"and the maps do not show what they add. {ENCODE_ADVICE}"
+    )
 
-    Args:
-        clip: what is monitored.
-    """
+
+def _quote_name(clip: ClipModel) -> str:
+    return f" {clip.name!r}" if clip.name else ""
+
+
+def _describe_hooks(clip: ClipModel) -> str:
     hooked = list(dict.fromkeys(_find_hooks(clip.module)))
     if not hooked:
         return ""

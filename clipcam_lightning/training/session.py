@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from clipcam_lightning.cam.encoders import EncoderPair
 from clipcam_lightning.cam.finding import ModelSpec
@@ -21,13 +22,13 @@ from clipcam_lightning.errors import ClipCamError, describe_error
 from clipcam_lightning.monitoring.evaluation import Outcome, Sink
 from clipcam_lightning.monitoring.explainer import Explainer, LocalExplainer
 from clipcam_lightning.monitoring.monitor import UNKNOWN, Monitor, load_baseline
-from clipcam_lightning.monitoring.notices import UNTRAINED, Notice, end_sentence
+from clipcam_lightning.monitoring.notices import Notice, end_sentence
 from clipcam_lightning.probes.batch import BatchProbes, find_images_and_prompts
 from clipcam_lightning.probes.batch_texts import TextInput
 from clipcam_lightning.probes.class_names import ClassNames, find_class_names
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 from clipcam_lightning.training.distributed_explainer import DistributedExplainer
-from clipcam_lightning.training.doubts import describe_hooks, describe_training
+from clipcam_lightning.training.doubts import find_doubts
 from clipcam_lightning.training.ranks import OutOfStepError, Ranks
 from clipcam_lightning.training.sharded import gathered_parameters, is_sharded, reserve_memory
 
@@ -110,23 +111,10 @@ class Session:
             if self.monitor is not None:
                 self.monitor.prepare(clip)
 
-    def find_doubts(self, module: nn.Module) -> list[Notice]:
-        """Note reasons to doubt the evaluations.
-
-        Args:
-            module: the user's LightningModule.
-
-        Returns:
-            That what is monitored may not be what is trained, and that hooks of the user run in evaluations, too.
-        """
+    def find_doubts(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> list[Notice]:
+        """Note reasons to doubt the evaluations, as :func:`~clipcam_lightning.training.doubts.find_doubts` does."""
         assert self.clip is not None
-        is_trained = any(each.requires_grad for each in self.clip.module.parameters()) and not self.clip.doubt
-        training = describe_training(self.clip, module, is_named=self._spec.clip is not None)
-        doubts = (
-            Notice("outside" if is_trained else UNTRAINED, training),
-            Notice("hooks", describe_hooks(self.clip)),
-        )
-        return [doubt for doubt in doubts if doubt.text]
+        return find_doubts(self.clip, module, optimizers, is_named=self._spec.clip is not None)
 
     def forget(self) -> None:
         """Forget the baseline and history of another module, and probes that were taken from its batches."""

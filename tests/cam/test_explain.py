@@ -1,6 +1,7 @@
 """``explain`` works in every context, restores the model and checks its arguments."""
 
 import random
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -137,6 +138,44 @@ def test_evaluation_mode_restores_buffers_of_every_kind() -> None:
         if not buffer.is_meta:
             assert_close(buffer, untouched.get_buffer(name), atol=0, rtol=0, equal_nan=True)
     assert model.table.stride() == stride
+
+
+class Counting(nn.Module):
+    """Keeps what it sees in attributes of every kind, and adds one in its first forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.scale: float | None = None
+        self.features = torch.zeros(2)
+        self.seen: list[Tensor] = []
+        self.by_size: dict[int, Tensor] = {1: self.features}
+        self.last: deque[Tensor] = deque([self.features], maxlen=1)
+        self.sizes = {3}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.scale = 2.0
+        self.features = x
+        self.seen.append(x)
+        self.by_size[1] = x
+        self.last.append(x)
+        self.sizes.add(len(x))
+        self.was_called = True
+        return x
+
+
+def test_evaluation_mode_restores_attributes_of_every_kind() -> None:
+    model = Counting()
+    first, containers = model.features, (model.seen, model.by_size, model.last, model.sizes)
+
+    with evaluation_mode(nn.Sequential(model)):
+        model(torch.ones(1))
+
+    assert (model.calls, model.scale, model.features is first) == (0, None, True)
+    assert (model.seen, model.by_size, list(model.last), model.sizes) == ([], {1: first}, [first], {3})
+    assert all(a is b for a, b in zip(containers, (model.seen, model.by_size, model.last, model.sizes), strict=True))
+    assert not hasattr(model, "was_called")
 
 
 def test_a_buffer_that_cannot_be_restored_leaves_the_others_restored() -> None:

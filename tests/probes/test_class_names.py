@@ -3,11 +3,12 @@
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, random_split
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, random_split
 from transformers import CLIPConfig, ViTConfig
 
 from clipcam_lightning.probes.class_names import ClassNames, find_class_names
@@ -32,6 +33,19 @@ class Wrapper:
         self.dataset = dataset
 
 
+class Holder(Dataset[Any]):
+    """A dataset that reads from others, under names of its own."""
+
+    def __init__(self, **datasets: Any) -> None:
+        vars(self).update(datasets)
+
+
+def of_hugging_face(**labels: Any) -> datasets.Dataset:
+    """Make a dataset of Hugging Face with columns of labels."""
+    features = {name: datasets.ClassLabel(names=names) for name, names in labels.items()}
+    return datasets.Dataset.from_dict(dict.fromkeys(features, [0, 1]), datasets.Features(features))
+
+
 class Failing(Named):
     """A dataset with properties that need more than there is."""
 
@@ -48,6 +62,10 @@ WRAPPED = {
     "concatenated with a nameless one": ConcatDataset([TensorDataset(torch.arange(4)), Named()]),
     "loader": DataLoader(Subset(Named(), [0])),
     "failing property": Failing(),
+    "under another name": Holder(samples=Holder(images=Named())),
+    "Hugging Face": of_hugging_face(label=NAMES).with_format("torch"),
+    "Hugging Face, splits": SimpleNamespace(dataset=of_hugging_face(label=NAMES).train_test_split(0.5)),
+    "Hugging Face, in a dataset of the user": DataLoader(Holder(hf=of_hugging_face(label=NAMES))),
 }
 
 
@@ -58,6 +76,14 @@ def test_classes_of_a_wrapped_dataset_are_found(owner: Any) -> None:
 
 def test_concatenated_datasets_of_other_classes_have_no_names() -> None:
     assert find_class_names([ConcatDataset([Named(), Named(["owl", "fox"])])]) is None
+
+
+def test_several_labels_of_a_dataset_are_no_names() -> None:
+    assert find_class_names([of_hugging_face(coarse=NAMES, fine=["lynx", "wolf"])]) is None
+
+
+def test_a_datamodule_may_validate_with_other_classes() -> None:
+    assert find_class_names([SimpleNamespace(val_set=Named(["owl", "fox"])), Subset(Named(), [0])]) == NAMES
 
 
 def test_a_dataset_that_holds_itself_has_no_names() -> None:
@@ -91,6 +117,11 @@ def test_labels_of_the_configuration_of_a_clip_are_names() -> None:
     assert find_class_names([module_with(CLIPConfig(id2label=named))]) == named
     assert find_class_names([module_with(CLIPConfig())]) is None, "LABEL_0 is no name"
     assert find_class_names([module_with(ViTConfig(id2label=named))]) is None, "perhaps the classes of a backbone"
+
+
+@pytest.mark.parametrize("names", [{"id2label": {"0": "cat", "1": "dog"}}, {"class_to_idx": {"cat": 0, "dog": 1}}])
+def test_names_are_found_by_number(names: dict[str, Any]) -> None:
+    assert find_class_names([SimpleNamespace(**names)]) == {0: "cat", 1: "dog"}
 
 
 def test_templates_are_no_names_of_classes() -> None:

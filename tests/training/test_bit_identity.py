@@ -79,6 +79,25 @@ def frozen_statistics(module: Contrastive) -> None:
     module.clip.visual.conv1[0].eval()
 
 
+class Counting(nn.Module):
+    """Counts its forwards, of training and of evaluation, remembers the last one, and depends on both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.last: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        before = self.last[-1].mean() if self.last else 0.0
+        self.last = [images.detach()]
+        return images * (1 + self.calls / 100) + before / 10
+
+
+def counting(module: Contrastive) -> None:
+    module.clip.visual.conv1 = nn.Sequential(Counting(), module.clip.visual.conv1)
+
+
 def frozen_tower(module: Contrastive) -> None:
     module.clip.visual.requires_grad_(False)
 
@@ -179,6 +198,7 @@ CASES: dict[str, Case] = {
     "dropout": Case(Training(change=dropout)),
     "batchnorm": Case(Training(change=batchnorm)),
     "batchnorm frozen by the user": Case(Training(change=frozen_statistics, validate=False)),
+    "forwards that count themselves": Case(Training(change=counting)),
     "frozen image tower": Case(Training(change=frozen_tower)),
     # PEFT merges and unmerges in every forward, which leaves rounding errors. Those of a validation would hide those of
     # the last evaluation, since both are the same.

@@ -3,15 +3,17 @@
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from clipcam_lightning.cam.finding import ModelSpec
-from clipcam_lightning.training.doubts import describe_hooks, describe_training
+from clipcam_lightning.training.doubts import find_doubts
 from tests.support.modules import FineTuning
 
 
-def doubt(module: nn.Module, **spec: Any) -> str:
-    return describe_training(ModelSpec(**spec).find(module), module, is_named="clip" in spec)
+def doubt(module: nn.Module, *optimizers: torch.optim.Optimizer, **spec: Any) -> str:
+    doubts = find_doubts(ModelSpec(**spec).find(module), module, optimizers, is_named="clip" in spec)
+    return " ".join(each.text for each in doubts)
 
 
 def test_a_module_that_trains_its_clip_alone_raises_no_doubt():
@@ -34,6 +36,30 @@ def test_a_head_that_is_trained_beside_the_clip_is_named(freezes: bool):
     assert "encode_image=lambda module, images: ..." in said
 
 
+def test_weights_that_no_optimizer_holds_are_not_trained():
+    module = FineTuning()
+    module.head = nn.Linear(8, 4)
+    assert doubt(module, torch.optim.SGD(module.model.parameters(), 0.1)) == ""
+    assert "no parameter of the CLIP" in doubt(module, torch.optim.SGD(module.head.parameters(), 0.1))
+
+
+def test_optimizers_of_other_parameters_leave_the_question_open():
+    module = FineTuning()
+    module.head = nn.Linear(8, 4)
+    assert "head.weight" in doubt(module, torch.optim.SGD([nn.Parameter(torch.ones(3))], 0.1))
+
+
+def test_the_proxies_of_a_loss_raise_no_doubt():
+    class ProxyAnchorLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proxies = nn.Parameter(torch.ones(4, 8))
+
+    module = FineTuning()
+    module.criterion = ProxyAnchorLoss()
+    assert doubt(module) == ""
+
+
 def test_a_clip_that_the_user_names_may_be_one_of_two():
     module = FineTuning()
     module.other = FineTuning().model
@@ -53,14 +79,13 @@ class Recorder(nn.Module):
 
 def test_a_forward_hook_of_the_user_is_named():
     module = FineTuning()
-    clip = ModelSpec().find(module)
-    assert describe_hooks(clip) == ""
+    assert doubt(module) == ""
     module.model.visual.register_forward_hook(Recorder().record)
-    assert "'Recorder.record' on 'visual' also runs when probes are evaluated" in describe_hooks(clip)
+    assert "'Recorder.record' on 'visual' also runs when probes are evaluated" in doubt(module)
 
 
 def test_hooks_of_libraries_are_not_those_of_the_user():
     module = FineTuning()
     nn.utils.parametrizations.weight_norm(module.model.visual.transformer.resblocks[0].mlp.c_fc)
     nn.utils.spectral_norm(module.model.visual.transformer.resblocks[0].mlp.c_proj)
-    assert describe_hooks(ModelSpec().find(module)) == ""
+    assert doubt(module) == ""
