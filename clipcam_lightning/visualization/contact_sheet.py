@@ -54,7 +54,7 @@ def contact_sheet(
         max_columns: at least 2.
 
     Returns:
-        The sheet, with a red frame around each map of a flagged probe.
+        The sheet, with a red frame around each map of a flagged probe, which is explained at the top.
 
     Raises:
         ConfigError: ``pixels`` are no uint8 tensor.
@@ -76,7 +76,10 @@ def contact_sheet(
     cell = SHEET_TILE + GAP
     image = Image.new("RGB", (GAP + (1 + len(columns)) * cell, HEADER + len(rows) * ROW), PAPER)
     draw = ImageDraw.Draw(image)
-    draw_heat_bar(image, (GAP, GAP // 2), 3 * cell - GAP)
+    scale = cell * max(2, min(3, len(columns)))  # beside it is room for the legend, unless there is one evaluation
+    draw_heat_bar(image, (GAP, GAP // 2), scale - GAP)
+    if any(entry.flagged[i] for entry in columns for i in rows):
+        _draw_flag_legend(draw, (GAP + scale, GAP // 2))
     for c, title in enumerate(["input", *(f"step {entry.step}" for entry in columns)]):
         title = shorten(title, DETAILS, SHEET_TILE)
         draw.text((GAP + c * cell, GAP // 2 + LINE), title, FAINT, font(DETAILS, title))
@@ -90,7 +93,18 @@ def contact_sheet(
             left = GAP + c * cell
             image.paste(draw_overlay(large, entry.maps[i], entry.states[i]), (left, top))
             if entry.flagged[i]:
-                draw.rectangle((left - 2, top - 2, left + SHEET_TILE + 1, top + SHEET_TILE + 1), outline=FLAG, width=2)
+                _draw_frame(draw, (left, top), SHEET_TILE, SHEET_TILE)
             color, drift = FLAG if entry.flagged[i] else FAINT, f"drift {format_drift(entry.drift[i])}"
             draw.text((left, top + SHEET_TILE + 1), drift, color, font(DETAILS, drift))
     return image
+
+
+def _draw_flag_legend(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
+    left, top = place
+    _draw_frame(draw, (left + GAP, top + 6), 20, LINE - 10)
+    draw.text((left + 20 + 2 * GAP, top), "flagged", FLAG, font(DETAILS, "flagged"))
+
+
+def _draw_frame(draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int, height: int) -> None:
+    left, top = place
+    draw.rectangle((left - 2, top - 2, left + width + 1, top + height + 1), outline=FLAG, width=2)

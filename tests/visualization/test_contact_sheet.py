@@ -89,6 +89,22 @@ def test_a_sheet_frames_the_maps_of_flagged_probes_and_no_others() -> None:
     assert [[color == red for color in colors] for colors in framed] == [[False, False], [False, True]]
 
 
+def test_a_sheet_explains_its_frames_where_there_are_some() -> None:
+    heat, red = torch.zeros(1, 8, 8), np.array([int(FLAG[i : i + 2], 16) for i in (1, 3, 5)])
+    for flagged in (False, True):
+        sheet = contact_sheet(GREY[None], ["a"], [entry(heat), entry(heat, 5, flagged=flagged)], [0])
+        assert (pixels_of(sheet)[: TOP // 2] == red).all(axis=-1).any() == flagged
+
+
+def test_the_scale_of_a_sheet_fits_one_evaluation() -> None:
+    narrow, wide = (
+        pixels_of(contact_sheet(GREY[None], ["a"], [entry(torch.zeros(1, 8, 8))] * count, [0]))[: TOP // 3]
+        for count in (1, 2)
+    )
+    assert (wide[:, : narrow.shape[1]] == narrow).all()
+    assert (wide[:, narrow.shape[1] :] == wide[0, 0]).all(), "nothing is cut off"
+
+
 def test_a_sheet_shows_the_heat_where_the_map_is_hot() -> None:
     before, now = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
     before[0, 0, 0], now[0, -1, -1] = 5.0, 0.01
