@@ -1,4 +1,4 @@
-"""See where a CLIP looks while it is fine-tuned with PyTorch Lightning, and get an alarm when that changes.
+"""See where a CLIP looks in a fine-tuning with Lightning, and get an alarm when the background predicts the prompt.
 
 Names are resolved when they are first used, so importing the package imports neither torch nor Lightning.
 """

@@ -7,7 +7,7 @@
       ProbeError          an image, prompt, mask or manifest that cannot be used
       SnapshotError       a snapshot or probe file that cannot be read
         IncomparableError two snapshots that must not be compared
-      DriftAlarm          the maps drifted and ``on_drift="raise"``
+      DriftAlarm          an evaluation is an alarm and ``on_drift="raise"``
 
 and the one category it warns with, ``ClipCamWarning``.
 """
@@ -59,7 +59,7 @@ class IncomparableError(SnapshotError):
 
 
 class DriftAlarm(ClipCamError, RuntimeError):  # noqa: N818 - an alarm, as the docs call it
-    """Attention drifted further than the rule allows.
+    """An evaluation is an alarm, and ``on_drift="raise"``.
 
     Attributes:
         report: the comparison that raised the alarm.
@@ -74,7 +74,7 @@ class DriftAlarm(ClipCamError, RuntimeError):  # noqa: N818 - an alarm, as the d
 
 
 class ClipCamWarning(UserWarning):
-    """The maps drifted, or an evaluation failed and the training went on."""
+    """An evaluation is an alarm, or it failed and the training went on, or something of the run can be misread."""
 
 
 def describe_error(error: BaseException) -> str:

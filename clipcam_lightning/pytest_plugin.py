@@ -110,7 +110,7 @@ class CamRegression:
         encode_image: "EncodeImage | None" = None,
         encode_text: "EncodeText | None" = None,
     ) -> "DriftReport":
-        """Fail the test if the maps of ``probes`` drifted from their baseline.
+        """Fail the test if the comparison of ``probes`` with their baseline is an alarm.
 
         The baseline is ``clipcam_baselines/<test module>/<name>.safetensors`` beside the test module. If the ini option
         ``clipcam_baselines`` names a folder or a URL, it is ``<path of the test module>/<name>.safetensors`` in that
@@ -238,7 +238,8 @@ class CamRegression:
         except OSError as error:
             _fail(f"the baseline {file} cannot be written: {error.strerror or error}")
         page = self._write_page(evaluation, file)
-        what_to_do = f"Check its maps in {page}{'' if is_remote(file) else ', commit it'} and run again."
+        commit = "" if is_remote(file) else ", commit the baseline"
+        what_to_do = f"Check its maps in {page}{commit} and run again."
         self.messages.append(f"wrote the baseline {file}\n{what_to_do}")
 
     def _fail_for(self, evaluation: "Evaluation", file: "UPath") -> NoReturn:

@@ -416,7 +416,7 @@ def test_pets(cam_regression, model):
     run(project)
     result = run(project)
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*3 of 3 probes have no valid baseline, their drift is unknown*"])
+    result.stdout.fnmatch_lines(["*3 of 3 probes have no valid baseline, so that their drift is unknown*"])
 
 
 def test_a_session_that_does_not_use_the_fixture_imports_nothing_heavy(

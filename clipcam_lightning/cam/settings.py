@@ -29,8 +29,8 @@ class MapSettings:
     """How maps are made.
 
     Attributes:
-        method: a name in ``METHODS``, a function from :class:`Capture` to maps, or ``"auto"``: what was measured best
-            on that kind of tower, and Grad-CAM or HiResCAM on a kind that was not measured.
+        method: a name in ``METHODS``, a function from :class:`Capture` to maps, or ``"auto"``: one of low cost
+            that points well on that kind of tower, and Grad-CAM or HiResCAM on a kind that was not measured.
         layers: names or indices of one or several layers; ``None`` for the method's own choice. A method that reads
             attention reads that of these blocks.
         target: what is mapped: ``"similarity"``, ``"contrast"``, ``"logsoftmax"``, or one of them with arguments.

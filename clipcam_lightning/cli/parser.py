@@ -48,7 +48,7 @@ example:
 """
 
 CHECK = """\
-Map a probe set and compare it with a baseline: fails (exit code 1) on an alarm.
+Map a probe set and compare it with a baseline. The exit code is 1 on an alarm.
 
 example:
   clipcam check --probes probes/ --baseline baseline.safetensors \\
@@ -259,7 +259,8 @@ def _add_report_options(command: ArgumentParser) -> None:
         type=float,
         default=DEFAULT_RATE,
         metavar="X",
-        help="share of harmless models that this rule may fail, above 0 and at most 0.2 (default: %(default)s)",
+        help="share of harmless evaluations in which the rule is meant to raise a false alarm, above 0 and at most 0.2 "
+        "(default: %(default)s)",
     )
     group.add_argument("--json", type=_read_path, metavar="FILE", help="write all metrics as JSON")
     group.add_argument("--html", type=_read_path, metavar="FILE", help="write a page with the maps and metrics as HTML")

@@ -45,6 +45,7 @@ UNKNOWN = {
     "degenerate": 0.0,
 }
 UNKNOWN_WITH_MASKS = {"energy_inside_mask": 0.0, "pointing": 0.0}
+MAX_NAMED = 8  # probes in a sentence
 
 
 class Monitor:
@@ -315,8 +316,8 @@ def _find_standstill(last: Evaluation | None, snapshot: Snapshot) -> list[Notice
     if not (torch.equal(before.maps, snapshot.maps) and torch.equal(before.similarity, snapshot.similarity)):
         return []
     text = (
-        f"the maps and similarities of all probes are at step {snapshot.info.step} to the last bit those of step "
-        f"{before.info.step}. Either nothing was learned in between, as with a learning rate of 0, or the model that "
+        f"nothing changed between steps {before.info.step} and {snapshot.info.step}: all maps and similarities are "
+        "bit-identical. Either nothing was learned in between, as with a learning rate of 0, or the model that "
         "is monitored is not what is trained: then name it with clip='dotted.name', or say how it embeds with "
         "encode_image=... and encode_text=..."
     )
@@ -327,9 +328,10 @@ def _find_missing_baselines(report: DriftReport) -> list[Notice]:
     without = [probe for probe in report.probes if not probe.has_valid_baseline]
     if not without:
         return []
-    names = ", ".join(f"{probe.name} ({probe.baseline_state})" for probe in without)
+    names = ", ".join(f"{probe.name} ({probe.baseline_state})" for probe in without[:MAX_NAMED])
+    more = f" and {len(without) - MAX_NAMED} more" if len(without) > MAX_NAMED else ""
     text = (
-        f"{len(without)} of {len(report.probes)} probes have no valid baseline, their drift is unknown and counts as "
-        f"1: {names}."
+        f"{len(without)} of {len(report.probes)} probes have no valid baseline, so that their drift is unknown and "
+        f"counts as 1: {names}{more}. Replace them if you can."
     )
     return [Notice("no valid baseline", text)]

@@ -127,9 +127,9 @@ def find_images_and_prompts(
     count = len(candidates[0].values)
     labels = "" if names is not None else " If its labels are class numbers, name the classes with prompts=[...]."
     raise ProbeError(
-        f"the batch holds {count} images but no {count} strings or token ids of the model to go with them "
-        f"(it has {describe_leaves(leaves)}).{labels} Or let the batch name its prompts, as {{'image': ..., 'caption': "
-        "...}, or give probes=... with prompts of your own."
+        f"the batch holds {count} images but no prompts to go with them: neither {count} strings nor {count} rows of "
+        f"the model's token ids with their start and end (it has {describe_leaves(leaves)}).{labels} Or let the batch "
+        "name its prompts, as {'image': ..., 'caption': ...}, or give probes=... with prompts of your own."
     )
 
 

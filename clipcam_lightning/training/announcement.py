@@ -16,7 +16,7 @@ def announce(
     are_probes_given: bool,
     is_baseline_given: bool,
 ) -> list[str]:
-    """Say what is monitored, which loggers show no images, and whether the maps can be trusted.
+    """Say what is monitored, which loggers show no images, and what cannot be trusted or tested.
 
     Args:
         evaluation: the first one of a fit.
@@ -27,7 +27,7 @@ def announce(
         is_baseline_given: whether the user gave the baseline.
 
     Returns:
-        One to three lines.
+        One to four lines.
     """
     snapshot, baseline = evaluation.snapshot, evaluation.baseline
     layers = snapshot.info.layers if len(snapshot.info.layers) < 3 else (f"{len(snapshot.info.layers)} layers",)
@@ -36,18 +36,30 @@ def announce(
         start = f"the model at step {snapshot.info.step}" if snapshot.info.step else "the model before training"
     files = f"; files in {directory}" if directory else ""
     lines = [
-        f"{len(snapshot.names)} probes {'as given' if are_probes_given else 'of a batch'}; maps by "
-        f"{snapshot.info.method!r} of {' and '.join(layers)}{_describe_origin(clip)}; baseline: {start}{files}"
+        f"{len(snapshot.names)} probes {'as given' if are_probes_given else 'from a batch'}; method "
+        f"{snapshot.info.method!r} on {' and '.join(layers)}{_describe_origin(clip)}; baseline: {start}{files}"
     ]
     if without := name_loggers_without_images(sinks):
         verb = "shows" if len(without) == 1 else "show"
         lines.append(f"{' and '.join(without)} {verb} no images{f'; they are in {directory}' if directory else ''}")
+    untested = _describe_untested_backgrounds(evaluation)
     if not baseline.has_trusted_maps and baseline.map_agrees is not None:
         lines.append(
-            f"{baseline.map_agreement}, so that maps alone raise no alarm; images without their objects still do. "
-            "clipcam rank finds a method that fits."
+            f"{baseline.map_agreement}, so that their drift raises no alarm. clipcam rank finds a method that fits."
         )
-    return lines
+    return [*lines, untested] if untested else lines
+
+
+def _describe_untested_backgrounds(evaluation: Evaluation) -> str:
+    """Say which backgrounds cannot be tested, and what to do; ``""`` if all can."""
+    snapshot, rule = evaluation.snapshot, evaluation.report.rule
+    if rule.max_drift is not None or snapshot.background_score is None or not snapshot.similarity.isfinite().all():
+        return ""
+    count, untested = len(snapshot.names), int(snapshot.background_score.isnan().sum())
+    advice = "Each needs three other probes with another prompt and image."
+    if untested == count:
+        return f"backgrounds are not tested, so that shortcuts of single classes and diffuse ones are missed. {advice}"
+    return f"the backgrounds of {untested} of {count} probes are not tested. {advice}" if untested else ""
 
 
 def _describe_origin(clip: ClipModel) -> str:

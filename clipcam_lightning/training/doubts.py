@@ -27,9 +27,7 @@ LIBRARIES = (
 """Packages whose hooks belong to the model or to the strategy."""
 
 
-def find_doubts(
-    clip: ClipModel, module: nn.Module, optimizers: Sequence[Optimizer], *, is_named: bool
-) -> list[Notice]:
+def find_doubts(clip: ClipModel, module: nn.Module, optimizers: Sequence[Optimizer], *, is_named: bool) -> list[Notice]:
     """Note reasons to doubt the evaluations of a training.
 
     Args:

@@ -172,7 +172,7 @@ def describe_trust(baseline: Snapshot | None) -> str:
         return "It was not measured whether the maps show what the model uses."
     fact = f"At the baseline, {baseline.map_agreement}."
     if not baseline.has_trusted_maps:
-        return f"{fact} So maps alone raise no alarm; clipcam rank finds a method that fits."
+        return f"{fact} So their drift raises no alarm; clipcam rank finds a method that fits."
     known = torch.isfinite(baseline.energy_inside_mask).all()
     return fact if known else f"{fact} Whether the model uses the object, only a mask can tell."
 

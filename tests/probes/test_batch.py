@@ -98,13 +98,13 @@ def test_a_segmentation_is_not_taken_for_token_ids() -> None:
         ([], "it has nothing"),
         (None, "it has NoneType"),
         ("text", "it has str"),
-        (IMAGES, "4 images but no 4 strings or token ids"),
-        ((IMAGES, torch.arange(4)), r"no 4 strings .*int64 \(4,\)"),
+        (IMAGES, "neither 4 strings nor 4 rows of the model's token ids"),
+        ((IMAGES, torch.arange(4)), r"neither 4 strings .*int64 \(4,\)"),
         ((IMAGES, TOKENS[:, :1]), r"int64 \(4, 1\)"),  # labels in a column
         ((IMAGES, TOKENS[:3]), r"int64 \(3, 5\)"),
-        ((IMAGES, TEXTS[:3]), "no 4 strings"),
+        ((IMAGES, TEXTS[:3]), "neither 4 strings"),
         ((IMAGES, TOKENS.float()), r"float32 \(4, 5\)"),
-        ({"image": IMAGES, "attention_mask": MASK}, "no 4 strings"),
+        ({"image": IMAGES, "attention_mask": MASK}, "neither 4 strings"),
     ],
 )
 def test_a_batch_without_images_or_prompts_is_refused_with_a_list_of_what_it_holds(batch: Any, message: str) -> None:
@@ -372,7 +372,7 @@ NO_TOKEN_IDS = {
 @pytest.mark.parametrize("numbers", NO_TOKEN_IDS.values(), ids=NO_TOKEN_IDS)
 def test_integers_that_do_not_look_like_token_ids_are_not_taken_for_them(numbers: Tensor) -> None:
     assert torch.equal(torch.stack(find((IMAGES, numbers, TOKENS), SIZE)[1]), TOKENS)
-    with pytest.raises(ProbeError, match=r"no 4 strings or token ids of the model.*name the classes with prompts="):
+    with pytest.raises(ProbeError, match=r"no prompts to go with them.*name the classes with prompts="):
         find((IMAGES, numbers), SIZE)
 
 
@@ -430,7 +430,7 @@ METADATA = {
 
 @pytest.mark.parametrize("batch", METADATA.values(), ids=METADATA)
 def test_strings_that_do_not_look_like_text_are_not_taken_for_prompts(batch: Any) -> None:
-    with pytest.raises(ProbeError, match="no 4 strings"):
+    with pytest.raises(ProbeError, match="neither 4 strings"):
         find(batch, SIZE)
 
 
@@ -518,5 +518,5 @@ def test_parts_of_a_negative_sample_are_not_taken() -> None:
 @pytest.mark.parametrize("key", ["text_hard", "foil_caption", "falseCaption", "caption_neg", "wrong_text"])
 def test_texts_that_are_false_of_their_images_are_not_taken(key: str) -> None:
     assert find({"image": IMAGES, key: TEXTS[::-1], "caption": TEXTS}, SIZE)[1] == TEXTS
-    with pytest.raises(ProbeError, match="no 4 strings"):
+    with pytest.raises(ProbeError, match="neither 4 strings"):
         find({"image": IMAGES, key: TEXTS}, SIZE)

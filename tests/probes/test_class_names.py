@@ -43,7 +43,7 @@ class Holder(Dataset[Any]):
 def of_hugging_face(**labels: Any) -> datasets.Dataset:
     """Make a dataset of Hugging Face with columns of labels."""
     features = {name: datasets.ClassLabel(names=names) for name, names in labels.items()}
-    return datasets.Dataset.from_dict(dict.fromkeys(features, [0, 1]), datasets.Features(features))
+    return datasets.Dataset.from_dict({name: [0, 1] for name in features}, datasets.Features(features))
 
 
 class Failing(Named):
