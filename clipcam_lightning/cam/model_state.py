@@ -4,7 +4,7 @@ import copy
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ GENERATORS = (torch.Generator, random.Random, np.random.Generator)
 VALUES = (bool, int, float, complex, str, bytes, type(None), tuple, torch.Tensor)
 CONTAINERS = (list, deque, dict, set)
 OF_MODULES = frozenset(vars(nn.Module()))
-LIBRARIES_WITH_STATE = ("torch", "deepspeed")
+LIBRARIES_WITH_STATE = ("torch.distributed.", "deepspeed.")
 """Packages whose modules prepare themselves in their first forward, and are to stay prepared."""
 
 
@@ -125,8 +125,9 @@ def _restored_python_rng() -> Iterator[None]:
 
 @contextmanager
 def _restored_generators(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Restore random generators that modules hold as attributes."""
-    generators = [each for module in modules for each in vars(module).values() if isinstance(each, GENERATORS)]
+    """Restore random generators that modules hold as attributes, also in lists and mappings."""
+    held = (each for module in modules for value in vars(module).values() for each in (value, *_list_content(value)))
+    generators = list({id(each): each for each in held if isinstance(each, GENERATORS)}.values())
     states: list[Any] = [
         each.get_state() if isinstance(each, torch.Generator) else copy.deepcopy(each) for each in generators
     ]
@@ -147,11 +148,15 @@ def list_modules(model: nn.Module) -> list[nn.Module]:
     found = dict.fromkeys(model.modules())
     for module in list(found):
         for value in vars(module).values():
-            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-            for each in held:
+            for each in _list_content(value):
                 if isinstance(each, nn.Module) and each not in found:
                     found |= dict.fromkeys(each.modules())
     return list(found)
+
+
+def _list_content(value: Any) -> Iterable[Any]:
+    """List what a list, tuple or mapping holds; nothing of other values."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
 
 
 @contextmanager
@@ -205,7 +210,7 @@ def _has_values(buffer: torch.Tensor, copy: torch.Tensor) -> bool:
 @contextmanager
 def _restored_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Restore what a module counts, keeps or collects in each forward, since a training may go on with it."""
-    owners = [vars(each) for each in modules if type(each).__module__.partition(".")[0] not in LIBRARIES_WITH_STATE]
+    owners = [vars(each) for each in modules if not type(each).__module__.startswith(LIBRARIES_WITH_STATE)]
     kept = [
         {name: (value, copy.copy(value) if type(value) in CONTAINERS else None) for name, value in _list_values(owner)}
         for owner in owners

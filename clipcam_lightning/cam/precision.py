@@ -1,5 +1,6 @@
 """Float types of a model: which it has, and operations between different ones."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -84,7 +85,8 @@ def find_input_type(module: nn.Module) -> torch.dtype:
         The type; without such a layer, that of the first float parameter, and float32 without any.
     """
     layers = (part for part in module.modules() if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear))
-    weights = (*(layer.weight for layer in layers), *module.parameters())
+    # Not layer.weight: a parametrization, such as spectral norm, computes that anew, and steps forward in train mode.
+    weights = itertools.chain(*(layer.parameters() for layer in layers), module.parameters())
     return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
-from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelPruning, WeightAveraging
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -80,15 +80,17 @@ def frozen_statistics(module: Contrastive) -> None:
 
 
 class Counting(nn.Module):
-    """Counts its forwards, of training and of evaluation, remembers the last one, and depends on both."""
+    """Counts its forwards, of training and of evaluation, remembers the last one, draws noise, and depends on all."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
         self.last: list[Tensor] = []
+        self.generators = {"noise": torch.Generator().manual_seed(1)}
 
     def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
+        images = images + torch.randn(images.shape, generator=self.generators["noise"]) / 100
         before = self.last[-1].mean() if self.last else 0.0
         self.last = [images.detach()]
         return images * (1 + self.calls / 100) + before / 10
@@ -96,6 +98,33 @@ class Counting(nn.Module):
 
 def counting(module: Contrastive) -> None:
     module.clip.visual.conv1 = nn.Sequential(Counting(), module.clip.visual.conv1)
+
+
+def spectral_norm(module: Contrastive) -> None:
+    """Let each read of a weight in train mode be a step of a power iteration."""
+    module.clip.visual.conv1 = nn.Sequential(nn.utils.parametrizations.spectral_norm(module.clip.visual.conv1))
+    for block in module.clip.visual.transformer.resblocks:
+        nn.utils.parametrizations.spectral_norm(block.mlp.c_fc)
+
+
+class MlpPruning(ModelPruning):
+    """Prunes in each epoch the weights that the last forward computed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "l1_unstructured",
+            amount=0.5,
+            use_global_unstructured=True,
+            parameter_names=["weight"],
+            make_pruning_permanent=False,
+        )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        blocks = pl_module.clip.visual.transformer.resblocks
+        self._parameters_to_prune = [
+            (layer, "weight") for block in blocks for layer in (block.mlp.c_fc, block.mlp.c_proj)
+        ]
+        super().setup(trainer, pl_module, stage)
 
 
 def frozen_tower(module: Contrastive) -> None:
@@ -199,6 +228,13 @@ CASES: dict[str, Case] = {
     "batchnorm": Case(Training(change=batchnorm)),
     "batchnorm frozen by the user": Case(Training(change=frozen_statistics, validate=False)),
     "forwards that count themselves": Case(Training(change=counting)),
+    "spectral norm": Case(Training(change=spectral_norm, validate=False)),
+    "pruning after the callback": Case(
+        Training(
+            later_callbacks=lambda: [MlpPruning()], validate=False, trainer={"max_epochs": 3, "limit_train_batches": 3}
+        ),
+        evaluations=4,
+    ),
     "frozen image tower": Case(Training(change=frozen_tower)),
     # PEFT merges and unmerges in every forward, which leaves rounding errors. Those of a validation would hide those of
     # the last evaluation, since both are the same.
