@@ -377,6 +377,7 @@ class ClipCamCallback(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._fit.steps.end_epoch()
         # No validation, or steps were taken since.
         if self._fit.logs and self._fit.logged_at != self._count_steps(trainer):
             self._end_epoch(trainer, pl_module)

@@ -36,6 +36,80 @@ class Manual(FineTuning):
             self.model.logit_scale.clamp_(0, 4)
 
 
+class Sharpness(torch.optim.Optimizer):
+    """Takes two steps per batch by methods of its own, the second with another optimizer, as implementations of SAM."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+        self.base = torch.optim.SGD(self.param_groups, 1e-2)
+
+    def first_step(self) -> None:
+        self.zero_grad()
+
+    def second_step(self) -> None:
+        self.base.step()
+        self.zero_grad()
+
+    def step(self, closure: Any = None) -> None:
+        raise NotImplementedError
+
+
+class SharpnessAware(FineTuning):
+    """Steps an optimizer that Lightning knows by methods that it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        return Sharpness(self.model.visual.parameters())
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        for step in (optimizer.first_step, optimizer.second_step):
+            self.manual_backward(super().training_step(batch, batch_idx))
+            step()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        FineTuning.training_step(self, batch, batch_idx)
+
+
+class OptimizerOfItsOwn(SharpnessAware):
+    """Steps an optimizer that Lightning does not know."""
+
+    def configure_optimizers(self) -> Any:
+        self.own = torch.optim.SGD(self.model.visual.parameters(), 1e-2)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.own.zero_grad()
+        self.manual_backward(FineTuning.training_step(self, batch, batch_idx))
+        self.own.step()
+
+
+class OptimizerPerParameter(SharpnessAware):
+    """Steps in the backward pass."""
+
+    def configure_optimizers(self) -> Any:
+        for parameter in self.model.visual.parameters():
+            parameter.register_post_accumulate_grad_hook(self.step)
+
+    def step(self, parameter: Any) -> None:
+        torch.optim.SGD([parameter], 1e-2).step()
+        parameter.grad = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(FineTuning.training_step(self, batch, batch_idx))
+
+
+class NoOptimizer(OptimizerPerParameter):
+    """Steps without an optimizer of torch."""
+
+    def step(self, parameter: Any) -> None:
+        with torch.no_grad():
+            parameter -= 1e-2 * parameter.grad
+        parameter.grad = None
+
+
 class Steps(pl.Callback):
     """Counts the batches of a fit."""
 
@@ -58,3 +132,15 @@ def test_accumulated_steps_of_a_manual_optimization_never_run_backwards(
     taken = counter.batches // ACCUMULATED
     assert taken >= 2
     assert steps == [every * i for i in range(taken + 1)]
+
+
+@pytest.mark.filterwarnings("ignore:attention drifted:clipcam_lightning.ClipCamWarning")
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+@pytest.mark.parametrize("module", [SharpnessAware, OptimizerOfItsOwn, OptimizerPerParameter, NoOptimizer])
+@pytest.mark.parametrize("validate", [True, False])
+def test_each_epoch_is_evaluated_whatever_takes_the_steps(module: Any, validate: bool, tmp_path: Path) -> None:
+    callback, counter = ClipCamCallback(two_probes()), Steps()
+    fit(module(), tmp_path, callback, counter, validate=validate)
+    steps = [entry.step for entry in callback.history]
+    assert len(steps) == 3
+    assert (steps[0], steps[-1]) == (0, counter.batches)
