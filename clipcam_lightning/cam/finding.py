@@ -20,6 +20,7 @@ from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.cam.tracing import depends_on, embed_twice
+from clipcam_lightning.cam.verification import verify_head
 from clipcam_lightning.errors import ConfigError, ModelError, describe_error
 
 __all__ = ["ModelSpec", "find_clip"]
@@ -145,6 +146,7 @@ def _find(module: nn.Module | ClipModel, spec: ModelSpec) -> ClipModel:
     if not _is_of_a_library(part, spec):
         return _read_outer(module, path, path, spec)
     tower = find_tower(part, spec.towers)
+    verify_head(tower)
     return ClipModel(
         module=part,
         tower=tower,
