@@ -75,8 +75,8 @@ class DriftRule:
     prompts and those that they are closest to, leaving out other prompts for the same image, and beyond its standard
     error. At the baseline, the kappa must be at least 0.2 and three standard errors of random answers.
 
-    Where the background is not known, since fewer than three probes have another prompt, it is an alarm if at least
-    half of the maps are flagged for one of these reasons:
+    Where the background is not known, since fewer than three other images have another prompt, it is an alarm if at
+    least half of the maps are flagged for one of these reasons:
 
     - Drift: above 0.8. The map hardly resembles the baseline.
     - Shared gain: more than 7 % of its mass is new where the maps of the other images gained most, as happens when a

@@ -108,8 +108,8 @@ class Snapshot(Shown):
             ``None`` if it was not measured. Of more than 8 probes 8 are measured, the others have their median.
         images: input of the model for each probe, as JPEG files; empty if another snapshot of the run has them.
         background_score: how much nearer to its prompt an image without its object is than the other images without
-            theirs, in standard deviations of these; NaN where fewer than three probes have another prompt, ``None`` if
-            it was not measured.
+            theirs, in standard deviations of these; NaN where fewer than three other images have another prompt,
+            ``None`` if it was not measured.
         named_without_object: 1 if an image without its object is closer to its own prompt than to those of the other
             probes, else 0; NaN if an embedding is not finite; NaN and ``None`` as above.
         donors: numbers of the probes whose objects were pasted on the background of each probe, which has lost its own;

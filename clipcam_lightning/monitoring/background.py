@@ -24,7 +24,7 @@ from clipcam_lightning.probes.prepared import PreparedProbes
 
 MIN_CONCENTRATION = 2.0  # of a map on its mask, in units of the mask's share of the image
 MIN_CORRELATION = 0.5  # of a map with occlusion over the hidden windows; chosen by benchmarks/map_agreement.py
-MIN_OTHERS = 3  # images of other prompts, below which their spread is not known
+MIN_OTHERS = 3  # other images with another prompt, below which their spread is not known
 MIN_SPREAD = 1e-3  # of margins, added to their standard deviation
 COLUMNS = 256  # probes that are scored at once
 
@@ -40,7 +40,7 @@ class Background:
             theirs, in standard deviations of these. Near 0 if only objects tell the prompts.
         named: whether the margin of an image without its object is positive; 0 or 1.
 
-    All are NaN for a probe from which fewer than three probes differ in prompt and image, and where the margin is not
+    All are NaN for a probe with fewer than three other images that have another prompt, and where the margin is not
     finite.
     """
 
@@ -123,7 +123,8 @@ def score_background(
         spread = (torch.where(others, margins - mean, 0.0).square().sum(0) / counts).sqrt()
         margin = margins[part].diagonal()
         score = (margin - mean) / (spread + MIN_SPREAD)
-        known = counts >= MIN_OTHERS
+        by_image = torch.zeros(int(images.max()) + 1, len(own), dtype=torch.int64, device="cpu")
+        known = by_image.index_add_(0, images, others.long()).gt(0).sum(0) >= MIN_OTHERS
         named = (margin > 0).float().where(margin.isfinite(), torch.nan)
         scores.append(torch.stack([each.where(known, torch.nan) for each in (score, named)]))
     return Background(*torch.cat(scores, dim=1))

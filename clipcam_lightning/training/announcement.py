@@ -56,7 +56,7 @@ def _describe_untested_backgrounds(evaluation: Evaluation) -> str:
     if rule.max_drift is not None or snapshot.background_score is None or not snapshot.similarity.isfinite().all():
         return ""
     count, untested = len(snapshot.names), int(snapshot.background_score.isnan().sum())
-    advice = "Each needs three other probes with another prompt and image."
+    advice = "Each needs three other images with another prompt: give more probes, or let a loader shuffle."
     if untested == count:
         return f"backgrounds are not tested, so that shortcuts of single classes and diffuse ones are missed. {advice}"
     return f"the backgrounds of {untested} of {count} probes are not tested. {advice}" if untested else ""

@@ -80,6 +80,15 @@ def test_probes_of_one_image_are_not_compared_with_each_other() -> None:
     assert without != pytest.approx(expected, abs=0.1)
 
 
+def test_a_background_is_known_beside_three_other_images_whatever_their_captions() -> None:
+    """Five captions of one image are no five images: their margins are nearly equal, and so is their spread."""
+    torch.manual_seed(0)
+    prompts = torch.arange(8)
+    for images, known in (([0, 1, 1, 1, 1, 1, 2, 2], False), ([0, 1, 1, 1, 2, 2, 3, 3], True)):
+        score = score_background(torch.rand(8, 8), prompts, prompts, torch.tensor(images)).score
+        assert bool(score[0].isfinite()) == known
+
+
 def test_an_image_whose_cosines_are_not_finite_is_neither_named_nor_not_named() -> None:
     torch.manual_seed(0)
     cosines, numbers = torch.rand(8, 8), torch.arange(8)

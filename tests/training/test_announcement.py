@@ -32,7 +32,7 @@ def test_with_too_few_prompts_it_is_said_that_backgrounds_are_not_tested(prompts
 
 def test_backgrounds_of_a_prompt_that_is_nearly_alone_are_counted() -> None:
     said = announced(evaluation_of([*FOUR[:1] * 3, *FOUR[1:3]]))
-    assert "\nthe backgrounds of 3 of 5 probes are not tested. Each needs three other probes with another" in said
+    assert "\nthe backgrounds of 3 of 5 probes are not tested. Each needs three other images with another" in said
 
 
 def test_with_four_prompts_or_a_limit_on_the_drift_nothing_is_said_of_backgrounds() -> None:
