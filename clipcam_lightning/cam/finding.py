@@ -3,7 +3,6 @@
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import nn
@@ -15,11 +14,11 @@ from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.naming import find_conventional_encoders
 from clipcam_lightning.cam.nearby import find_image_processor, find_tokenizer, make_default_tokenizer
-from clipcam_lightning.cam.pairs import measure_widths, read_pair
+from clipcam_lightning.cam.pairs import make_tokens, measure_widths, read_pair, takes_tokens
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.tower import Tower
-from clipcam_lightning.cam.tracing import depends_on, embed_twice
+from clipcam_lightning.cam.tracing import Encode, depends_on, embed_twice
 from clipcam_lightning.cam.verification import verify_head
 from clipcam_lightning.errors import ConfigError, ModelError, describe_error
 
@@ -96,9 +95,9 @@ def find_clip(
 
     A CLIP is a submodule with ``encode_image`` and ``encode_text``, or with ``get_image_features`` and
     ``get_text_features``. Of nested ones the innermost is meant, unless a module around it has such methods of its own
-    that embed images differently, as with an adapter or a projection after the CLIP: then the outer one is meant. Of
-    several the one that is trained is meant, and a copy that follows another model (``teacher``, ``ema``, ...) gives
-    way to that model.
+    that embed images or texts differently, as with an adapter or a projection after the CLIP: then the outer one is
+    meant. Of several the one that is trained is meant, and a copy that follows another model (``teacher``, ``ema``,
+    ...) gives way to that model.
 
     A module without such methods may hold two encoders under conventional names (``image_encoder`` and
     ``text_encoder`` with ``image_projection`` and ``text_projection``, for example), or ``encode_image`` and
@@ -238,7 +237,7 @@ def _is_trained(part: nn.Module) -> bool:
 
 
 def _find_outer(module: nn.Module, path: str, spec: ModelSpec) -> tuple[str | None, str]:
-    """Find the outermost module around a CLIP that embeds images differently.
+    """Find the outermost module around a CLIP that embeds images or texts differently.
 
     Returns:
         Its dotted name, or ``None`` if there is none; and why there may be one all the same.
@@ -266,28 +265,34 @@ def _find_outer(module: nn.Module, path: str, spec: ModelSpec) -> tuple[str | No
 
 
 def _embeds_differently(outer: nn.Module, inner: nn.Module, spec: ModelSpec) -> bool:
-    """Whether a module embeds images otherwise than the CLIP in it, or can learn to.
+    """Whether a module embeds images or texts otherwise than the CLIP in it, or can learn to.
 
     Raises:
         Exception: the module does not embed images.
     """
-    around, own = (partial(_encode_image, each) for each in (outer, inner))
+    around, own = find_adapter(outer), find_adapter(inner)
+    assert around is not None  # both are CLIPs
+    assert own is not None
     size = find_tower(inner, spec.towers).input_size
-    first, second = embed_twice(outer, around, own, size)
-    if first.ndim != 2 or not len(first):
-        raise ConfigError(f"it returns {tuple(first.shape)}")
-    if first.shape != second.shape:
-        return True
-    distance = (F.normalize(first, dim=-1) - F.normalize(second, dim=-1)).norm(dim=-1).max()
     inside = {id(parameter) for parameter in inner.parameters()}
     outside = [each for each in outer.parameters() if each.requires_grad and id(each) not in inside]
-    return bool(distance > SAME) or depends_on(outer, around, size, outside)
 
+    def differ(encode: Encode, encode_inside: Encode) -> bool:
+        first, second = embed_twice(outer, encode, encode_inside, size)
+        if first.ndim != 2 or not len(first):
+            raise ConfigError(f"it returns {tuple(first.shape)}")
+        if first.shape != second.shape:
+            return True
+        distance = (F.normalize(first, dim=-1) - F.normalize(second, dim=-1)).norm(dim=-1).max()
+        return bool(distance > SAME) or depends_on(outer, encode, size, outside)
 
-def _encode_image(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    adapter = find_adapter(module)
-    assert adapter is not None
-    return adapter.encode_image(images)
+    if differ(around.encode_image, own.encode_image):
+        return True
+    try:
+        tokens = make_tokens(inner)
+        return differ(lambda _images: around.encode_text(tokens), lambda _images: own.encode_text(tokens))
+    except Exception:  # of any kind: it may take strings, or numbers of classes
+        return False
 
 
 def _read_outer(module: nn.Module, outer: str, inner: str, spec: ModelSpec) -> ClipModel:
@@ -297,7 +302,8 @@ def _read_outer(module: nn.Module, outer: str, inner: str, spec: ModelSpec) -> C
     assert adapter is not None
     found = read_pair(module, outer, *adapter.methods, spec.tokenizer, spec.towers)
     if found.tokenizer is None and inner != outer:
-        return replace(found, tokenizer=make_default_tokenizer(module.get_submodule(inner)))
+        tokenized = replace(found, tokenizer=make_default_tokenizer(module.get_submodule(inner)))
+        return tokenized if takes_tokens(tokenized) else found
     return found
 
 

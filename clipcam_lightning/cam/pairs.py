@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from clipcam_lightning.cam.adapters import Tokenizer
+from clipcam_lightning.cam.adapters import Tokenizer, find_adapter
 from clipcam_lightning.cam.encoders import EncodeImage, EncoderPair, EncodeText
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
@@ -15,6 +15,7 @@ from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import TOWERS, find_tower
 from clipcam_lightning.cam.towers.tower import AttentionTower, Tower
 from clipcam_lightning.cam.tracing import Trace, trace_encoder
+from clipcam_lightning.cam.verification import verify_head
 
 
 def read_pair(
@@ -41,7 +42,7 @@ def read_pair(
     owner = dict(root.named_modules(remove_duplicate=False))[path]
     pair = _with_known_tower(EncoderPair(owner, encode_image, encode_text), towers)
     tower = find_tower(pair, towers)
-    tower.has_known_head = False  # whatever else the functions do with its output
+    verify_head(tower)
     found = ClipModel(
         module=pair,
         tower=tower,
@@ -49,7 +50,7 @@ def read_pair(
         preprocessing=Preprocessing.of(pair, tower.input_size, find_image_processor(root, path)),
         name=path,
     )
-    return found if tokenizer or _takes_tokens(found) else replace(found, tokenizer=None)
+    return found if tokenizer or takes_tokens(found) else replace(found, tokenizer=None)
 
 
 def measure_widths(found: ClipModel) -> tuple[int, int]:
@@ -60,16 +61,19 @@ def measure_widths(found: ClipModel) -> tuple[int, int]:
     """
     with evaluation_mode(found.module), torch.no_grad():
         images = torch.zeros(1, 3, *found.tower.input_size, dtype=torch.float32, device="cpu")
-        texts = found.embed_texts(["a photo"]) if found.tokenizer else found.embed_tokens(_placeholder_tokens())
+        texts = found.embed_texts(["a photo"]) if found.tokenizer else found.embed_tokens(make_tokens(found.module))
         return found.features(images).shape[-1], texts.shape[-1]
 
 
-def _placeholder_tokens() -> dict[str, torch.Tensor]:
-    ids = torch.ones(1, 8, dtype=torch.long, device="cpu")
+def make_tokens(clip: nn.Module) -> dict[str, torch.Tensor]:
+    """Make the tokens of a text that may mean nothing, on the device of the weights."""
+    adapter, parameter = find_adapter(clip), next(clip.parameters(), None)
+    length = adapter.context_length if adapter and adapter.pads_to_context_length else None
+    ids = torch.ones(1, length or 8, dtype=torch.long, device="cpu" if parameter is None else parameter.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _takes_tokens(found: ClipModel) -> bool:
+def takes_tokens(found: ClipModel) -> bool:
     """Whether the text encoder takes what the tokenizer that was found near it returns, rather than strings."""
     if found.tokenizer is None:
         return True

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from clipcam_lightning import ConfigError, ModelError, TowerError, explain, find_clip
+from clipcam_lightning.cam import finding
 from clipcam_lightning.cam.finding import ModelSpec
 from clipcam_lightning.shapes_world import WordTokenizer, trained_clip
+from clipcam_lightning.shapes_world.models import build_clip
 
 
 class Encoders(nn.Module):
@@ -53,8 +56,14 @@ def test_maps_equal_those_of_the_clip_itself(encode_image: Any, encode_text: Any
     torch.testing.assert_close(explanation.similarity, expected.similarity)
 
 
-def test_auto_stands_for_a_method_that_needs_no_projection() -> None:
+def see_otherwise(module: Any, images: Tensor) -> Tensor:
+    return see(module, images).tanh()
+
+
+def test_auto_stands_for_a_method_that_needs_no_projection_if_the_functions_add_something() -> None:
     clip = find_clip(Encoders(), tokenizer=WordTokenizer(), encode_image=see, encode_text=hear)
+    assert explain(clip, IMAGES, PROMPTS).method == "decomposition"
+    clip = find_clip(Encoders(), tokenizer=WordTokenizer(), encode_image=see_otherwise, encode_text=hear)
     assert explain(clip, IMAGES, PROMPTS).method == "hirescam"
     with pytest.raises(ConfigError, match=r"decomposition does not fit.*a class token that is a sum"):
         explain(clip, IMAGES, PROMPTS, method="decomposition")
@@ -290,3 +299,49 @@ def test_random_generators_and_hidden_modules_are_left_as_they_were() -> None:
     assert torch.equal(model.generator.get_state(), state)
     assert all(torch.equal(*each) for each in zip(model.hidden[0].buffers(), buffers, strict=True))
     assert model.hidden[0].training
+
+
+class AroundTexts(nn.Module):
+    """Embeds images as the CLIP in it, and texts with a layer more."""
+
+    def __init__(self, takes_strings: bool = False) -> None:
+        super().__init__()
+        self.clip: Any = build_clip("vit")
+        width = self.clip.text_projection.shape[1]
+        self.adapter = nn.Linear(width, width)
+        self.takes_strings = takes_strings
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        features: Tensor = self.clip.encode_image(images)
+        return self.adapter(features) if self.takes_strings else features
+
+    def encode_text(self, texts: Any) -> Tensor:
+        ids = WordTokenizer()([*texts]) if self.takes_strings else texts
+        embeddings: Tensor = self.adapter(self.clip.encode_text(ids))
+        return embeddings
+
+
+def test_a_module_that_embeds_texts_alone_differently_is_the_outer_clip() -> None:
+    module = AroundTexts().eval()
+    found = find_clip(module, tokenizer=WordTokenizer())
+    expected = F.normalize(module.encode_text(WordTokenizer()(["a red circle"])), dim=-1)
+    assert_close(found.embed_texts(["a red circle"]), expected.detach())
+    assert find_clip(AroundTexts().requires_grad_(False), tokenizer=WordTokenizer()).name == "", (
+        "also if nothing is trained"
+    )
+
+
+def test_images_that_are_embedded_as_by_the_clip_keep_its_method() -> None:
+    module = AroundTexts()
+    images, embeddings = torch.rand(1, 3, 64, 64), torch.randn(2, module.adapter.out_features)
+    explanation = explain(module, images, embeddings)
+    assert explanation.method == "decomposition"
+    assert_close(explanation.maps, explain(module.clip, images, embeddings).maps)
+
+
+def test_an_outer_text_encoder_may_take_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not tokens of the tokenizer that the CLIP in it would have."""
+    monkeypatch.setattr(finding, "make_default_tokenizer", lambda _clip: WordTokenizer())
+    module = AroundTexts(takes_strings=True).eval()
+    embeddings = find_clip(module).embed_texts(["a red circle"])
+    assert_close(embeddings, F.normalize(module.encode_text(["a red circle"]), dim=-1).detach())
