@@ -204,12 +204,22 @@ def _prefer(found: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:
     """List the innermost submodules that embed both images and texts by dotted name, shared ones once."""
-    able = {path: part for path, part in module.named_modules() if find_adapter(part) is not None}
+    metrics = tuple(f"{path}." for path, part in module.named_modules() if _is_metric(part))
+    able = {
+        path: part
+        for path, part in module.named_modules()
+        if find_adapter(part) is not None and not path.startswith(metrics)
+    }
     return {
         path: clip
         for path, clip in able.items()
         if not any(inner is not clip and inner in set(clip.modules()) for inner in able.values())
     }
+
+
+def _is_metric(part: nn.Module) -> bool:
+    """Whether a module is a metric of torchmetrics: the CLIP in a CLIPScore is not what is trained."""
+    return any(kind.__module__.startswith("torchmetrics.") for kind in type(part).__mro__)
 
 
 def _has_own_methods(module: nn.Module) -> bool:

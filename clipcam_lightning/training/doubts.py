@@ -9,8 +9,8 @@ from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.monitoring.notices import UNTRAINED, Notice
 
 ENCODE_ADVICE = (
-    "If images pass through more than that, say how they are embedded, with encode_image=lambda module, images: ... "
-    "and encode_text=lambda module, texts: ..., each of which returns [n, d]."
+    "If images or texts pass through more than that, say how they are embedded, with encode_image=lambda module, "
+    "images: ... and encode_text=lambda module, texts: ..., each of which returns [n, d]."
 )
 MAX_NAMED = 3  # parameters in a sentence
 LIBRARIES = (
@@ -79,7 +79,7 @@ def _describe_frozen_clip(clip: ClipModel, module: nn.Module, trained: int) -> s
         return ""
     return (
         f"no parameter of the CLIP{_quote_name(clip)} is trained, but {trained} others of {type(module).__name__} are: "
-        f"its maps cannot change. {ENCODE_ADVICE}"
+        f"as long as that is so, its maps do not change. {ENCODE_ADVICE}"
     )
 
 

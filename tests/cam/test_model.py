@@ -6,6 +6,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import torchmetrics
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -108,6 +109,23 @@ def test_lora_weights_take_part_in_the_map(untrained: open_clip.CLIP) -> None:
     adapted = explain(lora(untrained), images, texts).maps
 
     assert not torch.allclose(plain, adapted)
+
+
+class ClipScore(torchmetrics.Metric):
+    """A metric that holds a CLIP of its own, as that of torchmetrics."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def update(self) -> None: ...
+
+    def compute(self) -> None: ...
+
+
+def test_the_clip_of_a_metric_is_not_what_is_trained(untrained: open_clip.CLIP) -> None:
+    module = Holder(model=untrained, score=ClipScore(copy.deepcopy(untrained)))
+    assert find_clip(module).module is untrained
 
 
 @pytest.mark.parametrize("name", ["teacher", "ema_model", "clip_ema", "momentum_encoder"])
