@@ -11,6 +11,7 @@ from clipcam_lightning.drift.rule import DriftRule
 from clipcam_lightning.drift.snapshot import Snapshot
 from clipcam_lightning.errors import SnapshotError
 from clipcam_lightning.monitoring.monitor import Monitor
+from clipcam_lightning.probes.manifest import list_probe_files
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.storage.reading import exists
 
@@ -22,11 +23,10 @@ def run(options: Any) -> int:
         1 if the evaluation is an alarm, else 0.
     """
     updates, file = options.update_baseline, options.baseline
-    reports, inputs = (options.json, options.html), (options.probes, options.checkpoint)
+    inputs = [file, *list_probe_files(options.probes), options.checkpoint, options.config]
+    check_outputs(options.json, options.html, inputs=inputs)
     if updates:
-        check_outputs(file, *reports, inputs=inputs)
-    else:
-        check_outputs(*reports, inputs=(file, *inputs))
+        check_outputs(file)  # of the inputs, only a snapshot can be loaded below
     if exists(file):
         settings = read_map_settings_like(options, Snapshot.load(file).info)
     elif updates:

@@ -1,7 +1,7 @@
 """``clipcam explain``: draw the maps of each image for all prompts on one sheet."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +54,7 @@ def run(options: Any) -> int:
     source, found = read_model_source(options), find_images(options.images)
     if found.note:
         warn(found.note)
-    sheets = _name_sheets(found.files, options.out)
+    sheets = _name_sheets(found.files, options.out, (options.checkpoint, options.config))
     explained = []
     for image in _explain_images(source, settings, found.files, options.prompt, sheets):
         for prompt, state in zip(options.prompt, image.explanation.states[0], strict=True):
@@ -87,18 +87,18 @@ def _check_prompts(prompts: Sequence[str], settings: MapSettings) -> None:
         raise ConfigError(f"--target {target.name} compares prompts with each other; give at least two --prompt.")
 
 
-def _name_sheets(files: Sequence[ImageFile], folder: UPath) -> list[UPath]:
+def _name_sheets(files: Sequence[ImageFile], folder: UPath, others: Iterable[UPath | None]) -> list[UPath]:
     """Name the sheet of each image after it, uniquely.
 
     Raises:
-        ConfigError: a sheet would replace one of the images.
+        ConfigError: a sheet would replace one of the images, or another input.
     """
-    probes = [Probe(file.path, "image") for file in files]
-    names = name_probes(probes, [str(file.path) for file in files])
-    sheets, images = [folder / f"{name}-maps.png" for name in names], {identify(file.path) for file in files}
+    images = [file.path for file in files]
+    names = name_probes([Probe(image, "image") for image in images], list(map(str, images)))
+    sheets, inputs = [folder / f"{name}-maps.png" for name in names], {*map(identify, filter(None, (*images, *others)))}
     for sheet in sheets:
-        if identify(sheet) in images:
-            raise ConfigError(f"{sheet} is one of the images and would be replaced; give --out another folder.")
+        if identify(sheet) in inputs:
+            raise ConfigError(f"{sheet} is an input and would be replaced; give --out another folder.")
     return sheets
 
 

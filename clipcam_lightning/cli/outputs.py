@@ -20,17 +20,22 @@ def check_outputs(*outputs: UPath | None, inputs: Iterable[UPath | None] = ()) -
 
     Args:
         outputs: files to write; ``None`` for an output that is not requested.
-        inputs: files that must not be overwritten; ``None`` for an input that is not used.
+        inputs: files that must not be overwritten, and folders in which no file may be; ``None`` for an input that is
+            not used.
 
     Raises:
         ConfigError: an output is a folder, a link or a device, its folder cannot be made or is read-only, its store
-            cannot be reached or has no such bucket, or two files are the same.
+            cannot be reached or has no such bucket, two files are the same, or one is in a folder of inputs.
     """
     taken = {identify(path) for path in inputs if path is not None}
     for path in filter(None, outputs):
         with _reachable(path):
             if is_folder(path):
                 raise ConfigError(f"{path} is a folder; give the name of a file.")
+            if exists(path) and any(identify(path).startswith(f"{folder.rstrip('/')}/") for folder in taken):
+                raise ConfigError(
+                    f"{path} is in the folder of the probes, where no file is replaced; rename the output."
+                )
         if identify(path) in taken:
             raise ConfigError(f"{path} is named twice; give each file a name of its own.")
         # A rename would replace the device, or the target of the link.
@@ -125,6 +130,6 @@ def _reachable(path: UPath) -> Iterator[None]:
 def identify(path: UPath) -> str:
     """Return a text that is the same for two paths of one file."""
     if isinstance(path, Path):
-        return str(path.resolve())
+        return path.resolve().as_posix()
     with store_errors(path):
         return str(path.fs.unstrip_protocol(path.path))

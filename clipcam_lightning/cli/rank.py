@@ -10,6 +10,7 @@ from clipcam_lightning.analysis.method_ranking import MethodRanking
 from clipcam_lightning.cli.models import load_clip, read_model_source
 from clipcam_lightning.cli.outputs import check_outputs, write_file
 from clipcam_lightning.cli.terminal import Output, sanitize, show_progress
+from clipcam_lightning.probes.manifest import list_probe_files
 from clipcam_lightning.probes.probe_set import ProbeSet
 from clipcam_lightning.visualization.ranking_report import (
     MEANINGS,
@@ -26,7 +27,9 @@ def run(options: Any) -> int:
     Returns:
         0.
     """
-    check_outputs(options.json, options.html, inputs=(options.probes, options.checkpoint))
+    check_outputs(
+        options.json, options.html, inputs=[*list_probe_files(options.probes), options.checkpoint, options.config]
+    )
     budget = BUDGET if options.budget is None else options.budget
     source, probes = read_model_source(options), ProbeSet(options.probes)
     with show_progress(time_left=True) as progress:

@@ -8,6 +8,7 @@ from clipcam_lightning.cli.outputs import check_outputs
 from clipcam_lightning.cli.reports import save_snapshot
 from clipcam_lightning.cli.settings import read_map_settings
 from clipcam_lightning.monitoring.monitor import Monitor
+from clipcam_lightning.probes.manifest import list_probe_files
 from clipcam_lightning.probes.probe_set import ProbeSet
 
 
@@ -17,7 +18,7 @@ def run(options: Any) -> int:
     Returns:
         0.
     """
-    check_outputs(options.out, inputs=(options.probes, options.checkpoint))
+    check_outputs(options.out, inputs=[*list_probe_files(options.probes), options.checkpoint, options.config])
     settings, source = read_map_settings(options), read_model_source(options)
     monitor = Monitor(ProbeSet(options.probes))
     save_snapshot(evaluate(monitor, source, settings).snapshot, options.out)

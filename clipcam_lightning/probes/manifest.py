@@ -14,7 +14,7 @@ from upath import UPath
 from clipcam_lightning.errors import ConfigError, ProbeError, abridge
 from clipcam_lightning.probes.probe import Box
 from clipcam_lightning.storage.paths import join
-from clipcam_lightning.storage.reading import is_file, read_bytes
+from clipcam_lightning.storage.reading import is_file, is_folder, read_bytes
 
 MANIFESTS = ("probes.csv", "probes.jsonl")
 REQUIRED = ("image", "prompt")
@@ -40,6 +40,32 @@ class ManifestRow:
     mask: UPath | None
     box: Box | None
     place: str
+
+
+def has_manifest(place: UPath) -> bool:
+    """Check whether a place is a manifest, or a folder, which must hold one.
+
+    Raises:
+        OSError: the store fails.
+    """
+    return place.name in MANIFESTS or is_folder(place)
+
+
+def list_probe_files(place: UPath) -> list[UPath]:
+    """List what a probe set is read from.
+
+    Args:
+        place: a manifest, its folder, or a file that ``ProbeSet.save`` wrote.
+
+    Returns:
+        The place itself and, with a manifest, the images and masks that it names.
+
+    Raises:
+        OSError: the store fails.
+        ProbeError: the manifest cannot be read.
+    """
+    rows = read_manifest(place) if has_manifest(place) else []
+    return [place, *(path for row in rows for path in (row.image, row.mask) if path is not None)]
 
 
 def read_manifest(place: Path | UPath) -> list[ManifestRow]:

@@ -29,12 +29,12 @@ from clipcam_lightning.probes.batch_images import SizeFilter
 from clipcam_lightning.probes.batch_texts import TextInput
 from clipcam_lightning.probes.class_names import ClassNames
 from clipcam_lightning.probes.load import load_probe
-from clipcam_lightning.probes.manifest import MANIFESTS, read_manifest
+from clipcam_lightning.probes.manifest import MANIFESTS, has_manifest, read_manifest
 from clipcam_lightning.probes.names import name_probes
 from clipcam_lightning.probes.prepared import PreparedProbes, prepare_probes
 from clipcam_lightning.probes.probe import LoadedProbe, Probe, TokensLike, name_tokens
 from clipcam_lightning.storage.paths import as_path
-from clipcam_lightning.storage.reading import exists, is_folder
+from clipcam_lightning.storage.reading import exists
 from clipcam_lightning.storage.tensorfile import load_tensors, save_tensors
 
 KIND = "probe set"
@@ -268,15 +268,15 @@ def _require_probe(item: ProbeLike, place: str) -> Probe | LoadedProbe:
 def _load_place(place: PathLike) -> tuple[LoadedProbe, ...]:
     path = as_path(place)
     try:
-        has_manifest = path.name in MANIFESTS or (place != "" and is_folder(path))
-        is_missing = not has_manifest and not exists(path)
+        is_listed = place != "" and has_manifest(path)
+        is_missing = not is_listed and not exists(path)
     except OSError as error:
         raise ProbeError(f"{abridge(path)} cannot be read: {error.strerror or error}.") from error
     if is_missing:
         raise ProbeError(
             f"{abridge(path)} does not exist; give a folder with {' or '.join(MANIFESTS)}, or a file of ProbeSet.save."
         )
-    return _load_manifest(path) if has_manifest else _load_file(path)
+    return _load_manifest(path) if is_listed else _load_file(path)
 
 
 def _load_manifest(place: UPath) -> tuple[LoadedProbe, ...]:

@@ -166,8 +166,20 @@ def test_no_image_is_replaced_by_a_sheet(shell: Shell, photos: Path) -> None:
     code, out, err = shell("photos", *PROMPT, "--out", "photos", *MODEL)
 
     assert (code, out) == (2, "")
-    assert "photos/fox-maps.png is one of the images and would be replaced; give --out another folder." in err
+    assert "photos/fox-maps.png is an input and would be replaced; give --out another folder." in err
     assert (photos / "photos" / "fox-maps.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--config"])
+def test_no_file_of_the_model_is_replaced_by_a_sheet(option: str, shell: Shell, photos: Path) -> None:
+    (photos / "fox-maps.png").write_text("a file of the model")
+    files = {"--checkpoint": "before.pt", "--config": "config.yaml"} | {option: "fox-maps.png"}
+
+    code, out, err = shell("photos/fox.jpg", *PROMPT, "--out", ".", *(each for pair in files.items() for each in pair))
+
+    assert (code, out) == (2, "")
+    assert "fox-maps.png is an input and would be replaced; give --out another folder." in err
+    assert (photos / "fox-maps.png").read_text() == "a file of the model"
 
 
 @pytest.mark.parametrize(

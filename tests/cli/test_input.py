@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -128,6 +129,48 @@ def test_arguments_that_cannot_be_used_are_refused(
     arguments: tuple[str, ...], message: str, refused: Callable[..., str]
 ) -> None:
     assert re.search(message, refused(*arguments))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("snapshot", "--out"),
+        ("check", "--baseline", "before.safetensors", "--json"),
+        ("check", "--baseline", "new.safetensors", "--update-baseline", "--html"),
+        ("check", "--update-baseline", "--baseline"),
+        ("rank", "--json"),
+        ("rank", "--html"),
+    ],
+    ids=" ".join,
+)
+def test_no_input_is_replaced(
+    command: tuple[str, ...], refused: Callable[..., str], baseline: Path, project: Path
+) -> None:
+    (project / "config.yaml").write_text("model: {class_path: eyes.Eyes}")
+    (project / "listed").mkdir(exist_ok=True)
+    rows = (f"../probes/{i}.png,a star,../probes/mask-{i}.png\n" for i in range(2))
+    (project / "listed" / "probes.csv").write_text("image,prompt,mask\n" + "".join(rows))
+    model = ("--checkpoint", "before.pt", "--config", "config.yaml")
+    inputs = ("config.yaml", "before.pt", "probes/0.png", "probes/mask-1.png")
+    for probes, manifest in {
+        "probes": "probes/probes.csv",
+        "probes/probes.csv": "probes/probes.csv",
+        "listed": "listed/probes.csv",
+    }.items():
+        for file in (*inputs, manifest):
+            message = refused(*command, file, "--probes", probes, *model)
+
+            assert re.match(f"{file} (is named twice|is in the folder of the|cannot be read as a snapshot)", message)
+
+
+def test_a_new_file_may_be_in_the_folder_of_the_probes_and_a_baseline_there_replaced(
+    shell: Main, refused: Callable[..., str], baseline: Path, project: Path
+) -> None:
+    shutil.copytree(project / "probes", project / "with outputs")
+    check = ("check", "--probes", "with outputs", "--baseline", "with outputs/baseline.safetensors", *BEFORE)
+    assert shell(*check, "--update-baseline")[0] == 0
+    assert shell(*check, "--update-baseline", "--json", "with outputs/new.json")[0] == 0
+    assert "with outputs/new.json is in the folder of the probes" in refused(*check, "--json", "with outputs/new.json")
 
 
 @pytest.mark.usefixtures("unchecked")
