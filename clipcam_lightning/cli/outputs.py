@@ -29,6 +29,7 @@ def check_outputs(*outputs: UPath | None, inputs: Iterable[UPath | None] = ()) -
     """
     taken = {identify(path) for path in inputs if path is not None}
     for path in filter(None, outputs):
+        _refuse_standard_output(path)
         with _reachable(path):
             if is_folder(path):
                 raise ConfigError(f"{path} is a folder; give the name of a file.")
@@ -51,6 +52,7 @@ def check_folder(folder: UPath) -> None:
     Raises:
         ConfigError: the message names the file or folder in the way, or says what is wrong with the store.
     """
+    _refuse_standard_output(folder)
     if not isinstance(folder, Path):
         _check_store(folder)
         return
@@ -100,6 +102,12 @@ def write_pages(file: UPath, pages: Iterable[tuple[str, str]]) -> None:
         with writing(place):
             write_atomically(place, html.encode())
     Output().print(f"wrote {sanitize(str(file))}", soft_wrap=True)
+
+
+def _refuse_standard_output(path: UPath) -> None:
+    """Refuse the name ``-``, for which other programs write to standard output."""
+    if str(path) == "-":
+        raise ConfigError("'-' is not standard output here: outputs are written to files; give the name of a file.")
 
 
 def _check_store(folder: UPath) -> None:

@@ -122,6 +122,13 @@ def baseline(project: Path, shell: Main) -> Path:
         ((*COMPARE, "--html", "a", "--json", "a"), "a is named twice"),
         ((*COMPARE, "--json", "before.safetensors"), r"before\.safetensors is named twice"),
         ((*COMPARE, "--json", "eyes.py/x"), r"eyes\.py is a file, not a folder"),
+        ((*COMPARE, "--json", "-"), "'-' is not standard output here: .* give the name of a file"),
+        ((*COMPARE, "--html", "./-"), "'-' is not standard output here"),
+        ((*SNAPSHOT[:-1], "-", *BEFORE), "'-' is not standard output here"),
+        ((*CHECK[:-1], "-", *BEFORE, "--update-baseline"), "'-' is not standard output here"),
+        (("rank", "--probes", "probes", "--json", "-", *BEFORE), "'-' is not standard output here"),
+        ((*EXPLAIN[:-1], "-", *BEFORE), "'-' is not standard output here"),
+        (("demo", "--out", "-"), "'-' is not standard output here"),
         (("demo", "--out", "eyes.py"), r"eyes\.py is a file, not a folder"),
     ],
 )
