@@ -24,6 +24,8 @@ from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ModelError, abridge
 from clipcam_lightning.probes.probe_set import ProbeSet, ProbesLike
 
+ROUNDING = 1e-5  # distance of two unit embeddings of one prompt in float32
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Confusion:
@@ -88,8 +90,8 @@ def confusions(
     Args:
         model: any module that holds a CLIP, or a :class:`ClipModel`.
         probes: images with their true prompts; as :class:`ProbeSet` takes them.
-        candidates: other possible prompts, such as the names of all classes. A probe's own prompt may be among them and
-            is never preferred to itself.
+        candidates: other possible prompts, such as the names of all classes. A probe's own prompt may be among them, in
+            any spelling that the model embeds alike, and is never preferred to itself.
         method, layers, target, score_scale, scales, flip, shift, fuse, batch_size, precision: how maps are made, as in
             :class:`MapSettings`.
         clip, tokenizer, towers, encode_image, encode_text: where the CLIP is and how it is read, as in
@@ -141,10 +143,12 @@ def confusions(
     _require_finite("images", images, probe_set.names)
     _require_finite("probes' prompts", own, probe_set.prompts)
     _require_finite("candidates", others, captions)
-    is_own = torch.tensor([[prompt == caption for caption in captions] for prompt in probe_set.prompts], device="cpu")
+    # A probe's own prompt among the candidates, in any spelling, must not be preferred because of a rounding error.
+    is_text = torch.tensor([[prompt == caption for caption in captions] for prompt in probe_set.prompts], device="cpu")
+    distance = torch.cdist(own, others, compute_mode="donot_use_mm_for_euclid_dist")
+    is_own = is_text.to(distance.device) | (distance < ROUNDING + 2 * torch.finfo(found.dtype).eps)
     similarity = (images * own).sum(dim=1)
-    # A probe's own prompt among the candidates must not be preferred to itself because of a rounding error.
-    best = (images @ others.T).masked_fill(is_own.to(images.device), -torch.inf).max(dim=1)
+    best = (images @ others.T).masked_fill(is_own, -torch.inf).max(dim=1)
     confused = (best.values > similarity).nonzero()[:, 0].tolist()
     if not confused:
         return []

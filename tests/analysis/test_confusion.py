@@ -69,6 +69,19 @@ def test_a_probe_whose_own_prompt_is_preferred_is_not_confused(trained: ClipMode
     assert confusions(trained, one, [one.prompts[0]]) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_prompt_in_another_spelling_with_the_same_tokens_is_not_preferred_to_itself(
+    dtype: torch.dtype, trained: ClipModel
+) -> None:
+    scenes = draw_scenes(8)
+    probes = ProbeSet(list(zip(scenes.images, scenes.captions, strict=True)))
+    clip = find_clip(copy.deepcopy(trained.module).to(dtype), tokenizer=WordTokenizer())
+    confused = [each.index for each in confusions(clip, probes, CANDIDATES)]
+
+    for spell in (str.upper, str.title, "{} ".format):
+        assert [each.index for each in confusions(clip, probes, list(map(spell, CANDIDATES)))] == confused
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
