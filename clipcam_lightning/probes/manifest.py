@@ -109,7 +109,8 @@ def _find_manifest(folder: Path | UPath) -> Path | UPath:
 def _read_csv(path: Path | UPath) -> list[tuple[int, dict[str, Any]]]:
     """Return the rows of a CSV file, each with the number of its last line."""
     with io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)  # otherwise an unclosed quote would swallow the rows after it
+        # Unless strict, an unclosed quote would swallow the rows after it.
+        reader = csv.reader(file, strict=True, skipinitialspace=True)
         columns = [column.strip().lower() for column in next(reader, [])]
         missing = [column for column in REQUIRED if column not in columns]
         if missing:
@@ -127,7 +128,7 @@ def _read_csv(path: Path | UPath) -> list[tuple[int, dict[str, Any]]]:
                     f"{path.name} line {reader.line_num}: {len(cells)} fields for {len(columns)} columns; "
                     'quote a text that has a comma in it: "a cat, asleep".'
                 )
-            lines.append((reader.line_num, dict(zip(columns, cells, strict=False))))
+            lines.append((reader.line_num, dict(zip(columns, map(str.strip, cells), strict=False))))
         return lines
 
 

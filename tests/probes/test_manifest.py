@@ -50,6 +50,19 @@ def test_a_csv_manifest_is_read(folder: Path, bom: bool, newline: str) -> None:
     assert np.array_equal(probes[1].mask, MASK)
 
 
+def test_blanks_beside_the_commas_of_a_csv_manifest_have_no_influence(folder: Path) -> None:
+    lines = ("image,prompt,name,mask,box", 'cat.png,"a cat, asleep",tom,mask.png,', "cat.png,b,,,1 1 2 2")
+    spaced = (
+        " image , prompt,name, mask ,box",
+        ' cat.png, "a cat, asleep", tom, mask.png , ',
+        "cat.png ,b , , , 1 1 2 2",
+    )
+    rows = read_manifest(write_csv(folder, *lines))
+
+    assert read_manifest(write_csv(folder, *spaced)) == rows
+    assert rows[0].prompt == "a cat, asleep"
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_jsonl_manifest_is_read_and_blank_lines_are_skipped(folder: Path, encoding: str) -> None:
     rows = ({"image": "cat.png", "prompt": "a cat 日本"}, "", {"image": "deep/dog.png", "prompt": "b", "name": "rex"})
