@@ -50,13 +50,14 @@ def decode_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
         image: a file or its URL, a PIL image, or an array, which is returned as it is.
 
     Raises:
-        ConfigError: the image cannot be read, or is an array of something else than RGB.
+        ConfigError: the image cannot be read, has no pixels, or is an array of something else than RGB.
     """
-    if not isinstance(image, np.ndarray):
-        return decode(image, "image", read_rgb)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ConfigError(f"an array must be uint8 [y, x, 3] (got {image.dtype} {image.shape}).")
-    return image
+    pixels = image if isinstance(image, np.ndarray) else decode(image, "image", read_rgb)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ConfigError(f"an array must be uint8 [y, x, 3] (got {pixels.dtype} {pixels.shape}).")
+    if not pixels.size:
+        raise ConfigError(f"the image has no pixels (got {pixels.shape[1]}x{pixels.shape[0]}).")
+    return pixels
 
 
 def decode(image: Any, noun: str, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:

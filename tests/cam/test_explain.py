@@ -10,6 +10,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -402,6 +403,9 @@ def test_contrast_of_a_single_prompt_is_rejected_with_a_remedy(clip: ClipModel, 
             r"must be finite; 3 contain NaN or infinity, the first has index 0",
         ),
         ({"images": [torch.randn(3, 64, 64), torch.randn(3, 30, 32)]}, r"whole cells of its grid \(got 30x32 pixels\)"),
+        ({"images": np.zeros((0, 10, 3), np.uint8)}, r"the image has no pixels \(got 10x0\)"),
+        ({"images": [np.zeros((10, 0, 3), np.uint8)]}, r"the image has no pixels \(got 0x10\)"),
+        ({"images": Image.new("RGB", (0, 5))}, "the image has no pixels"),
         ({"images": {"pixel_values": torch.zeros(1)}}, r"OpenClipViT takes images as a tensor.*pixel_values"),
         ({"prompts": torch.randn(2, 32)}, r"must have 64 numbers.*got 32"),
         ({"prompts": torch.ones(2, 64, dtype=torch.long)}, r"must be floats.*int64.*embed_tokens"),
