@@ -1,7 +1,9 @@
 """Properties of all methods: which towers they fit, how they are named, and what must not change their maps."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -168,6 +170,21 @@ def test_a_function_that_does_not_return_maps_is_rejected(unchecked: None) -> No
 
     with pytest.raises(ConfigError, match=r"maps \[b, p, h, w\].*without_prompts returned \(1, 32, 2, 4\)"):
         explain(vit(), torch.randn(1, 3, 16, 32), torch.randn(1, 16), method=without_prompts)
+
+
+@pytest.mark.parametrize(
+    ("returned", "name"),
+    [(None, "NoneType"), (np.zeros((1, 1, 2, 4)), "ndarray"), (1.0, "float"), (torch.zeros(8), r"\(8,\)")],
+    ids=["None", "numpy", "float", "tensor"],
+)
+@pytest.mark.parametrize("reads", [LayerCapture, Capture, AttentionCapture, ScoreCapture])
+def test_a_function_that_does_not_return_a_tensor_of_maps_is_rejected(
+    reads: type, returned: object, name: str, unchecked: None
+) -> None:
+    method: Any = Method(lambda _: returned, reads, steps=2 if reads is Capture else 0)
+
+    with pytest.raises(ConfigError, match=rf"must return maps \[b, p, h, w\].*<lambda> returned {name}"):
+        explain(vit(), torch.randn(1, 3, 16, 32), torch.randn(1, 2, 16), method=method, layers=[-2, -1])
 
 
 def test_an_unknown_method_is_rejected_with_the_valid_names(unchecked: None) -> None:

@@ -15,6 +15,7 @@ from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.errors import ConfigError
 
 BACKWARD = 2  # forwards that a backward counts as
+MAPS = "a method must return maps [b, p, h, w] of b images and p prompts (or 1, if prompts have no influence)"
 
 
 class Variants(NamedTuple):
@@ -126,5 +127,13 @@ class Method:
         return [need for need in self.needs if need not in tower.offers]
 
     def __call__(self, capture: Any) -> Float[Tensor, "b p h w"]:
-        """Compute the raw maps of one capture."""
-        return self.function(capture)
+        """Compute the raw maps of one capture.
+
+        Raises:
+            ConfigError: the function does not return maps.
+        """
+        maps: object = self.function(capture)
+        if not isinstance(maps, Tensor) or maps.ndim != 4:
+            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise ConfigError(f"{MAPS}; {self.name} returned {got}.")
+        return maps

@@ -16,6 +16,7 @@ from clipcam_lightning.cam.capture import (
     WholeCapture,
 )
 from clipcam_lightning.cam.methods import Method
+from clipcam_lightning.cam.methods.method import MAPS
 from clipcam_lightning.cam.passes.attention import run_attention_pass
 from clipcam_lightning.cam.passes.layers import (
     run_activation_pass,
@@ -58,9 +59,9 @@ def compute_maps(method: Method, inputs: Pass) -> Result:
     run = run_path_pass if method.steps else _PASSES[method.reads]
     maps, features = run(method, inputs)
     inputs.require_fitting(features)
-    if maps.ndim != 4 or maps.shape[0] != len(inputs.images) or maps.shape[1] not in (1, inputs.prompts):
+    if maps.shape[0] != len(inputs.images) or maps.shape[1] not in (1, inputs.prompts):
         raise ConfigError(
-            "a method must return maps [b, p, h, w] of b images and p prompts (or 1, if prompts have no influence); "
-            f"{method.name} returned {tuple(maps.shape)} for {len(inputs.images)} images and {inputs.prompts} prompts."
+            f"{MAPS}; {method.name} returned {tuple(maps.shape)} for {len(inputs.images)} images and {inputs.prompts} "
+            "prompts."
         )
     return maps.detach().float().expand(-1, inputs.prompts, -1, -1), F.normalize(features.detach(), dim=-1)
