@@ -141,8 +141,13 @@ class TransformersAdapter(Adapter):
 
     @property
     def context_length(self) -> int | None:
-        """``max_position_embeddings`` of the text configuration."""
-        return getattr(self.clip.config.text_config, "max_position_embeddings", None)
+        """``max_position_embeddings`` of the text configuration, less those that a RoBERTa keeps for padding."""
+        length: int | None = getattr(self.clip.config.text_config, "max_position_embeddings", None)
+        positions = (
+            part for name, part in self.clip.text_model.named_modules() if name.endswith("position_embeddings")
+        )
+        padding_id = getattr(next(positions, None), "padding_idx", None)  # the positions of a RoBERTa start after it
+        return length if length is None or padding_id is None else length - padding_id - 1
 
     def encode_image(self, images: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n d"]:
         """Embed images."""
