@@ -1,11 +1,13 @@
 """The command line: ``clipcam explain | snapshot | compare | check | rank | report | methods | demo``."""
 
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 
 from clipcam_lightning.cli.parser import UsageError, parse_arguments
 from clipcam_lightning.errors import ClipCamError
@@ -39,8 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell, as with >&-
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
+        elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without the arrow character shows a question mark
     command, options = parse_arguments(arguments)
     if not sys.warnoptions:

@@ -180,6 +180,21 @@ def test_a_closed_pipe_does_not_change_the_exit_code(project: Path, baseline: Pa
     process.stderr.close()
 
 
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)], ids=["stdout", "stderr", "all"])
+def test_a_closed_stream_does_not_change_the_exit_code(closed: tuple[int, ...], project: Path, baseline: Path) -> None:
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    check = ("check", "--probes", "probes", "--baseline", baseline, *OPTIONS, "after.pt", "--json", "closed.json")
+    for arguments, code in {("--help",): 0, ("methods",): 0, ("explian",): 2, check: 1}.items():
+        done = run_clipcam(project, *arguments, prepare=close)
+
+        assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (code, False)
+        assert "clipcam: error" not in done.stdout
+    assert json.loads((project / "closed.json").read_text())["alarm"] is True
+
+
 def test_ctrl_c_keeps_the_old_baseline_and_leaves_no_other_file(project: Path, baseline: Path) -> None:
     before = files_in(project)
     options = ("--class-path", "eyes.SleepyEyes", "--checkpoint", "before.pt")
