@@ -147,6 +147,7 @@ class CamRegression:
         from clipcam_lightning.cam.urls import is_url
         from clipcam_lightning.drift.rule import DriftRule
         from clipcam_lightning.errors import ClipCamWarning, ConfigError, SnapshotError
+        from clipcam_lightning.monitoring.baselines import require_valid_map
         from clipcam_lightning.monitoring.explainer import LocalExplainer
         from clipcam_lightning.monitoring.monitor import Monitor
         from clipcam_lightning.probes.probe_set import ProbeSet
@@ -190,9 +191,11 @@ class CamRegression:
             rule = DriftRule(max_drift, false_alarm_rate)
             monitor = Monitor(probe_set, rule=rule, baseline="start" if writes else file)
             outcome = monitor.evaluate(explainer, step=0, epoch=0)
+            assert monitor.last is not None
+            require_valid_map(monitor.last.baseline)
         except SnapshotError as error:
-            _fail(f"{file} cannot be used as the baseline: {error}\n{self._how_to_accept()}")
-        assert monitor.last is not None
+            advice = "" if writes else f"\n{self._how_to_accept()}"
+            _fail(f"{file} cannot be used as the baseline: {error}{advice}")
         for note in outcome.notes:
             warnings.warn(f"{file}: {note.text}", ClipCamWarning, stacklevel=2)
         if writes:

@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from _pytest.pathlib import make_numbered_dir
 from PIL import Image
 
@@ -403,20 +405,40 @@ def test_pets(cam_regression, model):
     result.stdout.fnmatch_lines(["*assert not 'another thing'*", "*wrote the baseline*test_pets.safetensors"])
 
 
-def test_a_degenerate_baseline_passes_with_a_warning(project: pytest.Pytester) -> None:
+def test_a_degenerate_map_in_a_baseline_is_a_warning_and_a_baseline_without_a_valid_map_is_refused(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project.makepyfile(
         PROJECT
         + """
-def empty_map(capture):
-    return 0 * capture.gradients.sum(2)
+def some_maps(capture):
+    maps = capture.gradients.norm(dim=2)
+    maps[int(os.environ.get("VALID", 1)):] = 0
+    return maps
 def test_pets(cam_regression, model):
-    cam_regression.check(model, PROBES, method=empty_map, tokenizer=tokens)
+    cam_regression.check(model, PROBES, method=some_maps, tokenizer=tokens)
 """
     )
     run(project)
     result = run(project)
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*3 of 3 probes have no valid baseline, so that their drift is unknown*"])
+    result.stdout.fnmatch_lines(["*2 of 3 probes have no valid baseline, so that their drift is unknown*"])
+    (file,) = baselines(project)
+    stored = Snapshot.load(project.path / file)
+    replace(stored, maps=torch.zeros_like(stored.maps)).save(project.path / file)
+    before = baselines(project)
+
+    compared = run(project)
+    compared.assert_outcomes(failed=1)
+    reason = "cannot be used as the baseline: a baseline needs a valid map, but all 3 are degenerate (3 all zero: *"
+    compared.stdout.fnmatch_lines([f"*{reason}", "If the new maps are right, accept them: *"])
+    monkeypatch.setenv("VALID", "0")
+    written = run(project, "--clipcam-update")
+    written.assert_outcomes(failed=1)
+    written.stdout.fnmatch_lines([f"*{reason}"])
+    written.stdout.no_fnmatch_line("If the new maps are right*")
+    written.stdout.no_fnmatch_line("*wrote the baseline*")
+    assert baselines(project) == before
 
 
 def test_a_session_that_does_not_use_the_fixture_imports_nothing_heavy(

@@ -3,6 +3,7 @@
 from clipcam_lightning.cam.settings import MapSettings
 from clipcam_lightning.cli.models import ModelSource, load_clip
 from clipcam_lightning.cli.terminal import show_progress, warn
+from clipcam_lightning.monitoring.baselines import require_valid_map
 from clipcam_lightning.monitoring.evaluation import Evaluation
 from clipcam_lightning.monitoring.explainer import LocalExplainer
 from clipcam_lightning.monitoring.monitor import Monitor
@@ -20,7 +21,7 @@ def evaluate(monitor: Monitor, source: ModelSource, settings: MapSettings) -> Ev
         The evaluation; its step and epoch are those of the checkpoint.
 
     Raises:
-        ClipCamError: model, probes, settings and baseline do not fit each other.
+        ClipCamError: model, probes, settings and baseline do not fit each other, or the baseline has no valid map.
     """
     with show_progress() as progress:
         loading = progress.add_task("loading the model", total=None)
@@ -28,7 +29,8 @@ def evaluate(monitor: Monitor, source: ModelSource, settings: MapSettings) -> Ev
         progress.remove_task(loading)
         progress.add_task(f"explaining {len(monitor.probes)} probes", total=None)
         outcome = monitor.evaluate(LocalExplainer(loaded.clip, settings), step=loaded.step, epoch=loaded.epoch)
+    assert monitor.last is not None  # the evaluation has just taken place
+    require_valid_map(monitor.last.baseline)
     for note in outcome.notes:
         warn(note.text)
-    assert monitor.last is not None  # the evaluation has just taken place
     return monitor.last

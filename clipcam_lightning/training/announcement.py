@@ -3,6 +3,7 @@
 from clipcam_lightning.cam.encoders import EncoderPair
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.towers.traced import TracedTower
+from clipcam_lightning.monitoring.baselines import has_valid_map
 from clipcam_lightning.monitoring.evaluation import Evaluation, Sink
 from clipcam_lightning.sinks import name_loggers_without_images
 
@@ -43,7 +44,9 @@ def announce(
         verb = "shows" if len(without) == 1 else "show"
         lines.append(f"{' and '.join(without)} {verb} no images{f'; they are in {directory}' if directory else ''}")
     untested = _describe_untested_backgrounds(evaluation)
-    if not baseline.has_trusted_maps and baseline.map_agrees is not None:
+    if not has_valid_map(baseline):
+        lines.append("all maps of the baseline are degenerate, so that there is no map to compare with.")
+    elif not baseline.has_trusted_maps and baseline.map_agrees is not None:
         lines.append(
             f"{baseline.map_agreement}, so that their drift raises no alarm. clipcam rank finds a method that fits."
         )

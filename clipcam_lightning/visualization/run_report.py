@@ -14,6 +14,7 @@ from clipcam_lightning.drift.probe_drift import ProbeDrift, format_drift
 from clipcam_lightning.drift.report_json import report_as_json
 from clipcam_lightning.drift.snapshot import Snapshot, decode_image
 from clipcam_lightning.errors import SnapshotError
+from clipcam_lightning.monitoring.baselines import has_valid_map
 from clipcam_lightning.monitoring.history import relative_saliency
 from clipcam_lightning.monitoring.recorded_run import RecordedEvaluation, RecordedRun
 from clipcam_lightning.visualization.columns import choose_columns
@@ -168,6 +169,8 @@ def describe_trust(baseline: Snapshot | None) -> str:
     Args:
         baseline: of the last evaluation; ``None`` if it cannot be read.
     """
+    if baseline is not None and not has_valid_map(baseline):
+        return "All maps of the baseline are degenerate, so there is no map to compare with."
     if baseline is None or baseline.map_agrees is None:
         return "It was not measured whether the maps show what the model uses."
     fact = f"At the baseline, {baseline.map_agreement}."

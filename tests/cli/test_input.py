@@ -469,6 +469,31 @@ def test_a_degenerate_map_is_a_warning(shell: Main, project: Path) -> None:
     assert err.splitlines()[0] == f"{warning}: {words}."
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (0.0, rf"2 all zero: {MapState.ALL_ZERO.words}\). Use another method or other layers"),
+        (torch.nan, rf"2 not finite: {MapState.NOT_FINITE.words}\). Repair the model"),
+    ],
+)
+def test_a_baseline_without_a_valid_map_is_refused(
+    value: float, reason: str, refused: Callable[..., str], baseline: Path, project: Path
+) -> None:
+    content = torch.load("before.pt", weights_only=True)
+    content["state_dict"]["clip.visual.proj"].fill_(value)
+    torch.save(content, "dark.pt")
+    stored = Snapshot.load(baseline)
+    replace(stored, maps=torch.full_like(stored.maps, value)).save("dark.safetensors")
+
+    for arguments in (
+        (*SNAPSHOT, *OPTIONS, "dark.pt", "--method", "gradcam"),
+        (*CHECK, *OPTIONS, "dark.pt", "--method", "gradcam", "--update-baseline"),
+        (*CHECK[:-1], "dark.safetensors", *BEFORE),
+        ("compare", "dark.safetensors", baseline),
+    ):
+        assert re.search(f"a baseline needs a valid map, but all 2 are degenerate \\({reason}", refused(*arguments))
+
+
 def test_a_bug_shows_its_traceback_and_has_an_exit_code_of_its_own(
     shell: Main, baseline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,3 +45,12 @@ def test_it_is_said_if_the_drift_of_maps_is_not_used() -> None:
     baseline = replace(evaluation.baseline, map_agrees=torch.tensor([1.0, 0.0, 0.0, 0.0]))
     said = announced(replace(evaluation, baseline=baseline))
     assert "1 of 4 maps agree with occlusion, so that their drift raises no alarm." in said
+
+
+def test_where_no_map_of_the_baseline_is_valid_it_is_said_that_none_can_be_compared_with() -> None:
+    evaluation = evaluation_of(FOUR)
+    baseline = replace(evaluation.baseline, maps=torch.zeros(4, 8, 8), map_agrees=torch.zeros(4))
+    said = announced(replace(evaluation, baseline=baseline))
+    assert "all maps of the baseline are degenerate, so that there is no map to compare with." in said
+    assert "occlusion" not in said
+    assert "clipcam rank" not in said
