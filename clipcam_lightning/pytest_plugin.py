@@ -73,7 +73,7 @@ class CamRegression:
     """Compares the maps of a model with baseline files: the value of the fixture ``cam_regression``.
 
     Attributes:
-        messages: one per baseline that the test wrote; a test that wrote one fails at its end.
+        messages: one per baseline that was written and is not reported yet; a test that wrote one fails at its end.
     """
 
     def __init__(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
@@ -293,20 +293,39 @@ def cam_regression(request: pytest.FixtureRequest, tmp_path: Path) -> CamRegress
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Fail a test that wrote baselines at its end, so that one run writes those of all its checks."""
+    return (yield from _reporting_baselines(item, "call"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail the teardown of a test if baselines were written in it, or in a setup after which the test did not run."""
+    return (yield from _reporting_baselines(item, "teardown"))
+
+
+def _reporting_baselines(item: pytest.Item, phase: str) -> Generator[None, Any, Any]:
+    """Fail a phase of a test at its end if baselines were written; another failure gets their messages as a section."""
     try:
         result = yield
-    except BaseException:  # pytest's own outcomes are not derived from Exception
-        for message in _messages(item):
-            item.add_report_section("call", "clipcam", message)
+    except (pytest.skip.Exception, pytest.xfail.Exception):
+        if messages := _take_messages(item):
+            _fail("\n".join(messages))
         raise
-    if _messages(item):
-        _fail("\n".join(_messages(item)))
+    except BaseException:  # pytest's own outcomes are not derived from Exception
+        for message in _take_messages(item):
+            item.add_report_section(phase, "clipcam", message)
+        raise
+    if messages := _take_messages(item):
+        _fail("\n".join(messages))
     return result
 
 
-def _messages(item: pytest.Item) -> list[str]:
+def _take_messages(item: pytest.Item) -> list[str]:
+    """Return the messages that are not reported yet, each once."""
     regression = item.stash.get(_REGRESSION, None)
-    return regression.messages if regression else []
+    if regression is None:
+        return []
+    messages, regression.messages = regression.messages, []
+    return messages
 
 
 def file_name(text: str) -> str:

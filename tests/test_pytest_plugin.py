@@ -405,6 +405,53 @@ def test_pets(cam_regression, model):
     result.stdout.fnmatch_lines(["*assert not 'another thing'*", "*wrote the baseline*test_pets.safetensors"])
 
 
+def test_a_baseline_is_reported_once_wherever_in_a_test_it_is_written(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        PROJECT
+        + """
+def check(cam_regression, model):
+    cam_regression.check(model, PROBES[:1], method="eigencam", tokenizer=tokens)
+
+@pytest.fixture
+def in_teardown(cam_regression, model):
+    yield
+    check(cam_regression, model)
+def test_teardown(in_teardown): pass
+
+@pytest.fixture
+def in_setup(cam_regression, model):
+    check(cam_regression, model)
+    pytest.skip("later")
+def test_setup(in_setup): pass
+
+def test_skip(cam_regression, model):
+    check(cam_regression, model)
+    pytest.skip("later")
+
+def test_xfail(cam_regression, model):
+    check(cam_regression, model)
+    pytest.xfail("later")
+
+@pytest.fixture
+def fails_in_teardown(in_teardown):
+    yield
+    assert not "another thing"
+def test_failure(fails_in_teardown): pass
+"""
+    )
+    for options in ((), ("--clipcam-update",)):
+        result = run(project, *options)
+        result.assert_outcomes(passed=2, skipped=1, failed=2, errors=3)
+        output = result.stdout.str()
+        for name in ("test_teardown", "test_setup", "test_skip", "test_xfail", "test_failure"):
+            assert (
+                len(re.findall(rf"Check its maps in \S+/{name}.html, commit the baseline and run again", output)) == 1
+            )
+        assert "assert not 'another thing'" in output
+
+    run(project).assert_outcomes(passed=2, skipped=2, xfailed=1, errors=1)
+
+
 def test_a_degenerate_map_in_a_baseline_is_a_warning_and_a_baseline_without_a_valid_map_is_refused(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
