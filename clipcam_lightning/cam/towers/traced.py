@@ -62,7 +62,7 @@ class TracedTower(Tower):
             raise TowerError(
                 f"no module of {name_of(clip)} returns a grid of cells, or tokens of patches, that the embedding "
                 "depends on. If it is called under torch.no_grad(), leave that out and freeze its parameters instead, "
-                "with requires_grad_(False)"
+                "with requires_grad_(False)."
             )
         self.default_layer = self._choose_layer(layers, trace)
         layers = layers[: layers.index(self.default_layer) + 1]
