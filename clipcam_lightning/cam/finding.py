@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,8 +14,8 @@ from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.naming import find_conventional_encoders
-from clipcam_lightning.cam.nearby import find_image_processor, find_tokenizer, make_default_tokenizer
-from clipcam_lightning.cam.pairs import make_tokens, measure_widths, read_pair, takes_tokens
+from clipcam_lightning.cam.nearby import find_image_processor, find_tokenizer, make_default_tokenizer, makes_ids
+from clipcam_lightning.cam.pairs import make_tokens, measure_widths, read_pair, takes_ids
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.tower import Tower
@@ -40,8 +41,8 @@ class ModelSpec:
         clip: dotted name of the CLIP below the module, or of a module around it that has ``encode_image`` and
             ``encode_text`` of its own; needed only if there are several.
         tokenizer: a function from strings to token ids, or a transformers tokenizer or processor. By default the
-            attribute ``tokenizer`` or ``processor`` of the CLIP or of a module around it, else open_clip's own where
-            the vocabulary is CLIP's.
+            attribute ``tokenizer`` or ``processor`` of the CLIP or of a module around it, unless it is for another
+            vocabulary; else open_clip's own where the vocabulary is CLIP's.
         towers: image towers of your own, tried before the package's.
         encode_image: for a module without such a method: a function of the module (or of the one that ``clip`` names)
             and model input ``[n, 3, y, x]`` that returns embeddings ``[n, d]``, or the name of a method.
@@ -149,11 +150,19 @@ def _find(module: nn.Module | ClipModel, spec: ModelSpec) -> ClipModel:
     return ClipModel(
         module=part,
         tower=tower,
-        tokenizer=spec.tokenizer or find_tokenizer(module, path) or make_default_tokenizer(part),
+        tokenizer=spec.tokenizer or _find_tokenizer(module, path, part),
         preprocessing=Preprocessing.of(part, tower.input_size, find_image_processor(module, path)),
         name=path,
         doubt=doubt,
     )
+
+
+def _find_tokenizer(module: nn.Module, path: str, part: nn.Module) -> Tokenizer | None:
+    """Find the tokenizer of a CLIP near it, or make CLIP's own."""
+    adapter = find_adapter(part)
+    assert adapter is not None
+    fits = partial(makes_ids, adapter, adapter.vocabulary_size)
+    return find_tokenizer(module, path, fits) or make_default_tokenizer(part)
 
 
 def _check_reading(spec: ModelSpec) -> None:
@@ -312,8 +321,8 @@ def _read_outer(module: nn.Module, outer: str, inner: str, spec: ModelSpec) -> C
     assert adapter is not None
     found = read_pair(module, outer, *adapter.methods, spec.tokenizer, spec.towers)
     if found.tokenizer is None and inner != outer:
-        tokenized = replace(found, tokenizer=make_default_tokenizer(module.get_submodule(inner)))
-        return tokenized if takes_tokens(tokenized) else found
+        tokenizer = make_default_tokenizer(module.get_submodule(inner))
+        return replace(found, tokenizer=tokenizer) if tokenizer and takes_ids(found, tokenizer) else found
     return found
 
 

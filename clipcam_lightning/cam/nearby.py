@@ -1,14 +1,15 @@
 """What stands near a CLIP in a module: its tokenizer and its image processor."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import open_clip
 from torch import nn
 
-from clipcam_lightning.cam.adapters import Tokenizer, find_adapter
+from clipcam_lightning.cam.adapters import Adapter, Tokenizer, find_adapter
 
 CLIP_VOCABULARY = 49408
+CLIP_START, CLIP_END = CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1
 
 
 def _owners(module: nn.Module, path: str) -> Iterator[Any]:
@@ -17,15 +18,35 @@ def _owners(module: nn.Module, path: str) -> Iterator[Any]:
     return (module.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
 
 
-def find_tokenizer(module: nn.Module, path: str) -> Tokenizer | None:
-    """Find the attribute ``tokenizer``, or the tokenizer of ``processor``, of the nearest module with one."""
+def find_tokenizer(module: nn.Module, path: str, fits: Callable[[Tokenizer], bool]) -> Tokenizer | None:
+    """Find the attribute ``tokenizer``, or the tokenizer of ``processor``, of the nearest module with one that fits.
+
+    Args:
+        module: the module that was searched.
+        path: dotted name of the CLIP below it.
+        fits: whether a tokenizer is that of the CLIP, and not that of another network beside it, such as a decoder.
+    """
     for owner in _owners(module, path):
         tokenizer, processor = getattr(owner, "tokenizer", None), getattr(owner, "processor", None)
         for found in (tokenizer, getattr(processor, "tokenizer", None)):
-            if callable(found) and not isinstance(found, nn.Module):
+            if callable(found) and not isinstance(found, nn.Module) and fits(found):
                 nearest: Tokenizer = found
                 return nearest
     return None
+
+
+def makes_ids(adapter: Adapter, vocabulary_size: int | None, tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer makes ids of a vocabulary; of CLIP's, with its start and its end."""
+    if not vocabulary_size:  # not known
+        return True
+    try:
+        tokens = adapter.tokenize(tokenizer, ["a photo"])
+        row = (tokens["input_ids"] if isinstance(tokens, Mapping) else tokens)[0].tolist()
+    except Exception:  # of any kind: that of another network may have no padding, or take one string at a time
+        return False
+    if vocabulary_size == CLIP_VOCABULARY:
+        return row[0] == CLIP_START and CLIP_END in row
+    return all(0 <= token < vocabulary_size for token in row)
 
 
 def find_image_processor(module: nn.Module, path: str) -> Any:

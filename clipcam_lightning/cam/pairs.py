@@ -1,7 +1,9 @@
 """Read a module that embeds by two functions or methods: its tower, tokenizer and preprocessing."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from clipcam_lightning.cam.adapters import Tokenizer, find_adapter
 from clipcam_lightning.cam.encoders import EncodeImage, EncoderPair, EncodeText
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.model_state import evaluation_mode
-from clipcam_lightning.cam.nearby import find_image_processor, find_tokenizer
+from clipcam_lightning.cam.nearby import CLIP_VOCABULARY, find_image_processor, find_tokenizer, makes_ids
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import TOWERS, find_tower
 from clipcam_lightning.cam.towers.tower import AttentionTower, Tower
@@ -46,11 +48,11 @@ def read_pair(
     found = ClipModel(
         module=pair,
         tower=tower,
-        tokenizer=tokenizer or find_tokenizer(root, path),
+        tokenizer=tokenizer,
         preprocessing=Preprocessing.of(pair, tower.input_size, find_image_processor(root, path)),
         name=path,
     )
-    return found if tokenizer or takes_tokens(found) else replace(found, tokenizer=None)
+    return found if tokenizer else replace(found, tokenizer=find_tokenizer(root, path, partial(takes_ids, found)))
 
 
 def measure_widths(found: ClipModel) -> tuple[int, int]:
@@ -73,16 +75,20 @@ def make_tokens(clip: nn.Module) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def takes_tokens(found: ClipModel) -> bool:
-    """Whether the text encoder takes what the tokenizer that was found near it returns, rather than strings."""
-    if found.tokenizer is None:
-        return True
-    try:
-        with evaluation_mode(found.module), torch.no_grad():
-            found.embed_texts(["a photo"])
-    except Exception:  # of any kind: it may tokenize by itself
-        return False
-    return True
+def takes_ids(found: ClipModel, tokenizer: Tokenizer) -> bool:
+    """Whether the text encoder takes what a tokenizer returns, and not strings or ids of another vocabulary."""
+    sizes: set[int] = set()  # of the vocabularies in which ids were looked up
+    with ExitStack() as stack:
+        for layer in found.module.modules():
+            if isinstance(layer, nn.Embedding):
+                handle = layer.register_forward_hook(lambda layer, *_: sizes.add(layer.num_embeddings))
+                stack.callback(handle.remove)
+        try:
+            with evaluation_mode(found.module), torch.no_grad():
+                replace(found, tokenizer=tokenizer).embed_texts(["a photo"])
+        except Exception:  # of any kind: it may tokenize by itself
+            return False
+    return CLIP_VOCABULARY not in sizes or makes_ids(found.adapter, CLIP_VOCABULARY, tokenizer)
 
 
 def _with_known_tower(pair: EncoderPair, towers: Sequence[type[Tower]]) -> EncoderPair:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipcam_lightning.cam.nearby import CLIP_VOCABULARY
+from clipcam_lightning.cam.nearby import CLIP_END, CLIP_START, CLIP_VOCABULARY
 from clipcam_lightning.errors import abridge
 from clipcam_lightning.probes.leaves import MAX_KEY, Leaf, is_string_lists, is_strings
 from clipcam_lightning.probes.load import is_dense
@@ -82,7 +82,6 @@ CLASS_WORDS = {"breed", "category", "class", "classname", "query", "question", "
 """Strings under these may be single words."""
 MAX_CAPTIONS = 10  # per sample; more rows are a segmentation
 MIN_TOKENS = 5  # rows of four numbers are boxes
-CLIP_START, CLIP_END = CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1
 FILE_NAME = re.compile(r"\S+\.\w{2,5}")
 UNSPACED = re.compile(r"[\u0e00-\u109f\u1780-\u17ff\u3040-\u9fff]{2}")  # from Thai and Khmer to Chinese: no spaces
 PATH = re.compile(r"://|[/\\][^/\\\s]+\.\w{2,5}$|^([a-zA-Z]:)?[/\\]")

@@ -172,13 +172,68 @@ def test_the_tokenizer_of_the_nearest_module_is_used(untrained: open_clip.CLIP) 
 
 
 def test_a_model_with_the_vocabulary_of_clip_gets_the_tokenizer_of_clip() -> None:
-    config = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
-    text = {"layers": 1, "width": 32, "heads": 2, "context_length": 20}
-    model = open_clip.CLIP(embed_dim=16, vision_cfg=config, text_cfg=text)
-
-    tokens = find_clip(model).tokenize(["a cat"])
+    tokens = find_clip(clip_with_vocabulary(49408)).tokenize(["a cat"])
 
     assert torch.equal(tokens, open_clip.tokenize(["a cat"], context_length=20))
+
+
+def clip_with_vocabulary(size: int) -> open_clip.CLIP:
+    config = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
+    text = {"layers": 1, "width": 32, "heads": 2, "context_length": 20, "vocab_size": size}
+    return open_clip.CLIP(embed_dim=16, vision_cfg=config, text_cfg=text)
+
+
+class Adapted(Holder):
+    """Embeds with an adapter behind its CLIP."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.head(self.clip.encode_image(images))
+
+    def encode_text(self, texts: Tensor) -> Tensor:
+        return self.clip.encode_text(texts)
+
+
+class Rewritten(Adapted):
+    """Embeds texts with a network of its own beside a CLIP."""
+
+    def encode_text(self, texts: Any) -> Tensor:
+        return self.words(texts).mean(dim=1)
+
+
+def of_a_decoder(texts: list[str]) -> Tensor:
+    return torch.tensor([[22, 36, 38, 1]] * len(texts))
+
+
+def of_a_decoder_without_padding(texts: list[str], **_: Any) -> Tensor:
+    raise ValueError("Asking to pad but the tokenizer does not have a padding token")
+
+
+@pytest.mark.parametrize("other", [of_a_decoder, of_a_decoder_without_padding])
+@pytest.mark.parametrize("around", [Holder, Adapted])
+def test_the_tokenizer_of_another_network_is_not_used_for_the_vocabulary_of_clip(around: Any, other: Any) -> None:
+    module = around(clip=clip_with_vocabulary(49408), head=nn.Linear(16, 16))
+    module.tokenizer = other
+    expected = open_clip.tokenize(["a cat"], context_length=20)
+    assert torch.equal(find_clip(module).tokenize(["a cat"]), expected)
+    assert find_clip(module, tokenizer=other).tokenizer is other
+
+    module.processor = own = open_clip.SimpleTokenizer(context_length=20)
+    module.processor.tokenizer = own
+    assert find_clip(module).tokenizer is own
+
+
+def test_a_tokenizer_with_ids_outside_the_vocabulary_is_not_used() -> None:
+    module = Holder(clip=clip_with_vocabulary(30))
+    module.tokenizer = of_a_decoder
+    assert find_clip(module).tokenizer is None
+    module.clip = clip_with_vocabulary(60)
+    assert find_clip(module).tokenizer is of_a_decoder
+
+
+def test_the_tokenizer_of_a_text_encoder_beside_a_clip_is_used() -> None:
+    module = Rewritten(clip=clip_with_vocabulary(49408), head=nn.Linear(16, 16), words=nn.Embedding(60, 16))
+    module.tokenizer = of_a_decoder
+    assert find_clip(module).tokenizer is of_a_decoder
 
 
 def test_strings_without_a_tokenizer_are_rejected_with_a_remedy(untrained: open_clip.CLIP) -> None:
