@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +23,7 @@ from clipcam_lightning.probes.batch_texts import (
     select_token_ids,
     separate_captions,
 )
-from clipcam_lightning.probes.class_names import ClassNames
+from clipcam_lightning.probes.class_names import ClassNames, have_words
 from clipcam_lightning.probes.leaves import Leaf, describe_leaves, walk
 from clipcam_lightning.probes.load import is_dense
 from clipcam_lightning.probes.probe import Probe, TokensLike
@@ -89,12 +90,18 @@ def find_images_and_prompts(
         size: height and width of the model's input, in pixels.
         other_sizes: predicate of the sizes that the model takes besides.
         names: what labels stand for.
-        are_names_given: whether a user named them, so that labels take precedence over all else.
+        are_names_given: whether a user named them, so that labels take precedence over all else. Others must hold a
+            word.
         text_input: what the model takes as texts.
 
     Raises:
         ProbeError: the batch holds no images, or no prompts to go with them; the message lists what it holds.
     """
+    advice = " If its labels are class numbers, name the classes with prompts=[...]." if names is None else ""
+    if names and not are_names_given and not have_words(names):
+        first = ", ".join(map(repr, islice(names.values() if isinstance(names, Mapping) else names, 2)))
+        advice = f" The classes are called {first}, ..., which are no prompts; name them with prompts=[...]."
+        names = None
     leaves = list(walk(batch))
     candidates, is_resized = list_images(leaves, size, other_sizes)
     problems: list[str] = []
@@ -125,10 +132,9 @@ def find_images_and_prompts(
     if problems:
         raise ProbeError(problems[0])
     count = len(candidates[0].values)
-    labels = "" if names is not None else " If its labels are class numbers, name the classes with prompts=[...]."
     raise ProbeError(
         f"the batch holds {count} images but no prompts to go with them: neither {count} strings nor {count} rows of "
-        f"the model's token ids with their start and end (it has {describe_leaves(leaves)}).{labels} Or let the batch "
+        f"the model's token ids with their start and end (it has {describe_leaves(leaves)}).{advice} Or let the batch "
         "name its prompts, as {'image': ..., 'caption': ...}, or give probes=... with prompts of your own."
     )
 

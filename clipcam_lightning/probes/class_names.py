@@ -15,6 +15,7 @@ PROMPTS = ("prompts", "class_prompts")
 NAMES = ("class_names", "classes", "classnames", "label_names", "id2label", "idx_to_class")
 NUMBERS = ("class_to_idx", "label2id")
 COUNTS = ("num_classes", "n_classes")
+COUNTED = {"category", "class", "cls", "cluster", "folder", "group", "id", "label"}  # words before numbers of classes
 MAX_DEPTH = 8  # of wrappers around a dataset
 
 
@@ -35,6 +36,13 @@ def find_class_names(owners: Sequence[object]) -> ClassNames | None:
     prompts: ClassNames | None = _find(owners, partial(_read_strings, attributes=PROMPTS))
     count = len(names) if names is not None else _find(owners, _read_count)
     return prompts if prompts is not None and count in (None, len(prompts)) else names
+
+
+def have_words(names: ClassNames) -> bool:
+    """Whether a name holds a word, and not all are numbers or codes such as ``"n01440764"`` and ``"class_3"``."""
+    values = names.values() if isinstance(names, Mapping) else names
+    words = (word for name in values for word in re.findall(r"[^\W\d_]+", name.lower()))
+    return any(word not in COUNTED and (len(word) > 1 or not word.isascii()) for word in words)
 
 
 def _find(owners: Sequence[object], read: Callable[[object], Any], depth: int = MAX_DEPTH) -> Any:

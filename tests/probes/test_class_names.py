@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, random_split
 from transformers import CLIPConfig, ViTConfig
 
+from clipcam_lightning.errors import ProbeError
+from clipcam_lightning.probes.batch import find_images_and_prompts
 from clipcam_lightning.probes.class_names import ClassNames, find_class_names
 from clipcam_lightning.training.support import list_owners
 
@@ -143,3 +145,26 @@ def test_names_are_looked_for_in_all_loaders_of_a_training(several: Any) -> None
     loaders = several([DataLoader(TensorDataset(torch.arange(4))), DataLoader(Subset(Named(), [0]))])
     trainer = SimpleNamespace(lightning_module=nn.Linear(1, 1), train_dataloader=loaders)
     assert find_class_names(list_owners(trainer)) == NAMES
+
+
+BATCH = torch.rand(2, 3, 8, 8), torch.tensor([1, 0])
+CODES = [["n01440764", "n01443537"], ["0", "1"], {0: "class_0", 1: "class_1"}, ["CLS1", "label-2"], ["A", "B"]]
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_names_without_a_word_are_refused_unless_they_are_given(codes: ClassNames) -> None:
+    first, second = codes[0], codes[1]
+    with pytest.raises(ProbeError, match=rf"called '{first}', '{second}', .*name them with prompts=\[...\]"):
+        find_images_and_prompts(BATCH, (8, 8), names=codes, are_names_given=False)
+    assert find_images_and_prompts(BATCH, (8, 8), names=codes).prompts == [second, first]
+
+
+def test_texts_are_taken_instead_of_names_without_a_word() -> None:
+    batch = (*BATCH, ["a cat", "a dog"])
+    assert find_images_and_prompts(batch, (8, 8), names=["0", "1"], are_names_given=False).prompts == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("names", [["737-300", "Boeing 717"], ["n0 tench", "n1"], ["猫", "犬"], ["class", "ox2"]])
+def test_names_of_which_one_holds_a_word_are_used(names: ClassNames) -> None:
+    found = find_images_and_prompts(BATCH, (8, 8), names=names, are_names_given=False)
+    assert found.prompts == [names[1], names[0]]
