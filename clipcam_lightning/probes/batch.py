@@ -15,6 +15,7 @@ from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.batch_images import BatchImages, SizeFilter, copy_image, list_images
 from clipcam_lightning.probes.batch_texts import (
+    CAPTION_WORDS,
     Prompts,
     TextInput,
     is_prompt_key,
@@ -82,8 +83,9 @@ def find_images_and_prompts(
     Images of the model's size take precedence, then of a size that it takes besides, then uint8 and PIL images, then
     float images of another size, which are resized. Candidates for the prompts have as many entries as there are
     images, and are not nearer to other images. Those under a key such as "caption" or "input_ids" take precedence, then
-    labels that index ``names``, then strings and token ids under other keys. Of strings and token ids, strings take
-    precedence if there is a tokenizer for them. Nothing is taken from under a key such as "negative".
+    labels that index ``names``, then strings and token ids under other keys. What is the same for all images is
+    taken last. Of strings and token ids, strings take precedence if there is a tokenizer for them. Nothing is taken
+    from under a key such as "negative".
 
     Args:
         batch: mappings, sequences, dataclasses and named tuples, nested in any way; or a list of samples.
@@ -120,7 +122,7 @@ def find_images_and_prompts(
             if chosen is None:
                 continue
             leaf, prompts = chosen
-            texts = [] if isinstance(prompts[0], str) else _find_texts(near, count)
+            texts = [] if isinstance(prompts[0], str) else _find_texts(near, prompts)
             rows = _add_masks(leaf.key, prompts, near)
             return BatchProbes(
                 images=[copy_image(images.values[i]) for i in kept],
@@ -154,25 +156,49 @@ def _list_near(leaves: Sequence[Leaf], images: BatchImages, candidates: Sequence
 def _order_choices(
     kinds: Sequence[Select], names: ClassNames | None, are_names_given: bool
 ) -> list[Callable[[Sequence[Leaf], int], Choice]]:
-    """Order the ways to choose prompts, the surest first."""
-    named, others = ([partial(_choose_first, select, is_named) for select in kinds] for is_named in (True, False))
+    """Order the ways to choose prompts, the surest first.
+
+    What is the same for all images may be an instruction, so that it is the last resort.
+    """
+    named, others, same_named, same_others = (
+        [partial(_choose_first, select, is_named, are_same) for select in kinds]
+        for are_same in (False, True)
+        for is_named in (True, False)
+    )
     labels = [] if names is None else [partial(_choose_labels, names)]
-    return [*labels, *named, *others] if are_names_given else [*named, *labels, *others]
+    first = [*labels, *named] if are_names_given else [*named, *labels]
+    return [*first, *others, *same_named, *same_others]
 
 
-def _choose_first(select: Select, is_named: bool, leaves: Sequence[Leaf], count: int) -> Choice:
-    """Choose the first leaf that holds ``count`` prompts of a kind, and whose key names prompts or does not."""
+def _choose_first(select: Select, is_named: bool, are_same: bool, leaves: Sequence[Leaf], count: int) -> Choice:
+    """Choose the first leaf that holds ``count`` prompts of a kind.
+
+    Args:
+        select: selects the prompts of this kind.
+        is_named: whether the key names prompts.
+        are_same: whether the prompts of all images are the same.
+        leaves: what goes with the images.
+        count: number of images.
+    """
+    if are_same or count == 1:  # nothing else tells a caption from an instruction
+        leaves = sorted(leaves, key=lambda leaf: leaf.words.isdisjoint(CAPTION_WORDS))
     for leaf in leaves:
         prompts = select(leaf) if is_prompt_key(leaf) == is_named else None
-        if prompts is not None and len(prompts) == count:
+        if prompts is not None and len(prompts) == count and _are_same(prompts) == are_same:
             return (leaf, prompts), ""
     return None, ""
 
 
-def _find_texts(leaves: Sequence[Leaf], count: int) -> list[str]:
+def _are_same(prompts: Prompts) -> bool:
+    """Whether several images have one prompt."""
+    first, *others = [prompt.tolist() if isinstance(prompt, Tensor) else prompt for prompt in prompts]
+    return bool(others) and all(other == first for other in others)
+
+
+def _find_texts(leaves: Sequence[Leaf], ids: Prompts) -> list[str]:
     """Find the strings that stand beside token ids."""
     for is_named in (True, False):
-        chosen, _ = _choose_first(select_strings, is_named, leaves, count)
+        chosen, _ = _choose_first(select_strings, is_named, _are_same(ids), leaves, len(ids))
         if chosen is not None:
             return chosen[1]  # type: ignore[return-value]
     return []

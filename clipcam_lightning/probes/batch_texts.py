@@ -11,20 +11,16 @@ from torch import Tensor
 
 from clipcam_lightning.cam.nearby import CLIP_END, CLIP_START, CLIP_VOCABULARY
 from clipcam_lightning.errors import abridge
-from clipcam_lightning.probes.leaves import MAX_KEY, Leaf, is_string_lists, is_strings
+from clipcam_lightning.probes.leaves import MAX_KEY, Leaf, is_string_lists, is_strings, split_words
 from clipcam_lightning.probes.load import is_dense
 from clipcam_lightning.probes.probe import TokensLike
 
 Prompts: TypeAlias = list[str | TokensLike]
-PROMPT_WORDS = {  # a key with one of these words names prompts
-    "caption",
-    "captions",
-    "description",
-    "descriptions",
+CAPTION_WORDS = {"caption", "captions", "description", "descriptions", "sentence", "sentences"}
+"""A key with one of these words names texts of single images; with the others below also instructions for all."""
+PROMPT_WORDS = CAPTION_WORDS | {  # a key with one of these words names prompts
     "prompt",
     "prompts",
-    "sentence",
-    "sentences",
     "text",
     "texts",
     "token",
@@ -57,7 +53,7 @@ NON_PROMPT_WORDS = {  # a key with one of these words holds something other than
     "targets",
     "domain",
 }
-METADATA_WORDS = {  # strings under these describe how an image came to be, unless the key names prompts, too
+METADATA_WORDS = {  # strings under these describe how an image came to be, unless the key ends by naming prompts
     "author",
     "camera",
     "city",
@@ -66,6 +62,8 @@ METADATA_WORDS = {  # strings under these describe how an image came to be, unle
     "date",
     "device",
     "hospital",
+    "lang",
+    "language",
     "license",
     "location",
     "manufacturer",
@@ -75,6 +73,7 @@ METADATA_WORDS = {  # strings under these describe how an image came to be, unle
     "site",
     "source",
     "split",
+    "template",
     "time",
     "view",
 }
@@ -84,6 +83,7 @@ MAX_CAPTIONS = 10  # per sample; more rows are a segmentation
 MIN_TOKENS = 5  # rows of four numbers are boxes
 FILE_NAME = re.compile(r"\S+\.\w{2,5}")
 UNSPACED = re.compile(r"[\u0e00-\u109f\u1780-\u17ff\u3040-\u9fff]{2}")  # from Thai and Khmer to Chinese: no spaces
+TEMPLATE = re.compile(r"\{\w*\}")
 PATH = re.compile(r"://|[/\\][^/\\\s]+\.\w{2,5}$|^([a-zA-Z]:)?[/\\]")
 
 
@@ -130,8 +130,10 @@ def separate_captions(leaf: Leaf, count: int) -> tuple[list[Leaf], str]:
 
 
 def is_prompt_key(leaf: Leaf) -> bool:
-    """Whether the key of a leaf names prompts."""
-    return leaf.key == "input_ids" or not leaf.words.isdisjoint(PROMPT_WORDS)
+    """Whether the key of a leaf names prompts, and not something about them, as ``"caption_source"`` does."""
+    *_, last = split_words(leaf.key) or [""]
+    is_metadata = last in METADATA_WORDS or last == "model"
+    return leaf.key == "input_ids" or not (is_metadata or leaf.words.isdisjoint(PROMPT_WORDS))
 
 
 def select_strings(leaf: Leaf) -> Prompts | None:
@@ -139,7 +141,7 @@ def select_strings(leaf: Leaf) -> Prompts | None:
     strings = leaf.value
     is_named = is_prompt_key(leaf) or bool(leaf.words & CLASS_WORDS)
     harmless = {"image", "img", "name"} if is_named else set()  # as in image_caption and class_name
-    if not is_strings(strings) or leaf.words & (NON_PROMPT_WORDS - harmless):
+    if not is_strings(strings) or leaf.words & (NON_PROMPT_WORDS - harmless) or all(map(TEMPLATE.search, strings)):
         return None
     if is_named:
         return None if all(FILE_NAME.fullmatch(string) for string in strings) else list(strings)

@@ -54,17 +54,17 @@ class Leaf:
     @cached_property
     def words(self) -> set[str]:
         """Words of the nearest key."""
-        return split_words(self.key)
+        return set(split_words(self.key))
 
     @property
     def is_negative(self) -> bool:
         """Whether a key says that this does not go with the other parts of the batch."""
-        return any(split_words(key) & NEGATIVE_WORDS for key in self.keys)
+        return any(not NEGATIVE_WORDS.isdisjoint(split_words(key)) for key in self.keys)
 
 
-def split_words(key: str) -> set[str]:
+def split_words(key: str) -> list[str]:
     """Split a key such as ``"neg_image2"`` or ``"negImage"`` into words in lower case."""
-    return {word.lower() for word in re.findall(r"[^\W\d_a-z]+(?![a-z])|[^\W\d_a-z]?[a-z]+", key)}
+    return [word.lower() for word in re.findall(r"[^\W\d_a-z]+(?![a-z])|[^\W\d_a-z]?[a-z]+", key)]
 
 
 def walk(batch: object) -> Iterator[Leaf]:

@@ -520,3 +520,49 @@ def test_texts_that_are_false_of_their_images_are_not_taken(key: str) -> None:
     assert find({"image": IMAGES, key: TEXTS[::-1], "caption": TEXTS}, SIZE)[1] == TEXTS
     with pytest.raises(ProbeError, match="neither 4 strings"):
         find({"image": IMAGES, key: TEXTS}, SIZE)
+
+
+SAME = ["Describe this image in one sentence."] * 4
+BESIDE_TEXTS = {
+    "an instruction": {"prompt": SAME, "image": IMAGES, "caption": TEXTS},
+    "an instruction, texts without a key that names them": {"prompt": SAME, "image": IMAGES, "response": TEXTS},
+    "an instruction without a key": (IMAGES, SAME, TEXTS),
+    "a template": {"text_template": ["a photo of a {}"] * 4, "image": IMAGES, "caption": TEXTS},
+    "templates that differ": {"prompt": ["a {}", "one {c}", "a {}", "the {0}"], "image": IMAGES, "caption": TEXTS},
+    "a source": {"caption_source": ["alt text", "alt text", "human", "human"], "image": IMAGES, "caption": TEXTS},
+    "a model": {"captionModel": ["BLIP 2", "Co CA", "BLIP 2", "BLIP 2"], "image": IMAGES, "caption": TEXTS},
+    "the caption of a source": {"image": IMAGES, "source_caption": TEXTS},
+}
+
+
+@pytest.mark.parametrize("batch", BESIDE_TEXTS.values(), ids=BESIDE_TEXTS)
+def test_what_is_said_of_all_images_or_of_their_texts_is_not_taken_for_the_texts(batch: Any) -> None:
+    assert find(batch, SIZE)[1] == TEXTS
+    assert find_images_and_prompts(batch, SIZE, text_input=TextInput(has_tokenizer=True)).prompts == TEXTS
+
+
+def test_a_text_of_all_images_is_neither_taken_nor_shown_beside_token_ids_that_differ() -> None:
+    batch = {"prompt": SAME, "image": IMAGES, "input_ids": TOKENS}
+    for has_tokenizer in (True, False):
+        found = find_images_and_prompts(batch, SIZE, text_input=TextInput(has_tokenizer=has_tokenizer))
+        assert torch.equal(torch.stack(found.prompts), TOKENS)  # type: ignore[arg-type]
+        assert found.texts == []
+
+
+def test_labels_take_precedence_over_a_text_of_all_images() -> None:
+    batch = {"image": IMAGES, "text": SAME, "label": LABELS}
+    found = find_images_and_prompts(batch, SIZE, names=["cat", "dog", "owl"], are_names_given=False)
+    assert found.prompts == ["owl", "cat", "dog", "owl"]
+
+
+def test_images_may_have_one_caption_if_there_is_nothing_else() -> None:
+    same = ["a photo of a tench"] * 4
+    for batch in ({"image": IMAGES, "caption": same}, {"image": IMAGES, "prompt": SAME, "caption": same}):
+        assert find(batch, SIZE)[1] == same
+    ids = TOKENS[:1].repeat(4, 1)
+    found = find_images_and_prompts({"image": IMAGES, "caption": same, "input_ids": ids}, SIZE)
+    assert (found.texts, found.prompts[3].tolist()) == (same, TOKENS[0].tolist())  # type: ignore[union-attr]
+
+
+def test_of_one_image_the_caption_is_taken_rather_than_an_instruction() -> None:
+    assert find({"prompt": SAME[:1], "image": IMAGES[:1], "caption": TEXTS[:1]}, SIZE)[1] == TEXTS[:1]
