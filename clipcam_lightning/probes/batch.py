@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
@@ -13,7 +13,8 @@ from torch import Tensor
 from clipcam_lightning.cam.decoding import ImageLike
 from clipcam_lightning.cam.representation import short_repr
 from clipcam_lightning.errors import ProbeError
-from clipcam_lightning.probes.batch_images import BatchImages, SizeFilter, copy_image, list_images
+from clipcam_lightning.probes.batch_images import SizeFilter, copy_image, list_images
+from clipcam_lightning.probes.batch_pairs import list_near, require_decided
 from clipcam_lightning.probes.batch_texts import (
     CAPTION_WORDS,
     Prompts,
@@ -97,7 +98,8 @@ def find_images_and_prompts(
         text_input: what the model takes as texts.
 
     Raises:
-        ProbeError: the batch holds no images, or no prompts to go with them; the message lists what it holds.
+        ProbeError: the batch holds no images, or no prompts to go with them; the message lists what it holds. Or the
+            prompts may go with one or other of several images.
     """
     advice = " If its labels are class numbers, name the classes with prompts=[...]." if names is None else ""
     if names and not are_names_given and not have_words(names):
@@ -112,7 +114,7 @@ def find_images_and_prompts(
         kept = [i for i, image in enumerate(images.values) if image is not None]
         first = images.values[kept[0]]
         shape = (first.shape[-2], first.shape[-1]) if isinstance(first, Tensor) else size
-        separated = [separate_captions(leaf, count) for leaf in _list_near(leaves, images, candidates)]
+        separated = [separate_captions(leaf, count) for leaf in list_near(leaves, images, candidates)]
         near = [leaf for parts, _ in separated for leaf in parts]
         select_ids = partial(select_token_ids, size=shape, vocabulary_size=text_input.vocabulary_size)
         kinds: list[Select] = [select_strings, select_ids] if text_input.has_tokenizer else [select_ids, select_strings]
@@ -122,6 +124,8 @@ def find_images_and_prompts(
             if chosen is None:
                 continue
             leaf, prompts = chosen
+            if not _list_numbers(leaf.value):  # a label is that of all views
+                require_decided(leaf, images, candidates)
             texts = [] if isinstance(prompts[0], str) else _find_texts(near, prompts)
             rows = _add_masks(leaf.key, prompts, near)
             return BatchProbes(
@@ -139,18 +143,6 @@ def find_images_and_prompts(
         f"the model's token ids with their start and end (it has {describe_leaves(leaves)}).{advice} Or let the batch "
         "name its prompts, as {'image': ..., 'caption': ...}, or give probes=... with prompts of your own."
     )
-
-
-def _list_near(leaves: Sequence[Leaf], images: BatchImages, candidates: Sequence[BatchImages]) -> list[Leaf]:
-    """List what may go with images: whatever is not nearer to other images, as in another part of a combined batch."""
-    near = []
-    for leaf in (leaf for leaf in leaves if not leaf.is_negative):
-        holders = (leaf.path[:depth] for depth in range(len(leaf.path) - 1, -1, -1))
-        home = next((each for each in holders if any(other.leaf.path[: len(each)] == each for other in candidates)), ())
-        if images.leaf.path[: len(home)] == home:
-            # A key above both, such as that of a loader, names neither.
-            near.append(replace(leaf, keys=()) if leaf.keys == images.leaf.keys else leaf)
-    return near
 
 
 def _order_choices(

@@ -17,6 +17,7 @@ from clipcam_lightning.probes.load import is_dense
 SizeFilter: TypeAlias = Callable[[tuple[int, int]], bool]
 NON_IMAGE_WORDS = {  # a key with one of these words holds something about the images
     "canny",
+    "conditioning",
     "depth",
     "edge",
     "edges",

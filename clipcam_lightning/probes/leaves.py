@@ -14,6 +14,7 @@ from clipcam_lightning.probes.load import is_dense
 
 NEGATIVE_WORDS = {  # a key with one of these words holds images or texts that do not go with the others
     "corrupted",
+    "counterfactual",
     "distractor",
     "distractors",
     "false",
@@ -26,6 +27,8 @@ NEGATIVE_WORDS = {  # a key with one of these words holds images or texts that d
     "negative",
     "negatives",
     "negs",
+    "shuffled",
+    "swapped",
     "wrong",
 }
 MAX_KEY = 40  # characters of a key in a message

@@ -501,7 +501,9 @@ def test_as_many_captions_as_images_are_refused_if_nothing_shows_their_order(sev
 OTHERS = IMAGES.flip(0)
 
 
-@pytest.mark.parametrize("key", ["neg_image", "negative", "hardNegative", "depth", "image_mask", "edge", "distractor2"])
+@pytest.mark.parametrize(
+    "key", ["neg_image", "negative", "hardNegative", "depth", "image_mask", "edge", "distractor2", "conditioning_image"]
+)
 def test_images_of_negatives_and_depth_are_not_explained(key: str) -> None:
     assert torch.equal(find({key: OTHERS, "pos_image": IMAGES, "text": TEXTS}, SIZE)[0], IMAGES)
     with pytest.raises(ProbeError, match=rf"{key}: float32 .*Keys such as 'depth' or 'negative' do not count"):
@@ -515,7 +517,9 @@ def test_parts_of_a_negative_sample_are_not_taken() -> None:
     assert prompts == TEXTS
 
 
-@pytest.mark.parametrize("key", ["text_hard", "foil_caption", "falseCaption", "caption_neg", "wrong_text"])
+@pytest.mark.parametrize(
+    "key", ["text_hard", "foil_caption", "falseCaption", "caption_neg", "wrong_text", "swapped_text"]
+)
 def test_texts_that_are_false_of_their_images_are_not_taken(key: str) -> None:
     assert find({"image": IMAGES, key: TEXTS[::-1], "caption": TEXTS}, SIZE)[1] == TEXTS
     with pytest.raises(ProbeError, match="neither 4 strings"):
@@ -566,3 +570,49 @@ def test_images_may_have_one_caption_if_there_is_nothing_else() -> None:
 
 def test_of_one_image_the_caption_is_taken_rather_than_an_instruction() -> None:
     assert find({"prompt": SAME[:1], "image": IMAGES[:1], "caption": TEXTS[:1]}, SIZE)[1] == TEXTS[:1]
+
+
+PAIRS = {
+    "a view of it": {"image": IMAGES, "image_aug": OTHERS, "caption": TEXTS},
+    "a numbered view of it": {"image": IMAGES, "image2": OTHERS, "caption": TEXTS},
+    "views": {"view_1": IMAGES, "view_2": OTHERS, "caption": TEXTS},
+    "a weak and a strong view": {"weak": IMAGES, "strong": OTHERS, "caption": TEXTS},
+    "a list of views": ([IMAGES, OTHERS], TEXTS),
+    "views after the text": (IMAGES, TEXTS, OTHERS, OTHERS),
+    "numbers": {"image_0": OTHERS, "image_1": IMAGES, "caption_1": TEXTS},
+    "numbers of two pairs": {"image_1": IMAGES, "image_0": OTHERS, "caption_0": TEXTS[::-1], "caption_1": TEXTS},
+    "numbers above": {"pair_2": {"x": OTHERS}, "pair_1": {"x": IMAGES}, "texts": {"caption_1": TEXTS}},
+    "a common word": {"left_image": OTHERS, "right_image": IMAGES, "caption_right": TEXTS},
+    "images of two sizes": (IMAGES, OTHERS[..., :6, :10], TEXTS),
+    "a word that names texts": {"image": IMAGES, "image_text_aug": OTHERS, "text": TEXTS},
+}
+
+
+@pytest.mark.parametrize("batch", PAIRS.values(), ids=PAIRS)
+def test_of_several_images_those_that_the_text_goes_with_are_taken(batch: Any) -> None:
+    images, prompts = find(batch, (16, 16), lambda size: True)
+    assert torch.equal(images, IMAGES)
+    assert prompts == TEXTS
+
+
+RIVALS = {
+    "composed retrieval": {"reference_image": IMAGES, "target_image": OTHERS, "relative_caption": TEXTS},
+    "change captioning": {"image_before": IMAGES, "image_after": OTHERS, "change_caption": TEXTS},
+    "numbers of the images only": {"image_1": IMAGES, "image_2": OTHERS, "caption": TEXTS},
+    "token ids": {"left": IMAGES, "right": OTHERS, "input_ids": TOKENS},
+    "an image of another kind": {"image": IMAGES, "reference": OTHERS, "caption": TEXTS},
+}
+
+
+@pytest.mark.parametrize("batch", RIVALS.values(), ids=RIVALS)
+def test_several_images_of_one_text_are_refused_if_keys_do_not_decide(batch: Any) -> None:
+    first, second, text = batch
+    with pytest.raises(ProbeError, match=rf"'{text}' .* images of '{first}' or '{second}'.*or give probes="):
+        find(batch, SIZE)
+
+
+def test_two_images_before_a_text_are_refused_without_keys() -> None:
+    with pytest.raises(ProbeError, match=r"part 3 .* images of part 1 or part 2"):
+        find((IMAGES, OTHERS, TEXTS), SIZE)
+    found = find_images_and_prompts((IMAGES, OTHERS, LABELS), SIZE, names=["cat", "dog", "owl"])
+    assert torch.equal(torch.stack(found.images), IMAGES)  # type: ignore[arg-type]
