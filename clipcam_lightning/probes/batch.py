@@ -26,7 +26,7 @@ from clipcam_lightning.probes.batch_texts import (
     separate_captions,
 )
 from clipcam_lightning.probes.class_names import ClassNames, have_words
-from clipcam_lightning.probes.leaves import Leaf, describe_leaves, walk
+from clipcam_lightning.probes.leaves import Leaf, describe_leaves, name_leaf, walk
 from clipcam_lightning.probes.load import is_dense
 from clipcam_lightning.probes.probe import Probe, TokensLike
 
@@ -138,6 +138,9 @@ def find_images_and_prompts(
     if problems:
         raise ProbeError(problems[0])
     count = len(candidates[0].values)
+    marking = [name_leaf(leaf) for leaf in leaves if _marks_classes(leaf, count)]
+    if marking:
+        advice += f" {marking[0]} marks the classes of each image with 1; a probe needs one of them, as a class number."
     raise ProbeError(
         f"the batch holds {count} images but no prompts to go with them: neither {count} strings nor {count} rows of "
         f"the model's token ids with their start and end (it has {describe_leaves(leaves)}).{advice} Or let the batch "
@@ -258,6 +261,14 @@ def _choose_labels(names: ClassNames, leaves: Sequence[Leaf], count: int) -> Cho
             number = next(number for number in found[0][1] if number not in named)
             return None, f"prompts has {len(named)} class names, but the batch has the label {number}."
     return None, ""
+
+
+def _marks_classes(leaf: Leaf, count: int) -> bool:
+    """Whether a leaf holds labels as rows of zeros and ones."""
+    rows = leaf.value
+    if not isinstance(rows, Tensor) or not is_dense(rows) or rows.ndim != 2 or len(rows) != count or not rows.numel():
+        return False
+    return any(has_rank(leaf) for has_rank in LABEL_RANKS) and bool(((rows == 0) | (rows == 1)).all())
 
 
 def _list_numbers(value: Any) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -45,7 +46,7 @@ def list_images(
 ) -> tuple[list[BatchImages], bool]:
     """List the images that may be taken, the best first, and whether they were resized."""
     fit = [leaf for leaf in leaves if not leaf.is_negative and leaf.words.isdisjoint(NON_IMAGE_WORDS)]
-    tensors = [(leaf, images) for leaf in fit if (images := _select_images(leaf.value)) is not None]
+    tensors = [(leaf, images) for leaf in fit if (images := _select_images(leaf)) is not None]
     fitting = [(leaf, images) for leaf, images in tensors if tuple(images.shape[-2:]) == size]
     if not fitting and other_sizes is not None:
         fitting = [(leaf, images) for leaf, images in tensors if other_sizes((images.shape[-2], images.shape[-1]))]
@@ -56,9 +57,10 @@ def list_images(
         return raw, False
     if tensors:
         return [BatchImages(leaf, list(_resize(images, size))) for leaf, images in tensors], True
+    doubt = " A tensor [n, 3, 3, y, x] may hold 3 images or 3 frames per sample." if any(map(_is_unclear, fit)) else ""
     raise ProbeError(
         f"the batch holds no images [n, 3, y, x]; it has {describe_leaves(leaves)}. Keys such as 'depth' or 'negative' "
-        "do not count. Give probes=... instead."
+        f"do not count.{doubt} Give probes=... instead."
     )
 
 
@@ -81,16 +83,25 @@ def copy_image(image: Any) -> ImageLike:
         return image.detach().float().cpu().clone()
 
 
-def _select_images(leaf: Any) -> Float[Tensor, "n 3 y x"] | None:
-    if not isinstance(leaf, Tensor) or not is_dense(leaf) or not leaf.is_floating_point() or not leaf.numel():
+def _is_unclear(leaf: Leaf) -> bool:
+    """Whether the channels of several images or of a video may be in either of two dimensions."""
+    value = leaf.value
+    return isinstance(value, Tensor) and is_dense(value) and value.ndim == 5 and value.shape[1:3] == (3, 3)
+
+
+def _select_images(leaf: Leaf) -> Float[Tensor, "n 3 y x"] | None:
+    images = leaf.value
+    if not isinstance(images, Tensor) or not is_dense(images) or not images.is_floating_point() or not images.numel():
         return None
-    if leaf.ndim == 5:  # several images per sample, or the frames of a video: take the first
-        leaf = leaf[:, 0] if leaf.shape[2] == 3 else leaf[:, :, 0]
-    return leaf if leaf.ndim == 4 and leaf.shape[1] == 3 else None
+    if images.ndim == 5 and not _is_unclear(leaf):  # several images per sample, or frames of a video: take the first
+        images = images[:, 0] if images.shape[2] == 3 else images[:, :, 0]
+    return images if images.ndim == 4 and images.shape[1] == 3 else None
 
 
 def _list_raw_images(leaf: Any) -> list[Any]:
     """List images that are not preprocessed, or one tensor per sample; empty if there are none."""
+    if isinstance(leaf, np.ndarray) and leaf.dtype == np.uint8:
+        leaf = torch.tensor(leaf, device="cpu")
     if isinstance(leaf, Tensor) and is_dense(leaf) and leaf.dtype == torch.uint8 and leaf.ndim == 4 and leaf.numel():
         if leaf.shape[1] == 3:
             leaf = leaf.permute(0, 2, 3, 1)

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clipcam_lightning.errors import ProbeError, abridge
+from clipcam_lightning.errors import ProbeError
 from clipcam_lightning.probes.batch_images import BatchImages
 from clipcam_lightning.probes.batch_texts import PROMPT_WORDS
-from clipcam_lightning.probes.leaves import MAX_KEY, Leaf, split_words
+from clipcam_lightning.probes.leaves import Leaf, name_leaf, split_words
 
 GENERIC_WORDS = PROMPT_WORDS | {
     "id",
@@ -75,10 +75,10 @@ def require_decided(leaf: Leaf, images: BatchImages, candidates: Sequence[BatchI
         and not _are_views(images.leaf, other.leaf, leaf)
     ]
     if rivals:
-        names = " or ".join(_name(each.leaf) for each in (images, *rivals))
+        names = " or ".join(name_leaf(each.leaf) for each in (images, *rivals))
         raise ProbeError(
-            f"the texts of {_name(leaf)} may be about the images of {names}. Let keys show what goes together, as in "
-            "{'image_1': ..., 'image_2': ..., 'caption_1': ...}, or give probes=... with prompts of your own."
+            f"the texts of {name_leaf(leaf)} may be about the images of {names}. Let keys show what goes together, as "
+            "in {'image_1': ..., 'image_2': ..., 'caption_1': ...}, or give probes=... with prompts of your own."
         )
 
 
@@ -115,7 +115,3 @@ def _are_views(images: Leaf, others: Leaf, text: Leaf) -> bool:
     first, second = _marks(images), _marks(others)
     words = {mark for mark in first ^ second if not mark.isdecimal()}
     return words <= VIEW_WORDS and (first <= second or first >= second or not VIEW_WORDS.isdisjoint(first | second))
-
-
-def _name(leaf: Leaf) -> str:
-    return repr(abridge(leaf.key, MAX_KEY)) if leaf.key else f"part {leaf.path[-1] + 1}"

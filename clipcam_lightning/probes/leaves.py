@@ -1,11 +1,13 @@
 """The values in a batch, however they are nested."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -76,6 +78,8 @@ def walk(batch: object) -> Iterator[Leaf]:
     visited: dict[int, Any] = {}  # a nest may hold itself; the reference keeps a value's id from being used again
     while stack:
         leaf = stack.pop()
+        if _is_array_of_strings(leaf.value):
+            leaf = replace(leaf, value=leaf.value.tolist())
         children = _list_children(leaf.value)
         if children is None:
             yield leaf
@@ -111,6 +115,10 @@ def _is_leaf_list(value: Any) -> bool:
     )
 
 
+def _is_array_of_strings(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.size > 0 and all(isinstance(item, str) for item in value.flat)
+
+
 def is_images(value: Any) -> bool:
     """Whether a list holds one image per sample, or ``None``."""
     present = [item for item in value if item is not None] if isinstance(value, list | tuple) else []
@@ -118,6 +126,8 @@ def is_images(value: Any) -> bool:
 
 
 def _is_image(item: Any) -> bool:
+    if isinstance(item, np.ndarray):
+        return item.dtype == np.uint8 and item.ndim == 3 and item.shape[2] == 3
     return isinstance(item, Image.Image) or (isinstance(item, Tensor) and item.ndim == 3 and item.shape[0] == 3)
 
 
@@ -152,9 +162,15 @@ def is_string_lists(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and all(map(is_strings, value))
 
 
+def name_leaf(leaf: Leaf) -> str:
+    """Name a leaf in a message: by its key, or by its place."""
+    return repr(abridge(leaf.key, MAX_KEY)) if leaf.key else f"part {leaf.path[-1] + 1}"
+
+
 def describe_leaves(leaves: Sequence[Leaf]) -> str:
-    """List the first leaves by key, and by dtype and shape or by type."""
-    return ", ".join(map(_describe, leaves[:8])) or "nothing"
+    """List the first leaves by key, and by dtype and shape or by type; equal ones once, with their number."""
+    counts = list(Counter(map(_describe, leaves)).items())
+    return ", ".join(text if count == 1 else f"{text} ({count} times)" for text, count in counts[:8]) or "nothing"
 
 
 def _describe(leaf: Leaf) -> str:
@@ -162,4 +178,6 @@ def _describe(leaf: Leaf) -> str:
     key = f"{abridge(leaf.key, MAX_KEY)}: " if leaf.key else ""
     if isinstance(value, Tensor) and is_dense(value):
         return f"{key}{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"{key}{value.dtype} array {value.shape}"
     return f"{key}{type(value).__name__}"

@@ -137,6 +137,11 @@ RAW_BATCHES = {
     "bytes": (BYTES, TEXTS),
     "bytes, channels last": (BYTES.permute(0, 2, 3, 1), TEXTS),
     "PIL images": {"image": PIL_IMAGES, "caption": TEXTS},
+    "arrays": {"image": [np.array(image) for image in PIL_IMAGES], "caption": TEXTS},
+    "one array": (BYTES.numpy(), TEXTS),
+    "samples with arrays": [(np.array(image), text) for image, text in zip(PIL_IMAGES, TEXTS, strict=True)],
+    "an array of strings": (BYTES, np.array(TEXTS)),
+    "an array of objects": (BYTES, np.array(TEXTS, dtype=object)),
     "samples": list(zip(PIL_IMAGES, TEXTS, strict=True)),
     "samples by name": [{"image": image, "caption": text} for image, text in zip(PIL_IMAGES, TEXTS, strict=True)],
 }
@@ -165,6 +170,30 @@ def test_samples_that_are_none_are_left_out() -> None:
 def test_of_a_video_the_first_frame_is_taken(frames: Tensor) -> None:
     images, _ = find((frames, TEXTS), SIZE)
     assert torch.equal(images, IMAGES)
+
+
+def test_a_video_of_three_frames_is_refused_because_its_colours_may_be_its_frames() -> None:
+    frames = IMAGES[:, :, None].expand(4, 3, 3, *SIZE)
+    with pytest.raises(ProbeError, match=r"float32 \(4, 3, 3, 8, 12\).*3 images or 3 frames.*ive probes="):
+        find((frames, TEXTS), SIZE)
+    assert torch.equal(find((frames, IMAGES, TEXTS), SIZE)[0], IMAGES)
+
+
+def test_the_message_counts_equal_parts() -> None:
+    batch = {"image": [np.zeros((9, 9)) for _ in range(3)], "caption": TEXTS, "x": None}
+    with pytest.raises(
+        ProbeError, match=r"it has image: float64 array \(9, 9\) \(3 times\), caption: list, x: NoneType"
+    ):
+        find(batch, SIZE)
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.float, torch.bool])
+def test_several_labels_per_image_are_refused_with_what_to_do(dtype: torch.dtype) -> None:
+    labels = torch.tensor([[0, 1, 1, 0, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).to(dtype)
+    with pytest.raises(ProbeError, match=r"'labels' marks the classes of each image with 1.*one of them"):
+        find_images_and_prompts({"image": IMAGES, "labels": labels}, SIZE, names=["a", "b", "c", "d", "e"])
+    with pytest.raises(ProbeError, match="part 2 marks the classes"):
+        find((IMAGES, labels), SIZE)
 
 
 def test_of_crops_in_several_sizes_those_of_the_model_are_taken() -> None:
