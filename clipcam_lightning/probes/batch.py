@@ -1,5 +1,6 @@
 """Find images and prompts in a training batch, however it is nested."""
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,13 +64,29 @@ class BatchProbes:
     __repr__ = short_repr
 
     def list_probes(self, count: int, tokenizer: object = None) -> list[Probe]:
-        """List the first ``count`` probes; ``tokenizer`` decodes token ids for their prompts, where it can."""
-        prompts = self.prompts[:count]
-        texts = self.texts[:count] or [decode_prompt(prompt, tokenizer) for prompt in prompts]
+        """List ``count`` probes, of different images as long as there are some.
+
+        Args:
+            count: how many, unless the batch holds fewer.
+            tokenizer: decodes token ids for the prompts, where it can.
+        """
+        rows = [(self.images[i], (self.texts or self.prompts)[i], self.prompts[i]) for i in self._choose(count)]
         return [
             Probe(image, decode_prompt(text, tokenizer), tokens=None if isinstance(prompt, str) else prompt)
-            for image, text, prompt in zip(self.images, texts, prompts, strict=False)
+            for image, text, prompt in rows
         ]
+
+    def _choose(self, count: int) -> list[int]:
+        """Choose the first captions of different images, and only then further ones of the same images."""
+        firsts: dict[bytes, int] = {}
+        others = []
+        for i, image in enumerate(self.images):
+            digest = hashlib.sha256(np.asarray(image).tobytes()).digest()
+            if firsts.setdefault(digest, i) != i:
+                others.append(i)
+            if len(firsts) == count:
+                break
+        return sorted([*firsts.values(), *others][:count])
 
 
 def find_images_and_prompts(

@@ -462,9 +462,10 @@ def test_batch_size_bounds_the_images_per_forward(clip: ClipModel, monkeypatch: 
 def test_a_pass_keeps_no_graph_before_its_layer(untrained: open_clip.CLIP, images: Tensor) -> None:
     """Blocks before the layer run without grad, those after it with grad."""
     modes: list[bool] = []
+    clip = find_clip(untrained)
     for block in untrained.visual.transformer.resblocks:
         block.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
 
-    explain(find_clip(untrained), images, torch.randn(1, 64), method="gradcam", layers=1)
+    explain(clip, images, torch.randn(1, 64), method="gradcam", layers=1)
 
     assert modes == [False, False, True]

@@ -645,3 +645,11 @@ def test_two_images_before_a_text_are_refused_without_keys() -> None:
         find((IMAGES, OTHERS, TEXTS), SIZE)
     found = find_images_and_prompts((IMAGES, OTHERS, LABELS), SIZE, names=["cat", "dog", "owl"])
     assert torch.equal(torch.stack(found.images), IMAGES)  # type: ignore[arg-type]
+
+
+def test_captions_of_one_image_give_way_to_other_images() -> None:
+    rows = [image for image in IMAGES for _ in range(3)]
+    texts = [f"a photo of number {i}" for i in range(len(rows))]
+    found = find_images_and_prompts({"image": torch.stack(rows), "caption": texts}, SIZE)
+    assert [probe.prompt for probe in found.list_probes(4)] == texts[::3]
+    assert [probe.prompt for probe in found.list_probes(6)] == [*texts[:3], *texts[3::3]], "the first have two more"
