@@ -32,6 +32,7 @@ VIEW_WORDS = {  # images whose keys differ only by these words show the same
     "global",
     "large",
     "local",
+    "raw",
     "small",
     "strong",
     "student",

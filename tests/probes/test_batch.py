@@ -612,6 +612,7 @@ PAIRS = {
     "numbers of two pairs": {"image_1": IMAGES, "image_0": OTHERS, "caption_0": TEXTS[::-1], "caption_1": TEXTS},
     "numbers above": {"pair_2": {"x": OTHERS}, "pair_1": {"x": IMAGES}, "texts": {"caption_1": TEXTS}},
     "a common word": {"left_image": OTHERS, "right_image": IMAGES, "caption_right": TEXTS},
+    "an image before the transform": {"image": IMAGES, "raw_image": OTHERS, "caption": TEXTS},
     "images of two sizes": (IMAGES, OTHERS[..., :6, :10], TEXTS),
     "a word that names texts": {"image": IMAGES, "image_text_aug": OTHERS, "text": TEXTS},
 }
