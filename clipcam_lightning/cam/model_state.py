@@ -6,7 +6,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ GENERATORS = (torch.Generator, random.Random, np.random.Generator)
 VALUES = (bool, int, float, complex, str, bytes, type(None), tuple, torch.Tensor)
 CONTAINERS = (list, deque, dict, set)
 OF_MODULES = frozenset(vars(nn.Module()))
+MAX_PARTS = 1000  # of a list or mapping that may hold modules or generators
 LIBRARIES_WITH_STATE = ("torch.distributed.", "deepspeed.")
 """Packages whose modules prepare themselves in their first forward, and are to stay prepared."""
 
@@ -155,8 +156,10 @@ def list_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def _list_content(value: Any) -> Iterable[Any]:
-    """List what a list, tuple or mapping holds; nothing of other values."""
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    """List what a list, tuple or mapping holds; nothing of other values, and of data, which are long."""
+    if not isinstance(value, dict | list | tuple) or len(value) > MAX_PARTS:
+        return ()
+    return value.values() if isinstance(value, dict) else value
 
 
 @contextmanager
@@ -209,34 +212,83 @@ def _has_values(buffer: torch.Tensor, copy: torch.Tensor) -> bool:
 
 @contextmanager
 def _restored_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Restore what a module counts, keeps or collects in each forward, since a training may go on with it."""
-    owners = [vars(each) for each in modules if not type(each).__module__.startswith(LIBRARIES_WITH_STATE)]
-    kept = [
-        {name: (value, copy.copy(value) if type(value) in CONTAINERS else None) for name, value in _list_values(owner)}
-        for owner in owners
-    ]
+    """Restore what a module counts, keeps or collects in each forward, since a training may go on with it.
+
+    A module that prepares itself in its first forward stays prepared: where anything else was added, such as a buffer,
+    a layer or a hook, its attributes are left as they are.
+    """
+    owners = [each for each in modules if not type(each).__module__.startswith(LIBRARIES_WITH_STATE)]
+    kept = [_Attributes(each) for each in owners]
     try:
         yield
     finally:
-        for owner, values in zip(owners, kept, strict=True):
-            for name in [name for name, _ in _list_values(owner) if name not in values]:
-                del owner[name]
-            for name, (value, content) in values.items():
-                owner[name] = value
-                if content is not None and _identify_items(value) != _identify_items(content):
-                    value.clear()
-                    (value.extend if isinstance(value, list | deque) else value.update)(content)
+        if not any(each.has_new_hooks() for each in kept):  # one module may hook another
+            for each in kept:
+                each.restore()
 
 
-def _list_values(owner: dict[str, Any]) -> list[tuple[str, Any]]:
-    """List the attributes of a module that are values or containers, without those of ``nn.Module`` itself."""
-    kinds = (*VALUES, *CONTAINERS)
-    return [(name, each) for name, each in owner.items() if isinstance(each, kinds) and name not in OF_MODULES]
+class _Attributes:
+    """The attributes of a module that are values or containers.
+
+    Args:
+        module: any.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._tables = _list_tables(module)
+        self._values = {name: each for name, each in _list_values(module) if type(each) not in CONTAINERS}
+        self._containers = {
+            name: (each, copy.copy(each)) for name, each in _list_values(module) if type(each) in CONTAINERS
+        }
+
+    def has_new_hooks(self) -> bool:
+        """Whether the module has other hooks than at the start."""
+        return _list_tables(self._module)[0] != self._tables[0]
+
+    def restore(self) -> None:
+        """Restore the attributes, unless the module prepared itself."""
+        if _list_tables(self._module) != self._tables:
+            return
+        owner = vars(self._module)
+        for name in [name for name, _ in _list_values(self._module) if name not in self._values | self._containers]:
+            del owner[name]
+        owner.update(self._values)
+        for name, (container, content) in self._containers.items():
+            owner[name] = container
+            if not _holds_the_same(container, content):
+                container.clear()
+                (container.extend if isinstance(container, list | deque) else container.update)(content)
 
 
-def _identify_items(container: Any) -> list[int]:
-    """Identify what a container holds: tensors cannot be compared by ``==``."""
-    return [id(each) for each in (itertools.chain(*container.items()) if isinstance(container, dict) else container)]
+def _list_tables(module: nn.Module) -> tuple[tuple[Any, ...], ...]:
+    """List the hooks of a module, its parts, and the names of attributes that are neither values nor containers."""
+    owner = vars(module)
+    hooks = (*module._forward_hooks, *module._forward_pre_hooks)
+    parts = (*module._parameters, *module._buffers, *(id(part) for part in module._modules.values()))
+    return hooks, parts, tuple(name for name, each in owner.items() if not isinstance(each, (*VALUES, *CONTAINERS)))
+
+
+def _list_values(module: nn.Module) -> list[tuple[str, Any]]:
+    """List the attributes that are values or containers, without those of ``nn.Module`` and cached properties."""
+    kind = type(module)
+    return [
+        (name, each)
+        for name, each in vars(module).items()
+        if isinstance(each, (*VALUES, *CONTAINERS))
+        and name not in OF_MODULES
+        and not isinstance(getattr(kind, name, None), cached_property)
+    ]
+
+
+def _holds_the_same(container: Any, content: Any) -> bool:
+    """Whether a container holds the same objects as its copy: tensors cannot be compared by ``==``."""
+    if len(container) != len(content):
+        return False
+    pairs: Any = zip(container, content, strict=True)
+    if isinstance(container, dict):
+        pairs = zip(itertools.chain(*container.items()), itertools.chain(*content.items()), strict=True)
+    return all(one is other for one, other in pairs)
 
 
 @contextmanager

@@ -15,31 +15,35 @@ from clipcam_lightning.cam.attention import Attention, intercepted_attention
 from clipcam_lightning.cam.model_state import evaluation_mode
 from clipcam_lightning.cam.precision import find_input_type
 from clipcam_lightning.cam.towers.tower import HEAD, RESIDUAL, AttentionTower, Tower
+from clipcam_lightning.errors import ModelError
 
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 0.05  # of models in half precision
 ROUNDINGS = 4  # between a difference of large numbers and its true value
-_verified: "WeakKeyDictionary[nn.Module, tuple[int, bool]]" = WeakKeyDictionary()
+_verified: "WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], bool]]" = WeakKeyDictionary()
 
 
 def verify_head(tower: Tower) -> None:
     """Clear ``has_known_head`` of a tower whose model computes something else between its tokens and its embedding.
 
-    It embeds two images, unless that was done before and no module or hook was replaced since. A model whose embeddings
-    are not finite stays as it is described.
+    It embeds two images, unless that was done before and no module or hook was replaced since. A model that has no
+    values yet, or whose embeddings are not finite, stays as it is described.
 
     Args:
         tower: of any kind; only one that offers a known head is verified.
     """
     if not isinstance(tower, AttentionTower) or HEAD not in tower.offers:
         return
-    clip, structure = tower.clip, _hash_structure(tower.clip)
-    known_structure, embeds_as_described = _verified.get(clip, (None, False))
+    clip, structure = tower.clip, _describe_structure(tower)
+    known_structure, embeds_as_described = _verified.get(clip, ((), False))
     if known_structure != structure:
         try:
             verified = _embeds_as_described(tower)
+        except (ModelError, MemoryError, torch.OutOfMemoryError):  # of weights without values, or of this moment
+            return
         except Exception:  # of any kind: whatever surrounds the parts that the tower knows may raise anything
-            verified = False
+            tower.has_known_head = False
+            return
         if verified is None:
             return
         _verified[clip] = structure, verified
@@ -47,28 +51,42 @@ def verify_head(tower: Tower) -> None:
     tower.has_known_head = embeds_as_described
 
 
-def _hash_structure(clip: nn.Module) -> int:
-    """Hash what decides how a model computes, besides values: its modules, their hooks and replaced functions."""
+def _describe_structure(tower: Tower) -> tuple[Any, ...]:
+    """Describe how a model computes, besides values: by its modules, their hooks and replaced functions.
+
+    Functions are described by their ids: they may refer to the model, which must not be kept alive.
+    """
     parts = (
-        (id(type(part)), *part._forward_hooks, *part._forward_pre_hooks, "forward" in vars(part))
-        for part in clip.modules()
+        (
+            type(part),
+            *part._forward_hooks,
+            *part._forward_pre_hooks,
+            *((name, id(value)) for name, value in vars(part).items() if callable(value)),
+        )
+        for part in tower.clip.modules()
     )
-    return hash((*parts, *(name for name, value in vars(clip).items() if callable(value))))
+    return type(tower), *parts
 
 
 def _embeds_as_described(tower: AttentionTower) -> bool | None:
     """Embed two images, and compute the same from the tokens with the functions of the tower.
 
     Returns:
-        Whether both are equal; ``None`` if the embeddings are not finite.
+        Whether both are equal, and depend on the same parameters, since an adapter may have no effect yet; ``None`` if
+        the embeddings are not finite.
     """
     is_additive = RESIDUAL in tower.offers
     last = tower.blocks[-1] if tower.attentions else tower.pool
     assert last is not None  # without attention in the blocks it is in the pool
     outputs: list[Any] = []
     summands = _Summands(tower)
+
+    def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output)
+        torch.set_grad_enabled(True)
+
     with evaluation_mode(tower.clip), tower.native(), torch.no_grad():
-        handle = last.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        handle = last.register_forward_hook(record)
         try:
             with summands.compared(tower.blocks if is_additive else ()):
                 features = tower.encode(_make_images(tower)).float()
@@ -77,13 +95,27 @@ def _embeds_as_described(tower: AttentionTower) -> bool | None:
         if not features.isfinite().all():
             return None
         if not tower.attentions:
-            return _is_parallel(outputs[-1], features)
+            return _is_parallel(outputs[-1], features) and not _list_read(tower, features)
         tokens = tower.to_tokens(outputs[-1])
-        if not any(_is_parallel(embeddings, features) for embeddings in _list_embeddings(tower, tokens)):
+        described = list(_list_embeddings(tower, tokens))
+        if not any(_is_parallel(embeddings, features) for embeddings in described):
+            return False
+        if not _list_read(tower, features) <= _list_read(tower, *described):
             return False
         if not is_additive:
             return True
         return summands.found == {*range(len(tower.blocks))} and _has_affine_head(tower, tokens[:, :1], features)
+
+
+def _list_read(tower: AttentionTower, *embeddings: Tensor) -> set[int]:
+    """List the trained parameters that embeddings depend on since gradients were switched on, even without effect."""
+    parameters = [each for each in tower.clip.parameters() if each.requires_grad]
+    read = set()
+    for each in embeddings:
+        if each.requires_grad and parameters:
+            gradients = torch.autograd.grad(each.sum(), parameters, allow_unused=True)
+            read |= {i for i, gradient in enumerate(gradients) if gradient is not None}
+    return read
 
 
 def _make_images(tower: AttentionTower) -> Float[Tensor, "2 3 y x"]:

@@ -15,6 +15,7 @@ from clipcam_lightning.cam import verification
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.towers import find_tower
+from clipcam_lightning.cam.towers.open_clip import OpenClipViT
 from clipcam_lightning.cam.towers.tower import HEAD, RESIDUAL, AttentionTower
 from clipcam_lightning.errors import ConfigError
 from tests.support.zoo import huggingface, openai, timm
@@ -153,3 +154,92 @@ def test_a_model_of_nan_keeps_its_method() -> None:
     model = clip()
     model.visual.conv1.weight.data.fill_(torch.nan)
     assert RESIDUAL in find_clip(model).tower.offers
+
+
+class ZeroAdapter(nn.Module):
+    """Adds what its input has learned to add, which is nothing before the training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(ADAPTED, ADAPTED)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.layer(features)
+
+
+class AdaptedByNothing(open_clip.CLIP):
+    """A CLIP with an adapter after its image tower."""
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        features: Tensor = self.adapter(super().encode_image(image))
+        return features
+
+
+def subclass_with_zero_adapter(model: Any) -> None:
+    model.__class__ = AdaptedByNothing
+    model.adapter = ZeroAdapter()
+
+
+def wrap_with_zero_adapter(model: Any) -> None:
+    model.visual = nn.Sequential(model.visual, ZeroAdapter())
+
+
+def hook_with_zero_adapter(model: Any) -> None:
+    model.adapter = ZeroAdapter()
+    model.visual.register_forward_hook(lambda _module, _inputs, output: model.adapter(output))
+
+
+@pytest.mark.parametrize("change", [subclass_with_zero_adapter, wrap_with_zero_adapter, hook_with_zero_adapter])
+def test_an_adapter_that_has_no_effect_yet_is_seen(change: Callable[[Any], None]) -> None:
+    model = clip()
+    change(model)
+    assert HEAD not in find_clip(model).tower.offers
+
+
+def test_weights_without_values_are_verified_once_they_are_loaded() -> None:
+    weights = clip().state_dict()
+    with torch.device("meta"):
+        model = clip()
+    tower = find_tower(model)
+    verification.verify_head(tower)
+    assert RESIDUAL in tower.offers
+    model.load_state_dict(weights, assign=True)
+    hook(model)
+    verification.verify_head(tower)
+    assert HEAD not in tower.offers
+
+
+def test_a_tower_of_the_user_is_verified_by_itself() -> None:
+    class OwnTower(OpenClipViT):
+        final_norm = property(lambda _self: None, lambda _self, _norm: None)  # its head is not affine
+
+        def embed_tokens(self, tokens: Tensor) -> Tensor:
+            return super().embed_tokens(tokens).tanh()
+
+    model = clip()
+    replace_method(model)
+    assert HEAD not in find_clip(model).tower.offers
+    assert HEAD in find_clip(model, towers=[OwnTower]).tower.offers
+
+
+def test_a_function_that_is_replaced_again_is_verified_again() -> None:
+    model = clip()
+    encode = model.encode_image
+    model.encode_image = lambda images: encode(images)
+    assert HEAD in find_clip(model).tower.offers
+    model.encode_image = lambda images: encode(images).tanh()
+    assert HEAD not in find_clip(model).tower.offers
+
+
+def test_memory_that_runs_out_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(_tower: AttentionTower) -> bool:
+        raise torch.OutOfMemoryError("none left")
+
+    model = clip()
+    with monkeypatch.context() as patched:
+        patched.setattr(verification, "_embeds_as_described", run_out)
+        assert HEAD in find_clip(model).tower.offers
+    hook(model)
+    assert HEAD not in find_clip(model).tower.offers
