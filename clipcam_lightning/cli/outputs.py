@@ -15,17 +15,16 @@ from clipcam_lightning.errors import ConfigError
 from clipcam_lightning.storage.reading import exists, is_file, is_folder
 
 
-def check_outputs(*outputs: UPath | None, inputs: Iterable[UPath | None] = ()) -> None:
+def check_outputs(*outputs: UPath | None, inputs: Iterable[Path | UPath | None] = ()) -> None:
     """Refuse output files that cannot be written, before minutes are spent on their content.
 
     Args:
         outputs: files to write; ``None`` for an output that is not requested.
-        inputs: files that must not be overwritten, and folders in which no file may be; ``None`` for an input that is
-            not used.
+        inputs: files that must not be overwritten; ``None`` for an input that is not used.
 
     Raises:
         ConfigError: an output is a folder, a link or a device, its folder cannot be made or is read-only, its store
-            cannot be reached or has no such bucket, two files are the same, or one is in a folder of inputs.
+            cannot be reached or has no such bucket, or two files are the same.
     """
     taken = {identify(path) for path in inputs if path is not None}
     for path in filter(None, outputs):
@@ -33,10 +32,6 @@ def check_outputs(*outputs: UPath | None, inputs: Iterable[UPath | None] = ()) -
         with _reachable(path):
             if is_folder(path):
                 raise ConfigError(f"{path} is a folder; give the name of a file.")
-            if exists(path) and any(identify(path).startswith(f"{folder.rstrip('/')}/") for folder in taken):
-                raise ConfigError(
-                    f"{path} is in the folder of the probes, where no file is replaced; rename the output."
-                )
         if identify(path) in taken:
             raise ConfigError(f"{path} is named twice; give each file a name of its own.")
         # A rename would replace the device, or the target of the link.
@@ -135,7 +130,7 @@ def _reachable(path: UPath) -> Iterator[None]:
         raise ConfigError(f"nothing can be written to {path}: {error.strerror or error}.") from error
 
 
-def identify(path: UPath) -> str:
+def identify(path: Path | UPath) -> str:
     """Return a text that is the same for two paths of one file."""
     if isinstance(path, Path):
         return path.resolve().as_posix()

@@ -171,24 +171,40 @@ def _order_choices(
 ) -> list[Callable[[Sequence[Leaf], int], Choice]]:
     """Order the ways to choose prompts, the surest first.
 
-    What is the same for all images may be an instruction, so that it is the last resort.
+    What is the same for all images comes after what is not, and under a key such as "prompt", where it may be an
+    instruction, last.
     """
-    named, others, same_named, same_others = (
-        [partial(_choose_first, select, is_named, are_same) for select in kinds]
-        for are_same in (False, True)
-        for is_named in (True, False)
+    named, others, same_texts, same_others = (
+        [partial(_choose_first, select, is_wanted, are_same) for select in kinds]
+        for is_wanted, are_same in (
+            (is_prompt_key, False),
+            (_has_no_prompt_key, False),
+            (_has_text_key, True),
+            (lambda leaf: not _has_text_key(leaf), True),
+        )
     )
     labels = [] if names is None else [partial(_choose_labels, names)]
     first = [*labels, *named] if are_names_given else [*named, *labels]
-    return [*first, *others, *same_named, *same_others]
+    return [*first, *same_texts, *others, *same_others]
 
 
-def _choose_first(select: Select, is_named: bool, are_same: bool, leaves: Sequence[Leaf], count: int) -> Choice:
+def _has_no_prompt_key(leaf: Leaf) -> bool:
+    return not is_prompt_key(leaf)
+
+
+def _has_text_key(leaf: Leaf) -> bool:
+    """Whether a key names texts of images, and no instructions."""
+    return is_prompt_key(leaf) and leaf.words.isdisjoint({"prompt", "prompts"})
+
+
+def _choose_first(
+    select: Select, is_wanted: Callable[[Leaf], bool], are_same: bool, leaves: Sequence[Leaf], count: int
+) -> Choice:
     """Choose the first leaf that holds ``count`` prompts of a kind.
 
     Args:
         select: selects the prompts of this kind.
-        is_named: whether the key names prompts.
+        is_wanted: predicate of the leaf.
         are_same: whether the prompts of all images are the same.
         leaves: what goes with the images.
         count: number of images.
@@ -196,7 +212,7 @@ def _choose_first(select: Select, is_named: bool, are_same: bool, leaves: Sequen
     if are_same or count == 1:  # nothing else tells a caption from an instruction
         leaves = sorted(leaves, key=lambda leaf: leaf.words.isdisjoint(CAPTION_WORDS))
     for leaf in leaves:
-        prompts = select(leaf) if is_prompt_key(leaf) == is_named else None
+        prompts = select(leaf) if is_wanted(leaf) else None
         if prompts is not None and len(prompts) == count and _are_same(prompts) == are_same:
             return (leaf, prompts), ""
     return None, ""
@@ -210,8 +226,8 @@ def _are_same(prompts: Prompts) -> bool:
 
 def _find_texts(leaves: Sequence[Leaf], ids: Prompts) -> list[str]:
     """Find the strings that stand beside token ids."""
-    for is_named in (True, False):
-        chosen, _ = _choose_first(select_strings, is_named, _are_same(ids), leaves, len(ids))
+    for is_wanted in (is_prompt_key, _has_no_prompt_key):
+        chosen, _ = _choose_first(select_strings, is_wanted, _are_same(ids), leaves, len(ids))
         if chosen is not None:
             return chosen[1]  # type: ignore[return-value]
     return []

@@ -51,21 +51,24 @@ def has_manifest(place: UPath) -> bool:
     return place.name in MANIFESTS or is_folder(place)
 
 
-def list_probe_files(place: UPath) -> list[UPath]:
+def list_probe_files(place: UPath) -> list[Path | UPath]:
     """List what a probe set is read from.
 
     Args:
         place: a manifest, its folder, or a file that ``ProbeSet.save`` wrote.
 
     Returns:
-        The place itself and, with a manifest, the images and masks that it names.
+        The file, or the manifest and the images and masks that it names.
 
     Raises:
         OSError: the store fails.
         ProbeError: the manifest cannot be read.
     """
-    rows = read_manifest(place) if has_manifest(place) else []
-    return [place, *(path for row in rows for path in (row.image, row.mask) if path is not None)]
+    if not has_manifest(place):
+        return [place]
+    manifest = place if place.name in MANIFESTS else _find_manifest(place)
+    named = (path for row in read_manifest(manifest) for path in (row.image, row.mask))
+    return [manifest, *(path for path in named if path is not None)]
 
 
 def read_manifest(place: Path | UPath) -> list[ManifestRow]:

@@ -654,3 +654,10 @@ def test_captions_of_one_image_give_way_to_other_images() -> None:
     found = find_images_and_prompts({"image": torch.stack(rows), "caption": texts}, SIZE)
     assert [probe.prompt for probe in found.list_probes(4)] == texts[::3]
     assert [probe.prompt for probe in found.list_probes(6)] == [*texts[:3], *texts[3::3]], "the first have two more"
+
+
+@pytest.mark.parametrize("key", ["caption", "text"])
+def test_a_caption_of_all_images_comes_before_what_describes_them(key: str) -> None:
+    one = ["an x-ray of pneumonia"] * 4
+    batch = {"image": IMAGES, key: one, "history": ["67 years old", "chest pain", "no fever", "a dry cough"]}
+    assert find(batch, SIZE)[1] == one
