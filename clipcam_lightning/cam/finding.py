@@ -146,7 +146,7 @@ def _find(module: nn.Module | ClipModel, spec: ModelSpec) -> ClipModel:
     if not _is_of_a_library(part, spec):
         return _read_outer(module, path, path, spec)
     tower = find_tower(part, spec.towers)
-    verify_head(tower)
+    tower.verify = verify_head
     return ClipModel(
         module=part,
         tower=tower,

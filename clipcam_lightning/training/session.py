@@ -105,9 +105,9 @@ class Session:
         self._root = root
         self._explainer = None
         with self.ranks.failing_together():
-            with self._gathered_parameters(module):  # the search may embed an image
+            with self._gathered_parameters(module):  # both may embed images
                 self.clip = clip = self._spec.find(module)
-            self._settings.resolve(clip.tower)
+                self._settings.resolve(clip.tower)
             if self.monitor is not None:
                 self.monitor.prepare(clip)
 

@@ -454,7 +454,7 @@ def test_batch_size_bounds_the_images_per_forward(clip: ClipModel, monkeypatch: 
     encode = clip.module.encode_image
     monkeypatch.setattr(clip.module, "encode_image", lambda images: (sizes.append(len(images)), encode(images))[1])
 
-    explain(clip, torch.randn(7, 3, 64, 64), PROMPTS, batch_size=3)
+    explain(clip, torch.randn(7, 3, 64, 64), PROMPTS, method="hirescam", batch_size=3)
 
     assert sizes == [3, 3, 1]
 

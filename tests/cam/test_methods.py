@@ -11,9 +11,10 @@ from torch.testing import assert_close
 
 from clipcam_lightning.cam.capture import AttentionCapture, Capture, LayerCapture, ScoreCapture
 from clipcam_lightning.cam.explain import explain
+from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS, Method, resolve_method
 from clipcam_lightning.cam.towers import find_tower
-from clipcam_lightning.cam.towers.tower import Recipe
+from clipcam_lightning.cam.towers.tower import HEAD, Recipe
 from clipcam_lightning.errors import ConfigError
 from tests.oracles.randomize import randomize_parameters
 from tests.support.tolerances import SCORE, assert_equal_up_to_rounding
@@ -230,9 +231,11 @@ def test_the_source_is_what_the_docstring_names() -> None:
 )
 def test_the_cost_of_a_method_without_gradients_is_the_number_of_images_that_it_embeds(name: str) -> None:
     model, embedded = vit(), []
+    clip = find_clip(model)
+    assert HEAD in clip.tower.offers  # which is verified here by a forward
     model.visual.conv1.register_forward_hook(lambda _layer, _inputs, patches: embedded.append(len(patches)))
 
-    explain(model, torch.randn(1, 3, 16, 32), torch.randn(2, 16), method=name)
+    explain(clip, torch.randn(1, 3, 16, 32), torch.randn(2, 16), method=name)
 
     assert METHODS[name].forwards([(32, 2, 4)]) == sum(embedded)
 

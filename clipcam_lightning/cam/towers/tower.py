@@ -1,7 +1,7 @@
 """The interface between the core and an image tower."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -62,6 +62,7 @@ class Tower(ABC):
         blocks: modules that run one after the other, first to last, each on the output of the one before.
         channel_dim, batch_dim: dimensions of channels and images in the output of ``layers``.
         has_known_head: whether nothing that the tower does not know follows it, such as an adapter or a projection.
+        verify: clears ``has_known_head`` if that is not so; called once, before it is first used.
         recipe: what ``method="auto"`` stands for.
 
     Example:
@@ -97,6 +98,7 @@ class Tower(ABC):
     channel_dim: int = 1
     batch_dim: int = 0
     has_known_head: bool = True
+    verify: Callable[["Tower"], None] | None = None
     recipe: Recipe = CLASSIC_RECIPE
 
     def __init__(self, clip: nn.Module) -> None:
@@ -260,6 +262,9 @@ class AttentionTower(Tower):
     @property
     def offers(self) -> frozenset[str]:
         """Attention, and further properties of it."""
+        if self.verify is not None:
+            verify, self.verify = self.verify, None
+            verify(self)
         has = {
             ATTENTION: True,
             BLOCKS: bool(self.attentions),

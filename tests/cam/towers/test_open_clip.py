@@ -15,10 +15,11 @@ from clipcam_lightning.cam.attention import Attention, intercepted_attention
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
+from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.open_clip import OpenClipViT
 from clipcam_lightning.cam.towers.openai import OpenAiViT
-from clipcam_lightning.cam.towers.tower import AttentionTower
+from clipcam_lightning.cam.towers.tower import HEAD, AttentionTower
 from clipcam_lightning.errors import ClipCamWarning, ConfigError, TowerError
 from tests.support.tolerances import assert_equal_up_to_rounding
 from tests.support.zoo.open_clip import MODELS, coca, resnet, vit
@@ -87,38 +88,45 @@ def test_skipping_unused_work_changes_no_map(name: str, method: str, monkeypatch
     assert_close(shortened.similarity, complete.similarity)
 
 
+def find_verified(model: nn.Module) -> ClipModel:
+    """Find a CLIP whose head is verified, which takes a forward."""
+    clip = find_clip(model)
+    assert HEAD in clip.tower.offers
+    return clip
+
+
 @pytest.mark.parametrize("vision", [{}, {"final_ln_after_pool": True}, {"ls_init_value": 0.1}], ids=str)
 def test_the_last_block_of_a_cls_tower_computes_a_single_token(
     vision: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, rows = vit(**vision), []
     layer = model.visual.transformer.resblocks[-1].mlp.c_fc
-    plain = layer.forward
+    clip, plain = find_verified(model), layer.forward
     monkeypatch.setattr(layer, "forward", lambda x: (rows.append(x.shape[1]), plain(x))[1])
 
-    explain(model, images_for(model), torch.randn(1, 16))
+    explain(clip, images_for(model), torch.randn(1, 16))
 
     assert rows == [1]
 
 
 def test_nothing_is_skipped_if_there_are_other_hooks() -> None:
     model, shapes = vit(), []
-    attention = model.visual.transformer.resblocks[-1].attn
+    clip, attention = find_verified(model), model.visual.transformer.resblocks[-1].attn
     attention.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output[0].shape)))
 
-    explain(model, images_for(model), torch.randn(1, 16))
+    explain(clip, images_for(model), torch.randn(1, 16))
 
     assert shapes == [(2, 9, 32)]
 
 
 def test_a_hook_on_the_transformer_still_gets_all_tokens() -> None:
     model, outputs = vit(), []
-    images = images_for(model)
+    clip, images = find_verified(model), images_for(model)
     model.visual.transformer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.detach()))
     with torch.no_grad():
         model.encode_image(images)
 
-    explain(model, images, torch.randn(1, 16))
+    explain(clip, images, torch.randn(1, 16))
 
     assert_close(outputs[1], outputs[0])
 

@@ -14,6 +14,7 @@ from clipcam_lightning.cam.finding import find_clip
 from clipcam_lightning.cam.methods import METHODS
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.openai import OpenAiResNet, OpenAiViT
+from clipcam_lightning.cam.towers.tower import HEAD
 from clipcam_lightning.cam.towers.traced import TracedTower
 from tests.support.tolerances import SCORE, assert_equal_up_to_rounding
 from tests.support.zoo.openai import (
@@ -105,11 +106,13 @@ def test_maps_of_the_default_layer_equal_those_of_the_complete_graph(name: str) 
 
 def test_only_the_last_block_computes_a_single_token(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = vit(), []
+    clip = find_clip(model)
+    assert HEAD in clip.tower.offers  # which is verified here by a forward
     for block in model.visual.transformer.resblocks:
         plain = block.mlp.c_fc.forward
         monkeypatch.setattr(block.mlp.c_fc, "forward", lambda x, plain=plain: (rows.append(len(x)), plain(x))[1])
 
-    explain(model, images_for(model), torch.randn(1, WIDTH))
+    explain(clip, images_for(model), torch.randn(1, WIDTH))
 
     assert rows == [10, 10, 1]
 
