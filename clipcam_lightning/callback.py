@@ -286,10 +286,8 @@ class ClipCamCallback(Callback):
             if self.on_error == "raise":
                 raise ConfigError(reason)
             self._fit.evaluates = False
-            self._fit.metrics = {
-                **UNKNOWN_WITH_MASKS,
-                **self._fit.metrics,
-            }  # the probes are not read, and may have masks
+            # The probes are not read, and may have masks.
+            self._fit.metrics = {**UNKNOWN_WITH_MASKS, **self._fit.metrics}
             self._notices.show(Notice("strategy", reason), WITHOUT_EVALUATIONS)
             return
         if self._module is not None and self._module() is not pl_module:

@@ -1,6 +1,7 @@
 """Find the CLIP in any module: by its methods, by functions of the user, or by conventional names of two encoders."""
 
 import reprlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.cam.tracing import Encode, depends_on, embed_twice
 from clipcam_lightning.cam.verification import verify_head
-from clipcam_lightning.errors import ConfigError, ModelError, describe_error
+from clipcam_lightning.errors import ClipCamWarning, ConfigError, ModelError, describe_error
 
 __all__ = ["ModelSpec", "find_clip"]
 
@@ -162,7 +163,20 @@ def _find_tokenizer(module: nn.Module, path: str, part: nn.Module) -> Tokenizer 
     adapter = find_adapter(part)
     assert adapter is not None
     fits = partial(makes_ids, adapter, adapter.vocabulary_size)
-    return find_tokenizer(module, path, fits) or make_default_tokenizer(part)
+    return find_tokenizer(module, path, fits) or _make_default_tokenizer(module, path, part)
+
+
+def _make_default_tokenizer(module: nn.Module, path: str, part: nn.Module) -> Tokenizer | None:
+    """Make CLIP's own tokenizer, and warn if one near the CLIP is passed over."""
+    tokenizer, nearby = make_default_tokenizer(part), find_tokenizer(module, path, lambda _tokenizer: True)
+    if tokenizer is not None and nearby is not None:
+        name = getattr(nearby, "__name__", type(nearby).__name__)
+        text = (
+            f"the tokenizer {name} beside the CLIP makes no token ids of its vocabulary, so that CLIP's own is used; "
+            "if that is wrong, give tokenizer=..."
+        )
+        warnings.warn(text, ClipCamWarning, stacklevel=2)
+    return tokenizer
 
 
 def _check_reading(spec: ModelSpec) -> None:
@@ -213,12 +227,10 @@ def _prefer(found: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 def _candidates(module: nn.Module) -> dict[str, nn.Module]:
     """List the innermost submodules that embed both images and texts by dotted name, shared ones once."""
-    metrics = tuple(f"{path}." for path, part in module.named_modules() if _is_metric(part))
-    able = {
-        path: part
-        for path, part in module.named_modules()
-        if find_adapter(part) is not None and not path.startswith(metrics)
-    }
+    parts = list(module.named_modules(remove_duplicate=False))  # of a shared one, a metric may be the first owner
+    metrics = tuple(f"{path}." for path, part in parts if _is_metric(part))
+    paths = {part: path for path, part in reversed(parts) if find_adapter(part) and not path.startswith(metrics)}
+    able = {path: part for path, part in parts if paths.get(part) == path}
     return {
         path: clip
         for path, clip in able.items()
@@ -321,7 +333,7 @@ def _read_outer(module: nn.Module, outer: str, inner: str, spec: ModelSpec) -> C
     assert adapter is not None
     found = read_pair(module, outer, *adapter.methods, spec.tokenizer, spec.towers)
     if found.tokenizer is None and inner != outer:
-        tokenizer = make_default_tokenizer(module.get_submodule(inner))
+        tokenizer = _make_default_tokenizer(module, outer, module.get_submodule(inner))
         return replace(found, tokenizer=tokenizer) if tokenizer and takes_ids(found, tokenizer) else found
     return found
 

@@ -94,7 +94,8 @@ def _read(owner: object, attribute: str) -> Any:
 def _read_names(owner: object) -> ClassNames | None:
     names = _read_strings(owner, NAMES)
     if names is None:
-        names = next((_invert(numbers) for each in NUMBERS if (numbers := _read(owner, each))), None)
+        inverted = (_invert(_read(owner, each)) for each in NUMBERS)
+        names = next((each for each in inverted if each is not None), None)
     if names is None:
         names = _agreed([_read_strings(feature, ("names",)) for feature in _read_features(owner)])
     return names

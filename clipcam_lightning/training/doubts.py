@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.monitoring.notices import UNTRAINED, Notice
+from clipcam_lightning.probes.leaves import split_words
 
 ENCODE_ADVICE = (
     "If images or texts pass through more than that, say how they are embedded, with encode_image=lambda module, "
@@ -64,14 +65,11 @@ def _list_weights(module: nn.Module, parameters: set[nn.Parameter]) -> list[str]
     losses = {
         parameter
         for each in module.modules()
-        if "loss" in type(each).__name__.lower()
+        if each is not module and "loss" in split_words(type(each).__name__)
         for parameter in each.parameters()
     }
-    return [
-        path
-        for path, each in module.named_parameters()
-        if each in parameters - losses and each.ndim > 1 and each.numel() > 1
-    ]
+    others = parameters - losses
+    return [path for path, each in module.named_parameters() if each in others and each.ndim > 1 and each.numel() > 1]
 
 
 def _describe_frozen_clip(clip: ClipModel, module: nn.Module, trained: int) -> str:

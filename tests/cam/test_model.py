@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, CLIPProcessor
 
 from clipcam_lightning.cam.explain import explain
 from clipcam_lightning.cam.finding import find_clip
-from clipcam_lightning.errors import ModelError
+from clipcam_lightning.errors import ClipCamWarning, ModelError
 from clipcam_lightning.shapes_world.models import WordTokenizer
 from tests.support.zoo import huggingface
 
@@ -126,6 +126,7 @@ class ClipScore(torchmetrics.Metric):
 def test_the_clip_of_a_metric_is_not_what_is_trained(untrained: open_clip.CLIP) -> None:
     module = Holder(model=untrained, score=ClipScore(copy.deepcopy(untrained)))
     assert find_clip(module).module is untrained
+    assert find_clip(Holder(score=ClipScore(untrained), model=untrained)).name == "model", "which both have"
 
 
 @pytest.mark.parametrize("name", ["teacher", "ema_model", "clip_ema", "momentum_encoder"])
@@ -214,7 +215,8 @@ def test_the_tokenizer_of_another_network_is_not_used_for_the_vocabulary_of_clip
     module = around(clip=clip_with_vocabulary(49408), head=nn.Linear(16, 16))
     module.tokenizer = other
     expected = open_clip.tokenize(["a cat"], context_length=20)
-    assert torch.equal(find_clip(module).tokenize(["a cat"]), expected)
+    with pytest.warns(ClipCamWarning, match=f"the tokenizer {other.__name__} beside the CLIP makes no token ids"):
+        assert torch.equal(find_clip(module).tokenize(["a cat"]), expected)
     assert find_clip(module, tokenizer=other).tokenizer is other
 
     module.processor = own = open_clip.SimpleTokenizer(context_length=20)

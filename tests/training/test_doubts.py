@@ -60,6 +60,15 @@ def test_the_proxies_of_a_loss_raise_no_doubt():
     assert doubt(module) == ""
 
 
+def test_a_head_of_a_module_that_is_called_after_its_loss_is_named():
+    class FineTuningWithLoss(FineTuning):
+        pass
+
+    module = FineTuningWithLoss()
+    module.head = nn.Linear(8, 4)
+    assert "head.weight" in doubt(module)
+
+
 def test_a_clip_that_the_user_names_may_be_one_of_two():
     module = FineTuning()
     module.other = FineTuning().model
