@@ -32,10 +32,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into eval mode and full precision, and restore its state and all random states at the end.
 
     Restored, also after an exception: the training flag of every submodule, gradient-checkpointing flags, buffers,
-    weights that PEFT merges in a forward, numbers, texts and containers that modules hold as attributes, and which
-    tensors these attributes are, and the random state of torch, numpy and Python. During the ``with``, autocast and
-    inference mode are off, gradients are on, and compiled code runs eagerly, because code that is compiled already
-    skips hooks. Parts of different float types work together, and weights that were created in inference mode or
+    weights that PEFT merges in a forward, attributes of modules that are numbers, texts, tensors (which, not their
+    values), lists, deques, dicts or sets, and the random state of torch, numpy and Python. During the ``with``,
+    autocast and inference mode are off, gradients are on, and compiled code runs eagerly, because code that is compiled
+    already skips hooks. Parts of different float types work together, and weights that were created in inference mode or
     quantized can be differentiated through.
 
     Raises:

@@ -54,7 +54,8 @@ def contact_sheet(
         max_columns: at least 2.
 
     Returns:
-        The sheet, with a red frame around each map of a flagged probe, which is explained at the top.
+        The sheet, with a red frame around each map of a flagged probe, which is explained at the top where there are
+        two evaluations or more.
 
     Raises:
         ConfigError: ``pixels`` are no uint8 tensor.
