@@ -35,8 +35,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     weights that PEFT merges in a forward, attributes of modules that are numbers, texts, tensors (which, not their
     values), lists, deques, dicts or sets, and the random state of torch, numpy and Python. During the ``with``,
     autocast and inference mode are off, gradients are on, and compiled code runs eagerly, because code that is compiled
-    already skips hooks. Parts of different float types work together, and weights that were created in inference mode or
-    quantized can be differentiated through.
+    already skips hooks. Parts of different float types work together, and weights that were created in inference mode
+    or quantized can be differentiated through.
 
     Raises:
         ModelError: a weight is on the meta device.
