@@ -41,6 +41,7 @@ def simulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(model_state, "_lacks_values", lambda _tensor: False)  # the simulated device is called "meta"
     model = TOWERS[request.param]()
     clip = find_clip(model)
+    assert fitting_methods(clip)  # which verifies the head, once per model
     move_to_device(model)
     return clip
 
