@@ -217,7 +217,11 @@ def _restored_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
     A module that prepares itself in its first forward stays prepared: where anything else was added, such as a buffer,
     a layer or a hook, its attributes are left as they are.
     """
-    owners = [each for each in modules if not type(each).__module__.startswith(LIBRARIES_WITH_STATE)]
+    owners = [
+        each
+        for each in modules
+        if not isinstance(each, torch.jit.ScriptModule) and not type(each).__module__.startswith(LIBRARIES_WITH_STATE)
+    ]
     kept = [_Attributes(each) for each in owners]
     try:
         yield
