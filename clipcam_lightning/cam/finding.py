@@ -1,10 +1,8 @@
 """Find the CLIP in any module: by its methods, by functions of the user, or by conventional names of two encoders."""
 
 import reprlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import nn
@@ -15,14 +13,14 @@ from clipcam_lightning.cam.arguments import suggest
 from clipcam_lightning.cam.encoders import EncodeImage, EncodeText
 from clipcam_lightning.cam.model import ClipModel
 from clipcam_lightning.cam.naming import find_conventional_encoders
-from clipcam_lightning.cam.nearby import find_image_processor, find_tokenizer, make_default_tokenizer, makes_ids
+from clipcam_lightning.cam.nearby import choose_tokenizer, find_image_processor, make_default_tokenizer
 from clipcam_lightning.cam.pairs import make_tokens, measure_widths, read_pair, takes_ids
 from clipcam_lightning.cam.preprocessing import Preprocessing
 from clipcam_lightning.cam.towers import find_tower
 from clipcam_lightning.cam.towers.tower import Tower
 from clipcam_lightning.cam.tracing import Encode, depends_on, embed_twice
 from clipcam_lightning.cam.verification import verify_head
-from clipcam_lightning.errors import ClipCamWarning, ConfigError, ModelError, describe_error
+from clipcam_lightning.errors import ConfigError, ModelError, describe_error
 
 __all__ = ["ModelSpec", "find_clip"]
 
@@ -151,32 +149,11 @@ def _find(module: nn.Module | ClipModel, spec: ModelSpec) -> ClipModel:
     return ClipModel(
         module=part,
         tower=tower,
-        tokenizer=spec.tokenizer or _find_tokenizer(module, path, part),
+        tokenizer=spec.tokenizer or choose_tokenizer(module, path, part),
         preprocessing=Preprocessing.of(part, tower.input_size, find_image_processor(module, path)),
         name=path,
         doubt=doubt,
     )
-
-
-def _find_tokenizer(module: nn.Module, path: str, part: nn.Module) -> Tokenizer | None:
-    """Find the tokenizer of a CLIP near it, or make CLIP's own."""
-    adapter = find_adapter(part)
-    assert adapter is not None
-    fits = partial(makes_ids, adapter, adapter.vocabulary_size)
-    return find_tokenizer(module, path, fits) or _make_default_tokenizer(module, path, part)
-
-
-def _make_default_tokenizer(module: nn.Module, path: str, part: nn.Module) -> Tokenizer | None:
-    """Make CLIP's own tokenizer, and warn if one near the CLIP is passed over."""
-    tokenizer, nearby = make_default_tokenizer(part), find_tokenizer(module, path, lambda _tokenizer: True)
-    if tokenizer is not None and nearby is not None:
-        name = getattr(nearby, "__name__", type(nearby).__name__)
-        text = (
-            f"the tokenizer {name} beside the CLIP makes no token ids of its vocabulary, so that CLIP's own is used; "
-            "if that is wrong, give tokenizer=..."
-        )
-        warnings.warn(text, ClipCamWarning, stacklevel=2)
-    return tokenizer
 
 
 def _check_reading(spec: ModelSpec) -> None:
@@ -333,7 +310,7 @@ def _read_outer(module: nn.Module, outer: str, inner: str, spec: ModelSpec) -> C
     assert adapter is not None
     found = read_pair(module, outer, *adapter.methods, spec.tokenizer, spec.towers)
     if found.tokenizer is None and inner != outer:
-        tokenizer = _make_default_tokenizer(module, outer, module.get_submodule(inner))
+        tokenizer = make_default_tokenizer(module, outer, module.get_submodule(inner))
         return replace(found, tokenizer=tokenizer) if tokenizer and takes_ids(found, tokenizer) else found
     return found
 

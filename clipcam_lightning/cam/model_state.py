@@ -21,6 +21,7 @@ from clipcam_lightning.errors import ModelError
 GENERATORS = (torch.Generator, random.Random, np.random.Generator)
 VALUES = (bool, int, float, complex, str, bytes, type(None), tuple, torch.Tensor)
 CONTAINERS = (list, deque, dict, set)
+VALUES_AND_CONTAINERS = (*VALUES, *CONTAINERS)
 OF_MODULES = frozenset(vars(nn.Module()))
 MAX_PARTS = 1000  # of a list or mapping that may hold modules or generators
 LIBRARIES_WITH_STATE = ("torch.distributed.", "deepspeed.")
@@ -240,49 +241,44 @@ class _Attributes:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._tables = _list_tables(module)
-        self._values = {name: each for name, each in _list_values(module) if type(each) not in CONTAINERS}
-        self._containers = {
-            name: (each, copy.copy(each)) for name, each in _list_values(module) if type(each) in CONTAINERS
-        }
+        self._values, self._others = _list_attributes(module)
+        self._contents = {name: copy.copy(each) for name, each in self._values.items() if type(each) in CONTAINERS}
+        self._hooks, self._parts = _list_hooks(module), _list_parts(module)
 
     def has_new_hooks(self) -> bool:
         """Whether the module has other hooks than at the start."""
-        return _list_tables(self._module)[0] != self._tables[0]
+        return _list_hooks(self._module) != self._hooks
 
     def restore(self) -> None:
         """Restore the attributes, unless the module prepared itself."""
-        if _list_tables(self._module) != self._tables:
+        values, others = _list_attributes(self._module)
+        if others != self._others or _list_parts(self._module) != self._parts:
             return
-        owner = vars(self._module)
-        for name in [name for name, _ in _list_values(self._module) if name not in self._values | self._containers]:
-            del owner[name]
+        owner, kind = vars(self._module), type(self._module)
+        for name in values.keys() - self._values.keys():
+            if not isinstance(getattr(kind, name, None), cached_property):
+                del owner[name]
         owner.update(self._values)
-        for name, (container, content) in self._containers.items():
-            owner[name] = container
+        for name, content in self._contents.items():
+            container = owner[name]
             if not _holds_the_same(container, content):
                 container.clear()
                 (container.extend if isinstance(container, list | deque) else container.update)(content)
 
 
-def _list_tables(module: nn.Module) -> tuple[tuple[Any, ...], ...]:
-    """List the hooks of a module, its parts, and the names of attributes that are neither values nor containers."""
-    owner = vars(module)
-    hooks = (*module._forward_hooks, *module._forward_pre_hooks)
-    parts = (*module._parameters, *module._buffers, *(id(part) for part in module._modules.values()))
-    return hooks, parts, tuple(name for name, each in owner.items() if not isinstance(each, (*VALUES, *CONTAINERS)))
+def _list_attributes(module: nn.Module) -> tuple[dict[str, Any], set[str]]:
+    """List the attributes of a module that are values or containers, and the names of others."""
+    own = {name: each for name, each in vars(module).items() if name not in OF_MODULES}
+    values = {name: each for name, each in own.items() if isinstance(each, VALUES_AND_CONTAINERS)}
+    return values, own.keys() - values.keys()
 
 
-def _list_values(module: nn.Module) -> list[tuple[str, Any]]:
-    """List the attributes that are values or containers, without those of ``nn.Module`` and cached properties."""
-    kind = type(module)
-    return [
-        (name, each)
-        for name, each in vars(module).items()
-        if isinstance(each, (*VALUES, *CONTAINERS))
-        and name not in OF_MODULES
-        and not isinstance(getattr(kind, name, None), cached_property)
-    ]
+def _list_hooks(module: nn.Module) -> tuple[int, ...]:
+    return *module._forward_hooks, *module._forward_pre_hooks
+
+
+def _list_parts(module: nn.Module) -> tuple[str | int, ...]:
+    return *module._parameters, *module._buffers, *map(id, module._modules.values())
 
 
 def _holds_the_same(container: Any, content: Any) -> bool:

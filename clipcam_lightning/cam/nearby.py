@@ -1,12 +1,15 @@
 """What stands near a CLIP in a module: its tokenizer and its image processor."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import open_clip
 from torch import nn
 
 from clipcam_lightning.cam.adapters import Adapter, Tokenizer, find_adapter
+from clipcam_lightning.errors import ClipCamWarning
 
 CLIP_VOCABULARY = 49408
 CLIP_START, CLIP_END = CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1
@@ -59,10 +62,36 @@ def find_image_processor(module: nn.Module, path: str) -> Any:
     return None
 
 
-def make_default_tokenizer(clip: nn.Module) -> Tokenizer | None:
-    """Make CLIP's byte-pair tokenizer for a model with CLIP's vocabulary."""
+def make_default_tokenizer(module: nn.Module, path: str, clip: nn.Module) -> Tokenizer | None:
+    """Make CLIP's byte-pair tokenizer for a model with CLIP's vocabulary, and warn if one near it is passed over.
+
+    Args:
+        module: the module that was searched.
+        path: dotted name below it of what embeds texts.
+        clip: the CLIP itself.
+    """
     adapter = find_adapter(clip)
     if adapter is None or adapter.vocabulary_size != CLIP_VOCABULARY:
         return None
+    nearby = find_tokenizer(module, path, lambda _tokenizer: True)
+    if nearby is not None:
+        name = getattr(nearby, "__name__", type(nearby).__name__)
+        text = (
+            f"the tokenizer {name} beside the CLIP makes no token ids of its vocabulary, so that CLIP's own is used; "
+            "if that is wrong, give tokenizer=..."
+        )
+        warnings.warn(text, ClipCamWarning, stacklevel=2)
     tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=adapter.context_length)
     return tokenizer
+
+
+def choose_tokenizer(module: nn.Module, path: str, clip: nn.Module) -> Tokenizer | None:
+    """Find the tokenizer of a CLIP near it, or make CLIP's own.
+
+    Args:
+        module, path, clip: as in :func:`make_default_tokenizer`.
+    """
+    adapter = find_adapter(clip)
+    assert adapter is not None  # or it would be no CLIP
+    fits = partial(makes_ids, adapter, adapter.vocabulary_size)
+    return find_tokenizer(module, path, fits) or make_default_tokenizer(module, path, clip)

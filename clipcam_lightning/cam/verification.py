@@ -1,7 +1,7 @@
 """Verify that a model embeds as its tower describes: wrappers, adapters and hooks of users change that unseen."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,8 +26,8 @@ _verified: "WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], bool]]" = WeakKe
 def verify_head(tower: Tower) -> None:
     """Clear ``has_known_head`` of a tower whose model computes something else between its tokens and its embedding.
 
-    It embeds two images, unless that was done before and no module or hook was replaced since. A model that has no
-    values yet, or whose embeddings are not finite, stays as it is described.
+    It embeds two images, unless that was done before and no module, hook or frozen weight changed since. A model that
+    has no values yet, or whose embeddings are not finite, stays as it is described.
 
     Args:
         tower: of any kind; only one that offers a known head is verified.
@@ -52,7 +52,7 @@ def verify_head(tower: Tower) -> None:
 
 
 def _describe_structure(tower: Tower) -> tuple[Any, ...]:
-    """Describe how a model computes, besides values: by its modules, their hooks and replaced functions.
+    """Describe how a model computes, besides values: by its modules, hooks, replaced functions and what is trained.
 
     Functions are described by their ids: they may refer to the model, which must not be kept alive.
     """
@@ -65,7 +65,7 @@ def _describe_structure(tower: Tower) -> tuple[Any, ...]:
         )
         for part in tower.clip.modules()
     )
-    return type(tower), *parts
+    return type(tower), *parts, *(parameter.requires_grad for parameter in tower.clip.parameters())
 
 
 def _embeds_as_described(tower: AttentionTower) -> bool | None:
@@ -151,7 +151,7 @@ class _Summands:
         self._added: dict[int, Tensor] = {}
 
     @contextmanager
-    def compared(self, blocks: Any) -> Iterator[None]:
+    def compared(self, blocks: Sequence[nn.Module]) -> Iterator[None]:
         """Compare during the forward in the ``with`` block.
 
         Args:
@@ -175,7 +175,7 @@ class _Summands:
         self._added[i] = self._tower.project(i, heads.transpose(1, 2).flatten(2))
         return heads
 
-    def _make_hook(self, i: int, *, is_block: bool) -> Any:
+    def _make_hook(self, i: int, *, is_block: bool) -> Callable[..., None]:
         def hook(_part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             value = next(iter((*args, *kwargs.values())), None)
             if is_block:

@@ -102,9 +102,9 @@ def find_images_and_prompts(
     Images of the model's size take precedence, then of a size that it takes besides, then uint8 and PIL images, then
     float images of another size, which are resized. Candidates for the prompts have as many entries as there are
     images, and are not nearer to other images. Those under a key such as "caption" or "input_ids" take precedence, then
-    labels that index ``names``, then strings and token ids under other keys. What is the same for all images is
-    taken last. Of strings and token ids, strings take precedence if there is a tokenizer for them. Nothing is taken
-    from under a key such as "negative".
+    labels that index ``names``, then strings and token ids under other keys. What is the same for all images comes
+    after what is not, and under a key such as "prompt" last. Of strings and token ids, strings take precedence if there
+    is a tokenizer for them. Nothing is taken from under a key such as "negative".
 
     Args:
         batch: mappings, sequences, dataclasses and named tuples, nested in any way; or a list of samples.

@@ -341,7 +341,7 @@ def test_images_that_are_embedded_as_by_the_clip_keep_its_method() -> None:
 
 def test_an_outer_text_encoder_may_take_strings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not tokens of the tokenizer that the CLIP in it would have."""
-    monkeypatch.setattr(finding, "make_default_tokenizer", lambda _clip: WordTokenizer())
+    monkeypatch.setattr(finding, "make_default_tokenizer", lambda *_: WordTokenizer())
     module = AroundTexts(takes_strings=True).eval()
     embeddings = find_clip(module).embed_texts(["a red circle"])
     assert_close(embeddings, F.normalize(module.encode_text(["a red circle"]), dim=-1).detach())

@@ -4,6 +4,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,74 @@ def test_evaluation_mode_restores_attributes_of_every_kind() -> None:
     assert (model.seen, model.by_size, list(model.last), model.sizes) == ([], {1: first}, [first], {3})
     assert all(a is b for a, b in zip(containers, (model.seen, model.by_size, model.last, model.sizes), strict=True))
     assert not hasattr(model, "was_called")
+
+
+class Preparing(nn.Module):
+    """Prepares itself in its first forward, and notes that it has."""
+
+    def __init__(self, prepare: Callable[[nn.Module], None]) -> None:
+        super().__init__()
+        self.prepare, self.is_prepared = prepare, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_prepared:
+            self.prepare(self)
+            self.is_prepared = True
+        return x
+
+
+PREPARATIONS: dict[str, Callable[[Any], Any]] = {
+    "buffer": lambda module: module.register_buffer("mean", torch.zeros(1)),
+    "parameter": lambda module: module.register_parameter("scale", nn.Parameter(torch.ones(1))),
+    "layer": lambda module: module.add_module("layer", nn.Linear(1, 1)),
+    "hook": lambda module: module.register_forward_hook(lambda *_: None),
+    "object": lambda module: setattr(module, "table", np.zeros(1)),
+}
+
+
+@pytest.mark.parametrize("prepare", PREPARATIONS.values(), ids=PREPARATIONS)
+def test_a_module_that_prepares_itself_stays_prepared(prepare: Callable[[Any], Any]) -> None:
+    model = Preparing(prepare)
+    with evaluation_mode(model):
+        model(torch.ones(1))
+    assert model.is_prepared, "or it would prepare itself again, with a second hook or another layer"
+
+
+def test_a_hook_on_another_module_leaves_both_prepared() -> None:
+    other = nn.Identity()
+    model = Preparing(lambda _module: other.register_forward_hook(lambda *_: None))
+    with evaluation_mode(nn.Sequential(model, other)):
+        model(torch.ones(1))
+    assert model.is_prepared
+    assert len(other._forward_hooks) == 1
+
+
+def test_a_layer_that_takes_the_place_of_none_stays() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer = self.layer or nn.Linear(1, 1)
+            return self.layer(x)
+
+    model = Late()
+    with evaluation_mode(model):
+        model(torch.ones(1, 1))
+    assert isinstance(model.layer, nn.Linear)
+
+
+def test_a_cached_property_stays() -> None:
+    class Bank(nn.Module):
+        @cached_property
+        def rows(self) -> Tensor:
+            return torch.ones(2)
+
+    model = Bank()
+    with evaluation_mode(model):
+        rows = model.rows
+    assert vars(model)["rows"] is rows
 
 
 def test_a_buffer_that_cannot_be_restored_leaves_the_others_restored() -> None:

@@ -243,3 +243,12 @@ def test_memory_that_runs_out_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> 
         assert HEAD in find_clip(model).tower.offers
     hook(model)
     assert HEAD not in find_clip(model).tower.offers
+
+
+def test_an_adapter_is_verified_again_once_it_is_trained() -> None:
+    model = clip()
+    wrap_with_zero_adapter(model)
+    model.visual[1].requires_grad_(False)
+    assert HEAD in find_clip(model).tower.offers, "as long as nothing trains it"
+    model.visual[1].requires_grad_(True)
+    assert HEAD not in find_clip(model).tower.offers

@@ -126,6 +126,13 @@ def test_names_are_found_by_number(names: dict[str, Any]) -> None:
     assert find_class_names([SimpleNamespace(**names)]) == {0: "cat", 1: "dog"}
 
 
+def test_numbers_of_classes_that_are_no_mapping_are_no_names() -> None:
+    assert find_class_names([SimpleNamespace(class_to_idx=torch.arange(3), label2id={"cat": 0, "dog": 1})]) == {
+        0: "cat",
+        1: "dog",
+    }
+
+
 def test_templates_are_no_names_of_classes() -> None:
     owner = SimpleNamespace(prompts=("a photo of a {}", "a drawing of a {}"), class_names=("cat", "dog"))
     assert find_class_names([owner]) == ("cat", "dog")
