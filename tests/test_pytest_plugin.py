@@ -440,7 +440,8 @@ def test_failure(fails_in_teardown): pass
 """
     )
     for options in ((), ("--clipcam-update",)):
-        result = run(project, *options)
+        # Where CI is set, the summary repeats the messages, so there is none.
+        result = run(project, "-rN", *options)
         result.assert_outcomes(passed=2, skipped=1, failed=2, errors=3)
         output = result.stdout.str()
         for name in ("test_teardown", "test_setup", "test_skip", "test_xfail", "test_failure"):
