@@ -3,7 +3,7 @@
 import copy
 import itertools
 import random
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
@@ -20,10 +20,11 @@ from clipcam_lightning.errors import ModelError
 
 GENERATORS = (torch.Generator, random.Random, np.random.Generator)
 VALUES = (bool, int, float, complex, str, bytes, type(None), tuple, torch.Tensor)
-CONTAINERS = (list, deque, dict, set)
+CONTAINERS = (list, deque, set, dict, OrderedDict, defaultdict, Counter)
 VALUES_AND_CONTAINERS = (*VALUES, *CONTAINERS)
 OF_MODULES = frozenset(vars(nn.Module()))
-MAX_PARTS = 1000  # of a list or mapping that may hold modules or generators
+MAX_PARTS = 1000  # of a list or mapping that may hold modules, generators or other lists
+MAX_VALUES = 2**16  # of a tensor that may count or average something; larger ones are data
 LIBRARIES_WITH_STATE = ("torch.distributed.", "deepspeed.")
 """Packages whose modules prepare themselves in their first forward, and are to stay prepared."""
 
@@ -33,8 +34,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into eval mode and full precision, and restore its state and all random states at the end.
 
     Restored, also after an exception: the training flag of every submodule, gradient-checkpointing flags, buffers,
-    weights that PEFT merges in a forward, attributes of modules that are numbers, texts, tensors (which, not their
-    values), lists, deques, dicts or sets, and the random state of torch, numpy and Python. During the ``with``,
+    weights that PEFT merges in a forward, attributes of modules that are numbers, texts, tensors, lists, deques, dicts
+    or sets, and the random state of torch, numpy and Python. During the ``with``,
     autocast and inference mode are off, gradients are on, and compiled code runs eagerly, because code that is compiled
     already skips hooks. Parts of different float types work together, and weights that were created in inference mode
     or quantized can be differentiated through.
@@ -128,8 +129,8 @@ def _restored_python_rng() -> Iterator[None]:
 @contextmanager
 def _restored_generators(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Restore random generators that modules hold as attributes, also in lists and mappings."""
-    held = (each for module in modules for value in vars(module).values() for each in (value, *_list_content(value)))
-    generators = list({id(each): each for each in held if isinstance(each, GENERATORS)}.values())
+    held = _list_nested(value for module in modules for value in vars(module).values())
+    generators = [each for each in held if isinstance(each, GENERATORS)]
     states: list[Any] = [
         each.get_state() if isinstance(each, torch.Generator) else copy.deepcopy(each) for each in generators
     ]
@@ -157,10 +158,22 @@ def list_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def _list_content(value: Any) -> Iterable[Any]:
-    """List what a list, tuple or mapping holds; nothing of other values, and of data, which are long."""
-    if not isinstance(value, dict | list | tuple) or len(value) > MAX_PARTS:
+    """List what a list, tuple, deque or mapping holds; nothing of other values, and of data, which are long."""
+    if not isinstance(value, dict | list | tuple | deque) or len(value) > MAX_PARTS:
         return ()
     return value.values() if isinstance(value, dict) else value
+
+
+def _list_nested(values: Iterable[Any]) -> list[Any]:
+    """List values, what containers among them hold, what those hold, and so on; each object once."""
+    found: dict[int, Any] = {}
+    waiting = list(values)
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in found:
+            found[id(each)] = each
+            waiting.extend(_list_content(each))
+    return list(found.values())
 
 
 @contextmanager
@@ -195,20 +208,25 @@ def _restore_buffer(module: nn.Module, name: str, buffer: torch.Tensor, view: to
     """Put a buffer back, with the shape of ``view``, which shares its memory, and the values of ``copy``."""
     if getattr(module, name, None) is not buffer:
         module._buffers[name] = buffer
-    if _lacks_values(buffer):
+    _restore_values(buffer, view, copy)
+
+
+def _restore_values(tensor: torch.Tensor, view: torch.Tensor, copy: torch.Tensor) -> None:
+    """Give a tensor the shape of ``view``, which shares its memory, and the values of ``copy``."""
+    if _lacks_values(tensor):
         return
-    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-        if buffer.shape != view.shape or buffer.dtype != view.dtype:
-            buffer.data = view
-        if not _has_values(buffer, copy):
-            buffer.copy_(copy)
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        if tensor.shape != view.shape or tensor.dtype != view.dtype:
+            tensor.data = view
+        if not _has_values(tensor, copy):
+            tensor.copy_(copy)
 
 
-def _has_values(buffer: torch.Tensor, copy: torch.Tensor) -> bool:
-    """Check whether a buffer has the values of a copy, NaN where it has NaN."""
-    if buffer.layout != torch.strided or buffer.is_nested:  # which torch does not compare
+def _has_values(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Check whether a tensor has the values of a copy, NaN where it has NaN."""
+    if tensor.layout != torch.strided or tensor.is_nested:  # which torch does not compare
         return False
-    return torch.equal(buffer, copy) or bool(((buffer == copy) | ((buffer != buffer) & (copy != copy))).all())
+    return torch.equal(tensor, copy) or bool(((tensor == copy) | ((tensor != tensor) & (copy != copy))).all())
 
 
 @contextmanager
@@ -242,7 +260,9 @@ class _Attributes:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._values, self._others = _list_attributes(module)
-        self._contents = {name: copy.copy(each) for name, each in self._values.items() if type(each) in CONTAINERS}
+        held = _list_nested(self._values.values())
+        self._contents = [(each, copy.copy(each)) for each in held if type(each) in CONTAINERS]
+        self._tensors = [(each, each.detach(), each.detach().clone()) for each in held if _may_count(each)]
         self._hooks, self._parts = _list_hooks(module), _list_parts(module)
 
     def has_new_hooks(self) -> bool:
@@ -259,11 +279,17 @@ class _Attributes:
             if not isinstance(getattr(kind, name, None), cached_property):
                 del owner[name]
         owner.update(self._values)
-        for name, content in self._contents.items():
-            container = owner[name]
+        for container, content in self._contents:
             if not _holds_the_same(container, content):
                 container.clear()
                 (container.extend if isinstance(container, list | deque) else container.update)(content)
+        for tensor, view, values_before in self._tensors:
+            _restore_values(tensor, view, values_before)
+
+
+def _may_count(value: Any) -> bool:
+    """Whether a value is a tensor that may count or average something in place; parameters and data do not."""
+    return type(value) is torch.Tensor and value.numel() <= MAX_VALUES and not value.is_nested
 
 
 def _list_attributes(module: nn.Module) -> tuple[dict[str, Any], set[str]]:

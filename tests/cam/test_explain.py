@@ -1,7 +1,7 @@
 """``explain`` works in every context, restores the model and checks its arguments."""
 
 import random
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -154,6 +154,11 @@ class Counting(nn.Module):
         self.by_size: dict[int, Tensor] = {1: self.features}
         self.last: deque[Tensor] = deque([self.features], maxlen=1)
         self.sizes = {3}
+        self.by_name: defaultdict[str, list[int]] = defaultdict(list, old=[1])
+        self.counts = Counter(old=2)
+        self.ordered = OrderedDict(b=[[1]], a=[[2]])
+        self.average = torch.tensor([1.0, torch.nan])
+        self.averages = {"text": (torch.zeros(2),)}
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
@@ -163,6 +168,13 @@ class Counting(nn.Module):
         self.by_size[1] = x
         self.last.append(x)
         self.sizes.add(len(x))
+        self.by_name["old"].append(2)
+        self.by_name["new"].append(2)
+        self.counts.update(["old", "new"])
+        self.ordered["b"][0].append(3)
+        self.ordered.move_to_end("b")
+        self.average.mul_(0.5)
+        self.averages["text"][0].add_(1)
         self.was_called = True
         return x
 
@@ -177,6 +189,10 @@ def test_evaluation_mode_restores_attributes_of_every_kind() -> None:
     assert (model.calls, model.scale, model.features is first) == (0, None, True)
     assert (model.seen, model.by_size, list(model.last), model.sizes) == ([], {1: first}, [first], {3})
     assert all(a is b for a, b in zip(containers, (model.seen, model.by_size, model.last, model.sizes), strict=True))
+    assert (model.by_name, model.counts) == ({"old": [1]}, {"old": 2})
+    assert list(model.ordered.items()) == [("b", [[1]]), ("a", [[2]])]
+    assert_close(model.average, torch.tensor([1.0, torch.nan]), equal_nan=True)
+    assert_close(model.averages["text"][0], torch.zeros(2))
     assert not hasattr(model, "was_called")
 
 

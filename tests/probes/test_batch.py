@@ -613,6 +613,8 @@ PAIRS = {
     "numbers above": {"pair_2": {"x": OTHERS}, "pair_1": {"x": IMAGES}, "texts": {"caption_1": TEXTS}},
     "a common word": {"left_image": OTHERS, "right_image": IMAGES, "caption_right": TEXTS},
     "an image before the transform": {"image": IMAGES, "raw_image": OTHERS, "caption": TEXTS},
+    "an original": {"image": IMAGES, "image_original": OTHERS, "caption": TEXTS},
+    "an image of which a part is masked": {"image": IMAGES, "masked_image": OTHERS, "caption": TEXTS},
     "images of two sizes": (IMAGES, OTHERS[..., :6, :10], TEXTS),
     "a word that names texts": {"image": IMAGES, "image_text_aug": OTHERS, "text": TEXTS},
 }
@@ -629,6 +631,7 @@ RIVALS = {
     "composed retrieval": {"reference_image": IMAGES, "target_image": OTHERS, "relative_caption": TEXTS},
     "change captioning": {"image_before": IMAGES, "image_after": OTHERS, "change_caption": TEXTS},
     "numbers of the images only": {"image_1": IMAGES, "image_2": OTHERS, "caption": TEXTS},
+    "editing": {"original_image": IMAGES, "edited_image": OTHERS, "edit_prompt": TEXTS},
     "token ids": {"left": IMAGES, "right": OTHERS, "input_ids": TOKENS},
     "an image of another kind": {"image": IMAGES, "reference": OTHERS, "caption": TEXTS},
 }
