@@ -284,12 +284,21 @@ class _Attributes:
                 container.clear()
                 (container.extend if isinstance(container, list | deque) else container.update)(content)
         for tensor, view, values_before in self._tensors:
-            _restore_values(tensor, view, values_before)
+            if _may_count(tensor):
+                _restore_values(tensor, view, values_before)
 
 
 def _may_count(value: Any) -> bool:
-    """Whether a value is a tensor that may count or average something in place; parameters and data do not."""
-    return type(value) is torch.Tensor and value.numel() <= MAX_VALUES and not value.is_nested
+    """Whether a value is a tensor that a forward may count or average with.
+
+    Parameters and data do not. Views do not either, whose memory a sharded strategy may free, nor shared memory, to
+    which other processes may write meanwhile.
+    """
+    if type(value) is not torch.Tensor or value.layout != torch.strided or value.is_nested or value.is_meta:
+        return False
+    if value.requires_grad or value.numel() > MAX_VALUES or value.untyped_storage().nbytes() != value.nbytes:
+        return False
+    return value.is_cuda or not value.is_shared()
 
 
 def _list_attributes(module: nn.Module) -> tuple[dict[str, Any], set[str]]:

@@ -174,18 +174,18 @@ def _order_choices(
     What is the same for all images comes after what is not, and under a key such as "prompt", where it may be an
     instruction, last.
     """
-    named, others, same_texts, same_others = (
-        [partial(_choose_first, select, is_wanted, are_same) for select in kinds]
-        for is_wanted, are_same in (
-            (is_prompt_key, False),
-            (_has_no_prompt_key, False),
-            (_has_text_key, True),
-            (lambda leaf: not _has_text_key(leaf), True),
-        )
-    )
+
+    def choose(is_wanted: Callable[[Leaf], bool], *, are_same: bool = False) -> list[partial[Choice]]:
+        return [partial(_choose_first, select, is_wanted, are_same) for select in kinds]
+
     labels = [] if names is None else [partial(_choose_labels, names)]
-    first = [*labels, *named] if are_names_given else [*named, *labels]
-    return [*first, *same_texts, *others, *same_others]
+    named = choose(is_prompt_key)
+    return [
+        *([*labels, *named] if are_names_given else [*named, *labels]),
+        *choose(_has_text_key, are_same=True),
+        *choose(_has_no_prompt_key),
+        *choose(_has_no_text_key, are_same=True),
+    ]
 
 
 def _has_no_prompt_key(leaf: Leaf) -> bool:
@@ -195,6 +195,10 @@ def _has_no_prompt_key(leaf: Leaf) -> bool:
 def _has_text_key(leaf: Leaf) -> bool:
     """Whether a key names texts of images, and no instructions."""
     return is_prompt_key(leaf) and leaf.words.isdisjoint({"prompt", "prompts"})
+
+
+def _has_no_text_key(leaf: Leaf) -> bool:
+    return not _has_text_key(leaf)
 
 
 def _choose_first(

@@ -159,6 +159,7 @@ class Counting(nn.Module):
         self.ordered = OrderedDict(b=[[1]], a=[[2]])
         self.average = torch.tensor([1.0, torch.nan])
         self.averages = {"text": (torch.zeros(2),)}
+        self.of_all_processes = torch.zeros(2).share_memory_()
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
@@ -175,6 +176,7 @@ class Counting(nn.Module):
         self.ordered.move_to_end("b")
         self.average.mul_(0.5)
         self.averages["text"][0].add_(1)
+        self.of_all_processes.add_(1)
         self.was_called = True
         return x
 
@@ -193,6 +195,7 @@ def test_evaluation_mode_restores_attributes_of_every_kind() -> None:
     assert list(model.ordered.items()) == [("b", [[1]]), ("a", [[2]])]
     assert_close(model.average, torch.tensor([1.0, torch.nan]), equal_nan=True)
     assert_close(model.averages["text"][0], torch.zeros(2))
+    assert_close(model.of_all_processes, torch.ones(2), msg="another process may have changed it")
     assert not hasattr(model, "was_called")
 
 
